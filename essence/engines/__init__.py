@@ -1,0 +1,1 @@
+"""How one stage is started: the same spec, whatever surrounds it."""

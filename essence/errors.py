@@ -1,0 +1,45 @@
+"""Failures that the user can cure: one class a failure; the message says what, where, what was found, what cures it.
+
+The commands print the message without a traceback and exit with 2. Anything else is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class KitError(Exception):
+    """Base of every failure whose message tells its cure."""
+
+
+class ExperimentError(KitError):
+    """An experiment file holds a key or a value that is not allowed."""
+
+
+class PinError(KitError):
+    """A model or data set has no commit yet, or is not known."""
+
+
+class MachineError(KitError):
+    """This machine lacks what the run needs."""
+
+
+class HeldError(KitError):
+    """Somebody else is working on the same run directory or stage."""
+
+
+class InputError(KitError):
+    """An input of a stage (model, rows, problems) is missing, damaged or of another shape."""
+
+
+class StageFailed(KitError):
+    """A stage ended with an error; its log says which."""
+
+
+class RecordError(KitError):
+    """A record (manifest, spec, run directory) is missing, damaged or made by a newer schema."""
+
+
+def nearest(found: str, allowed: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest allowed word, or an empty string."""
+    close = difflib.get_close_matches(str(found), [str(word) for word in allowed], n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

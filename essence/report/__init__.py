@@ -1,0 +1,1 @@
+"""From finished manifests to the table, the figures and the page."""

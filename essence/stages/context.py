@@ -1,0 +1,126 @@
+"""What a running stage is given, and how it tells how far it is."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from essence.settings import Resources
+
+PROGRESS_EVERY_S = 0.5
+
+
+class Stopped(Exception):
+    """The stage was asked to stop (Ctrl-C, SIGTERM, SIGUSR1) and has written what it needs to go on."""
+
+
+class StopRequest:
+    """Remembers that a signal asked the stage to stop; long loops look at it between two steps."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.signal_name = signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raise Stopped when a stop was asked for. Call it where everything needed to go on is on disk."""
+        if self.signal_name:
+            raise Stopped(self.signal_name)
+
+    def __bool__(self) -> bool:
+        return self.signal_name is not None
+
+
+@dataclass
+class Progress:
+    """How far a stage is, as `progress.json` in its folder: read by the host, by `invoke status`, over ssh."""
+
+    path: Path
+    started: float = field(default_factory=time.time)
+    _last_write: float = 0.0
+    _phase: str = ""
+    _phase_started: float = 0.0
+    _phase_first: int = 0
+
+    def update(self, phase: str, done: int, total: int, unit: str, note: str = "") -> None:
+        """Say that `done` of `total` units (rows, steps, samples) of a phase are finished; cheap to call often."""
+        now = time.time()
+        if phase != self._phase:
+            self._phase, self._phase_started, self._phase_first = phase, now, done
+        elif now - self._last_write < PROGRESS_EVERY_S and done < total:
+            return
+        self._last_write = now
+        advanced = done - self._phase_first
+        left_s = (now - self._phase_started) / advanced * (total - done) if advanced > 0 else None
+        record = {
+            "phase": phase,
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "note": note,
+            "seconds_left": left_s,
+            "updated": now,
+            "pid": os.getpid(),
+        }
+        write_atomically(self.path, json.dumps(record))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """A stage's surroundings."""
+
+    partial: Path
+    """Where output is written; what lies here from a killed attempt is to be used again. Becomes `output/` at the end."""
+    inputs: dict[str, Path]
+    """Input name -> that stage's `output/` folder, read only."""
+    input_results: dict[str, dict[str, Any]]
+    """Input name -> the `results` group of that stage's manifest."""
+    resources: Resources
+    progress: Progress
+    stop: StopRequest
+
+    @property
+    def scratch(self) -> Path:
+        """For checkpoints and the like: kept across attempts, removed when the stage is done."""
+        folder = self.partial.parent / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """What a stage says about itself for the manifest; groups as in `essence/record/manifest.py`."""
+
+    results: dict[str, Any]
+    """What was found, with n and intervals where there are any."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What was read, counted and fingerprinted: rows and tokens kept, sha256 of token ids after selection."""
+    executed: dict[str, Any] = field(default_factory=dict)
+    """Settings as they came out in the run: effective batch, samples a problem, token cap, stop ids, template hash."""
+    cost: dict[str, Any] = field(default_factory=dict)
+    """Tokens, FLOPs and how they were counted; time and memory are added by the caller."""
+    seeds: dict[str, int] = field(default_factory=dict)
+
+
+RunStage = Callable[[Any, StageContext], StageOutcome]
