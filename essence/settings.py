@@ -153,6 +153,8 @@ class GenerateSettings(Record):
     """Sample completions of every problem of one benchmark from one model."""
 
     benchmark: BenchmarkSettings
+    model_folder: Literal["model", "best", "last"]
+    """Folder of the model in the input's output: `model` of a download, `best` or `last` of a training."""
     samples: Annotated[int, Field(gt=0)]
     temperature: Annotated[float, Field(ge=0.0)]
     """0 = greedy."""
