@@ -31,7 +31,7 @@ class InputError(KitError):
     """An input of a stage (model, rows, problems) is missing, damaged or of another shape."""
 
 
-class StageFailed(KitError):
+class StageError(KitError):
     """A stage ended with an error; its log says which."""
 
 

@@ -219,3 +219,7 @@ class Spec(Record):
     source_sha256: str
     """Hash of the modules of the kit that the stage imports."""
     resources: Resources
+    code: dict[str, str | bool | None]
+    """Version, commit, dirty flag and hash of the uncommitted changes, as the host side sees them."""
+    image: dict[str, str | None]
+    """Engine, its version and the digests of the image."""

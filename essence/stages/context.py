@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from essence.atomic import write_atomically
 from essence.settings import Resources
 
 PROGRESS_EVERY_S = 0.5
@@ -74,16 +75,6 @@ class Progress:
             "pid": os.getpid(),
         }
         write_atomically(self.path, json.dumps(record))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,347 @@
+"""Experiments as data: a TOML file to a list of cells, each with all of its settings.
+
+    experiments/defaults.toml  <-  experiments/bespoke.toml  <-  command line (--lsp, --seed, ...)
+
+`extends = "bespoke"` puts a file on top of another one, key by key. A cell is one student trained on one view of one
+data set under one protocol with one seed; `cell_settings` turns it into the settings of its stages.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from essence.errors import ExperimentError, nearest
+from essence.pins import Catalogue, anchor_paths, find_pin, read_catalogue, read_pins_file
+from essence.protocol import PROTOCOLS
+from essence.settings import (
+    LSP,
+    ObjectiveSettings,
+    OptimizerSettings,
+    ProtocolName,
+    Record,
+    Resources,
+    RowsSettings,
+    Sections,
+    Span,
+    TrainSettings,
+    ViewSettings,
+)
+from essence.validation import read_toml, validate
+
+PROJECT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = PROJECT / "experiments"
+CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
+
+Seed = Annotated[int, Field(strict=True, ge=0)]
+SeedRule = Seed | Literal["cell"]
+"""A fixed seed, or `"cell"`: the seed of the cell."""
+
+
+class Matrix(Record):
+    """One block of the matrix: the product of its axes. Axes that are not given come from `[axes]`."""
+
+    dataset: list[str]
+    pair: list[str]
+    """`teacher_student`, both by short name."""
+    lsp: list[LSP]
+    span: list[Span]
+    sections: list[Sections]
+    protocol: list[ProtocolName]
+    seed: list[Seed]
+    train_rows: list[Annotated[int, Field(strict=True, gt=0)]]
+    """Empty = as the data set says; otherwise an axis of its own (token-budget-matched arms)."""
+
+
+AXES = tuple(Matrix.model_fields)
+
+
+class DataSection(Record):
+    """Rows of one data set."""
+
+    max_row_tokens: Annotated[int, Field(gt=0)]
+    train_rows: Annotated[int, Field(gt=0)]
+    validation_rows: Annotated[int, Field(gt=0)]
+    split_seed: SeedRule
+    tokenizer: Literal["student", "teacher"]
+    """Whose tokenizer and chat template render the rows."""
+    note: str = ""
+
+
+class TrainingSection(Record):
+    """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py)."""
+
+    kd_weight: float
+    temperature: float
+    epochs: int
+    batch_rows: Annotated[int, Field(gt=0)]
+    """Effective batch as stated, accumulation included."""
+    gradient_accumulation: Annotated[int, Field(gt=0)]
+    """The part of `batch_rows` that is accumulation; protocol `released` leaves it out (trap 1)."""
+    max_lr: float
+    weight_decay: float
+    adam_beta2: float
+    adam_epsilon: float
+    gradient_clip_norm: float
+    warmup_share: float
+    start_divisor: float
+    end_divisor: float
+    beta1_low: float
+    beta1_high: float
+    validations_per_epoch: int
+    compute_dtype: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool
+    pad_to_multiple: int
+
+
+class EvaluationSection(Record):
+    """Benchmarks and sampling."""
+
+    benchmarks: Annotated[list[str], Field(min_length=1)]
+    baselines: list[Literal["student", "teacher"]]
+    """Models that are evaluated as they come, beside the trained ones."""
+    samples: Annotated[int, Field(gt=0)]
+    problems: Annotated[int, Field(gt=0)] | None = None
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    max_model_tokens: int
+    dtype: Literal["float32", "bfloat16"]
+    seed: SeedRule
+    batch_sequences: int
+    grader: Literal["math-verify"]
+    grading_timeout_s: float
+    confidence: float
+    expected_tokens: int
+    """Tokens a completion is expected to have; for estimates only."""
+
+
+class ResourcesSection(Resources):
+    parallel_stages: Annotated[int, Field(gt=0)]
+    """Stages that the local engine runs at the same time."""
+
+
+class Experiment(Record):
+    """One experiment file, everything resolved."""
+
+    title: str
+    note: str = ""
+    """What the reader of the report should know first."""
+    extends: str | None = None
+    axes: dict[str, list[Any]]
+    matrix: Annotated[list[Matrix], Field(min_length=1)]
+    data: dict[str, DataSection]
+    training: TrainingSection
+    evaluation: EvaluationSection
+    resources: ResourcesSection
+
+    @field_validator("axes")
+    @classmethod
+    def known_axes(cls, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for axis in axes:
+            if axis not in AXES:
+                raise ValueError(f"unknown axis '{axis}'{nearest(axis, AXES)} (known: {', '.join(AXES)})")
+        return axes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the matrix, and what its name is made of."""
+
+    dataset: str
+    teacher: str
+    student: str
+    lsp: float
+    span: Span
+    sections: Sections
+    protocol: ProtocolName
+    seed: int
+    train_rows: int | None
+
+    @property
+    def name(self) -> str:
+        """`bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42`."""
+        part = "lsp" if self.span == "left" else self.span
+        proportion = f"{self.lsp:.2f}" if round(self.lsp, 2) == self.lsp else repr(self.lsp)
+        rows = [f"rows-{self.train_rows}"] if self.train_rows else []
+        pair = f"{self.teacher}_{self.student}"
+        view = [f"{part}-{proportion}", self.sections]
+        return "/".join([self.dataset, *rows, pair, *view, self.protocol, f"seed-{self.seed}"])
+
+
+@dataclass(frozen=True)
+class LoadedExperiment:
+    """An experiment with the catalogue its names refer to."""
+
+    name: str
+    file: Path
+    experiment: Experiment
+    catalogue: Catalogue
+
+    def cells(self) -> list[Cell]:
+        return expand(self.experiment.matrix, str(self.file))
+
+
+def available() -> list[str]:
+    """Names of the experiments that come with the kit."""
+    return sorted(p.stem for p in EXPERIMENTS.glob("*.toml") if p.stem not in ("defaults", "pins", "claims"))
+
+
+def find_file(name: str, beside: Path | None = None) -> Path:
+    """An experiment by name or by path (`mine.toml`)."""
+    if name.endswith(".toml"):
+        path = (beside or Path()) / Path(name).expanduser()
+        if not path.is_file():
+            raise ExperimentError(f"{path}: no such experiment file")
+        return path.resolve()
+    path = EXPERIMENTS / f"{name}.toml"
+    if not path.is_file():
+        known = available()
+        raise ExperimentError(f"unknown experiment '{name}'{nearest(name, known)} (known: {', '.join(known)})")
+    return path
+
+
+def load(name: str, pins: Path | None = None) -> LoadedExperiment:
+    """Read an experiment with all that it extends, and the catalogue it refers to."""
+    file = find_file(name)
+    tables = _read_layers(file)
+    layers = [read_pins_file(EXPERIMENTS / "pins.toml")]
+    layers.append((str(file), {key: tables.pop(key) for key in CATALOGUE_TABLES if key in tables}))
+    if pins is not None:
+        layers.append(read_pins_file(pins))
+    catalogue = read_catalogue(layers)
+    axes = tables.get("axes", {})
+    blocks = tables.get("matrix", [])
+    if isinstance(axes, dict) and isinstance(blocks, list):
+        tables["matrix"] = [{**axes, **block} if isinstance(block, dict) else block for block in blocks]
+    experiment = validate(Experiment, tables, str(file))
+    loaded = LoadedExperiment(file.stem, file, experiment, catalogue)
+    _check_names(loaded)
+    return loaded
+
+
+def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if file in seen:
+        raise ExperimentError(f"{file}: extends itself through {', '.join(p.name for p in seen)}")
+    tables = anchor_paths(read_toml(file), file.parent)
+    parent = tables.get("extends")
+    if file.stem == "defaults" and file.parent == EXPERIMENTS:
+        return tables
+    below = find_file(str(parent), file.parent) if parent else EXPERIMENTS / "defaults.toml"
+    return _merge(_read_layers(below, (*seen, file)), tables)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _check_names(loaded: LoadedExperiment) -> None:
+    """Every name in the matrix and the evaluation is in the catalogue, every data set has its rows section."""
+    where = str(loaded.file)
+    for block in loaded.experiment.matrix:
+        for dataset in block.dataset:
+            find_pin(loaded.catalogue.datasets, dataset, "dataset", where)
+            if dataset not in loaded.experiment.data:
+                raise ExperimentError(f"{where}: data set '{dataset}' has no section [data.{dataset}]")
+        for pair in block.pair:
+            for model in split_pair(pair, where):
+                find_pin(loaded.catalogue.models, model, "model", where)
+    for benchmark in loaded.experiment.evaluation.benchmarks:
+        find_pin(loaded.catalogue.benchmarks, benchmark, "benchmark", where)
+
+
+def split_pair(pair: str, where: str) -> tuple[str, str]:
+    """`teacher_student` to (teacher, student)."""
+    teacher, separator, student = pair.partition("_")
+    if not (teacher and separator and student):
+        raise ExperimentError(f"{where}: pair = '{pair}': must read teacher_student, as in qwen3-8b_qwen3-4b-base")
+    return teacher, student
+
+
+def expand(blocks: list[Matrix], where: str) -> list[Cell]:
+    """The cells of all blocks in order; an empty matrix or two equal cells are errors."""
+    cells = [cell for block in blocks for cell in _expand_block(block, where)]
+    if not cells:
+        empty = next(axis for axis in AXES if axis != "train_rows" and not all(getattr(b, axis) for b in blocks))
+        raise ExperimentError(f"{where}: the matrix is empty: axis '{empty}' has no values")
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.name in seen:
+            raise ExperimentError(f"{where}: the matrix names the cell {cell.name} twice")
+        seen.add(cell.name)
+    return cells
+
+
+def _expand_block(block: Matrix, where: str) -> list[Cell]:
+    axes = [getattr(block, axis) for axis in AXES if axis != "train_rows"]
+    rows: list[int | None] = list(block.train_rows) or [None]
+    return [
+        Cell(dataset, *split_pair(pair, where), lsp, span, sections, protocol, seed, train_rows)
+        for train_rows in rows
+        for dataset, pair, lsp, span, sections, protocol, seed in itertools.product(*axes)
+    ]
+
+
+def choose(loaded: LoadedExperiment, wanted: dict[str, Any]) -> list[Cell]:
+    """The cells that the command line asks for: axis -> value.
+
+    A value that the matrix has picks its cells; one that it does not have takes the place of the axis, so that
+    `--lsp 0.35` runs a cell beside the published ones.
+    """
+    blocks = loaded.experiment.matrix
+    for axis, value in wanted.items():
+        having = [block for block in blocks if value in getattr(block, axis)]
+        tables = [{**block.model_dump(), axis: [value]} for block in having or blocks]
+        blocks = [validate(Matrix, table, f"--{axis}") for table in tables]
+    changed = LoadedExperiment(
+        loaded.name, loaded.file, loaded.experiment.model_copy(update={"matrix": blocks}), loaded.catalogue
+    )
+    _check_names(changed)
+    unique = {cell.name: cell for block in blocks for cell in _expand_block(block, str(loaded.file))}
+    if not unique:
+        return expand(blocks, str(loaded.file))
+    return list(unique.values())
+
+
+def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
+    """All that determines the training of a cell."""
+    protocol, training, data = PROTOCOLS[cell.protocol], experiment.training, experiment.data[cell.dataset]
+    batch_rows = training.batch_rows
+    if not protocol.applies_gradient_accumulation:
+        batch_rows = max(1, batch_rows // training.gradient_accumulation)
+    optimizer = {key: getattr(training, key) for key in OptimizerSettings.model_fields if key != "batch_rows"}
+    return TrainSettings(
+        rows=RowsSettings(
+            max_row_tokens=data.max_row_tokens,
+            train_rows=cell.train_rows or data.train_rows,
+            validation_rows=data.validation_rows,
+            split_seed=resolve_seed(data.split_seed, cell.seed),
+        ),
+        view=ViewSettings(
+            lsp=cell.lsp,
+            span=cell.span,
+            sections=cell.sections,
+            cot_includes_next_token=protocol.cot_includes_next_token,
+            supervise_end_of_sequence=protocol.supervise_end_of_sequence,
+            keep_context=protocol.keep_context,
+        ),
+        validation_view=protocol.validation_view,
+        objective=ObjectiveSettings(kd_weight=training.kd_weight, temperature=training.temperature),
+        optimizer=OptimizerSettings(batch_rows=batch_rows, **optimizer),
+        validations_per_epoch=training.validations_per_epoch,
+        compute_dtype=training.compute_dtype,
+        activation_checkpointing=training.activation_checkpointing,
+        pad_to_multiple=training.pad_to_multiple,
+        seed=cell.seed,
+    )
+
+
+def resolve_seed(rule: int | str, cell_seed: int) -> int:
+    """A fixed seed, or the cell's."""
+    return cell_seed if isinstance(rule, str) else rule

@@ -1,0 +1,177 @@
+"""Models, data sets and benchmarks by short name: where each comes from, at which commit.
+
+`experiments/pins.toml` is the catalogue. An experiment, or a file given with `--pins`, may replace the origin of an
+entry: a local path instead of a repository is all that an offline machine needs.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from essence.errors import PinError, nearest
+from essence.settings import Record, RowFormat, Source
+from essence.validation import read_toml, validate
+
+ORIGINS = ("repository", "path", "builtin")
+COMMIT_LENGTH = 40
+
+
+class Architecture(Record):
+    """Shape of a transformer, for estimates before the model itself is there (Qwen3's config.json names)."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+
+
+class Pin(Record):
+    """Where one thing comes from."""
+
+    repository: str | None = None
+    commit: str | None = None
+    files: list[str] = Field(default_factory=list)
+    path: str | None = None
+    builtin: str | None = None
+    options: dict[str, int | float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def one_origin(self) -> "Pin":
+        given = [origin for origin in ORIGINS if getattr(self, origin)]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(ORIGINS)}; found {', '.join(given) or 'none'}")
+        return self
+
+    @field_validator("commit")
+    @classmethod
+    def full_commit(cls, commit: str | None) -> str | None:
+        """Empty = not looked up yet; a branch or a short commit is refused."""
+        if commit and not (len(commit) == COMMIT_LENGTH and set(commit) <= set("0123456789abcdef")):
+            raise ValueError("must be a full commit of 40 hexadecimal digits, or empty until `invoke pin` fills it")
+        return commit
+
+
+class ModelPin(Pin):
+    architecture: Architecture | None = None
+
+
+class DatasetPin(Pin):
+    format: RowFormat
+    mean_row_tokens: int | None = None
+    """For estimates before the rows are there."""
+
+
+class BenchmarkPin(Pin):
+    problem_field: str
+    answer_field: str
+    prompt: str
+    problems: int | None = None
+    """Number of problems, for estimates."""
+
+
+class Catalogue(Record):
+    """All that has a short name."""
+
+    models: dict[str, ModelPin] = Field(default_factory=dict)
+    datasets: dict[str, DatasetPin] = Field(default_factory=dict)
+    benchmarks: dict[str, BenchmarkPin] = Field(default_factory=dict)
+
+
+Kind = Literal["model", "dataset", "benchmark"]
+AnyPin = TypeVar("AnyPin", bound=Pin)
+
+
+def merge_catalogues(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, entry by entry; an entry that names an origin replaces the whole origin below it."""
+    merged = {table: dict(entries) for table, entries in base.items()}
+    for table, entries in over.items():
+        target = merged.setdefault(table, {})
+        for name, entry in entries.items():
+            kept = dict(target.get(name, {}))
+            if any(origin in entry for origin in ORIGINS):
+                for key in (*ORIGINS, "commit", "files", "options"):
+                    kept.pop(key, None)
+            target[name] = {**kept, **entry}
+    return merged
+
+
+def read_catalogue(layers: list[tuple[str, dict[str, Any]]]) -> Catalogue:
+    """Merge layers of (where, tables), lowest first; errors name the layer that brought them in."""
+    merged: dict[str, Any] = {}
+    catalogue = Catalogue()
+    for where, tables in layers:
+        merged = merge_catalogues(merged, tables)
+        catalogue = validate(Catalogue, merged, where)
+    return catalogue
+
+
+def read_pins_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """A layer from a TOML file; relative paths in it are relative to the file."""
+    tables = read_toml(path)
+    return str(path), anchor_paths(tables, path.parent)
+
+
+def anchor_paths(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same tables with every local `path` made absolute, `~` and relative ones included."""
+    anchored: dict[str, Any] = {}
+    for table, entries in tables.items():
+        anchored[table] = entries
+        if isinstance(entries, dict):
+            anchored[table] = {
+                name: {**entry, "path": str((folder / Path(entry["path"]).expanduser()).resolve())}
+                if isinstance(entry, dict) and isinstance(entry.get("path"), str)
+                else entry
+                for name, entry in entries.items()
+            }
+    return anchored
+
+
+def find_pin(pins: dict[str, AnyPin], name: str, kind: Kind, where: str) -> AnyPin:
+    """The entry of that name; PinError with the nearest known name."""
+    if name not in pins:
+        raise PinError(f"{where}: unknown {kind} '{name}'{nearest(name, pins)} (known: {', '.join(sorted(pins))})")
+    return pins[name]
+
+
+def to_source(kind: Kind, name: str, pin: Pin) -> Source:
+    """The source as it stands in the download stage's settings. A path need not exist yet: `missing` tells."""
+    return Source(
+        kind=kind,
+        name=name,
+        repository=pin.repository,
+        commit=pin.commit or None,
+        files=pin.files if pin.repository else [],
+        path=pin.path,
+        path_state=path_state(Path(pin.path)) if pin.path else None,
+        builtin=pin.builtin,
+        options=pin.options,
+    )
+
+
+def missing(source: Source) -> str | None:
+    """Why the source cannot be brought in as it stands, in one sentence; None when nothing is missing."""
+    if source.repository and not source.commit:
+        return (
+            f"the pin of {source.kind} '{source.name}' ({source.repository}) is empty: "
+            "run `invoke pin` on a machine with network, or give a local `path` for it with --pins FILE"
+        )
+    if source.path and not Path(source.path).exists():
+        return f"{source.kind} '{source.name}': its local path {source.path} does not exist"
+    return None
+
+
+def path_state(path: Path) -> str:
+    """Hash over names, sizes and modification times of the files under a path; the contents are hashed when copied."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        name = file.name if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

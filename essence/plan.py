@@ -1,0 +1,276 @@
+"""From cells to stages: what is to be done, keyed by what determines its result, shared where it is the same.
+
+A plan is pure: the same experiment, environment and source give the same plan on every machine.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from essence.errors import PinError
+from essence.experiment import Cell, LoadedExperiment, resolve_seed, train_settings
+from essence.pins import find_pin, missing, to_source
+from essence.protocol import PROTOCOLS
+from essence.record.canonical import canonical_json, sha256_text
+from essence.settings import (
+    BenchmarkSettings,
+    DownloadSettings,
+    GenerateSettings,
+    GradeSettings,
+    ProtocolName,
+    Record,
+    Resources,
+    StageName,
+    TokenizeSettings,
+)
+from essence.source import source_sha256
+from essence.store import stage_id
+
+ModelFolder = Literal["model", "best", "last"]
+ONLY: dict[str, tuple[StageName, ...]] = {
+    "download": ("download",),
+    "tokenize": ("tokenize",),
+    "train": ("train",),
+    "generate": ("generate",),
+    "grade": ("grade",),
+    "evaluate": ("generate", "grade"),
+}
+"""Words for `--only`: the stages that are wanted; what they need is run too."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with everything that is told to it; see `Spec`."""
+
+    id: str
+    stage: StageName
+    key: str
+    title: str
+    settings: Record
+    inputs: dict[str, str]
+    """Input name -> stage id."""
+    resources: Resources
+    environment: dict[str, str]
+    source_sha256: str
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """One benchmark of one checkpoint: two stages."""
+
+    benchmark: str
+    samples: int
+    checkpoint: ModelFolder
+    generate: str
+    grade: str
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The stages of one cell."""
+
+    cell: Cell
+    stages: dict[str, str]
+    """tokenize, train, student, teacher -> stage id."""
+    evaluations: list[EvaluationPlan]
+
+
+@dataclass(frozen=True)
+class BaselinePlan:
+    """A model that is evaluated as it comes."""
+
+    role: Literal["student", "teacher"]
+    model: str
+    protocol: ProtocolName
+    evaluations: list[EvaluationPlan]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a selection, and their stages in an order in which they can run."""
+
+    loaded: LoadedExperiment
+    cells: list[CellPlan]
+    baselines: list[BaselinePlan]
+    stages: dict[str, PlannedStage]
+
+    def wanted(self, only: str | None = None) -> list[PlannedStage]:
+        """The stages to run for `--only`, with all that they need, in order."""
+        kinds = ONLY[only] if only else ("grade", "train")
+        needed: set[str] = set()
+        waiting = [s.id for s in self.stages.values() if s.stage in kinds]
+        while waiting:
+            current = waiting.pop()
+            if current not in needed:
+                needed.add(current)
+                waiting += self.stages[current].inputs.values()
+        return [stage for stage in self.stages.values() if stage.id in needed]
+
+    def as_json(self) -> dict[str, Any]:
+        """plan.json, as docs/design.md has it."""
+        experiment = self.loaded.experiment
+        return {
+            "schema_version": 1,
+            "experiment": self.loaded.name,
+            "title": experiment.title,
+            "note": experiment.note,
+            "cells": [
+                {"name": c.cell.name, **asdict(c.cell), "stages": c.stages, "evaluations": _dicts(c.evaluations)}
+                for c in self.cells
+            ],
+            "baselines": [
+                {"role": b.role, "model": b.model, "protocol": b.protocol, "evaluations": _dicts(b.evaluations)}
+                for b in self.baselines
+            ],
+            "stages": {
+                s.id: {"stage": s.stage, "title": s.title, "key": s.key, "inputs": s.inputs}
+                for s in self.stages.values()
+            },
+        }
+
+
+def _dicts(evaluations: Iterable[EvaluationPlan]) -> list[dict[str, Any]]:
+    return [asdict(evaluation) for evaluation in evaluations]
+
+
+Environment = Callable[[StageName], dict[str, str]]
+"""What an engine says of the environment that a stage runs in; part of every key."""
+
+
+def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environment, baselines: bool) -> Plan:
+    """The plan for some cells of an experiment, with or without the untrained models beside them."""
+    planner = _Planner(loaded, environment)
+    cell_plans = [planner.cell(cell) for cell in cells]
+    baseline_plans = planner.baselines(cells) if baselines else []
+    return Plan(loaded, cell_plans, baseline_plans, planner.stages)
+
+
+def check_pins(plan: Plan, wanted: list[PlannedStage], done: Callable[[str], bool]) -> None:
+    """PinError for the first source that is still to be brought in and cannot be."""
+    for stage in wanted:
+        if isinstance(stage.settings, DownloadSettings) and not done(stage.id):
+            sentence = missing(stage.settings.source)
+            if sentence:
+                raise PinError(f"{plan.loaded.name}: {sentence}")
+
+
+@dataclass
+class _Planner:
+    loaded: LoadedExperiment
+    environment: Environment
+    stages: dict[str, PlannedStage] = field(default_factory=dict)
+
+    def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
+        """A stage by its key; the second cell that needs it finds it here."""
+        environment, source = self.environment(stage), source_sha256(stage)
+        determines = {
+            "stage": stage,
+            "settings": settings.model_dump(mode="json"),
+            "inputs": {name: self.stages[identifier].key for name, identifier in inputs.items()},
+            "environment": environment,
+            "source": source,
+        }
+        key = sha256_text(canonical_json(determines))
+        identifier = stage_id(stage, key)
+        if identifier not in self.stages:
+            section = self.loaded.experiment.resources
+            resources = Resources(**{name: getattr(section, name) for name in Resources.model_fields})
+            if stage not in ("train", "generate"):
+                resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
+            self.stages[identifier] = PlannedStage(
+                identifier, stage, key, title, settings, inputs, resources, environment, source
+            )
+        return identifier
+
+    def download(self, kind: Literal["model", "dataset", "benchmark"], name: str) -> str:
+        catalogue, where = self.loaded.catalogue, str(self.loaded.file)
+        pins: dict[str, Any] = {
+            "model": catalogue.models,
+            "dataset": catalogue.datasets,
+            "benchmark": catalogue.benchmarks,
+        }[kind]
+        source = to_source(kind, name, find_pin(pins, name, kind, where))
+        return self.add("download", f"download {kind} {name}", DownloadSettings(source=source), {})
+
+    def cell(self, cell: Cell) -> CellPlan:
+        experiment, protocol = self.loaded.experiment, PROTOCOLS[cell.protocol]
+        student, teacher = self.download("model", cell.student), self.download("model", cell.teacher)
+        tokenizer = experiment.data[cell.dataset].tokenizer
+        tokens = self.add(
+            "tokenize",
+            f"tokenize {cell.dataset} for {getattr(cell, tokenizer)} ({cell.protocol})",
+            TokenizeSettings(
+                format=self.loaded.catalogue.datasets[cell.dataset].format,
+                keep_generation_header=protocol.keep_generation_header,
+                marker_replacement="exact",
+            ),
+            {
+                "rows": self.download("dataset", cell.dataset),
+                "tokenizer": student if tokenizer == "student" else teacher,
+            },
+        )
+        settings = train_settings(cell, experiment)
+        inputs = {"tokens": tokens, "student": student, "teacher": teacher}
+        train = self.add("train", f"train {cell.name}", settings, inputs)
+        evaluations = [
+            self.evaluation(benchmark, train, checkpoint, cell.protocol, cell.seed, cell.name)
+            for benchmark in experiment.evaluation.benchmarks
+            for checkpoint in protocol.evaluated_checkpoints
+        ]
+        stages = {"tokenize": tokens, "train": train, "student": student, "teacher": teacher}
+        return CellPlan(cell, stages, evaluations)
+
+    def evaluation(
+        self, benchmark: str, model: str, folder: ModelFolder, protocol: ProtocolName, seed: int, of: str
+    ) -> EvaluationPlan:
+        section, pin = self.loaded.experiment.evaluation, self.loaded.catalogue.benchmarks[benchmark]
+        problems = self.download("benchmark", benchmark)
+        asked = BenchmarkSettings(
+            name=benchmark,
+            problem_field=pin.problem_field,
+            answer_field=pin.answer_field,
+            prompt=pin.prompt,
+            problems=section.problems,
+        )
+        shared = {key: getattr(section, key) for key in GenerateSettings.model_fields if hasattr(section, key)}
+        generate = self.add(
+            "generate",
+            f"generate {benchmark} avg@{section.samples} with {of} ({folder})",
+            GenerateSettings(
+                **{
+                    **shared,
+                    "benchmark": asked,
+                    "model_folder": folder,
+                    "seed": resolve_seed(section.seed, seed),
+                    "stop_at_turn_end": PROTOCOLS[protocol].stop_at_turn_end,
+                }
+            ),
+            {"model": model, "problems": problems},
+        )
+        grade = self.add(
+            "grade",
+            f"grade {benchmark} avg@{section.samples} of {of} ({folder})",
+            GradeSettings(
+                benchmark=asked,
+                grader=section.grader,
+                timeout_s=section.grading_timeout_s,
+                confidence=section.confidence,
+            ),
+            {"samples": generate, "problems": problems},
+        )
+        return EvaluationPlan(benchmark, section.samples, folder, generate, grade)
+
+    def baselines(self, cells: list[Cell]) -> list[BaselinePlan]:
+        section = self.loaded.experiment.evaluation
+        plans: dict[tuple[str, str, str], BaselinePlan] = {}
+        for cell in cells:
+            for role in section.baselines:
+                model = getattr(cell, role)
+                if (role, model, cell.protocol) not in plans:
+                    downloaded = self.download("model", model)
+                    evaluations = [
+                        self.evaluation(benchmark, downloaded, "model", cell.protocol, cell.seed, model)
+                        for benchmark in section.benchmarks
+                    ]
+                    plans[role, model, cell.protocol] = BaselinePlan(role, model, cell.protocol, evaluations)
+        return list(plans.values())

@@ -1,0 +1,56 @@
+"""The two protocols as one table: what the published code does, and what the paper describes.
+
+Each field is one trap of the released code (DEVIATIONS.md has the same numbers). Nothing else in the kit asks which
+protocol it runs under: the fields travel as named settings in every spec and manifest.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from essence.settings import ProtocolName
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Values of the settings in which the two protocols differ."""
+
+    applies_gradient_accumulation: bool
+    """Trap 1: the released code parses the accumulation and never uses it, so its batch is that many times smaller."""
+    keep_context: bool
+    """Trap 3: for middle and right spans, keep the question and everything before the span as context."""
+    keep_generation_header: bool
+    """Trap 5: a stray assistant header ends every full row."""
+    supervise_end_of_sequence: bool
+    """Trap 6: padding with eos masks the true end of sequence."""
+    stop_at_turn_end: bool
+    """Trap 6: a Base student's own stop token is not the trained one."""
+    validation_view: Literal["same", "full"]
+    """Trap 8: validation rows are truncated like the training rows."""
+    cot_includes_next_token: bool
+    """Trap 9: CoT and P+CoT supervise one token of the answer."""
+    evaluated_checkpoints: tuple[Literal["best", "last"], ...]
+    """Trap 8: the corrected protocol reports the last checkpoint beside the selected one."""
+
+
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "released": Protocol(
+        applies_gradient_accumulation=False,
+        keep_context=False,
+        keep_generation_header=True,
+        supervise_end_of_sequence=False,
+        stop_at_turn_end=False,
+        validation_view="same",
+        cot_includes_next_token=True,
+        evaluated_checkpoints=("best",),
+    ),
+    "corrected": Protocol(
+        applies_gradient_accumulation=True,
+        keep_context=True,
+        keep_generation_header=False,
+        supervise_end_of_sequence=True,
+        stop_at_turn_end=True,
+        validation_view="full",
+        cot_includes_next_token=False,
+        evaluated_checkpoints=("best", "last"),
+    ),
+}

@@ -1,0 +1,133 @@
+"""The manifest: the record of one finished stage. `manifest.schema.json` beside this file is made from it.
+
+Null means that this machine could not tell. A group is never left out.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from essence.settings import Record, StageName
+
+SCHEMA_VERSION = 1
+SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
+
+
+class Attempt(Record):
+    started: str
+    seconds: float
+    outcome: Literal["finished", "stopped", "failed", "killed"]
+
+
+class Identity(Record):
+    stage: StageName
+    key: str
+    title: str
+    status: Literal["finished"]
+    started: str
+    """Start of the first attempt, UTC, ISO 8601."""
+    finished: str
+    attempts: list[Attempt]
+
+
+class Code(Record):
+    version: str
+    commit: str | None
+    dirty: bool | None
+    diff_sha256: str | None
+    """The uncommitted changes themselves lie in the run directory as `code/<diff_sha256>.diff`."""
+    source_sha256: str
+
+
+class Image(Record):
+    engine: str
+    engine_version: str | None
+    digest: str | None
+    base_digest: str | None
+    sif_sha256: str | None
+
+
+class Software(Record):
+    lock_sha256: str | None
+    python: str
+    platform: str
+    packages: dict[str, str]
+    """Distributions as found inside the environment."""
+    variables: dict[str, str]
+    """Environment variables from an allow-list."""
+
+
+class StageInput(Record):
+    stage: StageName
+    key: str
+    manifest_sha256: str
+
+
+class Inputs(Record):
+    stages: dict[str, StageInput]
+    data: dict[str, Any]
+
+
+class StageSettings(Record):
+    resolved: dict[str, Any]
+    executed: dict[str, Any]
+
+
+class Hardware(Record):
+    host: str
+    cpu: str | None
+    cpu_count: int | None
+    threads: int
+    memory_gib: float
+    gpus: list[dict[str, Any]]
+    driver: str | None
+    cuda: str | None
+    nccl: str | None
+    scheduler: dict[str, str]
+
+
+class Cost(Record):
+    wall_s: float
+    """Sum over all attempts, killed ones as far as they are known."""
+    cpu_s: float
+    """Processor time of the last attempt."""
+    gpu_hours: float
+    peak_memory_gib: float
+    """Largest resident memory of the stage's process."""
+    peak_gpu_memory_gib: float | None
+    energy_j: float | None
+    tokens: int | None
+    flops: float | None
+    flops_formula: str | None
+    more: dict[str, Any]
+
+
+class OutputFile(Record):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    schema_version: Literal[1] = Field(default=1)
+    identity: Identity
+    code: Code
+    image: Image
+    software: Software
+    inputs: Inputs
+    settings: StageSettings
+    hardware: Hardware
+    seeds: dict[str, int]
+    results: dict[str, Any]
+    cost: Cost
+    outputs: list[OutputFile]
+
+
+def json_schema() -> str:
+    """The published JSON Schema of a manifest."""
+    schema = Manifest.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = f"essence manifest, version {SCHEMA_VERSION}"
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,189 @@
+"""Run one stage: `python -m essence.stages train --spec runs/stages/train-3fa9.../spec.json`.
+
+This is all that ever runs inside an environment. Exit codes: 0 done (or was done before), 1 a bug (traceback in the
+log), 2 a failure that the user can cure (one sentence), 75 stopped on request with everything kept: start it again.
+"""
+
+import argparse
+import ctypes
+import importlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import get_args
+
+from essence.atomic import read_json, write_json
+from essence.errors import InputError, KitError, RecordError
+from essence.record.canonical import sha256_file
+from essence.record.environment import hardware, software
+from essence.record.manifest import Attempt, Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
+from essence.record.manifest import StageSettings as ManifestSettings
+from essence.settings import SETTINGS, Spec, StageName
+from essence.stages.attempts import AttemptJournal, now
+from essence.stages.context import Progress, StageContext, StageOutcome, Stopped, StopRequest
+from essence.store import StageFolder, hold
+
+EXIT_CURABLE = 2
+EXIT_STOPPED = 75
+ORPHAN_GRACE_S = 60.0
+"""How long to wait for a process of a killed host to notice that it is alone and let go of the folder."""
+PR_SET_PDEATHSIG = 1
+KIB = 1 << 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m essence.stages", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("stage", choices=get_args(StageName))
+    parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
+    arguments = parser.parse_args()
+    _die_with_parent()
+    stop = StopRequest()
+    stop.install()
+    try:
+        return _run(arguments.stage, arguments.spec.resolve(), stop)
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CURABLE
+
+
+def _run(stage: StageName, spec_file: Path, stop: StopRequest) -> int:
+    folder = StageFolder(spec_file.parent)
+    spec = Spec.model_validate(read_json(spec_file))
+    if spec.stage != stage:
+        raise RecordError(f"{spec_file}: is the spec of a {spec.stage} stage, not of {stage}")
+    command = f"python -m essence.stages {stage}"
+    with hold(folder.path, f"stage {folder.path.name}", command, wait_s=ORPHAN_GRACE_S):
+        if folder.done:
+            print(f"{folder.path.name}: done before")
+            return 0
+        return _attempt(folder, spec, stop)
+
+
+def _attempt(folder: StageFolder, spec: Spec, stop: StopRequest) -> int:
+    """One attempt, written down however it ends."""
+    folder.failure.unlink(missing_ok=True)
+    journal = AttemptJournal(folder.attempts, folder.progress)
+    try:
+        _finish(folder, spec, _work(folder, spec, stop), journal)
+    except Stopped as stopped:
+        journal.end("stopped")
+        print(f"{folder.path.name}: stopped by {stopped}; start it again to go on")
+        return EXIT_STOPPED
+    except BaseException as error:
+        journal.end("failed")
+        curable = isinstance(error, KitError)
+        text = str(error) if curable else "".join(traceback.format_exception(error)[-3:]).strip()
+        write_json(folder.failure, {"kind": type(error).__name__, "curable": curable, "message": text, "time": now()})
+        raise
+    journal.end("finished")
+    return 0
+
+
+def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
+    """Run the stage's module on what lies in `partial/`."""
+    settings = SETTINGS[spec.stage].model_validate(spec.settings)
+    inputs = {name: StageFolder((folder.path / place).resolve()) for name, place in spec.inputs.items()}
+    for name, place in inputs.items():
+        if not place.done:
+            raise InputError(f"{folder.path.name}: its input '{name}' ({place.path}) is not finished")
+    folder.open_partial()
+    context = StageContext(
+        partial=folder.partial,
+        inputs={name: place.output for name, place in inputs.items()},
+        input_results={name: read_json(place.manifest)["results"] for name, place in inputs.items()},
+        resources=spec.resources,
+        progress=Progress(folder.progress),
+        stop=stop,
+    )
+    module = importlib.import_module(f"essence.stages.{spec.stage}")
+    outcome = module.run(settings, context)
+    if not isinstance(outcome, StageOutcome):
+        raise TypeError(f"{spec.stage}: run() returned {type(outcome).__name__}, not StageOutcome")
+    return outcome
+
+
+def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: AttemptJournal) -> None:
+    """Name the output finally and write the manifest, last."""
+    folder.commit()
+    attempts = journal.attempts()
+    manifest = Manifest(
+        identity=Identity(
+            stage=spec.stage,
+            key=spec.key,
+            title=spec.title,
+            status="finished",
+            started=attempts[0].started,
+            finished=now(),
+            attempts=attempts,
+        ),
+        code=Code.model_validate({**spec.code, "source_sha256": spec.source_sha256}),
+        image=Image.model_validate(spec.image),
+        software=software(),
+        inputs=Inputs(stages=_stage_inputs(folder, spec), data=outcome.data),
+        settings=ManifestSettings(resolved=spec.settings, executed=outcome.executed),
+        hardware=hardware(spec.resources.threads),
+        seeds=outcome.seeds,
+        results=outcome.results,
+        cost=_cost(outcome, sum(attempt.seconds for attempt in attempts), spec.resources.gpus),
+        outputs=list_outputs(folder.output),
+    )
+    write_json(folder.manifest, manifest.model_dump(mode="json"))
+    folder.progress.unlink(missing_ok=True)
+    shutil.rmtree(folder.scratch, ignore_errors=True)
+
+
+def list_outputs(output: Path) -> list[OutputFile]:
+    """Every file below a folder with its size and sha256, sorted by path."""
+    files = sorted(p for p in output.rglob("*") if p.is_file())
+    return [
+        OutputFile(path=p.relative_to(output).as_posix(), bytes=p.stat().st_size, sha256=sha256_file(p)) for p in files
+    ]
+
+
+def _stage_inputs(folder: StageFolder, spec: Spec) -> dict[str, StageInput]:
+    inputs = {}
+    for name, place in spec.inputs.items():
+        manifest = (folder.path / place).resolve() / "manifest.json"
+        identity = read_json(manifest)["identity"]
+        inputs[name] = StageInput(stage=identity["stage"], key=identity["key"], manifest_sha256=sha256_file(manifest))
+    return inputs
+
+
+def _cost(outcome: StageOutcome, wall_s: float, gpus: int) -> Cost:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    torch = sys.modules.get("torch")
+    gpu_peak = torch.cuda.max_memory_allocated() / KIB**3 if torch and torch.cuda.is_available() else None
+    told = dict(outcome.cost)
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
+    peak_kib = usage.ru_maxrss / (KIB if sys.platform == "darwin" else 1)
+    return Cost(
+        wall_s=round(wall_s, 3),
+        cpu_s=round(usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime, 3),
+        gpu_hours=round(wall_s * gpus / 3600, 6),
+        peak_memory_gib=round(peak_kib / KIB**2, 4),
+        peak_gpu_memory_gib=gpu_peak,
+        energy_j=None,
+        tokens=told.pop("tokens", None),
+        flops=told.pop("flops", None),
+        flops_formula=told.pop("flops_formula", None),
+        more=told,
+    )
+
+
+def _die_with_parent() -> None:
+    """Where the host started this process itself: be told to stop when the host is killed (Linux)."""
+    parent = os.environ.get("ESSENCE_PARENT")
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        raise SystemExit(EXIT_STOPPED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

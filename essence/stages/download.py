@@ -1,0 +1,118 @@
+"""Bring one source into the run directory: a hub repository at a commit, a local path, or something the kit makes.
+
+Output: `model/` (a Hugging Face folder), `rows/` (files of a data set) or `problems/` (files of a benchmark).
+The only stage that may use the network. Downloading again after a kill takes up the files that are there.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from essence.errors import InputError, PinError
+from essence.record.canonical import canonical_json, sha256_text
+from essence.settings import DownloadSettings, Source
+from essence.stages.context import StageContext, StageOutcome
+
+FOLDERS = {"model": "model", "dataset": "rows", "benchmark": "problems"}
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
+ROW_FILES = ["*.parquet", "*.jsonl", "*.json"]
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
+    """Fill `model/`, `rows/` or `problems/`; InputError when what arrived is not of that kind."""
+    source = settings.source
+    folder = context.partial / FOLDERS[source.kind]
+    results: dict[str, Any] = {}
+    if source.builtin:
+        results = _make(source, context)
+    elif source.path:
+        _copy(Path(source.path), folder, context)
+    else:
+        _fetch(source, folder)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    _check(source, folder, files)
+    results.update(files=len(files), bytes=sum(p.stat().st_size for p in files))
+    if source.kind == "model":
+        results["config"] = _read_config(folder)
+    return StageOutcome(results=results, data={"source": source.model_dump(exclude_none=True)})
+
+
+def _make(source: Source, context: StageContext) -> dict[str, Any]:
+    from essence.tiny import BUILTIN
+
+    if source.builtin not in BUILTIN:
+        known = ", ".join(BUILTIN)
+        raise InputError(f"{source.kind} '{source.name}': unknown built-in source '{source.builtin}' (known: {known})")
+    return BUILTIN[source.builtin](context.partial, dict(source.options), context)
+
+
+def _copy(path: Path, folder: Path, context: StageContext) -> None:
+    """Copy the files of a local path; a run directory holds all that it depends on. Pickled weights stay behind."""
+    if not path.exists():
+        raise InputError(f"local path {path} does not exist")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [p for p in files if p.suffix not in PICKLES and not _hidden(p, path)]
+    for number, file in enumerate(files):
+        context.stop.check()
+        target = folder / (file.relative_to(path) if path.is_dir() else file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        context.progress.update("copy", number + 1, len(files), "files", file.name)
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts) if root.is_dir() else False
+
+
+def _fetch(source: Source, folder: Path) -> None:
+    """Download a repository at its commit; files that are there already are not fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if not source.commit:
+        raise PinError(f"the pin of {source.kind} '{source.name}' is empty: run `invoke pin` on a machine with network")
+    patterns = source.files or (MODEL_FILES if source.kind == "model" else ROW_FILES)
+    try:
+        snapshot_download(
+            source.repository,
+            repo_type="model" if source.kind == "model" else "dataset",
+            revision=source.commit,
+            allow_patterns=patterns,
+            local_dir=folder,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{source.kind} '{source.name}': cannot download {source.repository} at {source.commit[:12]}: {reason} "
+            "(run this stage on a machine with network, or give a local path for it with --pins FILE)"
+        ) from error
+    # Bookkeeping of the download itself: names, times and hosts that are no part of the source.
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _check(source: Source, folder: Path, files: list[Path]) -> None:
+    """What arrived must be usable: weights as safetensors with a config, or files with rows."""
+    place = source.path or source.repository or source.builtin
+    if source.kind == "model":
+        if not any(p.suffix == ".safetensors" for p in files):
+            raise InputError(
+                f"model '{source.name}': {place} holds no .safetensors file (pickled weights are not read)"
+            )
+        wanted = ["config.json", "tokenizer.json"]
+        absent = [name for name in wanted if not (folder / name).is_file()]
+        if absent:
+            raise InputError(f"model '{source.name}': {place} lacks {', '.join(absent)}")
+    elif not any(p.suffix in (".parquet", ".jsonl", ".json") for p in files):
+        raise InputError(f"{source.kind} '{source.name}': {place} holds no .parquet, .jsonl or .json file")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """What of a model's config the record keeps; its hash tells the rest."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
+    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "tie_word_embeddings", "eos_token_id")
+    return {"sha256": sha256_text(canonical_json(config)), **{key: config.get(key) for key in keys}}

@@ -1,0 +1,199 @@
+"""The only place that knows where things lie in a run directory, who holds them, and how they become finished.
+
+A stage's folder is finished when `manifest.json` is there: output is made under `partial/`, renamed to `output/`, and
+the manifest is written last. Everything else can be lost at any moment.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import psutil
+
+from essence.atomic import read_json, write_json
+from essence.errors import HeldError, RecordError
+from essence.settings import Spec
+
+State = Literal["done", "running", "failed", "interrupted", "left"]
+KEY_DIGITS = 16
+HOLDER_SILENT_S = 120.0
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def partial(self) -> Path:
+        return self.path / "partial"
+
+    @property
+    def scratch(self) -> Path:
+        return self.path / "scratch"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def done(self) -> bool:
+        return self.manifest.is_file()
+
+    def read_spec(self) -> Spec:
+        return Spec.model_validate(read_json(self.spec))
+
+    def open_partial(self) -> None:
+        """Make `partial/` ready; an output that was renamed but never recorded goes back to it."""
+        if self.output.exists() and not self.done:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.output.rename(self.partial)
+        self.partial.mkdir(parents=True, exist_ok=True)
+
+    def commit(self) -> None:
+        """Make what lies in `partial/` durable and give it its final name."""
+        for file in self.partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        self.partial.rename(self.output)
+        _sync(self.path)
+
+    def state(self) -> State:
+        """What a look at the files tells; never takes a lock."""
+        if self.done:
+            return "done"
+        if holder_alive(self.path):
+            return "running"
+        if self.failure.is_file():
+            return "failed"
+        return "interrupted" if self.attempts.is_file() else "left"
+
+    def progress_record(self) -> dict[str, Any] | None:
+        with contextlib.suppress(RecordError):
+            return read_json(self.progress)
+        return None
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run directory: stages shared by experiments, and a folder for each experiment."""
+
+    root: Path
+
+    @property
+    def stages(self) -> Path:
+        return self.root / "stages"
+
+    @property
+    def code(self) -> Path:
+        """Diffs of uncommitted code that a stage was started with, by sha256."""
+        return self.root / "code"
+
+    def stage(self, stage_id: str) -> StageFolder:
+        return StageFolder(self.stages / stage_id)
+
+    def experiment(self, name: str) -> Path:
+        return self.root / name
+
+    def plan(self, name: str) -> Path:
+        return self.experiment(name) / "plan.json"
+
+    def resolved(self, name: str) -> Path:
+        return self.experiment(name) / "experiment.json"
+
+    def report(self, name: str) -> Path:
+        return self.experiment(name) / "report"
+
+    def experiments(self) -> list[str]:
+        """Names of the experiments that have a plan here."""
+        return sorted(p.parent.name for p in self.root.glob("*/plan.json"))
+
+
+def stage_id(stage: str, key: str) -> str:
+    """Folder name of a stage: `train-3fa9c1d2e4b5a697`."""
+    return f"{stage}-{key[:KEY_DIGITS]}"
+
+
+@contextlib.contextmanager
+def hold(folder: Path, what: str, command: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a folder while working in it; HeldError says who has it. The kernel lets go when the holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "lock", timeout=wait_s)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise HeldError(f"{what} is held by {describe_holder(folder)}; wait for it, or stop it") from None
+    try:
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "command": command}
+        write_json(folder / "holder.json", holder)
+        yield
+    finally:
+        (folder / "holder.json").unlink(missing_ok=True)
+        lock.release()
+
+
+def describe_holder(folder: Path) -> str:
+    """Who holds a folder, for a message."""
+    try:
+        holder = read_json(folder / "holder.json")
+    except RecordError:
+        return "another process"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+    return f"process {holder['pid']} on {holder['host']} since {since} ({holder['command']})"
+
+
+def holder_alive(folder: Path) -> bool:
+    """Whether the process that last held a folder still lives; on another host, whether it was heard of lately."""
+    try:
+        holder = read_json(folder / "holder.json")
+    except RecordError:
+        return False
+    if holder["host"] != socket.gethostname():
+        with contextlib.suppress(RecordError):
+            return time.time() - float(read_json(folder / "progress.json")["updated"]) < HOLDER_SILENT_S
+        return time.time() - float(holder["since"]) < HOLDER_SILENT_S
+    try:
+        # A process with this number that started after the folder was taken is another one.
+        return bool(psutil.Process(holder["pid"]).create_time() <= holder["since"])
+    except psutil.Error:
+        return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,65 @@
+"""From a TOML file to a record, with one sentence for the first thing that is wrong in it."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from essence.errors import ExperimentError, nearest
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ExperimentError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExperimentError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not valid TOML: {error}") from None
+
+
+def validate(record: type[AnyRecord], data: dict[str, Any], where: str) -> AnyRecord:
+    """`data` as a `record`; ExperimentError naming `where`, key, value, what is allowed and the nearest known key."""
+    try:
+        return record.model_validate(data)
+    except ValidationError as error:
+        raise ExperimentError(f"{where}: {_sentence(record, error.errors()[0])}") from None
+
+
+def _sentence(record: type[BaseModel], error: ErrorDetails) -> str:
+    location = error["loc"]
+    key = _dotted(location)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(record, location[:-1])
+        return f"unknown key '{key}'{nearest(str(location[-1]), known)} (known: {', '.join(known)})"
+    if error["type"] == "missing":
+        return f"key '{key}' is missing"
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{key} = {error['input']!r}: {reason[0].lower()}{reason[1:]}"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _known_keys(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the record that lies at `location` below `record`."""
+    current: Any = record
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[str(part)].annotation
+        while not (isinstance(current, type) and issubclass(current, BaseModel)):
+            arguments = getattr(current, "__args__", ())
+            if not arguments:
+                break
+            current = next((a for a in reversed(arguments) if a is not type(None)), None)
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return list(record.model_fields)
