@@ -163,7 +163,7 @@ class _Planner:
     def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
         """A stage by its key; the second cell that needs it finds it here."""
         environment, source = self.environment(stage), source_sha256(stage)
-        determines = {
+        determines: dict[str, Any] = {
             "stage": stage,
             "settings": settings.model_dump(mode="json"),
             "inputs": {name: self.stages[identifier].key for name, identifier in inputs.items()},
@@ -184,7 +184,7 @@ class _Planner:
 
     def download(self, kind: Literal["model", "dataset", "benchmark"], name: str) -> str:
         catalogue, where = self.loaded.catalogue, str(self.loaded.file)
-        pins: dict[str, Any] = {
+        pins: Any = {
             "model": catalogue.models,
             "dataset": catalogue.datasets,
             "benchmark": catalogue.benchmarks,

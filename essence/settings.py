@@ -20,7 +20,7 @@ Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
 
 ProtocolName = Literal["released", "corrected"]
 StageName = Literal["download", "tokenize", "train", "generate", "grade"]
-RowFormat = Literal["conversations"]
+RowFormat = Literal["conversations", "synthetic1", "nemotron"]
 """How a data set's rows are read: `conversations` is Bespoke-Stratos, OpenThoughts and Sky-T1."""
 
 
@@ -31,7 +31,7 @@ class Record(BaseModel):
 
 
 class Source(Record):
-    """Where a model, data set or benchmark comes from: a hub repository at a commit, a local path, or the kit itself."""
+    """Where a model, data set or benchmark comes from: a hub repository at a commit, a local path, the kit itself."""
 
     kind: Literal["model", "dataset", "benchmark"]
     name: str

@@ -1,0 +1,182 @@
+"""Run the stages of a plan through an engine: what is done is skipped, what is half done goes on, the rest is started.
+
+A failed stage stops only what depends on it. Ctrl-C and SIGTERM ask the running stages to stop and wait for them.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+from essence.atomic import write_json
+from essence.engines import local
+from essence.plan import PlannedStage
+from essence.settings import Spec
+from essence.store import RunDirectory, StageFolder
+
+POLL_S = 0.05
+EXIT_STOPPED = 75
+Event = Literal["started", "finished", "failed", "stopped"]
+
+
+class Display(Protocol):
+    """What is told while stages run."""
+
+    def event(self, kind: Event, stage: PlannedStage, seconds: float) -> None: ...
+
+    def tick(self, running: dict[str, StageFolder]) -> None: ...
+
+
+@dataclass
+class Summary:
+    """How a run ended, by stage id."""
+
+    done_before: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)
+    """Not started, because something they need failed or was stopped."""
+    interrupted: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return not (self.failed or self.blocked or self.interrupted)
+
+
+@dataclass
+class Runner:
+    """Stages, where they lie, and how many may run at the same time."""
+
+    run_directory: RunDirectory
+    stages: list[PlannedStage]
+    parallel: int
+    code: dict[str, Any]
+    display: Display
+    _running: dict[str, tuple[local.LocalStage, float]] = field(default_factory=dict)
+    _stopping: bool = False
+
+    def run(self) -> Summary:
+        """Run until nothing is left that can be run."""
+        summary = Summary(done_before=[s.id for s in self.stages if self._folder(s).done])
+        waiting = [s for s in self.stages if s.id not in summary.done_before]
+        try:
+            with _stop_on_signals():
+                self._loop(waiting, summary)
+        except KeyboardInterrupt:
+            summary.interrupted = True
+            self._stop_all(summary)
+        ended = {*summary.done_before, *summary.finished, *summary.failed}
+        summary.blocked = [s.id for s in self.stages if s.id not in ended]
+        return summary
+
+    def _loop(self, waiting: list[PlannedStage], summary: Summary) -> None:
+        while True:
+            finished = {*summary.done_before, *summary.finished}
+            for stage in [s for s in waiting if finished.issuperset(s.inputs.values())]:
+                if len(self._running) >= self.parallel:
+                    break
+                waiting.remove(stage)
+                self._start(stage)
+            if not self._running:
+                return
+            time.sleep(POLL_S)
+            self._collect(summary)
+            self.display.tick({identifier: self.run_directory.stage(identifier) for identifier in self._running})
+
+    def _start(self, stage: PlannedStage) -> None:
+        folder = self._folder(stage)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(folder.spec, make_spec(stage, self.code).model_dump(mode="json"))
+        self._running[stage.id] = (local.LocalStage(stage.stage, folder, stage.resources), time.monotonic())
+        self.display.event("started", stage, 0.0)
+
+    def _collect(self, summary: Summary) -> None:
+        for stage in self.stages:
+            if stage.id in self._running and (code := self._running[stage.id][0].process.poll()) is not None:
+                _, started = self._running.pop(stage.id)
+                self._ended(stage, code, time.monotonic() - started, summary)
+
+    def _ended(self, stage: PlannedStage, code: int, seconds: float, summary: Summary) -> None:
+        if code == 0 and self._folder(stage).done:
+            summary.finished.append(stage.id)
+            self.display.event("finished", stage, seconds)
+        elif self._stopping or code == EXIT_STOPPED:
+            summary.interrupted = summary.interrupted or not self._stopping
+            self.display.event("stopped", stage, seconds)
+        else:
+            summary.failed.append(stage.id)
+            self._say_killed(stage, code)
+            self.display.event("failed", stage, seconds)
+
+    def _say_killed(self, stage: PlannedStage, code: int) -> None:
+        """A process that was killed could not write why it failed."""
+        folder = self._folder(stage)
+        if code < 0 and not folder.failure.is_file():
+            name = signal.Signals(-code).name
+            hint = " (out of memory?)" if name == "SIGKILL" else ""
+            message = f"killed by {name}{hint}"
+            write_json(folder.failure, {"kind": "Killed", "curable": True, "message": message, "time": None})
+
+    def _stop_all(self, summary: Summary) -> None:
+        """Ask the running stages to stop; a second Ctrl-C, or too long a wait, ends them at once."""
+        self._stopping = True
+        for stage, _ in self._running.values():
+            stage.stop()
+        deadline = time.monotonic() + local.STOP_GRACE_S
+        try:
+            while self._running and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                self._collect(summary)
+        except KeyboardInterrupt:
+            pass
+        for stage, _ in self._running.values():
+            stage.kill()
+            stage.wait()
+        self._collect(summary)
+
+    def _folder(self, stage: PlannedStage) -> StageFolder:
+        return self.run_directory.stage(stage.id)
+
+
+def make_spec(stage: PlannedStage, code: dict[str, Any]) -> Spec:
+    """What is told to a stage; inputs relative to its folder, so that the same spec runs under every engine."""
+    return Spec(
+        stage=stage.stage,
+        key=stage.key,
+        title=stage.title,
+        settings=stage.settings.model_dump(mode="json"),
+        inputs={name: f"../{identifier}" for name, identifier in stage.inputs.items()},
+        environment=stage.environment,
+        source_sha256=stage.source_sha256,
+        resources=stage.resources,
+        code=code,
+        image=local.image(),
+    )
+
+
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last non-empty lines of a log."""
+    if not log.is_file():
+        return []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-count:]
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP (a closed terminal) end a run as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
