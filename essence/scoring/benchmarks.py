@@ -1,0 +1,126 @@
+"""Read a benchmark's problems and render its prompt.
+
+A download stage leaves a benchmark's files as they were published in `problems/`; which fields hold what is said by the
+experiment's TOML (`BenchmarkSettings`), so a new benchmark needs no code here.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from essence.errors import InputError, nearest
+from essence.settings import BenchmarkSettings
+
+PLACEHOLDER = "{problem}"
+ID_FIELDS = ("id", "unique_id")
+SUFFIXES = (".jsonl", ".json", ".parquet")
+_LEADING_ZEROS = re.compile(r"0+(?=\d+$)")
+_GSM8K_ANSWER = re.compile(r"####\s*(\S.*?)\s*$")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a benchmark."""
+
+    id: str
+    """The row's own `id` or `unique_id` where every row has one and none repeats, else its index from 0."""
+    problem: str
+    gold: str
+    """The answer as text: no leading zeros, no `.0`, and of a GSM8K solution what follows `####`."""
+
+
+def read_problems(folder: Path, settings: BenchmarkSettings) -> list[Problem]:
+    """Read the problems in `folder` (.jsonl, .json, .parquet, in order of their names), as many as are asked for.
+
+    Raises InputError for a missing folder or field, an empty answer, or fewer problems than `settings.problems`.
+    """
+    rows = [row for file in _files(folder) for row in _rows(file, settings)]
+    wanted = settings.problems if settings.problems is not None else len(rows)
+    if not rows or wanted > len(rows):
+        raise InputError(f"{folder} holds {len(rows)} problems of {settings.name}, wanted: {max(wanted, 1)}.")
+    return [
+        Problem(id, str(row[settings.problem_field]), _gold(row, id, settings))
+        for id, row in zip(_ids(rows), rows[:wanted], strict=False)
+    ]
+
+
+def render_prompt(prompt: str, problem: str) -> str:
+    """Put a problem into a benchmark's prompt; InputError unless `{problem}` stands in it exactly once."""
+    found = prompt.count(PLACEHOLDER)
+    if found != 1:
+        raise InputError(f"The prompt holds {PLACEHOLDER} {found} times, wanted: once; prompt: {prompt[:80]!r}.")
+    return prompt.replace(PLACEHOLDER, problem)
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    if not files:
+        raise InputError(f"{folder} holds no problems ({', '.join(SUFFIXES)}): the download stage has to run first.")
+    return files
+
+
+def _rows(file: Path, settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
+    """The rows of one file, each with the fields that the settings name."""
+    for number, row in enumerate(_read(file)):
+        if not isinstance(row, dict):
+            raise InputError(f"{file}, row {number}: found {type(row).__name__}, wanted an object with fields.")
+        for key in ("problem_field", "answer_field"):
+            field = getattr(settings, key)
+            if row.get(field) is None:
+                raise InputError(
+                    f"{file}, row {number}: no field {field!r} ({key} of benchmark {settings.name}); "
+                    f"fields found: {', '.join(map(str, row))}{nearest(field, map(str, row))}"
+                )
+        yield row
+
+
+def _read(file: Path) -> list[Any]:
+    try:
+        if file.suffix == ".parquet":
+            return _read_parquet(file)
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        content = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{file} cannot be read as {file.suffix[1:]}: {error}.") from error
+    return content if isinstance(content, list) else [content]
+
+
+def _read_parquet(file: Path) -> list[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(f"{file} needs pyarrow, which this environment lacks; use a .jsonl file.") from error
+    rows: list[Any] = parquet.read_table(file).to_pylist()
+    return rows
+
+
+def _ids(rows: list[dict[str, Any]]) -> list[str]:
+    """A name a row, taken over all rows so that a limit on their number renames none."""
+    for field in ID_FIELDS:
+        values = [row.get(field) for row in rows]
+        if None not in values and max(Counter(map(str, values)).values()) == 1:
+            return [str(value) for value in values]
+    return [str(index) for index in range(len(rows))]
+
+
+def _gold(row: dict[str, Any], id: str, settings: BenchmarkSettings) -> str:
+    """The answer as text, whatever type the file gives it."""
+    value = row[settings.answer_field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise InputError(
+            f"{settings.name}, problem {id}: field {settings.answer_field!r} holds {type(value).__name__}, "
+            f"wanted a text or a number."
+        )
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    if marked := _GSM8K_ANSWER.search(text):
+        text = marked.group(1)
+    if not text:
+        raise InputError(f"{settings.name}, problem {id}: field {settings.answer_field!r} is empty.")
+    return _LEADING_ZEROS.sub("", text, count=1) if text.isdecimal() else text
