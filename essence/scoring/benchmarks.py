@@ -18,7 +18,6 @@ from essence.settings import BenchmarkSettings
 PLACEHOLDER = "{problem}"
 ID_FIELDS = ("id", "unique_id")
 SUFFIXES = (".jsonl", ".json", ".parquet")
-_LEADING_ZEROS = re.compile(r"0+(?=\d+$)")
 _GSM8K_ANSWER = re.compile(r"####\s*(\S.*?)\s*$")
 
 
@@ -123,4 +122,4 @@ def _gold(row: dict[str, Any], id: str, settings: BenchmarkSettings) -> str:
         text = marked.group(1)
     if not text:
         raise InputError(f"{settings.name}, problem {id}: field {settings.answer_field!r} is empty.")
-    return _LEADING_ZEROS.sub("", text, count=1) if text.isdecimal() else text
+    return (text.lstrip("0") or "0") if text.isdecimal() else text
