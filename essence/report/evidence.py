@@ -1,0 +1,113 @@
+"""What a run directory holds of each stage: state, manifest, metrics. Reads what is there, never fails on what is not."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from essence.atomic import read_json
+from essence.errors import RecordError
+from essence.record.manifest import Manifest
+from essence.store import RunDirectory, StageFolder, State
+
+STATE_WORDS: dict[State, str] = {
+    "done": "done",
+    "running": "running",
+    "failed": "failed",
+    "interrupted": "interrupted",
+    "left": "not run",
+}
+
+
+@dataclass(frozen=True)
+class StageEvidence:
+    """One stage of the plan, as its folder shows it."""
+
+    id: str
+    stage: str
+    title: str
+    folder: StageFolder
+    state: State
+    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Empty unless the stage is done."""
+    problem: str = ""
+    """What is wrong with a manifest that is there."""
+
+    def look(self, *keys: str) -> Any:
+        """The value at `manifest[keys[0]][keys[1]]...`, or None where a group or key is missing."""
+        value: Any = self.manifest
+        for key in keys:
+            if not isinstance(value, dict) or key not in value:
+                return None
+            value = value[key]
+        return value
+
+    def number(self, *keys: str) -> float | None:
+        """The number at a place of the manifest, or None."""
+        value = self.look(*keys)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    @property
+    def link(self) -> str:
+        """Where the manifest lies, seen from `<run_dir>/<experiment>/report/`."""
+        return f"../../stages/{quote(self.folder.path.name)}/manifest.json"
+
+    @property
+    def state_words(self) -> str:
+        """`failed: no such file`."""
+        return f"{STATE_WORDS[self.state]}: {self.reason}" if self.reason else STATE_WORDS[self.state]
+
+    @property
+    def reason(self) -> str:
+        """Why the stage is not done, as far as its folder tells; its last words, on one line."""
+        if self.problem or self.state == "done":
+            return self.problem
+        with contextlib.suppress(RecordError):
+            message = str(read_json(self.folder.failure).get("message", ""))
+            return message.strip().splitlines()[-1] if message.strip() else ""
+        with contextlib.suppress(OSError):
+            lines = self.folder.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return ""
+
+    def metrics(self, kind: Literal["step", "validation"]) -> list[dict[str, Any]]:
+        """The records of one kind in `metrics.jsonl`, by step; of a step written twice (a resumed run) the later one."""
+        records = {r["step"]: r for r in self._metric_lines() if r.get("kind") == kind and "step" in r}
+        return [records[step] for step in sorted(records)]
+
+    def _metric_lines(self) -> Iterator[dict[str, Any]]:
+        """Objects of the file; a line that is no JSON object is left out."""
+        try:
+            lines = (self.folder.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def read_stage(run: RunDirectory, stage_id: str, entry: dict[str, Any]) -> StageEvidence:
+    """What a stage's folder shows; `entry` is the stage's object in plan.json."""
+    folder = run.stage(stage_id)
+    state = folder.state()
+    common = (stage_id, str(entry["stage"]), str(entry["title"]), folder)
+    if state != "done":
+        return StageEvidence(*common, state)
+    try:
+        manifest = read_json(folder.manifest)
+        Manifest.model_validate(manifest)
+    except RecordError as error:
+        return StageEvidence(*common, "failed", problem=str(error))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return StageEvidence(*common, "failed", problem=f"manifest.json: {place}: {first['msg']}")
+    return StageEvidence(*common, state, manifest)

@@ -1,0 +1,200 @@
+"""An experiment's results, read from its plan and its manifests, grouped and pooled over seeds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from essence.atomic import read_json
+from essence.errors import RecordError
+from essence.report.evidence import StageEvidence, read_stage
+from essence.report.records import (
+    COST_UNITS,
+    FULL,
+    Arm,
+    Baseline,
+    Cell,
+    Evaluation,
+    Group,
+    GroupKey,
+    Pooled,
+    Results,
+    Score,
+)
+from essence.scoring.statistics import Estimate, pooled_accuracy, retention
+from essence.store import RunDirectory
+
+AXES = ("name", "dataset", "teacher", "student", "lsp", "span", "sections", "protocol", "seed", "train_rows")
+CONFIDENCE = 0.95
+"""Where a manifest does not say."""
+
+
+def read_results(run_dir: Path, experiment: str) -> Results:
+    """Everything the run directory tells about an experiment; RecordError when its plan is missing or damaged."""
+    run = RunDirectory(run_dir)
+    plan = read_json(run.plan(experiment))
+    try:
+        stages = {name: read_stage(run, name, entry) for name, entry in plan["stages"].items()}
+        cells = [_cell(entry, stages) for entry in plan["cells"]]
+        baselines = tuple(_baseline(entry, stages) for entry in plan["baselines"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{run.plan(experiment)}: not a plan of this kit, at {error}") from error
+    return Results(
+        run_dir=run_dir,
+        experiment=experiment,
+        title=str(plan.get("title") or experiment),
+        note=str(plan.get("note") or ""),
+        groups=group_cells(cells),
+        baselines=baselines,
+        stages=tuple(stages.values()),
+    )
+
+
+def _cell(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Cell:
+    used = list(entry["stages"].values())
+    used += [e[stage] for e in entry["evaluations"] for stage in ("generate", "grade")]
+    return Cell(
+        **{axis: entry[axis] for axis in AXES},
+        train=stages[entry["stages"]["train"]],
+        scores=tuple(_score(evaluation, stages) for evaluation in entry["evaluations"]),
+        stages=tuple(stages[name] for name in dict.fromkeys(used)),
+    )
+
+
+def _baseline(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Baseline:
+    scores = tuple(_score(evaluation, stages) for evaluation in entry["evaluations"])
+    return Baseline(entry["role"], entry["model"], entry["protocol"], scores)
+
+
+def _score(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Score:
+    grade = stages[entry["grade"]]
+    score = Score(entry["benchmark"], entry["checkpoint"], grade)
+    value = grade.number("results", "accuracy")
+    if value is None:
+        return score
+    results = grade.manifest["results"]
+    counts = results.get("per_problem") or []
+    low, high = results.get("interval") or (None, None)
+    error = grade.number("results", "standard_error")
+    reasons = results.get("finish_reasons") or {}
+    return replace(
+        score,
+        accuracy=Estimate(value, error, low, high, len(counts), str(results.get("method", ""))),
+        shares={str(c["problem"]): c["correct"] / c["samples"] for c in counts if c["samples"]},
+        samples=sum(c["samples"] for c in counts),
+        capped_share=reasons.get("length", 0) / sum(reasons.values()) if sum(reasons.values()) else None,
+        mean_tokens=grade.number("results", "mean_completion_tokens"),
+    )
+
+
+def group_cells(cells: Iterable[Cell]) -> tuple[Group, ...]:
+    """Cells that differ only in LSP and seed, in the order of the plan; arms from the smallest LSP to the largest."""
+    grouped: dict[GroupKey, dict[float, list[Cell]]] = {}
+    for cell in cells:
+        key = GroupKey(**{axis: getattr(cell, axis) for axis in GroupKey.__dataclass_fields__})
+        grouped.setdefault(key, {}).setdefault(cell.lsp, []).append(cell)
+    full = {key: arms[FULL] for key, arms in grouped.items() if FULL in arms}
+    groups = []
+    for key, arms in grouped.items():
+        reference = _reference_key(key, list(full))
+        compared = full[reference] if reference else []
+        groups.append(Group(key, reference, tuple(_arm(lsp, arms[lsp], compared) for lsp in sorted(arms))))
+    return tuple(groups)
+
+
+def _reference_key(key: GroupKey, full: Sequence[GroupKey]) -> GroupKey | None:
+    """The group whose LSP 1.0 arm this one is compared with.
+
+    Its own; else the one that differs only in span, which at LSP 1.0 makes no difference; else the one that differs
+    only in its number of rows (token-budget-matched arms). None when there is none, or no single one.
+    """
+    own = [other for other in full if other == key]
+    spans = [other for other in full if replace(other, span=key.span) == key]
+    rows = [other for other in full if replace(other, train_rows=key.train_rows) == key]
+    found = own or spans or rows
+    return found[0] if len(found) == 1 else None
+
+
+def _arm(lsp: float, cells: list[Cell], compared: list[Cell]) -> Arm:
+    cells = [_with_retention(cell, compared) for cell in cells]
+    evaluations = dict.fromkeys(score.evaluation for cell in cells for score in cell.scores)
+    pooled = {evaluation: _pooled(cells, compared, evaluation) for evaluation in evaluations}
+    cost, full = _mean_cost(cells), _mean_cost(compared)
+    return Arm(
+        lsp=lsp,
+        cells=tuple(cells),
+        pooled={evaluation: found for evaluation, found in pooled.items() if found},
+        cost=cost,
+        ratio={word: value / full[word] for word, value in cost.items() if full.get(word)},
+    )
+
+
+def _with_retention(cell: Cell, compared: list[Cell]) -> Cell:
+    """The cell with each score's retention against the cell of its own seed."""
+    partner = [other for other in compared if other.seed == cell.seed]
+
+    def one(score: Score) -> Score:
+        return replace(score, retention=_retention([score], _graded(partner, score.evaluation)))
+
+    return replace(cell, scores=tuple(one(score) for score in cell.scores))
+
+
+def _pooled(cells: list[Cell], compared: list[Cell], evaluation: Evaluation) -> Pooled | None:
+    scores = _graded(cells, evaluation)
+    if not scores:
+        return None
+    capped = [s.capped_share for s in scores if s.capped_share is not None]
+    lengths = [s.mean_tokens for s in scores if s.mean_tokens is not None]
+    return Pooled(
+        accuracy=_accuracy(scores),
+        scores=tuple(scores),
+        retention=_retention(scores, _graded(compared, evaluation)),
+        capped_share=sum(capped) / len(capped) if capped else None,
+        mean_tokens=sum(lengths) / len(lengths) if lengths else None,
+    )
+
+
+def _graded(cells: Iterable[Cell], evaluation: Evaluation) -> list[Score]:
+    scores = (cell.score(evaluation) for cell in cells)
+    return [score for score in scores if score and score.accuracy]
+
+
+def _accuracy(scores: list[Score]) -> Estimate:
+    """Pooled over seeds; a single seed keeps what its manifest says."""
+    problems = _common_problems(scores)
+    if len(scores) == 1 or not problems:
+        assert scores[0].accuracy
+        return scores[0].accuracy
+    return pooled_accuracy(_matrix(scores, problems), _confidence(scores))
+
+
+def _retention(scores: list[Score], reference: list[Score]) -> Estimate | None:
+    """None where either side is not graded; against itself it is 1 without an interval."""
+    problems = _common_problems([*scores, *reference])
+    if not scores or not reference or not problems:
+        return None
+    if [s.grade.id for s in scores] == [s.grade.id for s in reference]:
+        solved = any(share for score in scores for share in score.shares.values())
+        return Estimate(1.0, None, None, None, len(problems), "the reference itself") if solved else None
+    return retention(_matrix(scores, problems), _matrix(reference, problems), _confidence(scores))
+
+
+def _common_problems(scores: Iterable[Score]) -> list[str]:
+    """Problems that every score has, in order."""
+    sets = [score.shares.keys() for score in scores]
+    return [problem for problem in sets[0] if all(problem in other for other in sets)] if sets else []
+
+
+def _matrix(scores: Iterable[Score], problems: list[str]) -> list[list[float]]:
+    """Shares of correct samples, [seeds, problems]."""
+    return [[score.shares[problem] for problem in problems] for score in scores]
+
+
+def _confidence(scores: Iterable[Score]) -> float:
+    return next((s.confidence for s in scores if s.confidence), CONFIDENCE)
+
+
+def _mean_cost(cells: Iterable[Cell]) -> dict[str, float]:
+    costs = [cell.cost for cell in cells]
+    values = {word: [v for cost in costs if (v := cost.of(word)) is not None] for word in COST_UNITS}
+    return {word: sum(known) / len(known) for word, known in values.items() if known}

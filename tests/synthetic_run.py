@@ -1,0 +1,210 @@
+"""A made-up finished run directory, in the shapes of docs/design.md: what the tests of the report read."""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from essence.record.manifest import Manifest
+
+ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
+PROBLEMS = 40
+SAMPLES = 4
+STEPS = 120
+
+
+def stage_id(stage: str, *name: object) -> str:
+    return f"{stage}-{hashlib.sha256(repr(name).encode()).hexdigest()[:16]}"
+
+
+@dataclass
+class SyntheticRun:
+    """Writes plan.json and the folders of finished stages; `leave`, `fail` and `damage` then take some back."""
+
+    root: Path
+    experiment: str = "tiny"
+    lsps: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    seeds: Sequence[int] = (1, 2)
+    protocol: str = "corrected"
+    dataset: str = "sums"
+    student: str = "tiny-student"
+    teacher: str = "tiny-teacher"
+    benchmark: str = "sums-test"
+    checkpoints: Sequence[str] = ("best",)
+    spans: Sequence[str] = ("left",)
+    title: str = "The whole matrix in miniature"
+    accuracy: dict[float, float] = field(default_factory=lambda: dict(ACCURACY))
+    finished: bool = True
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def write(self) -> "SyntheticRun":
+        self.plan = {
+            "schema_version": 1, "experiment": self.experiment, "title": self.title,
+            "note": "Arithmetic with worked traces; Qwen3 architecture of under a million parameters.",
+            "cells": [], "baselines": [], "stages": {},
+        }  # fmt: skip
+        for span in self.spans:
+            for lsp in self.lsps:
+                self.plan["cells"] += [self._cell(span, lsp, seed) for seed in self.seeds]
+        for role, model, accuracy in (("student", self.student, 0.08), ("teacher", self.teacher, 0.97)):
+            evaluations = [self._evaluation(model, "model", accuracy, 7)]
+            entry = {"role": role, "model": model, "protocol": self.protocol, "evaluations": evaluations}
+            self.plan["baselines"].append(entry)
+        self.write_plan()
+        return self
+
+    def write_plan(self) -> None:
+        folder = self.root / self.experiment
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.json").write_text(json.dumps(self.plan))
+
+    def stage_of(self, cell: int, stage: str) -> str:
+        """Id of a cell's `train`, `generate` or `grade` stage."""
+        entry = self.plan["cells"][cell]
+        name: str = entry["stages"]["train"] if stage == "train" else entry["evaluations"][0][stage]
+        return name
+
+    def leave(self, *stages: str) -> None:
+        """Make stages look as if they had never been started."""
+        for name in stages:
+            folder = self.root / "stages" / name
+            for file in sorted(folder.rglob("*"), reverse=True):
+                file.rmdir() if file.is_dir() else file.unlink()
+
+    def fail(self, stage: str, message: str) -> None:
+        """Make a stage look as if it had failed."""
+        self.leave(stage)
+        (self.root / "stages" / stage / "failure.json").write_text(
+            json.dumps({"kind": "InputError", "curable": True, "message": message, "time": "2026-07-01T10:00:00+00:00"})
+        )
+
+    def damage(self, stage: str, **changes: Any) -> None:
+        """Change groups of a stage's manifest."""
+        path = self.root / "stages" / stage / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def _cell(self, span: str, lsp: float, seed: int) -> dict[str, Any]:
+        name = f"{self.dataset}/{self.teacher}_{self.student}/lsp-{lsp:.2f}/p+cot+a/{self.protocol}/seed-{seed}"
+        downloads = {role: self._download(model) for role, model in (("student", self.student), ("teacher", self.teacher))}
+        train = stage_id("train", name, span)
+        settings = {
+            "rows": {"max_row_tokens": 512, "train_rows": 2000, "validation_rows": 100, "split_seed": 42},
+            "view": {"lsp": lsp, "span": span, "sections": "p+cot+a"}, "validation_view": "full",
+            "objective": {"kd_weight": 0.5, "temperature": 1.0}, "seed": seed,
+            "optimizer": {"epochs": 2, "batch_rows": 16, "max_lr": 1e-3, "weight_decay": 0.05},
+        }  # fmt: skip
+        checks = list(validation_curve(lsp))
+        self._stage(
+            train, "train", f"train {name}", settings,
+            results={"steps": STEPS, "best_step": STEPS, "best_validation_ce": checks[-1]["ce"], "last_loss": 0.41,
+                     "validations": checks},
+            data={"train": {"rows": 2000, "tokens": int(400_000 * lsp)}, "validation": {"rows": 100, "tokens": 20_000}},
+            cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp, "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
+            metrics=[*step_metrics(lsp, seed), *({"kind": "validation", **check} for check in checks)],
+        )  # fmt: skip
+        accuracy = self.accuracy[lsp]
+        return {
+            "name": name, "dataset": self.dataset, "teacher": self.teacher, "student": self.student, "lsp": lsp,
+            "span": span, "sections": "p+cot+a", "protocol": self.protocol, "seed": seed, "train_rows": None,
+            "stages": {"tokenize": self._download(self.dataset), "train": train, **downloads},
+            "evaluations": [self._evaluation(name + span, c, accuracy, seed, lsp) for c in self.checkpoints],
+        }  # fmt: skip
+
+    def _download(self, name: str) -> str:
+        identifier = stage_id("download", name)
+        source = {"kind": "model", "name": name, "builtin": "made by the kit"}
+        self._stage(identifier, "download", f"download {name}", {"source": source}, results={})
+        return identifier
+
+    def _evaluation(self, of: str, checkpoint: str, accuracy: float, seed: int, lsp: float = 1.0) -> dict[str, Any]:
+        generate, grade = stage_id("generate", of, checkpoint), stage_id("grade", of, checkpoint)
+        total = PROBLEMS * SAMPLES
+        capped = round(total * 0.2 * (1.1 - lsp))
+        reasons = {"stop": total - capped, "length": capped}
+        lengths = {"finish_reasons": reasons, "mean_completion_tokens": 61.0 + 20 * lsp}
+        self._stage(
+            generate, "generate", f"generate with {of}", {"samples": SAMPLES, "temperature": 0.6, "top_p": 0.95},
+            results={"samples": total, "problems": PROBLEMS, **lengths},
+            cost={"wall_s": 9.0, "peak_memory_gib": 0.5, "flops": None},
+        )  # fmt: skip
+        correct = per_problem(accuracy, seed)
+        value = sum(c["correct"] for c in correct) / total
+        error = math.sqrt(max(value * (1 - value), 1e-4) / PROBLEMS)
+        results = {
+            "benchmark": self.benchmark, "metric": f"{self.benchmark} avg@{SAMPLES}", "accuracy": value,
+            "standard_error": error, "interval": [max(0.0, value - 2 * error), min(1.0, value + 2 * error)],
+            "confidence": 0.95, "method": "synthetic", "per_problem": correct,
+            "statuses": {"graded": total, "no answer": 0, "timeout": 0}, **lengths,
+        }  # fmt: skip
+        settings = {"grader": "math-verify", "timeout_s": 5.0, "confidence": 0.95}
+        self._stage(grade, "grade", f"grade {of}", settings, results=results)
+        return {"benchmark": self.benchmark, "samples": SAMPLES, "checkpoint": checkpoint, "generate": generate, "grade": grade}
+
+    def _stage(
+        self, identifier: str, stage: str, title: str, settings: dict[str, Any], results: dict[str, Any],
+        data: dict[str, Any] | None = None, cost: dict[str, Any] | None = None, metrics: Iterable[dict[str, Any]] = (),
+    ) -> None:  # fmt: skip
+        self.plan["stages"][identifier] = {"stage": stage, "title": title, "key": identifier, "inputs": {}}
+        if not self.finished:
+            return
+        folder = self.root / "stages" / identifier
+        (folder / "output").mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in metrics)
+        if text:
+            (folder / "output" / "metrics.jsonl").write_text(text)
+        (folder / "manifest.json").write_text(
+            json.dumps(manifest(identifier, stage, title, settings, results, data or {}, cost or {}))
+        )
+
+
+def per_problem(accuracy: float, seed: int) -> list[dict[str, Any]]:
+    """Correct samples of each problem: some problems are easier, and every seed finds the same ones easy."""
+    chance = random.Random(round(1000 * accuracy) + seed)
+    ease = [min(1.0, max(0.0, accuracy + 0.35 * math.sin(7.0 * index))) if accuracy else 0.0 for index in range(PROBLEMS)]
+    return [
+        {"problem": f"sum-{index:02d}", "correct": sum(chance.random() < p for _ in range(SAMPLES)), "samples": SAMPLES}
+        for index, p in enumerate(ease)
+    ]
+
+
+def step_metrics(lsp: float, seed: int) -> Iterator[dict[str, Any]]:
+    chance = random.Random(seed)
+    for step in range(1, STEPS + 1):
+        loss = 0.35 + 2.6 * math.exp(-step / 25) + 0.12 * (1 - lsp) + chance.gauss(0, 0.05)
+        yield {"kind": "step", "step": step, "lr": 1e-3, "loss": loss, "ce": loss, "kd": loss, "tokens": 900, "seconds": 0.1}
+
+
+def validation_curve(lsp: float) -> Iterator[dict[str, Any]]:
+    for step in range(STEPS // 10, STEPS + 1, STEPS // 10):
+        yield {"step": step, "ce": 0.4 + 2.2 * math.exp(-step / 28) + 0.3 * (1 - lsp)}
+
+
+def manifest(
+    identifier: str, stage: str, title: str, settings: dict[str, Any], results: dict[str, Any], data: dict[str, Any],
+    cost: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """A manifest that follows the published schema."""
+    times = {"started": "2026-07-01T10:00:00+00:00", "finished": "2026-07-01T10:01:00+00:00"}
+    gpu = dict.fromkeys(("driver", "cuda", "nccl"))
+    full_cost = {
+        "wall_s": 2.0, "cpu_s": 2.0, "gpu_hours": 0.0, "peak_memory_gib": 0.2, "peak_gpu_memory_gib": None,
+        "energy_j": None, "tokens": None, "flops": None, "flops_formula": None, "more": {}, **cost,
+    }  # fmt: skip
+    record = {
+        "schema_version": 1,
+        "identity": {"stage": stage, "key": identifier, "title": title, "status": "finished", "attempts": [], **times},
+        "code": {"version": "0.1.0", "commit": "0123abcd" * 5, "dirty": False, "diff_sha256": None, "source_sha256": "ab" * 32},
+        "image": {"engine": "local", "engine_version": None, "digest": None, "base_digest": None, "sif_sha256": None},
+        "software": {"lock_sha256": "cd" * 32, "python": "3.11.7", "platform": "Linux-6.1-x86_64", "variables": {},
+                     "packages": {"torch": "2.13.0", "transformers": "5.19.0", "numpy": "2.4.6", "math-verify": "0.5.2"}},
+        "inputs": {"stages": {}, "data": data},
+        "settings": {"resolved": settings, "executed": {}},
+        "hardware": {"host": "laptop", "cpu": "A processor of eight cores", "cpu_count": 8, "threads": 2,
+                     "memory_gib": 16.0, "gpus": [], "scheduler": {}, **gpu},
+        "seeds": {}, "results": results, "cost": full_cost, "outputs": [],
+    }  # fmt: skip
+    return Manifest.model_validate(record).model_dump(mode="json")
