@@ -29,6 +29,8 @@ export VIRTUAL_ENV=$PWD/.venv UV_NO_PROGRESS=1
 "$uv" pip sync --quiet --require-hashes "locks/$1.txt"
 if [ "${2:-}" = dev ]; then "$uv" pip install --quiet --require-hashes -r locks/dev.txt; fi
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
-# Compiled here rather than by the first command: the first `make reproduce-tiny` is timed by its reader.
+# The lock that was installed is the identity of this environment in every stage's key.
+cp "locks/$1.txt" .venv/essence-lock.txt
+if [ "${2:-}" = dev ]; then cp locks/dev.txt .venv/essence-dev.txt; else rm -f .venv/essence-dev.txt; fi
 .venv/bin/python -m compileall -q -j 0 essence
 echo "setup: .venv holds locks/$1.txt${2:+ and locks/$2.txt}; next: make reproduce-tiny"

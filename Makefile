@@ -1,0 +1,33 @@
+# Every target is one call. `make reproduce-tiny` is where to begin.
+.DEFAULT_GOAL := help
+INVOKE := .venv/bin/invoke
+LOCKED := .venv/essence-lock.txt
+export PYTHON ?= python3
+
+.PHONY: help setup setup-host test lint bench clean reproduce-%
+
+help: ## Show this list
+	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
+
+setup: $(LOCKED) ## Make .venv/ from hash-locked versions (CPU)
+
+setup-host: ## Make .venv/ with the host side only: plan, start, report, verify
+	@locks/install.sh host
+
+$(LOCKED): locks/cpu.txt locks/bootstrap.txt locks/install.sh pyproject.toml
+	@locks/install.sh cpu
+
+reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-tiny, reproduce-bespoke
+	@$(INVOKE) reproduce $*
+
+test: .venv/essence-dev.txt ## Run the tests
+	@.venv/bin/pytest --cov --cov-report=term:skip-covered
+
+lint: .venv/essence-dev.txt ## Check style and types
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+.venv/essence-dev.txt: $(LOCKED) locks/dev.txt
+	@locks/install.sh cpu dev
+
+clean: ## Remove caches and stages that no experiment needs
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info; [ ! -d runs ] || $(INVOKE) clean --yes

@@ -1,0 +1,1 @@
+"""What the tasks call: one module a command."""

@@ -1,0 +1,42 @@
+"""`invoke verify`: is everything in a run directory as its records say?"""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from essence.record.verify import Verification, verify
+from essence.store import RunDirectory
+
+GIB = 1 << 30
+
+
+def print_verification(folder: Path, experiment: str | None, as_json: bool, console: Console) -> int:
+    """0 when all is as recorded, 1 with one sentence a finding."""
+    root, name = _run_directory_of(folder, experiment)
+    verification = verify(RunDirectory(root), name)
+    if as_json:
+        sys.stdout.write(json.dumps(verification.as_json(), indent=2) + "\n")
+    else:
+        _say(verification, root, console)
+    return 1 if verification.findings else 0
+
+
+def _run_directory_of(folder: Path, experiment: str | None) -> tuple[Path, str | None]:
+    """`runs/tiny` is understood as experiment tiny in `runs`."""
+    if experiment is None and (folder / "plan.json").is_file() and (folder.parent / "stages").is_dir():
+        return folder.parent, folder.name
+    return folder, experiment
+
+
+def _say(verification: Verification, root: Path, console: Console) -> None:
+    for finding in verification.findings:
+        console.print(f"[bold red]✗[/bold red] {finding}", highlight=False, soft_wrap=True)
+    size = verification.bytes / GIB
+    console.print(
+        f"{root}: {verification.stages} stages, {verification.files} files, {size:.3f} GiB checked; "
+        f"{len(verification.findings)} findings, {len(verification.unfinished)} stages not finished",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,142 @@
+"""`invoke run`, `invoke reproduce`: check, write down what will run, run it, say how it ended."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from essence.atomic import write_atomically, write_json
+from essence.commands.selection import Selection, Words, select, whole_plan
+from essence.display import RunDisplay
+from essence.engines import ENGINES
+from essence.experiment import PROJECT
+from essence.machine import check_machine
+from essence.plan import Plan, check_pins
+from essence.record.environment import code_facts
+from essence.report.build import report_is_current, write_report
+from essence.report.table import print_results
+from essence.runner import Runner, Summary, last_lines
+from essence.store import RunDirectory, hold
+
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+LOG_LINES = 8
+
+
+def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
+    """Run the chosen cells, or with `whole` the matrix with its baselines; the exit code."""
+    selection = select(words, baselines=whole)
+    if dry_run:
+        return print_dry_run(selection, as_json, console)
+    command = f"invoke {'reproduce' if whole else 'run'} {words.typed()}".strip()
+    check_pins(selection.plan, selection.wanted, lambda identifier: selection.run_directory.stage(identifier).done)
+    check_machine(selection)
+    folder = selection.run_directory.experiment(selection.name)
+    with hold(folder, f"run directory {folder}", command):
+        summary = _run_held(selection, console)
+        _finish_report(selection, summary, console)
+    return say(selection, summary, command, console, as_json)
+
+
+def _run_held(selection: Selection, console: Console) -> Summary:
+    """Write the plan and the resolved settings, then run."""
+    code, diff = code_facts(PROJECT)
+    if code["diff_sha256"]:
+        write_atomically(selection.run_directory.code / f"{code['diff_sha256']}.diff", diff)
+    write_plan(selection.run_directory, whole_plan(selection), selection)
+    parallel = selection.loaded.experiment.resources.parallel_stages
+    done = len(selection.wanted) - len(selection.left())
+    with RunDisplay(console, selection.wanted, done, parallel) as display:
+        display.skipped([s.id for s in selection.wanted if selection.run_directory.stage(s.id).done])
+        return Runner(selection.run_directory, selection.wanted, parallel, code, display).run()
+
+
+def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) -> None:
+    """plan.json, and every setting as resolved, before anything runs."""
+    write_json(run_directory.plan(plan.loaded.name), plan.as_json())
+    resolved = {
+        "schema_version": 1,
+        "experiment": plan.loaded.experiment.model_dump(mode="json"),
+        "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
+        "engine": selection.words.engine,
+        "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
+    }
+    write_json(run_directory.resolved(plan.loaded.name), resolved)
+
+
+def _finish_report(selection: Selection, summary: Summary, console: Console) -> None:
+    """The report of what there is; not made again when nothing has changed."""
+    root, name = selection.run_directory.root, selection.name
+    graded = any(selection.run_directory.stage(s.id).done for s in selection.wanted if s.stage == "grade")
+    if graded and (summary.finished or not report_is_current(root, name)):
+        with console.status("writing the report"):
+            write_report(root, name)
+
+
+def say(selection: Selection, summary: Summary, command: str, console: Console, as_json: bool) -> int:
+    """The table, what failed and why, and the command that goes on from here."""
+    if as_json:
+        sys.stdout.write(_summary_json(selection, summary) + "\n")
+    else:
+        _say_failures(selection, summary, command, console)
+        _say_end(selection, summary, command, console)
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if summary.complete else EXIT_FAILED
+
+
+def _say_end(selection: Selection, summary: Summary, command: str, console: Console) -> None:
+    report = selection.run_directory.report(selection.name) / "report.html"
+    if report.is_file():
+        print_results(selection.run_directory.root, selection.name, console)
+    count = len(selection.wanted)
+    if summary.interrupted:
+        console.print(f"\nStopped. What is finished stays finished; to go on: [bold]{command}[/bold]")
+    elif summary.complete:
+        before = "were done before" if not summary.finished else f"are done ({len(summary.finished)} in this run)"
+        console.print(f"\n{selection.name}: all {count} stages {before}.", highlight=False)
+    if report.is_file():
+        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
+
+
+def _say_failures(selection: Selection, summary: Summary, command: str, console: Console) -> None:
+    titles = {stage.id: stage.title for stage in selection.wanted}
+    for identifier in summary.failed:
+        folder = selection.run_directory.stage(identifier)
+        console.print(f"\n[bold red]Failed:[/bold red] {titles[identifier]}", highlight=False)
+        for line in last_lines(folder.log, LOG_LINES):
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  log: {folder.log}", highlight=False, soft_wrap=True)
+    if summary.failed:
+        waiting = f"; {len(summary.blocked)} stages wait for them" if summary.blocked else ""
+        console.print(f"\n{len(summary.failed)} failed{waiting}. To try again: [bold]{command}[/bold]", highlight=False)
+
+
+def _summary_json(selection: Selection, summary: Summary) -> str:
+    import json
+
+    fields = ("done_before", "finished", "failed", "blocked", "interrupted", "complete")
+    return json.dumps({"experiment": selection.name, **{name: getattr(summary, name) for name in fields}}, indent=2)
+
+
+def print_dry_run(selection: Selection, as_json: bool, console: Console) -> int:
+    """Every command line that would be started, in order; nothing is written and nothing is checked but the input."""
+    engine = ENGINES[selection.words.engine]
+    lines: list[dict[str, Any]] = []
+    for stage in selection.left():
+        folder = selection.run_directory.stage(stage.id)
+        render: Callable[..., str] = engine.render
+        lines.append({"id": stage.id, "title": stage.title, "command": render(stage.stage, folder, stage.resources)})
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(lines, indent=2) + "\n")
+        return 0
+    for line in lines:
+        console.print(f"# {line['title']}", style="dim", highlight=False, soft_wrap=True)
+        console.print(line["command"], markup=False, highlight=False, soft_wrap=True)
+    done = len(selection.wanted) - len(lines)
+    cells = len(selection.plan.cells)
+    end = f"# {selection.name}: {cells} cells, {len(selection.wanted)} stages, {done} done, {len(lines)} would run"
+    console.print(end + f" (engine {selection.words.engine})", style="dim", highlight=False)
+    return 0

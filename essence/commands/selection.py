@@ -1,0 +1,123 @@
+"""From the words of a command line to the cells and stages that are meant."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from essence.atomic import read_json
+from essence.engines import ENGINES
+from essence.errors import ExperimentError, RecordError, nearest
+from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
+from essence.plan import ONLY, Plan, PlannedStage, make_plan
+from essence.store import RunDirectory
+
+DEFAULT_EXPERIMENT = "bespoke"
+NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What was typed; None = not given."""
+
+    experiment: str | None = None
+    lsp: str | None = None
+    dataset: str | None = None
+    pair: str | None = None
+    span: str | None = None
+    sections: str | None = None
+    protocol: str | None = None
+    seed: str | None = None
+    only: str | None = None
+    engine: str = "local"
+    pins: str | None = None
+    runs: str | None = None
+
+    def axes(self) -> dict[str, Any]:
+        """Axis -> value, numbers as numbers."""
+        given = {
+            axis: getattr(self, axis) for axis in ("dataset", "pair", "lsp", "span", "sections", "protocol", "seed")
+        }
+        return {axis: _number(axis, value) for axis, value in given.items() if value is not None}
+
+    def typed(self) -> str:
+        """The options as they were typed, to be repeated in a message."""
+        names = (
+            "experiment",
+            *("dataset", "pair", "lsp", "span", "sections", "protocol", "seed"),
+            "only",
+            "pins",
+            "runs",
+        )
+        given = [f"--{name} {value}" for name in names if (value := getattr(self, name)) is not None]
+        return " ".join([*given, *([f"--engine {self.engine}"] if self.engine != "local" else [])])
+
+
+def _number(axis: str, value: str) -> Any:
+    if axis not in NUMBERS:
+        return value
+    try:
+        return NUMBERS[axis](value)
+    except ValueError:
+        wanted = "a number greater than 0 and at most 1" if axis == "lsp" else "an integer"
+        raise ExperimentError(f"--{axis} {value}: must be {wanted}") from None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen cells with their plan, and where it runs."""
+
+    words: Words
+    run_directory: RunDirectory
+    loaded: LoadedExperiment
+    plan: Plan
+    wanted: list[PlannedStage]
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    def left(self) -> list[PlannedStage]:
+        return [stage for stage in self.wanted if not self.run_directory.stage(stage.id).done]
+
+
+def run_directory(runs: str | None) -> RunDirectory:
+    """The run directory: `--runs`, or `runs/` beside the experiments."""
+    return RunDirectory(Path(runs).expanduser().resolve() if runs else PROJECT / "runs")
+
+
+def select(words: Words, baselines: bool) -> Selection:
+    """Load the experiment and plan the cells that the words ask for."""
+    if words.engine not in ENGINES:
+        raise ExperimentError(
+            f"--engine {words.engine}: unknown engine{nearest(words.engine, ENGINES)} (known: {', '.join(ENGINES)})"
+        )
+    if words.only is not None and words.only not in ONLY:
+        raise ExperimentError(
+            f"--only {words.only}: unknown stage{nearest(words.only, ONLY)} (known: {', '.join(ONLY)})"
+        )
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
+    axes = words.axes()
+    cells = choose(loaded, axes) if axes else loaded.cells()
+    plan = make_plan(loaded, cells, ENGINES[words.engine].environment, baselines)
+    return Selection(words, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
+
+
+def whole_plan(selection: Selection) -> Plan:
+    """The plan that is written down: the whole matrix, the chosen cells, and cells chosen in earlier runs."""
+    cells = {cell.name: cell for cell in selection.loaded.cells()}
+    cells.update({plan.cell.name: plan.cell for plan in selection.plan.cells})
+    for cell in _earlier_cells(selection):
+        cells.setdefault(cell.name, cell)
+    environment = ENGINES[selection.words.engine].environment
+    return make_plan(selection.loaded, list(cells.values()), environment, baselines=True)
+
+
+def _earlier_cells(selection: Selection) -> list[Cell]:
+    try:
+        plan = read_json(selection.run_directory.plan(selection.name))
+    except RecordError:
+        return []
+    names = Cell.__dataclass_fields__
+    cells = [Cell(**{name: entry[name] for name in names}) for entry in plan["cells"]]
+    known = selection.loaded.experiment.data.keys()
+    return [cell for cell in cells if cell.dataset in known]

@@ -1,0 +1,212 @@
+"""The commands: truncate, train, evaluate, record, compare. `invoke --help TASK` explains one.
+
+Thin on purpose: a task turns words into a call of `essence.commands` and an exit code. Everything is imported inside
+the tasks, so that `invoke --list` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from invoke import Context, Exit, task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_CURABLE = 2
+CHOICE = {
+    "experiment": "name of an experiment in experiments/, or a path to a TOML file",
+    "lsp": "lead-span proportion, 0 < p <= 1",
+    "dataset": "data set by short name",
+    "pair": "teacher_student, as in qwen3-8b_qwen3-4b-base",
+    "span": "left, middle or right",
+    "sections": "a, p+a, cot, cot+a, p+cot or p+cot+a",
+    "protocol": "released or corrected",
+    "seed": "seed of the cell",
+    "only": "stop after these stages: download, tokenize, train, generate, grade or evaluate",
+    "engine": "what runs the stages: local",
+    "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",
+    "runs": "run directory (default: runs/)",
+    "dry_run": "print every command line that would be started, and start none",
+    "json": "print JSON for machines",
+}
+
+
+def _help(*names: str) -> dict[str, str]:
+    return {name: CHOICE[name] for name in names}
+
+
+MATRIX_WORDS = (
+    "experiment",
+    "lsp",
+    "dataset",
+    "pair",
+    "span",
+    "sections",
+    "protocol",
+    "seed",
+    "engine",
+    "pins",
+    "runs",
+    "json",
+)
+
+
+@contextmanager
+def _console() -> Iterator["Console"]:
+    """A console for messages; failures that the user can cure become one sentence and exit code 2."""
+    from rich.console import Console
+
+    from essence.errors import KitError
+
+    try:
+        yield Console(stderr="--json" in sys.argv)
+    except KitError as error:
+        raise Exit(str(error), code=EXIT_CURABLE) from None
+    except KeyboardInterrupt:
+        raise Exit("stopped", code=130) from None
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end(code: int) -> None:
+    if code:
+        raise Exit(code=code)
+
+
+@task(help=CHOICE, auto_shortflags=False)
+def run(
+    _,
+    experiment=None,
+    lsp=None,
+    dataset=None,
+    pair=None,
+    span=None,
+    sections=None,
+    protocol=None,
+    seed=None,
+    only=None,
+    engine="local",
+    pins=None,
+    runs=None,
+    dry_run=False,
+    json=False,
+):  # type: ignore[no-untyped-def]
+    """Run chosen cells of an experiment (default: bespoke), as in: invoke run --lsp 0.5"""
+    from essence.commands.run import run as start
+    from essence.commands.selection import Words
+
+    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, pins, runs)
+    with _console() as console:
+        _end(start(words, whole=False, dry_run=dry_run, as_json=json, console=console))
+
+
+@task(
+    auto_shortflags=False,
+    positional=["name"],
+    help={"name": CHOICE["experiment"], **_help("only", "engine", "pins", "runs", "dry_run", "json")},
+)
+def reproduce(_, name, only=None, engine="local", pins=None, runs=None, dry_run=False, json=False):  # type: ignore[no-untyped-def]
+    """Run the whole matrix of an experiment with its baselines and write the report."""
+    from essence.commands.run import run as start
+    from essence.commands.selection import Words
+
+    words = Words(experiment=name, only=only, engine=engine, pins=pins, runs=runs)
+    with _console() as console:
+        _end(start(words, whole=True, dry_run=dry_run, as_json=json, console=console))
+
+
+@task(help=_help(*MATRIX_WORDS), auto_shortflags=False)
+def plan(
+    _,
+    experiment=None,
+    lsp=None,
+    dataset=None,
+    pair=None,
+    span=None,
+    sections=None,
+    protocol=None,
+    seed=None,
+    engine="local",
+    pins=None,
+    runs=None,
+    json=False,
+):  # type: ignore[no-untyped-def]
+    """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
+    from essence.commands.plan import print_plan
+    from essence.commands.selection import Words
+
+    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, None, engine, pins, runs)
+    with _console() as console:
+        _end(print_plan(words, json, console))
+
+
+@task(help=_help("experiment", "runs", "json"), auto_shortflags=False)
+def status(_, experiment="tiny", runs=None, json=False):  # type: ignore[no-untyped-def]
+    """Show how far each cell is; also while it runs, from another terminal."""
+    from essence.commands.selection import run_directory
+    from essence.commands.status import print_status
+
+    with _console() as console:
+        _end(print_status(run_directory(runs), experiment, json, console))
+
+
+@task(help=_help("experiment", "runs", "json"), auto_shortflags=False)
+def report(_, experiment="tiny", runs=None, json=False):  # type: ignore[no-untyped-def]
+    """Write the report of what is there: table, figures, report.md, report.html."""
+    from essence.commands.report import print_report
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        _end(print_report(run_directory(runs), experiment, json, console))
+
+
+@task(
+    auto_shortflags=False,
+    positional=["folder"],
+    help={"folder": "run directory, or one experiment in it (default: runs/)", "json": CHOICE["json"]},
+)
+def verify(_, folder=None, json=False):  # type: ignore[no-untyped-def]
+    """Recompute every hash of a run directory and say which file differs."""
+    from pathlib import Path
+
+    from essence.commands.check import print_verification
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        place = Path(folder).resolve() if folder else run_directory(None).root
+        _end(print_verification(place, None, json, console))
+
+
+@task(
+    auto_shortflags=False,
+    help={"experiment": "remove this experiment too", "runs": CHOICE["runs"], "yes": "really remove"},
+)
+def clean(_, experiment=None, runs=None, yes=False):  # type: ignore[no-untyped-def]
+    """Remove stages that no experiment needs any more, or one experiment."""
+    from essence.commands.clean import clean as remove
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        _end(remove(run_directory(runs), experiment, yes, console))
+
+
+@task
+def pin(_: Context) -> None:
+    """Look up the commits that are still empty in experiments/pins.toml (needs network)."""
+    from essence.commands.pin import pin as fill
+
+    with _console() as console:
+        _end(fill(console))
+
+
+@task(auto_shortflags=False, help={"upgrade": "take newer versions where pyproject.toml allows them"})
+def lock(_, upgrade=False):  # type: ignore[no-untyped-def]
+    """Make the hash-locked versions in locks/ anew from pyproject.toml (needs network)."""
+    from essence.commands.lock import lock as write
+
+    with _console() as console:
+        _end(write(upgrade, console))
