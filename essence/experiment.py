@@ -18,12 +18,15 @@ from essence.pins import Catalogue, anchor_paths, find_pin, read_catalogue, read
 from essence.protocol import PROTOCOLS
 from essence.settings import (
     LSP,
+    GradingSettings,
+    LoopSettings,
     ObjectiveSettings,
     OptimizerSettings,
     ProtocolName,
     Record,
     Resources,
     RowsSettings,
+    SamplingSettings,
     Sections,
     Span,
     TrainSettings,
@@ -70,51 +73,26 @@ class DataSection(Record):
     note: str = ""
 
 
-class TrainingSection(Record):
-    """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py)."""
+class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings):
+    """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py).
 
-    kd_weight: float
-    temperature: float
-    epochs: int
-    batch_rows: Annotated[int, Field(gt=0)]
-    """Effective batch as stated, accumulation included."""
+    `batch_rows` is the effective batch as stated, accumulation included.
+    """
+
     gradient_accumulation: Annotated[int, Field(gt=0)]
     """The part of `batch_rows` that is accumulation; protocol `released` leaves it out (trap 1)."""
-    max_lr: float
-    weight_decay: float
-    adam_beta2: float
-    adam_epsilon: float
-    gradient_clip_norm: float
-    warmup_share: float
-    start_divisor: float
-    end_divisor: float
-    beta1_low: float
-    beta1_high: float
-    validations_per_epoch: int
-    compute_dtype: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool
-    pad_to_multiple: int
 
 
-class EvaluationSection(Record):
+class EvaluationSection(SamplingSettings):
     """Benchmarks and sampling."""
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
     baselines: list[Literal["student", "teacher"]]
     """Models that are evaluated as they come, beside the trained ones."""
-    samples: Annotated[int, Field(gt=0)]
     problems: Annotated[int, Field(gt=0)] | None = None
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    max_model_tokens: int
-    dtype: Literal["float32", "bfloat16"]
+    """Take only the first so many problems of each benchmark."""
     seed: SeedRule
-    batch_sequences: int
-    grader: Literal["math-verify"]
-    grading_timeout_s: float
-    confidence: float
-    expected_tokens: int
+    expected_tokens: Annotated[int, Field(gt=0)]
     """Tokens a completion is expected to have; for estimates only."""
 
 
@@ -135,6 +113,7 @@ class Experiment(Record):
     data: dict[str, DataSection]
     training: TrainingSection
     evaluation: EvaluationSection
+    grading: GradingSettings
     resources: ResourcesSection
 
     @field_validator("axes")
@@ -315,7 +294,6 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
     batch_rows = training.batch_rows
     if not protocol.applies_gradient_accumulation:
         batch_rows = max(1, batch_rows // training.gradient_accumulation)
-    optimizer = {key: getattr(training, key) for key in OptimizerSettings.model_fields if key != "batch_rows"}
     return TrainSettings(
         rows=RowsSettings(
             max_row_tokens=data.max_row_tokens,
@@ -332,14 +310,16 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
             keep_context=protocol.keep_context,
         ),
         validation_view=protocol.validation_view,
-        objective=ObjectiveSettings(kd_weight=training.kd_weight, temperature=training.temperature),
-        optimizer=OptimizerSettings(batch_rows=batch_rows, **optimizer),
-        validations_per_epoch=training.validations_per_epoch,
-        compute_dtype=training.compute_dtype,
-        activation_checkpointing=training.activation_checkpointing,
-        pad_to_multiple=training.pad_to_multiple,
+        objective=ObjectiveSettings(**part(training, ObjectiveSettings)),
+        optimizer=OptimizerSettings(**{**part(training, OptimizerSettings), "batch_rows": batch_rows}),
+        **part(training, LoopSettings),
         seed=cell.seed,
     )
+
+
+def part(section: Record, record: type[Record]) -> dict[str, Any]:
+    """The fields of a TOML section that a record of the settings has too."""
+    return {name: getattr(section, name) for name in record.model_fields}
 
 
 def resolve_seed(rule: int | str, cell_seed: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from essence.errors import PinError
-from essence.experiment import Cell, LoadedExperiment, resolve_seed, train_settings
+from essence.experiment import Cell, LoadedExperiment, part, resolve_seed, train_settings
 from essence.pins import find_pin, missing, to_source
 from essence.protocol import PROTOCOLS
 from essence.record.canonical import canonical_json, sha256_text
@@ -17,9 +17,11 @@ from essence.settings import (
     DownloadSettings,
     GenerateSettings,
     GradeSettings,
+    GradingSettings,
     ProtocolName,
     Record,
     Resources,
+    SamplingSettings,
     StageName,
     TokenizeSettings,
 )
@@ -174,7 +176,7 @@ class _Planner:
         identifier = stage_id(stage, key)
         if identifier not in self.stages:
             section = self.loaded.experiment.resources
-            resources = Resources(**{name: getattr(section, name) for name in Resources.model_fields})
+            resources = Resources(**part(section, Resources))
             if stage not in ("train", "generate"):
                 resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
             self.stages[identifier] = PlannedStage(
@@ -232,30 +234,22 @@ class _Planner:
             prompt=pin.prompt,
             problems=section.problems,
         )
-        shared = {key: getattr(section, key) for key in GenerateSettings.model_fields if hasattr(section, key)}
         generate = self.add(
             "generate",
             f"generate {benchmark} avg@{section.samples} with {of} ({folder})",
             GenerateSettings(
-                **{
-                    **shared,
-                    "benchmark": asked,
-                    "model_folder": folder,
-                    "seed": resolve_seed(section.seed, seed),
-                    "stop_at_turn_end": PROTOCOLS[protocol].stop_at_turn_end,
-                }
+                benchmark=asked,
+                model_folder=folder,
+                stop_at_turn_end=PROTOCOLS[protocol].stop_at_turn_end,
+                seed=resolve_seed(section.seed, seed),
+                **part(section, SamplingSettings),
             ),
             {"model": model, "problems": problems},
         )
         grade = self.add(
             "grade",
             f"grade {benchmark} avg@{section.samples} of {of} ({folder})",
-            GradeSettings(
-                benchmark=asked,
-                grader=section.grader,
-                timeout_s=section.grading_timeout_s,
-                confidence=section.confidence,
-            ),
+            GradeSettings(benchmark=asked, **part(self.loaded.experiment.grading, GradingSettings)),
             {"samples": generate, "problems": problems},
         )
         return EvaluationPlan(benchmark, section.samples, folder, generate, grade)

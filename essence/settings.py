@@ -121,7 +121,16 @@ class OptimizerSettings(Record):
     """OneCycleLR cycles beta1 from high to low and back (trap 13)."""
 
 
-class TrainSettings(Record):
+class LoopSettings(Record):
+    """How the training loop runs."""
+
+    validations_per_epoch: Annotated[int, Field(gt=0)]
+    compute_dtype: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool
+    pad_to_multiple: Annotated[int, Field(gt=0)]
+
+
+class TrainSettings(LoopSettings):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
     rows: RowsSettings
@@ -130,10 +139,6 @@ class TrainSettings(Record):
     """Released: validation rows are truncated like the training rows (trap 8)."""
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
-    validations_per_epoch: Annotated[int, Field(gt=0)]
-    compute_dtype: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool
-    pad_to_multiple: Annotated[int, Field(gt=0)]
     seed: Annotated[int, Field(ge=0)]
 
 
@@ -149,12 +154,9 @@ class BenchmarkSettings(Record):
     """Take only the first so many problems; None = all."""
 
 
-class GenerateSettings(Record):
-    """Sample completions of every problem of one benchmark from one model."""
+class SamplingSettings(Record):
+    """How completions are sampled."""
 
-    benchmark: BenchmarkSettings
-    model_folder: Literal["model", "best", "last"]
-    """Folder of the model in the input's output: `model` of a download, `best` or `last` of a training."""
     samples: Annotated[int, Field(gt=0)]
     temperature: Annotated[float, Field(ge=0.0)]
     """0 = greedy."""
@@ -162,22 +164,36 @@ class GenerateSettings(Record):
     max_new_tokens: Annotated[int, Field(gt=0)]
     max_model_tokens: Annotated[int, Field(gt=0)]
     """Prompt and completion together."""
-    stop_at_turn_end: bool
-    """Corrected: `<|im_end|>` stops generation beside the model's own eos (trap 6)."""
     dtype: Literal["float32", "bfloat16"]
-    seed: Annotated[int, Field(ge=0)]
     batch_sequences: Annotated[int, Field(gt=0)]
     """Sequences decoded together; part of the result, since rounding depends on the batch."""
 
 
-class GradeSettings(Record):
-    """Grade the samples of one generate stage."""
+class GenerateSettings(SamplingSettings):
+    """Sample completions of every problem of one benchmark from one model."""
 
     benchmark: BenchmarkSettings
+    model_folder: Literal["model", "best", "last"]
+    """Folder of the model in the input's output: `model` of a download, `best` or `last` of a training."""
+    stop_at_turn_end: bool
+    """Corrected: `<|im_end|>` stops generation beside the model's own eos (trap 6)."""
+    seed: Annotated[int, Field(ge=0)]
+
+
+class GradingSettings(Record):
+    """How completions are graded."""
+
     grader: Literal["math-verify"]
     timeout_s: Annotated[float, Field(gt=0.0)]
     """Longest time one completion may take before it is recorded as a grading timeout."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Of the intervals."""
+
+
+class GradeSettings(GradingSettings):
+    """Grade the samples of one generate stage."""
+
+    benchmark: BenchmarkSettings
 
 
 class Resources(Record):
