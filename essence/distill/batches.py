@@ -14,9 +14,9 @@ from essence.distill.sequence import Example
 class Batch:
     """Some rows as one right-padded matrix.
 
-    No attention mask: attention is causal, so no token sees the padding behind it and the padding's own states are never
-    used. The released code pads on the left instead, which moves a row's positions as a whole; rotary embeddings depend
-    on distances only, so both compute the same function.
+    No attention mask: attention is causal, so no token sees the padding behind it, and the padding's own states are
+    never used. The released code pads on the left instead, which moves a row's positions as a whole; rotary embeddings
+    depend on distances only, so both compute the same function.
     """
 
     input_ids: Tensor
@@ -52,8 +52,9 @@ class Batch:
 def logits_at(model: nn.Module, batch: Batch) -> Tensor:
     """Logits that predict the batch's labels, shape (N, vocabulary).
 
-    The head is applied to the states that predict a label and to no other, which changes no value: it acts on each state
-    by itself. `model` is a causal language model of transformers with a linear head (`essence/distill/models.py`).
+    The head is applied to the states that predict a label and to no other, which changes no value: it acts on each
+    state by itself. `model` is a causal language model of transformers with a linear head, as
+    `essence/distill/models.py` loads it.
     """
     states = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
     predicting = states.reshape(-1, states.shape[-1]).index_select(0, batch.predictors)

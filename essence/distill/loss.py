@@ -2,8 +2,8 @@
 
 Source: "Distilling the Essence", training objective `(1 - w) * CE + w * KD`. CE is the cross-entropy of the row's own
 tokens; KD is the teacher's, `-sum_v p_teacher(v) log p_student(v)`: forward KL without the teacher's entropy, which has
-the gradient of KL(teacher || student) and another value. Both are a mean over the supervised tokens of a row, then a mean
-over rows, so every row weighs the same whatever its length.
+the gradient of KL(teacher || student) and another value. Both are a mean over the supervised tokens of a row, then a
+mean over rows, so every row weighs the same whatever its length.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
-"""The one-cycle schedule in closed form: a step's learning rate and beta1 follow from its number alone.
+"""What happens at which step, from the step's number alone: learning rate, beta1, validation.
 
-Having no state, it needs nothing in a checkpoint. It equals `torch.optim.lr_scheduler.OneCycleLR` with cosine annealing
-and its default momentum cycling (trap 13), whose optimiser step `s` uses the values set for `step_num = s`.
+Having no state, a schedule needs nothing in a checkpoint. `one_cycle` equals `torch.optim.lr_scheduler.OneCycleLR`
+with cosine annealing and momentum cycling (trap 13), whose optimiser step `s` uses the values of `step_num = s`.
 """
 
 import math
@@ -40,3 +40,14 @@ def one_cycle(step: int, total_steps: int, settings: OptimizerSettings) -> Cycle
 
 def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
+
+
+def steps_per_epoch(rows: int, batch_rows: int) -> int:
+    """Optimiser steps that `rows` make; the last one may have fewer than `batch_rows`."""
+    return -(-rows // batch_rows)
+
+
+def validation_steps(epoch_steps: int, epochs: int, per_epoch: int) -> frozenset[int]:
+    """Numbers of finished steps after which to validate: `per_epoch` times, evenly, the last at the epoch's end."""
+    within = {epoch_steps * k // per_epoch for k in range(1, per_epoch + 1)} - {0}
+    return frozenset(epoch * epoch_steps + step for epoch in range(epochs) for step in within)

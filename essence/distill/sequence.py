@@ -164,9 +164,9 @@ def select_rows(lengths: ArrayLike, settings: RowsSettings) -> Selection:
     wanted = settings.train_rows + settings.validation_rows
     if kept.size < wanted:
         raise InputError(
-            f"{kept.size} rows have under {settings.max_row_tokens} tokens, but train_rows = {settings.train_rows} and "
-            f"validation_rows = {settings.validation_rows} need {wanted}: lower train_rows or validation_rows, or raise "
-            "max_row_tokens"
+            f"{kept.size} rows have under max_row_tokens = {settings.max_row_tokens} tokens, but train_rows = "
+            f"{settings.train_rows} and validation_rows = {settings.validation_rows} need {wanted}: lower train_rows "
+            "or validation_rows, or raise max_row_tokens"
         )
     order = kept[np.random.default_rng(settings.split_seed).permutation(kept.size)]
     return Selection(order[settings.validation_rows : wanted], order[: settings.validation_rows])
@@ -181,6 +181,6 @@ def fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(np.array([example.input_ids.size], dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(example.input_ids, dtype="<i4"))
-        digest.update(np.ascontiguousarray(example.supervised).view(np.uint8))
+        digest.update(example.input_ids.astype("<i4", copy=False).tobytes())
+        digest.update(example.supervised.tobytes())
     return digest.hexdigest()

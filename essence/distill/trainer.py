@@ -11,14 +11,12 @@ metrics.jsonl              {"kind": "step", ...} and {"kind": "validation", ...}
 ```
 """
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +24,12 @@ from torch import Tensor, nn
 from essence.distill import checkpoint
 from essence.distill.batches import Batch, logits_at
 from essence.distill.loss import cross_entropy_of_rows, objective
-from essence.distill.schedule import one_cycle
+from essence.distill.metrics import MetricsLog
+from essence.distill.schedule import one_cycle, steps_per_epoch, validation_steps
 from essence.distill.sequence import Example
 from essence.errors import KitError
 from essence.settings import Resources, TrainSettings
-from essence.stages.context import Progress, StopRequest, write_atomically
+from essence.stages.context import Progress, StopRequest
 
 
 class DivergedError(KitError):
@@ -101,22 +100,9 @@ def train(
     """
     run = _Run(student, teacher, train_examples, validation_examples, settings, resources, work)
     run.restore()
-    try:
+    with run.metrics:
         run.go(progress, stop, phase)
-    finally:
-        run.metrics.close()
     return run.result()
-
-
-def steps_per_epoch(rows: int, batch_rows: int) -> int:
-    """Optimiser steps that `rows` make; the last one may have fewer than `batch_rows`."""
-    return -(-rows // batch_rows)
-
-
-def validation_steps(epoch_steps: int, epochs: int, per_epoch: int) -> frozenset[int]:
-    """Numbers of finished steps after which to validate: `per_epoch` times, evenly, the last at the epoch's end."""
-    within = {epoch_steps * k // per_epoch for k in range(1, per_epoch + 1)} - {0}
-    return frozenset(epoch * epoch_steps + step for epoch in range(epochs) for step in within)
 
 
 class _Run:
@@ -154,7 +140,7 @@ class _Run:
         )
         self.state = State()
         work.mkdir(parents=True, exist_ok=True)
-        self.metrics: TextIO = (work / "metrics.jsonl").open("a", encoding="utf-8")
+        self.metrics = MetricsLog(work / "metrics.jsonl")
         self.checkpointed_at = time.monotonic()
         self._prepare_models()
 
@@ -173,10 +159,7 @@ class _Run:
         if found:
             checkpoint.restore_training(self.student, self.optimizer, found)
             self.state = State(**found.state)
-        self.metrics.close()
-        path = self.work / "metrics.jsonl"
-        write_atomically(path, "".join(_lines_until(path, self.state.step)))
-        self.metrics = path.open("a", encoding="utf-8")
+        self.metrics.cut_after(self.state.step)
 
     def go(self, progress: Progress, stop: StopRequest, phase: str) -> None:
         """Train from the current step to the last."""
@@ -201,8 +184,8 @@ class _Run:
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.optimizer.gradient_clip_norm).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
-                f"step {self.state.step + 1} of {self.total_steps}: loss {loss}, gradient norm {norm}, on the data set's "
-                f"rows {[row.row for row in rows]}: look at these rows, or lower max_lr"
+                f"step {self.state.step + 1} of {self.total_steps}: loss {loss}, gradient norm {norm}, on rows "
+                f"{[row.row for row in rows]} of the data set: look at these rows, or lower max_lr"
             )
         self.optimizer.step()
         tokens, seconds = sum(row.input_ids.size for row in rows), time.perf_counter() - started
@@ -210,7 +193,7 @@ class _Run:
         self.state.last_loss = loss
         self.state.tokens += tokens
         self.state.seconds += seconds
-        self._record(
+        self.metrics.write(
             kind="step",
             step=self.state.step,
             lr=point.lr,
@@ -235,14 +218,16 @@ class _Run:
         losses = objective(
             student_logits, teacher_logits, batch.labels, batch.weights / rows_of_step, self.settings.objective
         )
-        losses.loss.backward()
+        losses.loss.backward()  # type: ignore[no-untyped-call]
         return torch.stack([losses.loss.detach(), losses.ce, losses.kd])
 
     def _validate(self) -> None:
         """CE of the validation rows; keep the weights where it is the lowest so far."""
         ce = self.validation_ce()
+        if not math.isfinite(ce):
+            raise DivergedError(f"validation after step {self.state.step}: CE is {ce}: lower max_lr")
         self.state.validations.append({"step": self.state.step, "ce": ce})
-        self._record(kind="validation", step=self.state.step, ce=ce)
+        self.metrics.write(kind="validation", step=self.state.step, ce=ce)
         if self.state.best_ce is None or ce < self.state.best_ce:
             self.state.best_step, self.state.best_ce = self.state.step, ce
             checkpoint.save_weights(self._best_path(self.state.step), self.student)
@@ -260,8 +245,7 @@ class _Run:
         return total / len(self.validation_rows)
 
     def _checkpoint(self) -> None:
-        self.metrics.flush()
-        os.fsync(self.metrics.fileno())  # lines up to this step are on disk before the checkpoint is
+        self.metrics.flush_to_disk()  # so that a checkpoint never knows more steps than the metrics do
         tensors = checkpoint.training_tensors(self.student, self.optimizer)
         checkpoint.write(self.work / "checkpoints", self.state.step, tensors, asdict(self.state))
         self._remove_old_best()
@@ -289,10 +273,6 @@ class _Run:
         bfloat16 = self.settings.compute_dtype == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
-    def _record(self, **values: object) -> None:
-        self.metrics.write(json.dumps(values) + "\n")
-        self.metrics.flush()
-
     def result(self) -> TrainResult:
         state = self.state
         return TrainResult(
@@ -304,20 +284,5 @@ class _Run:
             tokens=state.tokens,
             seconds=state.seconds,
             best_weights=None if state.best_step is None else self._best_path(state.best_step),
-            metrics=self.work / "metrics.jsonl",
+            metrics=self.metrics.path,
         )
-
-
-def _lines_until(path: Path, step: int) -> Iterator[str]:
-    """Lines of a metrics file up to a step; stops at a line that a kill left unfinished."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                recorded = json.loads(line)["step"]
-            except ValueError:
-                return
-            if recorded > step or not line.endswith("\n"):
-                return
-            yield line

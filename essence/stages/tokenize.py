@@ -1,0 +1,125 @@
+"""Render every row of a data set with the tokenizer's own chat template, tokenise it once, and note where thought is.
+
+Spans, sections and the length filter are views on the result (`essence/distill/sequence.py`), so this is done once for
+a data set and a tokenizer, whatever the number of cells. Rows that give no conversation are counted by reason. It takes
+minutes and is redone after a kill; the result is the same.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from essence.distill.models import load_tokenizer, think_token_ids
+from essence.distill.rows import READERS, Exchange, Rejections, count_rows, has_solution_marker, read_rows
+from essence.distill.sequence import Tokens
+from essence.distill.tokens import TokenRow, TokenWriter
+from essence.errors import InputError
+from essence.record.canonical import sha256_text
+from essence.settings import RowFormat, TokenizeSettings
+from essence.stages.context import StageContext, StageOutcome
+
+BATCH_ROWS = 256
+Numbered = tuple[int, Exchange]
+
+
+def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
+    """Write `tokens.arrow` from the inputs `rows` (its folder `rows/`) and `tokenizer` (its folder `model/`).
+
+    Raises:
+        InputError: no rows, no usable row, a damaged file, no chat template, no think tokens.
+        Stopped: asked for; nothing is kept.
+    """
+    os.environ["RAYON_NUM_THREADS"] = str(context.resources.threads)  # read by the tokenizer at its first batch
+    rows, model = context.inputs["rows"] / "rows", context.inputs["tokenizer"] / "model"
+    renderer = Renderer(model, settings.keep_generation_header)
+    rejections, markers, tokens, kept = Rejections(), Counter[str](), 0, 0
+    total = count_rows(rows)
+    accepted = accept(rows, settings.format, rejections)
+    with TokenWriter(context.partial / "tokens.arrow") as writer:
+        while batch := list(islice(accepted, BATCH_ROWS)):
+            rendered = renderer.tokenise(batch)
+            writer.write(rendered)
+            markers.update(count_markers(batch, rendered))
+            tokens, kept = tokens + sum(row.input_ids.size for row in rendered), kept + len(rendered)
+            context.progress.update("tokenize", kept + rejections.count, total, "rows")
+            context.stop.check()
+        if kept == 0:
+            raise InputError(f"{rows}: none of {total} rows can be used: {rejections.as_dict()}")
+    return StageOutcome(
+        results={
+            "rows_read": kept + rejections.count,
+            "rows_kept": kept,
+            "tokens": tokens,
+            "rejections": rejections.as_dict(),
+        },
+        data={"tokens_sha256": writer.sha256},
+        executed={"template_sha256": renderer.template_sha256, **{name: markers[name] for name in MARKER_COUNTS}},
+        cost={"tokens": tokens},
+    )
+
+
+def accept(rows: Path, row_format: RowFormat, rejections: Rejections) -> Iterator[Numbered]:
+    """Position and texts of each usable row; the others are added to `rejections`."""
+    reader = READERS[row_format]
+    for position, row in enumerate(read_rows(rows)):
+        outcome = reader(row)
+        if isinstance(outcome, Exchange):
+            yield position, outcome
+        else:
+            rejections.add(outcome, position, row)
+
+
+class Renderer:
+    """A tokenizer with its chat template."""
+
+    def __init__(self, model: Path, keep_generation_header: bool) -> None:
+        """Load the tokenizer of a model folder; InputError when it lacks a chat template or the think tokens."""
+        self._tokenizer: Any = load_tokenizer(model)
+        self._think_start, self._think_end = think_token_ids(self._tokenizer, model)
+        self._keep_generation_header = keep_generation_header
+        if not isinstance(self._tokenizer.chat_template, str):
+            raise InputError(f"{model}: the tokenizer has no chat template: use a model that has one")
+        self.template_sha256 = sha256_text(self._tokenizer.chat_template)
+
+    def tokenise(self, batch: list[Numbered]) -> list[TokenRow]:
+        """Whole rendered rows, never truncated."""
+        texts = [self.render(exchange) for _, exchange in batch]
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [
+            self._row(position, np.array(ids, dtype=np.int32))
+            for (position, _), ids in zip(batch, encoded["input_ids"], strict=True)
+        ]
+
+    def render(self, exchange: Exchange) -> str:
+        """The row's text, as released: user and assistant turn, then, where kept, the stray header of trap 5."""
+        turns = [{"role": "user", "content": exchange.user}, {"role": "assistant", "content": exchange.assistant}]
+        text: str = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=self._keep_generation_header, enable_thinking=True
+        )
+        return text
+
+    def _row(self, position: int, input_ids: Tokens) -> TokenRow:
+        return TokenRow(position, input_ids, _first(input_ids, self._think_start), _first(input_ids, self._think_end))
+
+
+MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end", "rows_with_solution_marker_left")
+
+
+def count_markers(batch: list[Numbered], rendered: list[TokenRow]) -> Counter[str]:
+    """How many rows lack a think token after rendering, or keep a solution marker that exact replacement missed."""
+    counts = (
+        sum(row.think_start < 0 for row in rendered),
+        sum(row.think_end < 0 for row in rendered),
+        sum(has_solution_marker(exchange.assistant) for _, exchange in batch),
+    )
+    return Counter(dict(zip(MARKER_COUNTS, counts, strict=True)))
+
+
+def _first(input_ids: Tokens, token: int) -> int:
+    found = np.flatnonzero(input_ids == token)
+    return int(found[0]) if found.size else -1

@@ -1,0 +1,190 @@
+"""Distil a teacher into a student on one view of a tokenised data set.
+
+Writes `best/` (lowest validation CE) and `last/`, both Hugging Face folders, and `metrics.jsonl`. All that can be wrong
+with the inputs is looked for before the first step.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from essence.distill import cost
+from essence.distill.checkpoint import load_weights
+from essence.distill.models import (
+    check_model_files,
+    check_pair,
+    load_model,
+    load_tokenizer,
+    save_model,
+    think_token_ids,
+)
+from essence.distill.sequence import Examples, fingerprint, select_rows
+from essence.distill.tokens import TokenTable
+from essence.distill.trainer import TrainResult, train
+from essence.errors import InputError, MachineError
+from essence.settings import Resources, TrainSettings, ViewSettings
+from essence.stages.context import StageContext, StageOutcome
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
+    """Train on the inputs `tokens` (`tokens.arrow`), `student` and `teacher` (their folders `model/`).
+
+    Raises:
+        InputError: teacher and student do not fit together, a file is damaged, too few rows, no think tokens.
+        MachineError: a GPU is asked for and there is none.
+        DivergedError: loss or gradient is no longer finite.
+        Stopped: asked for; a checkpoint is in `scratch/`.
+    """
+    student_folder = context.inputs["student"] / "model"
+    teacher_folder = context.inputs["teacher"] / "model" if settings.objective.kd_weight > 0.0 else None
+    device = prepare_device(context.resources)
+    tokenizer = load_tokenizer(student_folder)
+    think_token_ids(tokenizer, student_folder)
+    if teacher_folder:
+        check_pair(student_folder, teacher_folder)
+    eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    training, validation = select_examples(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
+    student_config = check_model_files(student_folder)
+    check_token_ids(training, validation, student_config["vocab_size"])
+    student = load_model(student_folder, torch.float32, device)
+    teacher = load_model(teacher_folder, DTYPES[settings.compute_dtype], device) if teacher_folder else None
+    result = train(
+        student,
+        teacher,
+        training.examples,
+        validation.examples,
+        settings,
+        context.resources,
+        context.scratch / "training",
+        context.progress,
+        context.stop,
+    )
+    write_output(student, result, context.partial, student_folder)
+    teacher_config = check_model_files(teacher_folder) if teacher_folder else None
+    return StageOutcome(
+        results={
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "best_validation_ce": result.best_validation_ce,
+            "last_loss": result.last_loss,
+            "validations": result.validations,
+        },
+        data={"train": describe(training), "validation": describe(validation)},
+        executed={
+            **executed_batches(settings, context.resources, training, result),
+            "dtype": settings.compute_dtype,
+            "device": device.type,
+            "eos_id": eos_id,
+            "vocabulary": {
+                "tokenizer": len(tokenizer),
+                "student": student_config["vocab_size"],
+                "teacher": teacher_config["vocab_size"] if teacher_config else None,
+            },
+        },
+        cost=count_cost(student_config, teacher_config, training, validation, settings, result),
+        seeds={"train": settings.seed, "split": settings.rows.split_seed},
+    )
+
+
+def prepare_device(resources: Resources) -> torch.device:
+    """The first GPU where one is asked for, else the CPU with the stated threads; sets PyTorch's global options."""
+    torch.set_num_threads(resources.threads)
+    if resources.gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise MachineError(f"resources.gpus = {resources.gpus}, but PyTorch {torch.__version__} sees no GPU here")
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
+
+
+def select_examples(path: Path, settings: TrainSettings, eos_id: int) -> tuple[Examples, Examples]:
+    """The training and the validation rows as the cell sees them; InputError when none is left."""
+    table = TokenTable(path)
+    selection = select_rows(table.lengths, settings.rows)
+    training = table.examples(selection.train, settings.view, eos_id)
+    validation = table.examples(selection.validation, validation_view(settings), eos_id)
+    for name, part in (("training", training), ("validation", validation)):
+        if not part.examples:
+            raise InputError(f"no {name} row has a supervised token under this span and sections: {part.skipped}")
+    return training, validation
+
+
+def validation_view(settings: TrainSettings) -> ViewSettings:
+    """The training view, or with `validation_view = "full"` the same sections of whole rows (trap 8)."""
+    if settings.validation_view == "same":
+        return settings.view
+    return settings.view.model_copy(update={"lsp": 1.0, "span": "left"})
+
+
+def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -> None:
+    """InputError when a token has no embedding: the tokens were made with another model's tokenizer."""
+    largest = max(int(example.input_ids.max()) for example in (*training.examples, *validation.examples))
+    if largest >= vocabulary:
+        raise InputError(
+            f"tokens.arrow holds token id {largest}, but the student knows {vocabulary}: tokenise with its tokenizer"
+        )
+
+
+def write_output(student: Any, result: TrainResult, partial: Path, student_folder: Path) -> None:
+    """`last/`, `best/` and `metrics.jsonl`; leaves the best weights in `student`."""
+    save_model(student, partial / "last", tokenizer_from=student_folder)
+    if result.best_weights:
+        load_weights(student, result.best_weights)
+    save_model(student, partial / "best", tokenizer_from=student_folder)
+    shutil.copyfile(result.metrics, partial / "metrics.jsonl")
+
+
+def describe(part: Examples) -> dict[str, Any]:
+    """The manifest's words for some examples."""
+    return {
+        "rows": len(part.examples),
+        "tokens": part.tokens,
+        "supervised_tokens": part.supervised_tokens,
+        "sha256": fingerprint(part.examples),
+        "skipped": part.skipped,
+    }
+
+
+def executed_batches(
+    settings: TrainSettings, resources: Resources, training: Examples, result: TrainResult
+) -> dict[str, int]:
+    """Rows a step and a forward pass, and steps, as they came out."""
+    batch_rows = min(settings.optimizer.batch_rows, len(training.examples))
+    return {
+        "batch_rows": batch_rows,
+        "micro_batch_rows": min(resources.micro_batch_rows, batch_rows),
+        "optimizer_steps": result.steps,
+    }
+
+
+def count_cost(
+    student_config: dict[str, Any],
+    teacher_config: dict[str, Any] | None,
+    training: Examples,
+    validation: Examples,
+    settings: TrainSettings,
+    result: TrainResult,
+) -> dict[str, Any]:
+    """Tokens and FLOPs of the whole training, from the lengths of the rows."""
+    student = cost.Architecture.from_config(student_config)
+    teacher = cost.Architecture.from_config(teacher_config) if teacher_config else None
+    lengths = [example.input_ids.size for example in training.examples]
+    epoch = cost.distillation_flops(
+        student, teacher, lengths, activation_checkpointing=settings.activation_checkpointing
+    )
+    one_validation = sum(cost.forward_flops(student, example.input_ids.size) for example in validation.examples)
+    training_flops, validation_flops = epoch * settings.optimizer.epochs, one_validation * len(result.validations)
+    return {
+        "tokens": result.tokens,
+        "flops": training_flops + validation_flops,
+        "flops_formula": cost.FLOPS_FORMULA,
+        "training_flops": training_flops,
+        "validation_flops": validation_flops,
+        "validation_tokens": validation.tokens * len(result.validations),
+        "training_s": result.seconds,
+        "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype),
+    }
