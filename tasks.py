@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXIT_CURABLE = 2
+PIPED_WIDTH = 140
 CHOICE = {
     "experiment": "name of an experiment in experiments/, or a path to a TOML file",
     "lsp": "lead-span proportion, 0 < p <= 1",
@@ -62,7 +63,8 @@ def _console() -> Iterator["Console"]:
     from essence.errors import KitError
 
     try:
-        yield Console(stderr="--json" in sys.argv)
+        # Where there is no terminal to ask, lines are as wide as the tables need.
+        yield Console(stderr="--json" in sys.argv, width=None if sys.stdout.isatty() else PIPED_WIDTH)
     except KitError as error:
         raise Exit(str(error), code=EXIT_CURABLE) from None
     except KeyboardInterrupt:

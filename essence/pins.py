@@ -10,25 +10,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from essence.distill.cost import Architecture
 from essence.errors import PinError, nearest
 from essence.settings import Record, RowFormat, Source
 from essence.validation import read_toml, validate
 
 ORIGINS = ("repository", "path", "builtin")
 COMMIT_LENGTH = 40
-
-
-class Architecture(Record):
-    """Shape of a transformer, for estimates before the model itself is there (Qwen3's config.json names)."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
 
 
 class Pin(Record):
@@ -59,6 +47,7 @@ class Pin(Record):
 
 class ModelPin(Pin):
     architecture: Architecture | None = None
+    """For estimates before the model is there."""
 
 
 class DatasetPin(Pin):

@@ -1,21 +1,23 @@
 """`invoke run`, `invoke reproduce`: check, write down what will run, run it, say how it ended."""
 
+import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from essence.atomic import write_atomically, write_json
+from essence.atomic import read_json, write_atomically, write_json
+from essence.commands import report
+from essence.commands.requirements import check_machine
 from essence.commands.selection import Selection, Words, select, whole_plan
 from essence.display import RunDisplay
 from essence.engines import ENGINES
+from essence.errors import RecordError
 from essence.experiment import PROJECT
-from essence.machine import check_machine
 from essence.plan import Plan, check_pins
 from essence.record.environment import code_facts
-from essence.report.build import report_is_current, write_report
-from essence.report.table import print_results
 from essence.runner import Runner, Summary, last_lines
 from essence.store import RunDirectory, hold
 
@@ -53,7 +55,7 @@ def _run_held(selection: Selection, console: Console) -> Summary:
 
 def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) -> None:
     """plan.json, and every setting as resolved, before anything runs."""
-    write_json(run_directory.plan(plan.loaded.name), plan.as_json())
+    _write_changed(run_directory.plan(plan.loaded.name), plan.as_json())
     resolved = {
         "schema_version": 1,
         "experiment": plan.loaded.experiment.model_dump(mode="json"),
@@ -61,16 +63,25 @@ def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) ->
         "engine": selection.words.engine,
         "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
     }
-    write_json(run_directory.resolved(plan.loaded.name), resolved)
+    _write_changed(run_directory.resolved(plan.loaded.name), resolved)
+
+
+def _write_changed(file: Path, value: dict[str, Any]) -> None:
+    """Leave a file that says the same alone: its time tells whether the report is older."""
+    try:
+        if read_json(file) == value:
+            return
+    except RecordError:
+        pass
+    write_json(file, value)
 
 
 def _finish_report(selection: Selection, summary: Summary, console: Console) -> None:
     """The report of what there is; not made again when nothing has changed."""
-    root, name = selection.run_directory.root, selection.name
-    graded = any(selection.run_directory.stage(s.id).done for s in selection.wanted if s.stage == "grade")
-    if graded and (summary.finished or not report_is_current(root, name)):
-        with console.status("writing the report"):
-            write_report(root, name)
+    run_directory, name = selection.run_directory, selection.name
+    graded = any(run_directory.stage(s.id).done for s in selection.wanted if s.stage == "grade")
+    if graded and (summary.finished or not report.is_current(run_directory, name)):
+        report.write(run_directory, name, console)
 
 
 def say(selection: Selection, summary: Summary, command: str, console: Console, as_json: bool) -> int:
@@ -86,17 +97,14 @@ def say(selection: Selection, summary: Summary, command: str, console: Console, 
 
 
 def _say_end(selection: Selection, summary: Summary, command: str, console: Console) -> None:
-    report = selection.run_directory.report(selection.name) / "report.html"
-    if report.is_file():
-        print_results(selection.run_directory.root, selection.name, console)
+    if (selection.run_directory.report(selection.name) / "report.html").is_file():
+        report.print_tables(selection.run_directory, selection.name, console)
     count = len(selection.wanted)
     if summary.interrupted:
         console.print(f"\nStopped. What is finished stays finished; to go on: [bold]{command}[/bold]")
     elif summary.complete:
         before = "were done before" if not summary.finished else f"are done ({len(summary.finished)} in this run)"
         console.print(f"\n{selection.name}: all {count} stages {before}.", highlight=False)
-    if report.is_file():
-        console.print(f"Report: {report}", highlight=False, soft_wrap=True)
 
 
 def _say_failures(selection: Selection, summary: Summary, command: str, console: Console) -> None:
@@ -113,8 +121,6 @@ def _say_failures(selection: Selection, summary: Summary, command: str, console:
 
 
 def _summary_json(selection: Selection, summary: Summary) -> str:
-    import json
-
     fields = ("done_before", "finished", "failed", "blocked", "interrupted", "complete")
     return json.dumps({"experiment": selection.name, **{name: getattr(summary, name) for name in fields}}, indent=2)
 
@@ -128,8 +134,6 @@ def print_dry_run(selection: Selection, as_json: bool, console: Console) -> int:
         render: Callable[..., str] = engine.render
         lines.append({"id": stage.id, "title": stage.title, "command": render(stage.stage, folder, stage.resources)})
     if as_json:
-        import json
-
         sys.stdout.write(json.dumps(lines, indent=2) + "\n")
         return 0
     for line in lines:

@@ -52,14 +52,20 @@ class Words:
         return " ".join([*given, *([f"--engine {self.engine}"] if self.engine != "local" else [])])
 
 
-def _number(axis: str, value: str) -> Any:
+def _number(axis: str, text: str) -> Any:
     if axis not in NUMBERS:
-        return value
+        return text
     try:
-        return NUMBERS[axis](value)
+        value = NUMBERS[axis](text)
     except ValueError:
-        wanted = "a number greater than 0 and at most 1" if axis == "lsp" else "an integer"
-        raise ExperimentError(f"--{axis} {value}: must be {wanted}") from None
+        value = None
+    if axis == "lsp" and not (value is not None and 0.0 < value <= 1.0):
+        raise ExperimentError(
+            f"--lsp {text}: must be a number greater than 0 and at most 1, the share of tokens kept (half is 0.5)"
+        )
+    if value is None:
+        raise ExperimentError(f"--{axis} {text}: must be an integer")
+    return value
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,7 @@ def collect(run_directory: RunDirectory, experiment: str) -> dict[str, Any]:
     """State of every stage and cell of an experiment; RecordError when it never ran here."""
     file = run_directory.plan(experiment)
     if not file.is_file():
-        ran = ", ".join(run_directory.experiments()) or "none"
-        raise RecordError(
-            f"{experiment} has not run in {run_directory.root} (ran: {ran}); start it: invoke reproduce {experiment}"
-        )
+        raise not_run_here(run_directory, experiment)
     plan = read_json(file)
     states = {identifier: run_directory.stage(identifier).state() for identifier in plan["stages"]}
     folder = run_directory.experiment(experiment)
@@ -44,6 +41,14 @@ def collect(run_directory: RunDirectory, experiment: str) -> dict[str, Any]:
         ],
         "failed": [_failure(run_directory, plan, i) for i, state in states.items() if state == "failed"],
     }
+
+
+def not_run_here(run_directory: RunDirectory, experiment: str) -> RecordError:
+    """The error for an experiment that has no plan in this run directory."""
+    ran = ", ".join(run_directory.experiments()) or "none"
+    return RecordError(
+        f"{experiment} has not run in {run_directory.root} (ran: {ran}); start it: invoke reproduce {experiment}"
+    )
 
 
 def _cell(entry: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from essence.atomic import read_json, write_json
 from essence.errors import InputError, KitError, RecordError
 from essence.record.canonical import sha256_file
 from essence.record.environment import hardware, software
-from essence.record.manifest import Attempt, Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
+from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
 from essence.record.manifest import StageSettings as ManifestSettings
 from essence.settings import SETTINGS, Spec, StageName
 from essence.stages.attempts import AttemptJournal, now

@@ -82,7 +82,7 @@ class StageContext:
     """A stage's surroundings."""
 
     partial: Path
-    """Where output is written; what lies here from a killed attempt is to be used again. Becomes `output/` at the end."""
+    """Where output is written; what a killed attempt left here is to be used again. Becomes `output/` at the end."""
     inputs: dict[str, Path]
     """Input name -> that stage's `output/` folder, read only."""
     input_results: dict[str, dict[str, Any]]

@@ -109,10 +109,9 @@ def _check(source: Source, folder: Path, files: list[Path]) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """What of a model's config the record keeps; its hash tells the rest."""
+    """A model's config with its hash; it is small, and tells what was trained."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
-    keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "tie_word_embeddings", "eos_token_id")
-    return {"sha256": sha256_text(canonical_json(config)), **{key: config.get(key) for key in keys}}
+    return {**config, "sha256": sha256_text(canonical_json(config))}

@@ -1,0 +1,110 @@
+"""`invoke plan`: the matrix as a table, with what is done, what is left and what it will cost."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from essence.commands.requirements import disk_gib
+from essence.commands.selection import Selection, Words, select
+from essence.estimate import ASSUMPTIONS, Estimate, estimate
+from essence.machine import this_machine
+from essence.plan import CellPlan
+
+
+def print_plan(words: Words, as_json: bool, console: Console) -> int:
+    """Print the plan; nothing is checked but the input, nothing is written."""
+    selection = select(words, baselines=not words.axes())
+    rows = [(plan, estimate(plan, selection.loaded, selection.run_directory)) for plan in selection.plan.cells]
+    if as_json:
+        sys.stdout.write(json.dumps(_as_json(selection, rows), indent=2) + "\n")
+        return 0
+    console.print(_table(selection, rows))
+    for line in _notes(selection, rows):
+        console.print(line, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _stages(selection: Selection, plan: CellPlan) -> tuple[int, int]:
+    """(done, all) stages of a cell, shared ones included."""
+    own = {*plan.stages.values(), *(s for e in plan.evaluations for s in (e.generate, e.grade))}
+    return sum(selection.run_directory.stage(identifier).done for identifier in own), len(own)
+
+
+def _table(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> Table:
+    shared, labels = split_names([plan.cell.name for plan, _ in rows])
+    title = f"{selection.name}: {selection.loaded.experiment.title}" + (f"\n{shared}" if shared else "")
+    table = Table(title=title, title_justify="left", box=None, header_style="dim")
+    table.add_column("cell", overflow="fold")
+    for heading in ("stages", "rows", "tokens", "train GPU h", "eval GPU h", "GPU GiB", "disk GiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, (plan, cost) in zip(labels, rows, strict=True):
+        done, total = _stages(selection, plan)
+        tokens = _millions(cost.kept_tokens) + ("" if cost.measured or cost.kept_tokens is None else "~")
+        hours = [_number(cost.training_gpu_hours), _number(cost.evaluation_gpu_hours)]
+        sizes = [_number(cost.gpu_memory_gib), _number(cost.disk_gib)]
+        table.add_row(label, f"{done}/{total}", f"{cost.rows:,}", tokens, *hours, *sizes)
+    return table
+
+
+def split_names(names: list[str]) -> tuple[str, list[str]]:
+    """(what all cell names share, what is left of each): a table of twenty cells need not repeat their data set."""
+    parts = [name.split("/") for name in names]
+    if len({len(part) for part in parts}) != 1 or len(names) == 1:
+        return "", names
+    differs = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    shared = "/".join(part for part, other in zip(parts[0], differs, strict=True) if not other)
+    labels = ["/".join(p for p, other in zip(part, differs, strict=True) if other) for part in parts]
+    return shared, labels
+
+
+def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
+    experiment = selection.loaded.experiment
+    done = len(selection.wanted) - len(selection.left())
+    hours = sum((c.training_gpu_hours or 0) + (c.evaluation_gpu_hours or 0) for _, c in rows)
+    baselines = f" and {len(selection.plan.baselines)} untrained models" if selection.plan.baselines else ""
+    resources = experiment.resources
+    wants = f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"
+    lines = [
+        f"{len(rows)} cells{baselines}, {len(selection.wanted)} stages: {done} done, {len(selection.left())} left"
+        + (f"; about {hours:.0f} GPU hours in all" if hours else ""),
+        f"wants {wants}, about {disk_gib(selection):.1f} GiB of disk; "
+        f"this machine has {this_machine(selection.run_directory.root).describe()}",
+        f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
+    ]
+    return [*lines, *([experiment.note] if experiment.note else [])]
+
+
+def _as_json(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> dict[str, Any]:
+    machine = this_machine(selection.run_directory.root)
+    return {
+        "experiment": selection.name,
+        "cells": [
+            {
+                "name": plan.cell.name,
+                "stages_done": _stages(selection, plan)[0],
+                "stages": _stages(selection, plan)[1],
+                **cost.as_json(),
+            }
+            for plan, cost in rows
+        ],
+        "stages": len(selection.wanted),
+        "stages_left": len(selection.left()),
+        "disk_gib": disk_gib(selection),
+        "machine": {"gpus": machine.gpus, "memory_gib": machine.memory_gib, "disk_gib": machine.disk_gib},
+        "assumptions": ASSUMPTIONS,
+    }
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def _millions(tokens: int | None) -> str:
+    if tokens is None:
+        return "-"
+    return f"{tokens / 1e6:.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:.0f} k"
