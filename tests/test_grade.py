@@ -184,6 +184,10 @@ def test_stage_stops_when_asked(tmp_path: Path) -> None:
 def test_refused_samples(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 to 2 samples a problem"):
         grade.run(settings(), context(tmp_path, inputs(tmp_path, SAMPLES[:-1])))
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    with pytest.raises(InputError, match="has 2 samples twice"):
+        grade.run(settings(), context(twice, inputs(twice, SAMPLES + SAMPLES[:2])))
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(InputError, match="a problem that the benchmark lacks: 'z'"):

@@ -55,6 +55,13 @@ def test_all_or_nothing_keeps_a_width_inside_the_unit_interval(solved: int) -> N
     assert (low, high)[solved] == solved
 
 
+def test_shares_that_differ_by_rounding_are_alike() -> None:
+    alike = pooled_accuracy(np.full((3, PROBLEMS), 0.3), 0.95)
+    assert alike.standard_error == 0.0
+    assert interval(alike) == pytest.approx((0.162, 0.487), abs=1e-3)
+    assert difference(np.full((1, PROBLEMS), 0.3), np.full((1, PROBLEMS), 0.1), 0.95).low is None
+
+
 def test_one_problem_has_no_interval() -> None:
     assert accuracy([[1, 0]], 0.95) == Estimate(0.5, None, None, None, 1, "no interval: one problem only")
 

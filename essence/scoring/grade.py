@@ -217,10 +217,12 @@ def _serve(connection: Connection, grader: str) -> None:
     """A worker's life: say ready, then answer items until the parent closes the connection or kills it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
-    resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    with contextlib.suppress(ValueError, OSError):  # a lower limit is there already, or the system knows none
+        hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY_BYTES, hard_limit))
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - math-verify prints what it could not parse
-    connection.send(None)
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, OSError):
+        connection.send(None)
         while True:
             item: Item = connection.recv()
             try:

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 Matrix = NDArray[np.float64]
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_251_224
+ROUNDING_VARIANCE = 1e-24
+"""Below this, shares differ by rounding alone."""
 METHOD_SCORE = "Wilson score interval, problems as clusters: effective sample size p(1-p)/se^2, Student t"
 METHOD_T = "Student t, problems as clusters"
 METHOD_SEEDS = "; variance of crossed problems and seeds, Satterthwaite degrees of freedom"
@@ -143,28 +145,34 @@ def _share_within(angle: float, degrees: int) -> float:
 
 
 def _standard_error(matrix: Matrix) -> tuple[float | None, int]:
-    """Standard error of the mean of [seeds, problems] and its degrees of freedom; None for a single problem.
+    """Standard error of the mean of [seeds, problems] and its degrees of freedom; None for a single problem."""
+    if matrix.shape[1] == 1:
+        return None, 0
+    variance, degrees = _variance_of_mean(matrix)
+    return (math.sqrt(variance) if variance > ROUNDING_VARIANCE else 0.0), degrees
+
+
+def _variance_of_mean(matrix: Matrix) -> tuple[float, int]:
+    """Variance of the mean of [seeds, problems], two problems or more, and its degrees of freedom.
 
     Several seeds: two-way random effects, variance (MS_problems + MS_seeds - MS_rest) / (seeds * problems), where a
     seed component below 0 is taken as 0.
     """
     seeds, problems = matrix.shape
-    if problems == 1:
-        return None, 0
     by_problem = matrix.mean(axis=0)
     ms_problems = float(seeds * by_problem.var(ddof=1))
     if seeds == 1:
-        return math.sqrt(ms_problems / problems), problems - 1
+        return ms_problems / problems, problems - 1
     by_seed = matrix.mean(axis=1)
     ms_seeds = float(problems * by_seed.var(ddof=1))
     rest = matrix - by_problem[None, :] - by_seed[:, None] + matrix.mean()
     ms_rest = float((rest**2).sum() / ((seeds - 1) * (problems - 1)))
     if ms_seeds <= ms_rest:
-        return math.sqrt(ms_problems / matrix.size), problems - 1
+        return ms_problems / matrix.size, problems - 1
     total = ms_problems + ms_seeds - ms_rest
     spread = ms_problems**2 / (problems - 1) + ms_seeds**2 / (seeds - 1)
     spread += ms_rest**2 / ((seeds - 1) * (problems - 1))
-    return math.sqrt(total / matrix.size), max(1, int(total**2 / spread))
+    return total / matrix.size, max(1, int(total**2 / spread))
 
 
 def _score_interval(share: float, trials: float, quantile: float) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from essence.errors import InputError, MachineError, StageError
 from essence.record.canonical import canonical_json, sha256_text
@@ -64,6 +65,7 @@ def load_tokenizer(folder: Path) -> Any:
 def _load_model(folder: Path, dtype: str, gpus: int) -> Any:
     if gpus and not torch.cuda.is_available():
         raise MachineError(f"{gpus} GPUs were given to this stage, but torch {torch.__version__} finds no CUDA device.")
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
@@ -117,8 +119,8 @@ def _outcome(
             "dtype": settings.dtype,
         },
         cost={
+            "tokens": completion_tokens,
             "prompt_tokens": sum(len(request.prompt.token_ids) for request in requests),
-            "completion_tokens": completion_tokens,
         },
         seeds={"generate": settings.seed},
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from essence.errors import InputError
+from essence.errors import InputError, StageError
 from essence.record.canonical import sha256_file
 from essence.scoring.benchmarks import Problem, read_problems
 from essence.scoring.grade import Item, Verdict, grade_all, grader_version
@@ -24,8 +24,8 @@ VERDICTS_A_WRITE = 64
 def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     """Grade; inputs `samples` (output of a generate stage) and `problems`.
 
-    Raises InputError for samples that are not the same number of each problem or for a gold that cannot be parsed, and
-    Stopped between two writes.
+    Raises InputError for samples that are not the same number of each problem or for a gold that cannot be parsed,
+    StageError when the verdicts are not those of the samples, and Stopped between two writes.
     """
     samples_file = context.inputs["samples"] / SAMPLES_FILE
     samples = read_lines(samples_file)
@@ -33,6 +33,8 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     samples_per_problem = _samples_per_problem(samples, problems)
     _grade(samples, {problem.id: problem.gold for problem in problems}, settings, context)
     verdicts = read_lines(context.partial / VERDICTS_FILE)
+    if [(v["problem"], v["sample"]) for v in verdicts] != [(s["problem"], s["sample"]) for s in samples]:
+        raise StageError(f"{VERDICTS_FILE} is not of the samples in {samples_file}: delete the stage's folder.")
     return StageOutcome(
         results=_results(settings, problems, samples, verdicts, samples_per_problem),
         data={"samples_sha256": sha256_file(samples_file)},
@@ -46,7 +48,10 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
 
 def _samples_per_problem(samples: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> int:
     """How many samples every problem has; InputError unless each has the same, one or more."""
-    counts = Counter(sample["problem"] for sample in samples)
+    marked = {(sample["problem"], sample["sample"]) for sample in samples}
+    if len(marked) != len(samples):
+        raise InputError(f"{SAMPLES_FILE} has {len(samples) - len(marked)} samples twice, wanted: each once.")
+    counts = Counter(problem for problem, _ in marked)
     unknown = counts.keys() - {problem.id for problem in problems}
     if unknown:
         raise InputError(f"{SAMPLES_FILE} has samples of a problem that the benchmark lacks: {min(unknown)!r}.")
