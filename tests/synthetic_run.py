@@ -89,7 +89,9 @@ class SyntheticRun:
 
     def _cell(self, span: str, lsp: float, seed: int) -> dict[str, Any]:
         name = f"{self.dataset}/{self.teacher}_{self.student}/lsp-{lsp:.2f}/p+cot+a/{self.protocol}/seed-{seed}"
-        downloads = {role: self._download(model) for role, model in (("student", self.student), ("teacher", self.teacher))}
+        downloads = {
+            role: self._download(model) for role, model in (("student", self.student), ("teacher", self.teacher))
+        }
         train = stage_id("train", name, span)
         settings = {
             "rows": {"max_row_tokens": 512, "train_rows": 2000, "validation_rows": 100, "split_seed": 42},
@@ -103,7 +105,8 @@ class SyntheticRun:
             results={"steps": STEPS, "best_step": STEPS, "best_validation_ce": checks[-1]["ce"], "last_loss": 0.41,
                      "validations": checks},
             data={"train": {"rows": 2000, "tokens": int(400_000 * lsp)}, "validation": {"rows": 100, "tokens": 20_000}},
-            cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp, "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
+            cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
+                  "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
             metrics=[*step_metrics(lsp, seed), *({"kind": "validation", **check} for check in checks)],
         )  # fmt: skip
         accuracy = self.accuracy[lsp]
@@ -142,7 +145,13 @@ class SyntheticRun:
         }  # fmt: skip
         settings = {"grader": "math-verify", "timeout_s": 5.0, "confidence": 0.95}
         self._stage(grade, "grade", f"grade {of}", settings, results=results)
-        return {"benchmark": self.benchmark, "samples": SAMPLES, "checkpoint": checkpoint, "generate": generate, "grade": grade}
+        return {
+            "benchmark": self.benchmark,
+            "samples": SAMPLES,
+            "checkpoint": checkpoint,
+            "generate": generate,
+            "grade": grade,
+        }
 
     def _stage(
         self, identifier: str, stage: str, title: str, settings: dict[str, Any], results: dict[str, Any],
@@ -164,7 +173,9 @@ class SyntheticRun:
 def per_problem(accuracy: float, seed: int) -> list[dict[str, Any]]:
     """Correct samples of each problem: some problems are easier, and every seed finds the same ones easy."""
     chance = random.Random(round(1000 * accuracy) + seed)
-    ease = [min(1.0, max(0.0, accuracy + 0.35 * math.sin(7.0 * index))) if accuracy else 0.0 for index in range(PROBLEMS)]
+    ease = [
+        min(1.0, max(0.0, accuracy + 0.35 * math.sin(7.0 * index))) if accuracy else 0.0 for index in range(PROBLEMS)
+    ]
     return [
         {"problem": f"sum-{index:02d}", "correct": sum(chance.random() < p for _ in range(SAMPLES)), "samples": SAMPLES}
         for index, p in enumerate(ease)
@@ -175,7 +186,16 @@ def step_metrics(lsp: float, seed: int) -> Iterator[dict[str, Any]]:
     chance = random.Random(seed)
     for step in range(1, STEPS + 1):
         loss = 0.35 + 2.6 * math.exp(-step / 25) + 0.12 * (1 - lsp) + chance.gauss(0, 0.05)
-        yield {"kind": "step", "step": step, "lr": 1e-3, "loss": loss, "ce": loss, "kd": loss, "tokens": 900, "seconds": 0.1}
+        yield {
+            "kind": "step",
+            "step": step,
+            "lr": 1e-3,
+            "loss": loss,
+            "ce": loss,
+            "kd": loss,
+            "tokens": 900,
+            "seconds": 0.1,
+        }
 
 
 def validation_curve(lsp: float) -> Iterator[dict[str, Any]]:
@@ -197,10 +217,11 @@ def manifest(
     record = {
         "schema_version": 1,
         "identity": {"stage": stage, "key": identifier, "title": title, "status": "finished", "attempts": [], **times},
-        "code": {"version": "0.1.0", "commit": "0123abcd" * 5, "dirty": False, "diff_sha256": None, "source_sha256": "ab" * 32},
+        "code": {"version": "0.1.0", "commit": "0123abcd" * 5, "dirty": False, "diff_sha256": None,
+                 "source_sha256": "ab" * 32},
         "image": {"engine": "local", "engine_version": None, "digest": None, "base_digest": None, "sif_sha256": None},
         "software": {"lock_sha256": "cd" * 32, "python": "3.11.7", "platform": "Linux-6.1-x86_64", "variables": {},
-                     "packages": {"torch": "2.13.0", "transformers": "5.19.0", "numpy": "2.4.6", "math-verify": "0.5.2"}},
+                     "packages": {"torch": "2.13.0", "transformers": "5.19.0", "math-verify": "0.5.2"}},
         "inputs": {"stages": {}, "data": data},
         "settings": {"resolved": settings, "executed": {}},
         "hardware": {"host": "laptop", "cpu": "A processor of eight cores", "cpu_count": 8, "threads": 2,

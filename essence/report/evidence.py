@@ -1,4 +1,4 @@
-"""What a run directory holds of each stage: state, manifest, metrics. Reads what is there, never fails on what is not."""
+"""What a run directory holds of each stage: state, manifest, metrics. What is not there is told, not an error."""
 
 import contextlib
 import json
@@ -75,7 +75,7 @@ class StageEvidence:
         return ""
 
     def metrics(self, kind: Literal["step", "validation"]) -> list[dict[str, Any]]:
-        """The records of one kind in `metrics.jsonl`, by step; of a step written twice (a resumed run) the later one."""
+        """The records of one kind in `metrics.jsonl`, by step; of a step written twice (after a resume) the later."""
         records = {r["step"]: r for r in self._metric_lines() if r.get("kind") == kind and "step" in r}
         return [records[step] for step in sorted(records)]
 

@@ -1,4 +1,4 @@
-"""What was run, with what and on what: settings and surroundings as the manifests tell them, each value with its place."""
+"""What was run, with what and on what: settings and surroundings as the manifests tell them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -105,4 +105,4 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(str(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)

@@ -5,6 +5,7 @@ One panel a figure, so that a phone shows it at full size and a wide page sets f
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -13,14 +14,14 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from essence.report import reported, words
+from essence.report.curves import Curve, Kind, last_values, loss_curves
 from essence.report.records import FULL, Arm, Evaluation, Figure, FigureKind, Group, Results, Score
 from essence.report.svg import LIGHT, lsp_role, themed
 from essence.scoring.statistics import Estimate
 
-WIDE, NARROW = (5.0, 3.5), (3.7, 3.2)
+WIDE, NARROW = (4.8, 3.45), (3.7, 3.1)
 """Inches; at 72 units an inch a phone shows text about as large as the page's small print."""
 PNG_DPI = 200
-CURVE_POINTS = 160
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "essence",
@@ -55,10 +56,12 @@ def draw_figures(results: Results, group: Group, prefix: str) -> list[Figure]:
         arms = [arm for arm in group.arms if (benchmark, checkpoint) in arm.pooled]
         name = f"{prefix}{words.slug(benchmark)}-{words.slug(checkpoint)}"
         if arms:
-            figures.append(_accuracy(results, group, arms, (benchmark, checkpoint), f"{name}-accuracy"))
+            figure = _accuracy(results, group, arms, (benchmark, checkpoint), f"{name}-accuracy")
+            figures.append(replace(figure, evaluation=(benchmark, checkpoint)))
         kept = [(arm.lsp, arm.pooled[benchmark, checkpoint].retention) for arm in arms]
         if any(lsp < FULL and estimate and estimate.value is not None for lsp, estimate in kept):
-            figures.append(_retention(arms, (benchmark, checkpoint), f"{name}-retention"))
+            figure = _retention(arms, (benchmark, checkpoint), f"{name}-retention")
+            figures.append(replace(figure, evaluation=(benchmark, checkpoint)))
     for word in COSTS:
         arms = [arm for arm in group.arms if word in arm.ratio]
         if any(arm.lsp < FULL for arm in arms):
@@ -66,9 +69,7 @@ def draw_figures(results: Results, group: Group, prefix: str) -> list[Figure]:
     return figures + _losses(group, prefix)
 
 
-def _accuracy(
-    results: Results, group: Group, arms: list[Arm], evaluation: Evaluation, name: str
-) -> Figure:
+def _accuracy(results: Results, group: Group, arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
     benchmark, checkpoint = evaluation
     baselines = {role: results.baseline(role, group.key, benchmark) for role in ("teacher", "student")}
 
@@ -94,13 +95,13 @@ def _accuracy(
 
 
 def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
+    mark = reported.RETENTION
     shown = [(arm.lsp, kept) for arm in arms if (kept := arm.pooled[evaluation].retention)]
 
     def draw(axes: Axes) -> None:
         axes.axhline(1.0, color=LIGHT["muted"], linewidth=0.9)
         _seed_lines(axes, arms, lambda s: s.retention.value if s.retention else None, evaluation)
         _pooled_line(axes, shown)
-        mark = reported.RETENTION
         _reported_mark(axes, mark, f"paper reports {mark.words}\n(other models and data)", (0.97, 0.13))
         _percent_axis(axes, "accuracy kept, LSP 1.0 = 100 %")
 
@@ -109,17 +110,19 @@ def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
         name,
         "retention",
         f"Retention against LSP, {evaluation[0]}",
-        f"Share of the accuracy at LSP 1.0 that is kept, with intervals from a paired bootstrap over problems. Diamond: "
-        f"the mean that the paper reports for {reported.SETTING}; it is another setting, not a target.",
-        f"Retention against LSP 1.0. {values}. The paper reports {reported.RETENTION.words} at LSP 0.5.",
+        f"Share of the accuracy at LSP 1.0 that is kept, with intervals from a paired bootstrap over problems. "
+        f"Diamond: the mean that the paper reports for {reported.SETTING}; it is another setting, not a target.",
+        f"Retention against LSP 1.0. {values}. The paper reports {mark.words} at LSP {mark.lsp:g}.",
         draw,
     )
 
 
 def _cost(arms: list[Arm], word: str, name: str) -> Figure:
+    mark = reported.COST
+
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        _reported_mark(axes, reported.COST, f"paper: {reported.COST.words}", (0.97, 0.1))
+        _reported_mark(axes, mark, f"paper: {mark.words}", (0.97, 0.1))
         for arm in arms:
             full = arm.cost[word] / arm.ratio[word] if arm.ratio[word] else None
             each = [c.cost.of(word) for c in arm.cells]
@@ -137,49 +140,37 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
         "cost",
         f"{COSTS[word]} against LSP",
         "Ratio to LSP 1.0, mean over seeds; faint: each seed. Dashed: in proportion to LSP.",
-        f"{COSTS[word]} as a ratio to LSP 1.0. {values}. The paper reports {reported.COST.words} at LSP 0.5.",
+        f"{COSTS[word]} as a ratio to LSP 1.0. {values}. The paper reports {mark.words} of each at LSP {mark.lsp:g}.",
         draw,
         NARROW,
     )
 
 
 def _losses(group: Group, prefix: str) -> list[Figure]:
-    curves: dict[str, dict[float, list[list[tuple[float, float]]]]] = {"training": {}, "validation": {}}
-    for arm in group.arms:
-        for cell in arm.cells:
-            steps = [(r["step"], r["loss"]) for r in cell.train.metrics("step") if r.get("loss") is not None]
-            checks = [(r["step"], r["ce"]) for r in cell.train.metrics("validation") if r.get("ce") is not None]
-            for kind, points in (("training", _smoothed(steps)), ("validation", checks)):
-                if points:
-                    curves[kind].setdefault(arm.lsp, []).append(points)
-    notes = {
+    notes: dict[Kind, str] = {
         "training": "Objective on the training rows, running mean over a twentieth of the steps; a line a seed.",
         "validation": "Cross-entropy on the validation rows; a line a seed. Under the released protocol these rows are "
         "truncated like the training rows, so curves of different LSPs are not measured on the same tokens.",
     }
-    return [
-        _figure(
-            f"{prefix}loss-{kind}",
-            "loss",
-            f"{kind.capitalize()} loss by LSP",
-            notes[kind],
-            f"{kind.capitalize()} loss by step. " + _last_values(lines),
-            lambda axes, lines=lines, kind=kind: _draw_losses(axes, lines, kind),
-        )
-        for kind, lines in curves.items()
-        if lines
-    ]
+    drawn = ((kind, note, loss_curves(group, kind)) for kind, note in notes.items())
+    return [_loss(curves, kind, note, prefix) for kind, note, curves in drawn if curves]
 
 
-def _draw_losses(axes: Axes, lines: dict[float, list[list[tuple[float, float]]]], kind: str) -> None:
-    for lsp, seeds in lines.items():
+def _loss(curves: dict[float, list[Curve]], kind: Kind, note: str, prefix: str) -> Figure:
+    title = f"{kind.capitalize()} loss by LSP"
+    values = f"{kind.capitalize()} loss by step. {last_values(curves)}"
+    return _figure(f"{prefix}loss-{kind}", "loss", title, note, values, lambda axes: _draw_losses(axes, curves, kind))
+
+
+def _draw_losses(axes: Axes, curves: dict[float, list[Curve]], kind: Kind) -> None:
+    for lsp, seeds in curves.items():
         for index, points in enumerate(seeds):
             x, y = zip(*points, strict=True)
             axes.plot(
                 x,
                 y,
                 color=LIGHT[lsp_role(lsp)],
-                linewidth=2.2 if lsp == FULL else 1.5,
+                linewidth=2.0 if lsp == FULL else 1.4,
                 marker="o" if kind == "validation" else None,
                 markersize=3.2,
                 alpha=1.0 if index == 0 else 0.45,
@@ -191,30 +182,9 @@ def _draw_losses(axes: Axes, lines: dict[float, list[list[tuple[float, float]]]]
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.02)
     axes.figure.legend(
-        loc="outside upper left", ncols=min(6, len(lines) + 1), handlelength=1.4, columnspacing=1.4, title="LSP",
+        loc="outside upper left", ncols=min(6, len(curves) + 1), handlelength=1.4, columnspacing=1.4, title="LSP",
         alignment="left", title_fontproperties={"size": 9.5}, fontsize=9.5,
     )  # fmt: skip
-
-
-def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Running mean over a twentieth of the points, at most `CURVE_POINTS` of them."""
-    if not points:
-        return []
-    window = max(1, len(points) // 20)
-    every = max(1, len(points) // CURVE_POINTS)
-    kept = []
-    for index in range(len(points) - 1, -1, -every):
-        part = [value for _, value in points[max(0, index - window + 1) : index + 1]]
-        kept.append((points[index][0], sum(part) / len(part)))
-    return kept[::-1]
-
-
-def _last_values(lines: dict[float, list[list[tuple[float, float]]]]) -> str:
-    parts = [
-        f"LSP {words.proportion(lsp)} ends at {sum(p[-1][1] for p in seeds) / len(seeds):.3f}"
-        for lsp, seeds in lines.items()
-    ]
-    return "; ".join(parts) + "."
 
 
 def _seed_lines(
@@ -267,10 +237,10 @@ def _reported_mark(axes: Axes, mark: reported.Reported, text: str, place: tuple[
     colour = LIGHT["reported"]
     axes.annotate(
         text, (mark.lsp, mark.value), xytext=place, textcoords="axes fraction", ha="right", va="center",
-        color=colour, fontsize=9.5, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 5},
+        color=colour, fontsize=9.5, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 7},
     )  # fmt: skip
     axes.plot(
-        [mark.lsp], [mark.value], marker="D", markersize=7, color=colour, markerfacecolor=LIGHT["surface"],
+        [mark.lsp], [mark.value], marker="D", markersize=10, color=colour, markerfacecolor="none",
         markeredgewidth=1.6, linestyle="none", zorder=5,
     )  # fmt: skip
 

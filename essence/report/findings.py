@@ -101,9 +101,8 @@ def _cost(group: Group) -> str:
     below = [COST_NAMES[w] for w, ratio in ratios.items() if ratio < mark.value - CLOSE_TO_REPORTED]
     notes = [f"{_listed(above)} above that"] if above else []
     notes += [f"{_listed(below)} below that"] if below else []
-    return (
-        f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each"
-        + (f"; here {' and '.join(notes)}." if notes else ", as here.")
+    return f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each" + (
+        f"; here {' and '.join(notes)}." if notes else ", as here."
     )
 
 

@@ -132,12 +132,22 @@ class GroupKey:
     train_rows: int | None = None
 
     @property
-    def label(self) -> str:
-        """`bespoke, qwen3-8b to qwen3-4b-base, p+cot+a, released`."""
-        parts = [self.dataset, f"{self.teacher} → {self.student}", self.sections]
+    def title(self) -> str:
+        """`bespoke, qwen3-8b → qwen3-4b-base`."""
+        return f"{self.dataset}, {self.teacher} → {self.student}"
+
+    @property
+    def details(self) -> str:
+        """`p+cot+a supervised, released protocol`, and what else sets it apart."""
+        parts = [f"{self.sections} supervised", f"{self.protocol} protocol"]
         parts += [f"{self.span} span"] if self.span != "left" else []
         parts += [f"{self.train_rows:,} rows"] if self.train_rows else []
-        return ", ".join([*parts, f"{self.protocol} protocol"])
+        return ", ".join(parts)
+
+    @property
+    def label(self) -> str:
+        """Title and details in one line."""
+        return f"{self.title}, {self.details}"
 
 
 @dataclass(frozen=True)
@@ -200,9 +210,7 @@ class Baseline:
 
     def matches(self, key: GroupKey) -> bool:
         """Whether this is the group's own student or teacher under its protocol."""
-        return self.protocol == key.protocol and self.model == (
-            key.student if self.role == "student" else key.teacher
-        )
+        return self.protocol == key.protocol and self.model == (key.student if self.role == "student" else key.teacher)
 
 
 @dataclass(frozen=True)
@@ -248,3 +256,5 @@ class Figure:
     """The values in words."""
     svg: str = field(repr=False)
     png: bytes = field(repr=False)
+    evaluation: Evaluation | None = None
+    """What it shows the scores of; None for costs and losses."""

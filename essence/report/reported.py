@@ -13,7 +13,7 @@ class Reported:
     """As the paper puts it."""
 
 
-RETENTION = Reported(lsp=0.5, value=0.91, words="about 91 %")
+RETENTION = Reported(lsp=0.5, value=0.91, words="about 91\u00a0%")
 """Mean share of full-sequence accuracy kept when training on the first half (v2, v3 and the ACL version; v1: 94 %)."""
 COST = Reported(lsp=0.5, value=0.5, words="about half")
 """Training time, memory and FLOPs against the full sequence, each."""

@@ -69,21 +69,27 @@ def _baseline(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Baseli
 def _score(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Score:
     grade = stages[entry["grade"]]
     score = Score(entry["benchmark"], entry["checkpoint"], grade)
-    value = grade.number("results", "accuracy")
-    if value is None:
+    if grade.number("results", "accuracy") is None:
         return score
-    results = grade.manifest["results"]
-    counts = results.get("per_problem") or []
-    low, high = results.get("interval") or (None, None)
-    error = grade.number("results", "standard_error")
-    reasons = results.get("finish_reasons") or {}
+    try:
+        return _graded_score(score, grade.manifest["results"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"{grade.folder.manifest}: not the results of a grade stage, at {error}") from error
+
+
+def _graded_score(score: Score, results: dict[str, Any]) -> Score:
+    counts, reasons = results["per_problem"], results["finish_reasons"]
+    low, high = results["interval"]
+    completions = sum(reasons.values())
     return replace(
         score,
-        accuracy=Estimate(value, error, low, high, len(counts), str(results.get("method", ""))),
+        accuracy=Estimate(
+            results["accuracy"], results["standard_error"], low, high, len(counts), str(results["method"])
+        ),
         shares={str(c["problem"]): c["correct"] / c["samples"] for c in counts if c["samples"]},
         samples=sum(c["samples"] for c in counts),
-        capped_share=reasons.get("length", 0) / sum(reasons.values()) if sum(reasons.values()) else None,
-        mean_tokens=grade.number("results", "mean_completion_tokens"),
+        capped_share=reasons.get("length", 0) / completions if completions else None,
+        mean_tokens=results["mean_completion_tokens"],
     )
 
 

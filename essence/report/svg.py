@@ -31,6 +31,8 @@ DARK = {
 LIGHT_RAMP = ("#b86e00", "#857a58", "#4f7f9f", "#1763a6", "#0a2f5c")
 DARK_RAMP = ("#cf8f35", "#a39a7c", "#6f9dbd", "#6db4f4", "#d6eaff")
 RAMP_STEPS = 20
+MATPLOTLIB_STYLE = '<style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>'
+"""Would reach everything on a page; the same stands in `_style` for figures alone."""
 
 
 def _hex(text: str) -> tuple[int, int, int]:
@@ -64,7 +66,7 @@ def css_variables(colours: dict[str, str]) -> str:
 
 
 def themed(svg: str, title: str, description: str) -> str:
-    """A stand-alone SVG from matplotlib's: colours by role, light and dark, the reader's font, a title for screen readers."""
+    """A stand-alone SVG from matplotlib's: colours by role, the reader's font, a title and its values in words."""
     by_colour = {colour: role for role, colour in LIGHT.items()}
 
     def variable(match: re.Match[str]) -> str:
@@ -74,7 +76,8 @@ def themed(svg: str, title: str, description: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"#[0-9a-fA-F]{6}\b(?=[;\"' ])", variable, svg)
-    svg = re.sub(r"(font: [^;\"]*?\d(?:px|pt)) [^;\"]*", r"\1 var(--figure-font, system-ui, sans-serif)", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--figure-font, system-ui, sans-serif)", svg)
+    svg = svg.replace(MATPLOTLIB_STYLE, "")
     svg = re.sub(r"(<svg[^>]*?) width=\"[^\"]*\"", r"\1", svg, count=1)
     svg = re.sub(r"(<svg[^>]*?) height=\"[^\"]*\"", r"\1", svg, count=1)
     head = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{_style()}"
@@ -95,4 +98,4 @@ def inlined(svg: str, prefix: str) -> str:
 def _style() -> str:
     """Both sets of colours, for a file that is opened on its own."""
     dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} background: {DARK['surface']}; }} }}"
-    return f"<style>:root {{ {css_variables(LIGHT)} }} {dark}</style>"
+    return f"<style>:root {{ {css_variables(LIGHT)} stroke-linejoin: round; }} {dark}</style>"

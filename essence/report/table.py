@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Group as Renderables
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from essence.report import words
 from essence.report.records import Cell, Evaluation, Group, Results, Score
+from essence.report.results import read_results
 from essence.scoring.statistics import Estimate
 
 Role = Literal["arm", "cell", "student", "teacher"]
+WIDE_TERMINAL = 118
+"""Columns that a table with everything in one line needs."""
 ROLE_WORDS = {"student": "untrained student", "teacher": "teacher"}
 
 
@@ -49,7 +52,7 @@ class Column:
     title: str
     source: Literal["grades", "trains"]
     main: Callable[[Row], str]
-    small: Callable[[Row], str] = lambda row: ""
+    small: Callable[[Row], str] = lambda _: ""
     hint: str = ""
     """What the column holds, for a tooltip and the legend."""
 
@@ -60,18 +63,18 @@ def _cost(word: str, show: Callable[[float | None], str]) -> tuple[Callable[[Row
 
 COLUMNS = (
     Column(
-        "Accuracy", "grades", lambda r: words.percent(r.accuracy and r.accuracy.value),
-        lambda r: words.interval(r.accuracy), "mean over samples, then over problems, with its interval",
+        "Accuracy", "grades", lambda r: words.percent(r.accuracy.value if r.accuracy else None),
+        lambda r: words.interval(r.accuracy),
     ),
     Column(
-        "Retention", "grades", lambda r: words.percent(r.retention and r.retention.value),
-        lambda r: words.interval(r.retention), "share of the accuracy at LSP 1.0, with its interval",
+        "Retention", "grades", lambda r: words.percent(r.retention.value if r.retention else None),
+        lambda r: words.interval(r.retention), "share of the accuracy at LSP 1.0 that is kept",
     ),
-    Column("Tokens", "trains", *_cost("tokens", words.magnitude), "tokens of the training rows after truncation"),
-    Column("Time", "trains", *_cost("time", words.duration), "wall time of the training"),
-    Column("Memory", "trains", *_cost("memory", words.memory), "peak memory of the training"),
-    Column("FLOPs", "trains", *_cost("flops", words.magnitude), "floating-point operations of the training"),
-    Column("At cap", "grades", lambda r: words.percent(r.capped_share), hint="completions cut at the token cap"),
+    Column("Tokens", "trains", *_cost("tokens", words.magnitude), "training rows after truncation"),
+    Column("Time", "trains", *_cost("time", words.duration)),
+    Column("Memory", "trains", *_cost("memory", words.memory)),
+    Column("FLOPs", "trains", *_cost("flops", words.magnitude)),
+    Column("At cap", "grades", lambda r: words.percent(r.capped_share), hint="completions cut off at the token cap"),
     Column("Length", "grades", lambda r: words.whole(r.mean_tokens), hint="mean tokens a completion"),
 )  # fmt: skip
 
@@ -91,12 +94,12 @@ def arm_rows(results: Results, group: Group, evaluation: Evaluation) -> list[Row
                 graded=len(scores),
                 planned=len(arm.cells),
                 samples=sum(score.samples for score in scores),
-                accuracy=pooled and pooled.accuracy,
-                retention=pooled and pooled.retention,
+                accuracy=pooled.accuracy if pooled else None,
+                retention=pooled.retention if pooled else None,
                 cost=arm.cost,
                 ratio=arm.ratio,
-                capped_share=pooled and pooled.capped_share,
-                mean_tokens=pooled and pooled.mean_tokens,
+                capped_share=pooled.capped_share if pooled else None,
+                mean_tokens=pooled.mean_tokens if pooled else None,
                 state=f"{len(scores)} of {len(arm.cells)} graded",
                 grades=tuple(score.grade.link for score in scores),
                 trains=tuple(cell.train.link for cell in arm.cells if cell.train.state == "done"),
@@ -135,9 +138,7 @@ def cell_rows(group: Group, evaluation: Evaluation) -> list[Row]:
     return [_cell_row(cell, arm.cost, arm.ratio, evaluation) for arm in group.arms for cell in arm.cells]
 
 
-def _cell_row(
-    cell: Cell, arm_cost: dict[str, float], arm_ratio: dict[str, float], evaluation: Evaluation
-) -> Row:
+def _cell_row(cell: Cell, arm_cost: dict[str, float], arm_ratio: dict[str, float], evaluation: Evaluation) -> Row:
     cost = {word: value for word in arm_cost if (value := cell.cost.of(word)) is not None}
     return _score_row(
         "cell",
@@ -151,37 +152,49 @@ def _cell_row(
     )
 
 
-def terminal_report(results: Results) -> Renderables:
-    """What `invoke report` prints: a table for each group and benchmark, then what is missing."""
-    parts: list[Table | Text] = []
+def print_results(run_dir: Path, experiment: str, console: Console) -> None:
+    """Print the tables of an experiment, as far as it is: one for each group and benchmark, then what is missing."""
+    results = read_results(run_dir, experiment)
     for group in results.groups:
         for evaluation in group.evaluations:
-            title = f"{group.key.label}\n{evaluation[0]}, {evaluation[1]} checkpoint"
-            parts.append(_terminal_table(title, arm_rows(results, group, evaluation)))
-    lines = missing_lines(results)
-    if lines:
-        parts.append(Text("Not done:\n  " + "\n  ".join(lines)))
-    return Renderables(*parts)
+            title = f"{group.key.label}; {evaluation[0]}, {evaluation[1]} checkpoint"
+            console.print(Text(title, style="bold"))
+            console.print(terminal_table(arm_rows(results, group, evaluation), console.width))
+            console.print()
+    missing = missing_lines(results)
+    if missing:
+        console.print(Text("Not done", style="bold"))
+        for line in missing:
+            console.print(Text(f"  {line}"), soft_wrap=True)
 
 
-def _terminal_table(title: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="dim", box=None, padding=(0, 1))
+def terminal_table(rows: Sequence[Row], width: int) -> Table:
+    """A line a row; on a narrow terminal intervals stand under their numbers and lengths are left to the page."""
+    narrow = width < WIDE_TERMINAL
+    columns = [column for column in COLUMNS if not (narrow and column.title == "Length")]
+    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 0, 0, 1) if narrow else (0, 1))
     table.add_column("LSP", no_wrap=True)
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     table.add_column("Cells", justify="right", no_wrap=True)
     for row in rows:
-        # Where there is a ratio to LSP 1.0 it says more than the absolute cost, which the page has.
-        shown = [
-            (c.small(row) or c.main(row)) if c.source == "trains" else f"{c.main(row)} {c.small(row)}".strip()
-            for c in COLUMNS
-        ]
+        numbers = [_terminal_number(row, column, "\n" if narrow else " ") for column in columns]
+        label = row.label.split()[0] if narrow else row.label
         style = "" if row.role == "arm" else "dim"
-        table.add_row(*(escape(text) for text in (row.label, *shown, _cells_text(row))), style=style)
+        table.add_row(*(Text(text) for text in (label, *numbers, cells_text(row))), style=style)
     return table
 
 
-def _cells_text(row: Row) -> str:
+def _terminal_number(row: Row, column: Column, separator: str) -> str:
+    main, small = column.main(row), column.small(row)
+    if column.source == "trains":
+        # The ratio to LSP 1.0 says more than the absolute cost, which the page has.
+        return small or main
+    return f"{main}{separator}{small}" if small else main
+
+
+def cells_text(row: Row) -> str:
+    """`2 / 2`: graded and planned cells of an arm."""
     return f"{row.graded} / {row.planned}" if row.role == "arm" else ""
 
 
@@ -194,34 +207,6 @@ def missing_lines(results: Results) -> list[str]:
                 what = ROLE_WORDS.get(baseline.role, baseline.role)
                 lines.append(f"{what} {baseline.model} on {score.benchmark}: {score.grade.state_words}")
     return lines
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    """A GitHub table in which each number links to its manifest, where it has just one."""
-    head = ["LSP", *(column.title for column in COLUMNS), "Cells"]
-    lines = [_markdown_line(head), _markdown_line([":--", *["--:"] * (len(head) - 1)])]
-    for row in rows:
-        cells = [_markdown_number(row, column) for column in COLUMNS]
-        lines.append(_markdown_line([markdown_text(row.label), *cells, _cells_text(row) or row.state]))
-    return "\n".join(lines)
-
-
-def _markdown_number(row: Row, column: Column) -> str:
-    links: tuple[str, ...] = getattr(row, column.source)
-    main = column.main(row)
-    if main != words.NOTHING and len(links) == 1:
-        main = f"[{main}]({links[0]})"
-    small = markdown_text(column.small(row))
-    return f"{main} {small}".strip()
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def markdown_text(text: str) -> str:
-    """A text that Markdown shows as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text.replace("\n", " "))
 
 
 def row_record(row: Row) -> dict[str, Any]:

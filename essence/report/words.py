@@ -5,13 +5,15 @@ import re
 from essence.scoring.statistics import Estimate
 
 NOTHING = "–"
+SPACE = "\u00a0"
+"""Between a number and its unit: a line never ends there."""
 SECONDS_IN_MINUTE, SECONDS_IN_HOUR = 60.0, 3600.0
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def percent(share: float | None, digits: int = 1) -> str:
     """`43.8 %`."""
-    return NOTHING if share is None else f"{100 * share:.{digits}f} %"
+    return NOTHING if share is None else f"{100 * share:.{digits}f}{SPACE}%"
 
 
 def interval(estimate: Estimate | None, digits: int = 1) -> str:
@@ -19,7 +21,7 @@ def interval(estimate: Estimate | None, digits: int = 1) -> str:
     if estimate is None or (estimate.low is None and estimate.high is None):
         return ""
     low, high = ("?" if end is None else f"{100 * end:.{digits}f}" for end in (estimate.low, estimate.high))
-    return f"[{low}, {high}]"
+    return f"[{low},{SPACE}{high}]"
 
 
 def with_interval(estimate: Estimate | None, digits: int = 1) -> str:
@@ -29,7 +31,7 @@ def with_interval(estimate: Estimate | None, digits: int = 1) -> str:
 
 def times(ratio: float | None) -> str:
     """`0.52 ×`."""
-    return NOTHING if ratio is None else f"{ratio:.2f} ×"
+    return NOTHING if ratio is None else f"{ratio:.2f}{SPACE}×"
 
 
 def proportion(lsp: float) -> str:
@@ -42,17 +44,17 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return NOTHING
     if seconds < 2 * SECONDS_IN_MINUTE:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}{SPACE}s"
     if seconds < 2 * SECONDS_IN_HOUR:
-        return f"{seconds / SECONDS_IN_MINUTE:.1f} min"
-    return f"{seconds / SECONDS_IN_HOUR:.1f} h"
+        return f"{seconds / SECONDS_IN_MINUTE:.1f}{SPACE}min"
+    return f"{seconds / SECONDS_IN_HOUR:.1f}{SPACE}h"
 
 
 def memory(gib: float | None) -> str:
     """`512 MiB`, `38.2 GiB`."""
     if gib is None:
         return NOTHING
-    return f"{gib * 1024:.0f} MiB" if gib < 1 else f"{gib:.1f} GiB"
+    return f"{gib * 1024:.0f}{SPACE}MiB" if gib < 1 else f"{gib:.1f}{SPACE}GiB"
 
 
 def magnitude(value: float | None, unit: str = "") -> str:
@@ -61,8 +63,8 @@ def magnitude(value: float | None, unit: str = "") -> str:
         return NOTHING
     for size, prefix in PREFIXES:
         if abs(value) >= size:
-            return f"{value / size:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".strip()
+            return f"{value / size:.3g}{SPACE}{prefix}{unit}"
+    return f"{value:.3g}{SPACE}{unit}".strip()
 
 
 def whole(value: float | None) -> str:

@@ -1,0 +1,124 @@
+"""Write the report of an experiment: report.html, report.md, report.json and figures/, all at once or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from essence.atomic import read_json
+from essence.errors import RecordError
+from essence.record.canonical import canonical_json, sha256_file, sha256_text
+from essence.report.findings import findings
+from essence.report.markdown import markdown_report
+from essence.report.page import render_page, statement
+from essence.report.records import Figure, Group, GroupKey, Results
+from essence.report.results import read_results
+from essence.report.table import arm_rows, cell_rows, missing_lines, row_record
+from essence.store import RunDirectory
+
+SCHEMA_VERSION = 1
+
+
+def write_report(run_dir: Path, experiment: str) -> Path:
+    """Make `<run_dir>/<experiment>/report/` anew from plan and manifests; returns the path of its report.html.
+
+    Works at any time, also while cells run or when nothing is done. RecordError when there is no plan.
+    """
+    return write_results(read_results(run_dir, experiment))
+
+
+def report_is_current(run_dir: Path, experiment: str) -> bool:
+    """Whether the report was made from the plan and the manifests that are there now, by this version of the kit."""
+    folder = RunDirectory(run_dir).report(experiment)
+    try:
+        record = read_json(folder / "report.json")
+        return bool(record.get("made_from") == made_from(run_dir, experiment)) and (folder / "report.html").is_file()
+    except RecordError:
+        return False
+
+
+def made_from(run_dir: Path, experiment: str) -> str:
+    """One hash of all that a report comes from: plan, manifests, states of unfinished stages, the report's own code."""
+    run = RunDirectory(run_dir)
+    plan = read_json(run.plan(experiment))
+    stages = {name: run.stage(name) for name in plan.get("stages", {})}
+    seen = {name: sha256_file(s.manifest) if s.done else s.state() for name, s in stages.items()}
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.[ph]*"))))
+    return sha256_text(canonical_json([plan, seen, code.hexdigest()]))
+
+
+def write_results(results: Results) -> Path:
+    """Write the report of results that were read before."""
+    figures = _figures(results)
+    folder = RunDirectory(results.run_dir).report(results.experiment)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "figures").mkdir(parents=True)
+    for figure in (figure for drawn in figures.values() for figure in drawn):
+        (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+        (partial / "figures" / f"{figure.name}.png").write_bytes(figure.png)
+    (partial / "report.html").write_text(render_page(results, figures), encoding="utf-8")
+    (partial / "report.md").write_text(markdown_report(results, figures), encoding="utf-8")
+    text = json.dumps(report_record(results, figures), indent=2, ensure_ascii=False, allow_nan=False)
+    (partial / "report.json").write_text(text + "\n", encoding="utf-8")
+    _replace_folder(folder, partial)
+    return folder / "report.html"
+
+
+def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]] | None = None) -> dict[str, Any]:
+    """report.json, and what `invoke report --json` prints: the rows of every table as plain numbers."""
+    drawn = figures or {}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "made_from": made_from(results.run_dir, results.experiment),
+        "experiment": results.experiment,
+        "title": results.title,
+        "note": results.note,
+        "statement": statement(results),
+        "done": results.done,
+        "groups": [_group_record(results, group, drawn.get(group.key, ())) for group in results.groups],
+        "missing": missing_lines(results),
+    }
+
+
+def _group_record(results: Results, group: Group, figures: Sequence[Figure]) -> dict[str, Any]:
+    return {
+        **vars(group.key),
+        "reference": vars(group.reference) if group.reference else None,
+        "evaluations": [
+            {
+                "benchmark": evaluation[0],
+                "checkpoint": evaluation[1],
+                "findings": findings(results, group, evaluation),
+                "rows": [row_record(row) for row in arm_rows(results, group, evaluation)],
+                "cells": [row_record(row) for row in cell_rows(group, evaluation)],
+            }
+            for evaluation in group.evaluations
+        ],
+        "figures": [{"name": f.name, "kind": f.kind, "title": f.title, "values": f.alt} for f in figures],
+    }
+
+
+def _figures(results: Results) -> dict[GroupKey, list[Figure]]:
+    """Figures by group; names carry the group's number where there are several groups."""
+    # matplotlib takes half a second to import: only here, where something is drawn.
+    from essence.report.figures import draw_figures
+
+    several = len(results.groups) > 1
+    return {
+        group.key: draw_figures(results, group, f"group-{number}-" if several else "")
+        for number, group in enumerate(results.groups, 1)
+    }
+
+
+def _replace_folder(folder: Path, partial: Path) -> None:
+    """Put `partial` in the place of `folder`: a reader finds the old or the new one, whole."""
+    old = partial.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

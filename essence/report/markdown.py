@@ -1,0 +1,67 @@
+"""report.md: the same tables and sentences for a terminal pager or a repository's web page."""
+
+from collections.abc import Mapping, Sequence
+
+from essence.report import words
+from essence.report.findings import findings
+from essence.report.page import statement
+from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
+from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
+
+
+def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
+    """The whole file; figures are linked as `figures/<name>.png` with their values as alt text."""
+    parts = [f"# {markdown_text(results.title)}", markdown_text(results.note), *map(markdown_text, statement(results))]
+    for group in results.groups:
+        parts.append(f"## {markdown_text(group.key.label)}")
+        for evaluation in group.evaluations:
+            parts += _evaluation_parts(results, group, evaluation)
+        parts += [_image(figure) for figure in figures.get(group.key, [])]
+    missing = missing_lines(results)
+    if missing:
+        parts += ["## Not done", "\n".join(f"- {markdown_text(line)}" for line in missing)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _evaluation_parts(results: Results, group: Group, evaluation: Evaluation) -> list[str]:
+    benchmark, checkpoint = map(markdown_text, evaluation)
+    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in findings(results, group, evaluation))
+    return [
+        f"### {benchmark}, {checkpoint} checkpoint",
+        sentences,
+        markdown_table(arm_rows(results, group, evaluation)),
+        "Every cell:",
+        markdown_table(cell_rows(group, evaluation)),
+    ]
+
+
+def _image(figure: Figure) -> str:
+    return f"![{markdown_text(figure.alt)}](figures/{figure.name}.png)\n\n*{markdown_text(figure.caption)}*"
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A GitHub table in which each number links to its manifest, where it has just one."""
+    head = ["LSP", *(column.title for column in COLUMNS), "Cells"]
+    lines = [_markdown_line(head), _markdown_line([":--", *["--:"] * (len(head) - 1)])]
+    for row in rows:
+        cells = [_markdown_number(row, column) for column in COLUMNS]
+        lines.append(_markdown_line([markdown_text(row.label), *cells, cells_text(row) or row.state]))
+    return "\n".join(lines)
+
+
+def _markdown_number(row: Row, column: Column) -> str:
+    links: tuple[str, ...] = getattr(row, column.source)
+    main = column.main(row)
+    if main != words.NOTHING and len(links) == 1:
+        main = f"[{main}]({links[0]})"
+    small = markdown_text(column.small(row))
+    return f"{main} {small}".strip()
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text.replace("\n", " "))
