@@ -82,6 +82,11 @@ class Architecture:
         return self.vocabulary * self.hidden
 
     @property
+    def root_parameters(self) -> int:
+        """Embedding and head; tied weights once."""
+        return self.head_parameters * (1 if self.tied else 2)
+
+    @property
     def layer_parameters(self) -> int:
         """All parameters of all layers."""
         norms = 2 * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
@@ -91,7 +96,7 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """All parameters; tied weights once."""
-        return self.layer_parameters + self.head_parameters * (1 if self.tied else 2) + self.hidden
+        return self.layer_parameters + self.root_parameters + self.hidden
 
 
 def layer_flops(model: Architecture, tokens: int) -> int:
@@ -141,12 +146,12 @@ def static_bytes(
 def sharded_static_bytes(student: Architecture, teacher: Architecture | None, devices: int) -> int:
     """The same on each of `devices` under full sharding (FSDP, ZeRO-3) with bfloat16 compute.
 
-    `(16 P_student + 2 P_teacher) / devices`, and what is gathered: two layers of each model, the student's head with
-    its gradient, the teacher's embedding and head.
+    `(16 P_student + 2 P_teacher) / devices`, and what is gathered: two layers of each model, and the embeddings and
+    heads, the student's with their gradient.
     """
     shard = MASTER_BYTES * student.parameters
-    gathered = 2 * student.layer_parameters / student.layers + 2 * student.head_parameters
+    gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
     if teacher:
         shard += BFLOAT16_BYTES * teacher.parameters
-        gathered += 2 * teacher.layer_parameters / teacher.layers + 2 * teacher.head_parameters
+        gathered += 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
     return round(shard / devices + BFLOAT16_BYTES * gathered)

@@ -5,6 +5,7 @@ with the inputs is looked for before the first step.
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,23 @@ from essence.stages.context import StageContext, StageOutcome
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class Setup:
+    """All that is known before the first step."""
+
+    device: torch.device
+    student: Path
+    teacher: Path | None
+    """None for plain fine-tuning (`kd_weight` 0)."""
+    student_config: dict[str, Any]
+    teacher_config: dict[str, Any] | None
+    tokenizer_size: int
+    eos_id: int
+    """Of the student's tokenizer; -1 where it has none."""
+    training: Examples
+    validation: Examples
+
+
 def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
     """Train on the inputs `tokens` (`tokens.arrow`), `student` and `teacher` (their folders `model/`).
 
@@ -39,55 +57,47 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
         DivergedError: loss or gradient is no longer finite.
         Stopped: asked for; a checkpoint is in `scratch/`.
     """
-    student_folder = context.inputs["student"] / "model"
-    teacher_folder = context.inputs["teacher"] / "model" if settings.objective.kd_weight > 0.0 else None
-    device = prepare_device(context.resources)
-    tokenizer = load_tokenizer(student_folder)
-    think_token_ids(tokenizer, student_folder)
-    if teacher_folder:
-        check_pair(student_folder, teacher_folder)
-    eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    training, validation = select_examples(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
-    student_config = check_model_files(student_folder)
-    check_token_ids(training, validation, student_config["vocab_size"])
-    student = load_model(student_folder, torch.float32, device)
-    teacher = load_model(teacher_folder, DTYPES[settings.compute_dtype], device) if teacher_folder else None
+    setup = prepare(settings, context)
+    student = load_model(setup.student, torch.float32, setup.device)
+    teacher = load_model(setup.teacher, DTYPES[settings.compute_dtype], setup.device) if setup.teacher else None
     result = train(
         student,
         teacher,
-        training.examples,
-        validation.examples,
+        setup.training.examples,
+        setup.validation.examples,
         settings,
         context.resources,
         context.scratch / "training",
         context.progress,
         context.stop,
     )
-    write_output(student, result, context.partial, student_folder)
-    teacher_config = check_model_files(teacher_folder) if teacher_folder else None
-    return StageOutcome(
-        results={
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "best_validation_ce": result.best_validation_ce,
-            "last_loss": result.last_loss,
-            "validations": result.validations,
-        },
-        data={"train": describe(training), "validation": describe(validation)},
-        executed={
-            **executed_batches(settings, context.resources, training, result),
-            "dtype": settings.compute_dtype,
-            "device": device.type,
-            "eos_id": eos_id,
-            "vocabulary": {
-                "tokenizer": len(tokenizer),
-                "student": student_config["vocab_size"],
-                "teacher": teacher_config["vocab_size"] if teacher_config else None,
-            },
-        },
-        cost=count_cost(student_config, teacher_config, training, validation, settings, result),
-        seeds={"train": settings.seed, "split": settings.rows.split_seed},
+    write_output(student, result, context.partial, setup.student)
+    return outcome(settings, context.resources, setup, result)
+
+
+def prepare(settings: TrainSettings, context: StageContext) -> Setup:
+    """Look at every input before any model is loaded; errors as in `run`."""
+    student = context.inputs["student"] / "model"
+    teacher = context.inputs["teacher"] / "model" if settings.objective.kd_weight > 0.0 else None
+    tokenizer = load_tokenizer(student)
+    think_token_ids(tokenizer, student)
+    if teacher:
+        check_pair(student, teacher)
+    eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    training, validation = select_examples(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
+    setup = Setup(
+        device=prepare_device(context.resources),
+        student=student,
+        teacher=teacher,
+        student_config=check_model_files(student),
+        teacher_config=check_model_files(teacher) if teacher else None,
+        tokenizer_size=len(tokenizer),
+        eos_id=eos_id,
+        training=training,
+        validation=validation,
     )
+    check_token_ids(training, validation, setup.student_config["vocab_size"])
+    return setup
 
 
 def prepare_device(resources: Resources) -> torch.device:
@@ -149,42 +159,53 @@ def describe(part: Examples) -> dict[str, Any]:
     }
 
 
-def executed_batches(
-    settings: TrainSettings, resources: Resources, training: Examples, result: TrainResult
-) -> dict[str, int]:
-    """Rows a step and a forward pass, and steps, as they came out."""
-    batch_rows = min(settings.optimizer.batch_rows, len(training.examples))
-    return {
-        "batch_rows": batch_rows,
-        "micro_batch_rows": min(resources.micro_batch_rows, batch_rows),
-        "optimizer_steps": result.steps,
-    }
+def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult) -> StageOutcome:
+    """What the manifest is told."""
+    batch_rows = min(settings.optimizer.batch_rows, len(setup.training.examples))
+    return StageOutcome(
+        results={
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "best_validation_ce": result.best_validation_ce,
+            "last_loss": result.last_loss,
+            "validations": result.validations,
+        },
+        data={"train": describe(setup.training), "validation": describe(setup.validation)},
+        executed={
+            "batch_rows": batch_rows,
+            "micro_batch_rows": min(resources.micro_batch_rows, batch_rows),
+            "optimizer_steps": result.steps,
+            "dtype": settings.compute_dtype,
+            "device": setup.device.type,
+            "eos_id": setup.eos_id,
+            "vocabulary": {
+                "tokenizer": setup.tokenizer_size,
+                "student": setup.student_config["vocab_size"],
+                "teacher": setup.teacher_config["vocab_size"] if setup.teacher_config else None,
+            },
+        },
+        cost=count_cost(settings, setup, result),
+        seeds={"train": settings.seed, "split": settings.rows.split_seed},
+    )
 
 
-def count_cost(
-    student_config: dict[str, Any],
-    teacher_config: dict[str, Any] | None,
-    training: Examples,
-    validation: Examples,
-    settings: TrainSettings,
-    result: TrainResult,
-) -> dict[str, Any]:
+def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> dict[str, Any]:
     """Tokens and FLOPs of the whole training, from the lengths of the rows."""
-    student = cost.Architecture.from_config(student_config)
-    teacher = cost.Architecture.from_config(teacher_config) if teacher_config else None
-    lengths = [example.input_ids.size for example in training.examples]
+    student = cost.Architecture.from_config(setup.student_config)
+    teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
+    lengths = [example.input_ids.size for example in setup.training.examples]
     epoch = cost.distillation_flops(
         student, teacher, lengths, activation_checkpointing=settings.activation_checkpointing
     )
-    one_validation = sum(cost.forward_flops(student, example.input_ids.size) for example in validation.examples)
-    training_flops, validation_flops = epoch * settings.optimizer.epochs, one_validation * len(result.validations)
+    validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.validation.examples)
+    training_flops, validation_flops = epoch * settings.optimizer.epochs, validation * len(result.validations)
     return {
         "tokens": result.tokens,
         "flops": training_flops + validation_flops,
         "flops_formula": cost.FLOPS_FORMULA,
         "training_flops": training_flops,
         "validation_flops": validation_flops,
-        "validation_tokens": validation.tokens * len(result.validations),
+        "validation_tokens": setup.validation.tokens * len(result.validations),
         "training_s": result.seconds,
         "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype),
     }

@@ -1,0 +1,91 @@
+"""A checkpoint is there whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from essence.distill import checkpoint
+
+
+def write(folder: Path, step: int) -> Path:
+    return checkpoint.write(folder, step, {"weight/a": torch.full((3,), float(step))}, {"step": step})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path / "none") is None
+    write(tmp_path, 4)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert (found.step, found.state) == (4, {"step": 4})
+    assert found.tensors["weight/a"].tolist() == [4.0, 4.0, 4.0]
+
+
+def test_two_are_kept_and_a_step_can_be_written_again(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 10):
+        write(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
+
+
+@pytest.mark.parametrize("name", [checkpoint.TENSORS, checkpoint.STATE, checkpoint.HASHES])
+@pytest.mark.parametrize("damage", ["cut", "missing", "changed"])
+def test_damaged_newest_gives_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+    write(tmp_path, 1)
+    path = write(tmp_path, 2) / name
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-2] if damage == "cut" else content[:-2] + b"01")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert [state["step"] for state in checkpoint.states(tmp_path)] == [1]
+
+
+def test_kill_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 1)
+
+    def killed(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        write(tmp_path, 2)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    write(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_no_pickle_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path, 1)
+    assert sorted(p.name for p in path.iterdir()) == ["sha256.json", "state.json", "tensors.safetensors"]
+    assert json.loads((path / "state.json").read_text()) == {"step": 1}
+
+
+def test_optimizer_and_random_numbers_come_back(tmp_path: Path) -> None:
+    def model() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 2)
+
+    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        module(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+
+    straight = model()
+    optimizer = torch.optim.AdamW(straight.parameters(), fused=True)
+    step(straight, optimizer)
+    checkpoint.write(tmp_path, 1, checkpoint.training_tensors(straight, optimizer), {})
+    step(straight, optimizer)
+
+    resumed = model()
+    optimizer = torch.optim.AdamW(resumed.parameters(), fused=True)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    checkpoint.restore_training(resumed, optimizer, found)
+    step(resumed, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
