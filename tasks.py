@@ -96,7 +96,7 @@ def run(
     runs=None,
     dry_run=False,
     json=False,
-):  # type: ignore[no-untyped-def]
+):
     """Run chosen cells of an experiment (default: bespoke), as in: invoke run --lsp 0.5"""
     from essence.commands.run import run as start
     from essence.commands.selection import Words
@@ -111,7 +111,7 @@ def run(
     positional=["name"],
     help={"name": CHOICE["experiment"], **_help("only", "engine", "pins", "runs", "dry_run", "json")},
 )
-def reproduce(_, name, only=None, engine="local", pins=None, runs=None, dry_run=False, json=False):  # type: ignore[no-untyped-def]
+def reproduce(_, name, only=None, engine="local", pins=None, runs=None, dry_run=False, json=False):
     """Run the whole matrix of an experiment with its baselines and write the report."""
     from essence.commands.run import run as start
     from essence.commands.selection import Words
@@ -136,7 +136,7 @@ def plan(
     pins=None,
     runs=None,
     json=False,
-):  # type: ignore[no-untyped-def]
+):
     """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
     from essence.commands.plan import print_plan
     from essence.commands.selection import Words
@@ -147,7 +147,7 @@ def plan(
 
 
 @task(help=_help("experiment", "runs", "json"), auto_shortflags=False)
-def status(_, experiment="tiny", runs=None, json=False):  # type: ignore[no-untyped-def]
+def status(_, experiment="tiny", runs=None, json=False):
     """Show how far each cell is; also while it runs, from another terminal."""
     from essence.commands.selection import run_directory
     from essence.commands.status import print_status
@@ -157,7 +157,7 @@ def status(_, experiment="tiny", runs=None, json=False):  # type: ignore[no-unty
 
 
 @task(help=_help("experiment", "runs", "json"), auto_shortflags=False)
-def report(_, experiment="tiny", runs=None, json=False):  # type: ignore[no-untyped-def]
+def report(_, experiment="tiny", runs=None, json=False):
     """Write the report of what is there: table, figures, report.md, report.html."""
     from essence.commands.report import print_report
     from essence.commands.selection import run_directory
@@ -171,7 +171,7 @@ def report(_, experiment="tiny", runs=None, json=False):  # type: ignore[no-unty
     positional=["folder"],
     help={"folder": "run directory, or one experiment in it (default: runs/)", "json": CHOICE["json"]},
 )
-def verify(_, folder=None, json=False):  # type: ignore[no-untyped-def]
+def verify(_, folder=None, json=False):
     """Recompute every hash of a run directory and say which file differs."""
     from pathlib import Path
 
@@ -187,7 +187,7 @@ def verify(_, folder=None, json=False):  # type: ignore[no-untyped-def]
     auto_shortflags=False,
     help={"experiment": "remove this experiment too", "runs": CHOICE["runs"], "yes": "really remove"},
 )
-def clean(_, experiment=None, runs=None, yes=False):  # type: ignore[no-untyped-def]
+def clean(_, experiment=None, runs=None, yes=False):
     """Remove stages that no experiment needs any more, or one experiment."""
     from essence.commands.clean import clean as remove
     from essence.commands.selection import run_directory
@@ -206,7 +206,7 @@ def pin(_: Context) -> None:
 
 
 @task(auto_shortflags=False, help={"upgrade": "take newer versions where pyproject.toml allows them"})
-def lock(_, upgrade=False):  # type: ignore[no-untyped-def]
+def lock(_, upgrade=False):
     """Make the hash-locked versions in locks/ anew from pyproject.toml (needs network)."""
     from essence.commands.lock import lock as write
 

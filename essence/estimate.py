@@ -4,6 +4,7 @@ After the tokenize stage has run, its counts take the place of the assumed row l
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from essence.atomic import read_json
 from essence.distill.cost import (
@@ -13,7 +14,7 @@ from essence.distill.cost import (
     sharded_static_bytes,
     static_bytes,
 )
-from essence.errors import InputError
+from essence.errors import InputError, RecordError
 from essence.experiment import LoadedExperiment, train_settings
 from essence.plan import CellPlan
 from essence.settings import TrainSettings
@@ -111,13 +112,16 @@ def _row_tokens(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDire
 
 
 def _architecture(name: str, stage: str, loaded: LoadedExperiment, run_directory: RunDirectory) -> Architecture | None:
-    folder = run_directory.stage(stage)
-    if folder.done:
-        try:
+    """From the model that is here, from a local folder, or as the catalogue tells."""
+    folder, pin = run_directory.stage(stage), loaded.catalogue.models[name]
+    try:
+        if folder.done:
             return Architecture.from_config(read_json(folder.manifest)["results"]["config"])
-        except InputError:
-            return None
-    return loaded.catalogue.models[name].architecture
+        if pin.path and not pin.architecture:
+            return Architecture.from_config(read_json(Path(pin.path) / "config.json"))
+    except (InputError, RecordError):
+        return None
+    return pin.architecture
 
 
 def _training_flops(

@@ -16,7 +16,12 @@ from essence.settings import Record, RowFormat, Source
 from essence.validation import read_toml, validate
 
 ORIGINS = ("repository", "path", "builtin")
+OF_AN_ORIGIN = (*ORIGINS, "commit", "files", "options", "architecture", "mean_row_tokens")
+"""What is said of one origin, and does not hold for another."""
 COMMIT_LENGTH = 40
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
+ROW_FILES = ["*.parquet", "*.jsonl", "*.json"]
+"""Files of a repository that are fetched when its pin names none."""
 
 
 class Pin(Record):
@@ -25,6 +30,7 @@ class Pin(Record):
     repository: str | None = None
     commit: str | None = None
     files: list[str] = Field(default_factory=list)
+    """Patterns of the files that are needed; empty = weights and tokenizer of a model, rows of a data set."""
     path: str | None = None
     builtin: str | None = None
     options: dict[str, int | float | str] = Field(default_factory=dict)
@@ -84,7 +90,7 @@ def merge_catalogues(base: dict[str, Any], over: dict[str, Any]) -> dict[str, An
         for name, entry in entries.items():
             kept = dict(target.get(name, {}))
             if any(origin in entry for origin in ORIGINS):
-                for key in (*ORIGINS, "commit", "files", "options"):
+                for key in OF_AN_ORIGIN:
                     kept.pop(key, None)
             target[name] = {**kept, **entry}
     return merged
@@ -135,7 +141,7 @@ def to_source(kind: Kind, name: str, pin: Pin) -> Source:
         name=name,
         repository=pin.repository,
         commit=pin.commit or None,
-        files=pin.files if pin.repository else [],
+        files=(pin.files or (MODEL_FILES if kind == "model" else ROW_FILES)) if pin.repository else [],
         path=pin.path,
         path_state=path_state(Path(pin.path)) if pin.path else None,
         builtin=pin.builtin,

@@ -165,6 +165,9 @@ class _Planner:
     def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
         """A stage by its key; the second cell that needs it finds it here."""
         environment, source = self.environment(stage), source_sha256(stage)
+        if isinstance(settings, DownloadSettings) and not settings.source.builtin:
+            # What a commit or a folder holds depends on neither: a new lock does not fetch 16 GB again.
+            environment, source = {}, ""
         determines: dict[str, Any] = {
             "stage": stage,
             "settings": settings.model_dump(mode="json"),

@@ -41,7 +41,7 @@ class Source(Record):
     commit: str | None = None
     """Full commit of the repository; never a branch."""
     files: list[str] = Field(default_factory=list)
-    """Patterns of the files of a repository that are needed; empty = all."""
+    """Patterns of the files of a repository that are fetched."""
     path: str | None = None
     """Local folder or file instead of a repository."""
     path_state: str | None = None

@@ -22,7 +22,7 @@ lsp = [0.5, 1.0]
 
 [data.bespoke]
 max_row_tokens = 100000
-train_rows = 2
+train_rows = 1
 validation_rows = 1
 
 [training]
@@ -51,7 +51,7 @@ def small_model(folder: Path, tokenizer: Path, hidden: int) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(hidden)
-    sizes = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=2, head_dim=16)
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2, "head_dim": 16}
     config = Qwen3Config(
         **sizes, vocab_size=VOCABULARY, num_attention_heads=2, num_key_value_heads=1, eos_token_id=151643
     )

@@ -290,6 +290,11 @@ def test_an_order_that_differs_is_said(tmp_path: Path) -> None:
     assert "Accuracy falls from 0.25 to 0.50, with intervals apart" in sentences(run)
 
 
+def test_an_arm_below_the_untrained_student_is_said(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, accuracy={0.25: 0.0, 0.5: 0.6, 0.75: 0.7, 1.0: 0.72}).write()
+    assert "At LSP 0.25 training leaves it clearly below its untrained self" in sentences(run)
+
+
 def test_two_checkpoints_get_a_table_each(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, checkpoints=("best", "last")).write()
     assert read(run).groups[0].evaluations == (EVALUATION, ("sums-test", "last"))

@@ -5,8 +5,7 @@ import sys
 from rich.console import Console
 
 from essence.commands.status import not_run_here
-from essence.report.results import read_results
-from essence.report.table import terminal_report
+from essence.report.table import print_results
 from essence.store import RunDirectory
 
 
@@ -23,25 +22,16 @@ def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, co
 
 
 def write(run_directory: RunDirectory, experiment: str, console: Console) -> None:
-    """Write the report anew."""
+    """Write the report anew, unless it was made from just what is there now."""
     # Imported here: drawing takes seconds to import, and a run that finds everything done draws nothing.
-    from essence.report.build import write_report
+    from essence.report.build import report_is_current, write_report
 
-    with console.status("writing the report"):
-        write_report(run_directory.root, experiment)
-
-
-def is_current(run_directory: RunDirectory, experiment: str) -> bool:
-    """Whether the report was written after the plan and after every manifest that it shows."""
-    report = run_directory.report(experiment) / "report.json"
-    if not report.is_file():
-        return False
-    manifests = (run_directory.stage(p.name).manifest for p in run_directory.stages.glob("*-*"))
-    read = [run_directory.plan(experiment), *manifests]
-    return all(file.stat().st_mtime <= report.stat().st_mtime for file in read if file.is_file())
+    if not report_is_current(run_directory.root, experiment):
+        with console.status("writing the report"):
+            write_report(run_directory.root, experiment)
 
 
 def print_tables(run_directory: RunDirectory, experiment: str, console: Console) -> None:
     """The tables of the report, and where the page lies."""
-    console.print(terminal_report(read_results(run_directory.root, experiment)))
+    print_results(run_directory.root, experiment, console)
     console.print(f"Report: {run_directory.report(experiment) / 'report.html'}", highlight=False, soft_wrap=True)

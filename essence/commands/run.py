@@ -36,7 +36,7 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
         summary = _run_held(selection, console)
-        _finish_report(selection, summary, console)
+        _finish_report(selection, console)
     return say(selection, summary, command, console, as_json)
 
 
@@ -76,12 +76,10 @@ def _write_changed(file: Path, value: dict[str, Any]) -> None:
     write_json(file, value)
 
 
-def _finish_report(selection: Selection, summary: Summary, console: Console) -> None:
-    """The report of what there is; not made again when nothing has changed."""
-    run_directory, name = selection.run_directory, selection.name
-    graded = any(run_directory.stage(s.id).done for s in selection.wanted if s.stage == "grade")
-    if graded and (summary.finished or not report.is_current(run_directory, name)):
-        report.write(run_directory, name, console)
+def _finish_report(selection: Selection, console: Console) -> None:
+    """The report of what there is, once something is graded."""
+    if any(selection.run_directory.stage(s.id).done for s in selection.wanted if s.stage == "grade"):
+        report.write(selection.run_directory, selection.name, console)
 
 
 def say(selection: Selection, summary: Summary, command: str, console: Console, as_json: bool) -> int:
@@ -101,7 +99,7 @@ def _say_end(selection: Selection, summary: Summary, command: str, console: Cons
         report.print_tables(selection.run_directory, selection.name, console)
     count = len(selection.wanted)
     if summary.interrupted:
-        console.print(f"\nStopped. What is finished stays finished; to go on: [bold]{command}[/bold]")
+        console.print(f"\nStopped. What is finished stays finished; to go on: [bold]{command}[/bold]", soft_wrap=True)
     elif summary.complete:
         before = "were done before" if not summary.finished else f"are done ({len(summary.finished)} in this run)"
         console.print(f"\n{selection.name}: all {count} stages {before}.", highlight=False)
@@ -117,7 +115,11 @@ def _say_failures(selection: Selection, summary: Summary, command: str, console:
         console.print(f"  log: {folder.log}", highlight=False, soft_wrap=True)
     if summary.failed:
         waiting = f"; {len(summary.blocked)} stages wait for them" if summary.blocked else ""
-        console.print(f"\n{len(summary.failed)} failed{waiting}. To try again: [bold]{command}[/bold]", highlight=False)
+        console.print(
+            f"\n{len(summary.failed)} failed{waiting}. To try again: [bold]{command}[/bold]",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _summary_json(selection: Selection, summary: Summary) -> str:

@@ -15,8 +15,6 @@ from essence.settings import DownloadSettings, Source
 from essence.stages.context import StageContext, StageOutcome
 
 FOLDERS = {"model": "model", "dataset": "rows", "benchmark": "problems"}
-MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
-ROW_FILES = ["*.parquet", "*.jsonl", "*.json"]
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -73,13 +71,12 @@ def _fetch(source: Source, folder: Path) -> None:
 
     if not source.commit:
         raise PinError(f"the pin of {source.kind} '{source.name}' is empty: run `invoke pin` on a machine with network")
-    patterns = source.files or (MODEL_FILES if source.kind == "model" else ROW_FILES)
     try:
         snapshot_download(
             source.repository,
             repo_type="model" if source.kind == "model" else "dataset",
             revision=source.commit,
-            allow_patterns=patterns,
+            allow_patterns=source.files,
             local_dir=folder,
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
