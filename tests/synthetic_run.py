@@ -38,6 +38,7 @@ class SyntheticRun:
     spans: Sequence[str] = ("left",)
     title: str = "The whole matrix in miniature"
     accuracy: dict[float, float] = field(default_factory=lambda: dict(ACCURACY))
+    untrained: float = 0.08
     finished: bool = True
     plan: dict[str, Any] = field(default_factory=dict)
 
@@ -50,7 +51,7 @@ class SyntheticRun:
         for span in self.spans:
             for lsp in self.lsps:
                 self.plan["cells"] += [self._cell(span, lsp, seed) for seed in self.seeds]
-        for role, model, accuracy in (("student", self.student, 0.08), ("teacher", self.teacher, 0.97)):
+        for role, model, accuracy in (("student", self.student, self.untrained), ("teacher", self.teacher, 0.97)):
             evaluations = [self._evaluation(model, "model", accuracy, 7)]
             entry = {"role": role, "model": model, "protocol": self.protocol, "evaluations": evaluations}
             self.plan["baselines"].append(entry)

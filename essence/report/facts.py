@@ -70,7 +70,7 @@ def _environment(stage: StageEvidence) -> Iterator[tuple[str, Any, StageEvidence
         yield name, packages.get(name), stage
     yield "platform", stage.look("software", "platform"), stage
     cores, threads = stage.look("hardware", "cpu_count"), stage.look("hardware", "threads")
-    yield "processor", f"{stage.look('hardware', 'cpu') or 'unknown'}, {cores} cores, {threads} threads used", stage
+    yield "processor", f"{stage.look('hardware', 'cpu') or 'unknown'}, {cores} cores, {threads} used", stage
     memory = stage.number("hardware", "memory_gib")
     yield "memory", f"{memory:.0f} GiB" if memory else None, stage
     gpus = [str(gpu.get("name", "unknown")) for gpu in stage.look("hardware", "gpus") or []]

@@ -119,6 +119,8 @@ def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
 
 def _cost(arms: list[Arm], word: str, name: str) -> Figure:
     mark = reported.COST
+    on_device = any(cell.train.number("cost", "peak_gpu_memory_gib") for arm in arms for cell in arm.cells)
+    note = "Resident memory of the process, its libraries included." if word == "memory" and not on_device else ""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
@@ -139,7 +141,7 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
         name,
         "cost",
         f"{COSTS[word]} against LSP",
-        "Ratio to LSP 1.0, mean over seeds; faint: each seed. Dashed: in proportion to LSP.",
+        f"Ratio to LSP 1.0, mean over seeds; faint: each seed. Dashed: in proportion to LSP. {note}",
         f"{COSTS[word]} as a ratio to LSP 1.0. {values}. The paper reports {mark.words} of each at LSP {mark.lsp:g}.",
         draw,
         NARROW,
@@ -212,7 +214,17 @@ def _pooled_line(axes: Axes, points: Sequence[tuple[float, Estimate]]) -> None:
             y.append(estimate.value)
             below.append(max(0.0, estimate.value - estimate.low) if estimate.low is not None else 0.0)
             above.append(max(0.0, estimate.high - estimate.value) if estimate.high is not None else 0.0)
-    axes.errorbar(x, y, yerr=[below, above], color=LIGHT["accent"], linewidth=2, elinewidth=1.6, **_markers())
+    axes.errorbar(
+        x,
+        y,
+        yerr=[below, above],
+        color=LIGHT["accent"],
+        linewidth=2,
+        elinewidth=1.6,
+        zorder=3,
+        clip_on=False,
+        **_markers(),
+    )
 
 
 def _markers() -> dict[str, Any]:

@@ -39,10 +39,15 @@ def _training_effect(results: Results, group: Group, evaluation: Evaluation) -> 
         return ""
     assert full.value is not None
     points = 100 * (full.value - untrained.accuracy.value)
-    return (
+    worse = [lsp for lsp, e in _accuracies(group, evaluation) if _apart(untrained.accuracy, e)]
+    effect = (
         f"Trained on full sequences the student scores {words.with_interval(full)}, untrained "
         f"{words.with_interval(untrained.accuracy)}: {points:+.1f} points."
     )
+    if worse:
+        listed = _listed([f"{lsp:g}" for lsp in worse])
+        effect += f" At LSP {listed} training leaves it clearly below its untrained self."
+    return effect
 
 
 def _retention(group: Group, evaluation: Evaluation) -> str:

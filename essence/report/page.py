@@ -1,11 +1,12 @@
 """report.html: one file, no network, no script; every number leads to the manifest it comes from."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from essence.report import reported, words
 from essence.report.facts import builtin_sources, environment_facts, finished_at, settings_facts, total_wall_s
@@ -97,7 +98,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals.update(light=Markup(css_variables(LIGHT)), dark=Markup(css_variables(DARK)))  # noqa: S704
-    environment.filters.update(inline_svg=_inline_svg, slug=words.slug)
+    environment.filters.update(inline_svg=_inline_svg, slug=words.slug, breakable=_breakable)
     environment.globals.update(number_link=_number_link)
     return environment
 
@@ -105,6 +106,11 @@ def _environment() -> jinja2.Environment:
 def _inline_svg(figure: Figure) -> Markup:
     """The figure's SVG, which `svg.themed` made with its texts escaped."""
     return Markup(inlined(figure.svg, words.slug(figure.name)))  # noqa: S704
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may break after a dot or an underscore."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))  # noqa: S704
 
 
 def _number_link(row: Row, column: Column, anchor: str) -> str:
