@@ -1,0 +1,186 @@
+"""The whole matrix through the command line: killed, stopped, held, damaged, started again."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import PROJECT, command_line, invoke
+
+MICRO = Path(__file__).with_name("micro.toml")
+KILLS = 3
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, undisturbed run directory; not to be changed."""
+    runs = tmp_path_factory.mktemp("micro")
+    done = invoke("reproduce", str(MICRO), "--runs", str(runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs
+
+
+def start(runs: Path, *arguments: str) -> subprocess.Popen[str]:
+    line = command_line("reproduce", str(MICRO), "--runs", str(runs), *arguments)
+    return subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def plan_of(runs: Path) -> dict[str, Any]:
+    return json.loads((runs / "micro" / "plan.json").read_text(encoding="utf-8"))
+
+
+def manifests(runs: Path) -> dict[str, dict[str, Any]]:
+    stages = plan_of(runs)["stages"]
+    return {i: json.loads((runs / "stages" / i / "manifest.json").read_text(encoding="utf-8")) for i in stages}
+
+
+def findings(runs: Path) -> dict[str, Any]:
+    """What must be the same however often a run was disturbed: results, fingerprints, weights, verdicts."""
+    found = {}
+    for identifier, manifest in manifests(runs).items():
+        outputs = {o["path"]: o["sha256"] for o in manifest["outputs"]}
+        # These two hold times.
+        kept = {path: digest for path, digest in outputs.items() if path not in ("metrics.jsonl", "samples.jsonl")}
+        results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
+        data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
+        found[identifier] = {"results": results, "data": data, "outputs": kept}
+    return found
+
+
+def stage_processes(runs: Path) -> list[psutil.Process]:
+    """Processes that work on stages of this run directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "essence.stages" in line and any(str(runs) in part for part in line):
+            found.append(process)
+    return found
+
+
+def wait_for(condition: Any, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_everything_is_there_and_the_second_run_does_nothing(micro: Path) -> None:
+    report = micro / "micro" / "report"
+    assert {p.name for p in report.iterdir()} >= {"report.html", "report.md", "report.json", "figures"}
+    before = {p: p.stat().st_mtime_ns for p in micro.rglob("*") if p.is_file()}
+    again = invoke("reproduce", str(MICRO), "--runs", str(micro))
+    assert again.returncode == 0
+    assert "micro: all 17 stages were done before." in again.stdout
+    after = {p: p.stat().st_mtime_ns for p in micro.rglob("*") if p.is_file()}
+    assert after == before
+
+
+def test_every_manifest_is_whole_and_verifies(micro: Path) -> None:
+    done = invoke("verify", str(micro), "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["ok"] and found["stages"] == 17 and found["unfinished"] == []
+    for manifest in manifests(micro).values():
+        assert manifest["code"]["source_sha256"]
+        assert manifest["software"]["packages"]["torch"] == "2.13.0+cpu"
+        assert manifest["cost"]["wall_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*/output/best/model.safetensors", "*/output/samples.jsonl", "*/output/tokens.arrow"]
+)
+def test_one_changed_byte_is_found_and_named(micro: Path, tmp_path: Path, pattern: str) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    victim = sorted((runs / "stages").glob(f"*/output/{pattern}"))[0]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = invoke("verify", str(runs / "micro"))
+    assert done.returncode == 1
+    assert f"{victim}: content differs" in done.stdout
+    victim.unlink()
+    assert f"{victim}: missing" in invoke("verify", str(runs)).stdout
+
+
+def test_an_edited_manifest_is_found(micro: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    generate = next(c["evaluations"][0]["generate"] for c in plan_of(runs)["cells"])
+    manifest = runs / "stages" / generate / "manifest.json"
+    record = json.loads(manifest.read_text(encoding="utf-8"))
+    record["settings"]["resolved"]["samples"] = 64
+    manifest.write_text(json.dumps(record), encoding="utf-8")
+    done = invoke("verify", str(runs))
+    assert done.returncode == 1
+    assert f"{manifest}: its settings, inputs, environment or source do not give its key" in done.stdout
+    assert f"{manifest}: changed since" in done.stdout
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_ends_as_undisturbed(micro: Path, tmp_path: Path) -> None:
+    chance = random.Random(20)
+    for kill in range(KILLS):
+        host = start(tmp_path)
+        wait_for(lambda host=host: stage_processes(tmp_path) or host.poll() is not None)
+        time.sleep(chance.uniform(0.0, 12.0))
+        victims = [host.pid] if kill % 2 == 0 else [p.pid for p in stage_processes(tmp_path)] + [host.pid]
+        for pid in victims:
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).send_signal(signal.SIGKILL)
+        host.communicate()
+    done = invoke("reproduce", str(MICRO), "--runs", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert findings(tmp_path) == findings(micro)
+    assert invoke("verify", str(tmp_path)).returncode == 0
+    assert not list(tmp_path.glob("stages/*/scratch")) and not list(tmp_path.glob("stages/*/partial"))
+
+
+def test_ctrl_c_stops_the_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
+    host = start(tmp_path)
+    wait_for(lambda: stage_processes(tmp_path))
+    second = invoke("reproduce", str(MICRO), "--runs", str(tmp_path))
+    assert second.returncode == 2
+    assert f"run directory {tmp_path / 'micro'} is held by process {host.pid} on" in second.stderr
+    status = json.loads(invoke("status", "--experiment", "micro", "--runs", str(tmp_path), "--json").stdout)
+    assert status["counts"]["running"] >= 1 and f"process {host.pid}" in status["held_by"]
+    host.send_signal(signal.SIGINT)
+    output, errors = host.communicate(timeout=90)
+    assert host.returncode == 130, output + errors
+    assert f"to go on: invoke reproduce {MICRO} --runs {tmp_path}" in output
+    assert stage_processes(tmp_path) == []
+
+
+def test_a_failed_cell_does_not_stop_the_others(micro: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    experiment = tmp_path / "uneven.toml"
+    matrix = '[[matrix]]\ndataset=["tiny"]\npair=["tiny-teacher_tiny-student"]\nlsp=[{}]\n'
+    text = f'extends = "{MICRO}"\ntitle = "uneven"\n' + matrix.format("1.0") + matrix.format("0.5")
+    experiment.write_text(text + "train_rows = [100000]\n", encoding="utf-8")
+    done = invoke("run", "--experiment", str(experiment), "--runs", str(runs))
+    assert done.returncode == 1
+    assert "need 100008" in done.stdout and "Failed: train tiny/rows-100000" in done.stdout
+    assert f"To try again: invoke run --experiment {experiment} --runs {runs}" in done.stdout
+    state = json.loads(invoke("status", "--experiment", "uneven", "--runs", str(runs), "--json").stdout)
+    assert len(state["failed"]) == 1 and state["failed"][0]["curable"]
+    graded = [cell for cell in state["cells"] if "lsp-1.00" in cell["name"]]
+    assert set(graded[0]["stages"].values()) == {"done"}
+
+
+def test_clean_removes_what_only_one_experiment_needs(micro: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    stale = runs / "stages" / "train-0123456789abcdef"
+    stale.mkdir()
+    options = ("--runs", str(runs))
+    assert f"would remove {stale}" in invoke("clean", *options).stdout and stale.exists()
+    assert invoke("clean", "--yes", *options).returncode == 0
+    assert not stale.exists() and len(list((runs / "stages").iterdir())) == 17
+    assert invoke("clean", "--experiment", "micro", "--yes", *options).returncode == 0
+    assert list((runs / "stages").iterdir()) == [] and not (runs / "micro").exists()
