@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow
 import pyarrow.parquet
@@ -19,6 +19,7 @@ from essence.distill.rows import (
     replace_markers,
 )
 from essence.errors import InputError
+from essence.settings import RowFormat
 
 ANSWER = (
     "<|begin_of_thought|>\n\nAdd.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nIt is 4.\n\n<|end_of_solution|>"
@@ -130,3 +131,35 @@ def test_real_traces_with_irregular_newlines(assets: Path) -> None:
     texts = [replace_markers(json.loads(line)["assistant_value"]) for line in lines]
     assert any(has_solution_marker(text) for text in texts)
     assert all(isinstance(read(row(assistant=text)), Exchange) for text in texts)
+
+
+MATHS = "verifiable_math"
+TEXT = "<think>\n2 and 2\n</think>\n\n4"
+
+
+@pytest.mark.parametrize(
+    ("row_format", "given", "outcome"),
+    [
+        (
+            "synthetic1",
+            {"prompt": "2+2?", "llm_response": TEXT, "task_type": MATHS},
+            Exchange("2+2?", TEXT),
+        ),
+        ("synthetic1", {"prompt": "2+2?", "llm_response": TEXT, "task_type": "verifiable_code"}, Reason.OTHER_TASK),
+        ("synthetic1", {"prompt": 4, "llm_response": TEXT, "task_type": MATHS}, Reason.NOT_TEXT),
+        ("synthetic1", {"prompt": "2+2?", "task_type": MATHS}, Reason.NO_PAIR),
+        ("nemotron", {"input": [{"role": "user", "content": "2+2?"}], "output": TEXT}, Exchange("2+2?", TEXT)),
+        ("nemotron", {"input": [[{"role": "user", "content": "2+2?"}]], "output": TEXT}, Exchange("2+2?", TEXT)),
+        ("nemotron", {"input": [{"role": "system", "content": "2+2?"}], "output": TEXT}, Reason.UNKNOWN_ROLE),
+        ("nemotron", {"input": [], "output": TEXT}, Reason.NO_PAIR),
+        ("nemotron", {"input": [{"role": "user", "content": "2+2?"}], "output": "4"}, Reason.NO_OPENING_MARKER),
+    ],
+)
+def test_the_formats_that_the_released_code_cannot_run(
+    row_format: RowFormat, given: dict[str, Any], outcome: Exchange | Reason
+) -> None:
+    assert READERS[row_format](given) == outcome
+
+
+def test_every_format_has_a_reader() -> None:
+    assert set(READERS) == set(get_args(RowFormat))

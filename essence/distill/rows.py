@@ -36,6 +36,8 @@ class Reason(StrEnum):
     """Why a row gives no conversation."""
 
     NO_CONVERSATION = "no list of turns under 'conversations'"
+    NO_PAIR = "no question and answer under the format's columns"
+    OTHER_TASK = "task_type is not verifiable_math"
     NOT_TWO_TURNS = "not one user turn and one assistant turn"
     UNKNOWN_ROLE = "unknown role"
     NOT_TEXT = "content is not text"
@@ -123,7 +125,41 @@ def read_conversation(row: object) -> Exchange | Reason:
     return check_exchange(user, replace_markers(assistant))
 
 
-READERS: dict[RowFormat, Callable[[object], Exchange | Reason]] = {"conversations": read_conversation}
+def read_synthetic1(row: object) -> Exchange | Reason:
+    """SYNTHETIC-1: `prompt: str`, `llm_response: str`, `task_type: str`; only verifiable mathematics, as released."""
+    if not isinstance(row, Mapping) or not {"prompt", "llm_response", "task_type"} <= row.keys():
+        return Reason.NO_PAIR
+    if row["task_type"] != "verifiable_math":
+        return Reason.OTHER_TASK
+    return _check_pair(row["prompt"], row["llm_response"])
+
+
+def read_nemotron(row: object) -> Exchange | Reason:
+    """Llama-Nemotron: `input: [{"role", "content"}]`, of which the first, and `output: str`.
+
+    A list in the list is accepted too, as released; the first message must be the user's.
+    """
+    first = row.get("input") if isinstance(row, Mapping) else None
+    while isinstance(first, list) and first:
+        first = first[0]
+    if not isinstance(row, Mapping) or not isinstance(first, Mapping) or "output" not in row:
+        return Reason.NO_PAIR
+    if first.get("role") != "user":
+        return Reason.UNKNOWN_ROLE
+    return _check_pair(first.get("content"), row["output"])
+
+
+def _check_pair(user: object, assistant: object) -> Exchange | Reason:
+    if not isinstance(user, str) or not isinstance(assistant, str):
+        return Reason.NOT_TEXT
+    return check_exchange(user, assistant)
+
+
+READERS: dict[RowFormat, Callable[[object], Exchange | Reason]] = {
+    "conversations": read_conversation,
+    "nemotron": read_nemotron,
+    "synthetic1": read_synthetic1,
+}
 
 
 def replace_markers(text: str) -> str:
