@@ -30,7 +30,7 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     selection = select(words, baselines=whole)
     if dry_run:
         return print_dry_run(selection, as_json, console)
-    command = f"invoke {'reproduce' if whole else 'run'} {words.typed()}".strip()
+    command = words.typed(whole)
     check_pins(selection.plan, selection.wanted, lambda identifier: selection.run_directory.stage(identifier).done)
     check_machine(selection)
     folder = selection.run_directory.experiment(selection.name)
@@ -43,8 +43,9 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
 def _run_held(selection: Selection, console: Console) -> Summary:
     """Write the plan and the resolved settings, then run."""
     code, diff = code_facts(PROJECT)
-    if code["diff_sha256"]:
-        write_atomically(selection.run_directory.code / f"{code['diff_sha256']}.diff", diff)
+    saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
+    if diff and not saved.is_file():
+        write_atomically(saved, diff)
     write_plan(selection.run_directory, whole_plan(selection), selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
     done = len(selection.wanted) - len(selection.left())

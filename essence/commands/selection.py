@@ -1,5 +1,6 @@
 """From the words of a command line to the cells and stages that are meant."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,14 @@ class Words:
         }
         return {axis: _number(axis, value) for axis, value in given.items() if value is not None}
 
-    def typed(self) -> str:
-        """The options as they were typed, to be repeated in a message."""
-        names = (
-            "experiment",
-            *("dataset", "pair", "lsp", "span", "sections", "protocol", "seed"),
-            "only",
-            "pins",
-            "runs",
-        )
-        given = [f"--{name} {value}" for name in names if (value := getattr(self, name)) is not None]
-        return " ".join([*given, *([f"--engine {self.engine}"] if self.engine != "local" else [])])
+    def typed(self, whole: bool) -> str:
+        """The command as it was typed, to be repeated in a message."""
+        names = ["dataset", "pair", "lsp", "span", "sections", "protocol", "seed", "only", "pins", "runs"]
+        start = ["invoke", "reproduce", str(self.experiment)] if whole else ["invoke", "run"]
+        for name in names if whole else ["experiment", *names]:
+            if (value := getattr(self, name)) is not None:
+                start += [f"--{name}", value]
+        return shlex.join([*start, *(["--engine", self.engine] if self.engine != "local" else [])])
 
 
 def _number(axis: str, text: str) -> Any:
