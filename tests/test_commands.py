@@ -1,6 +1,7 @@
 """What the commands say without running anything."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,24 @@ def test_the_host_side_never_imports_torch() -> None:
 def test_the_list_of_commands_needs_nothing_but_invoke() -> None:
     code = "import sys, tasks; sys.exit(any(m.split('.')[0] in ('essence', 'rich', 'pydantic') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; from essence.errors import PinError\n"
+        "from essence.commands.pin import pin\n"
+        "try: pin(Console(), Path(sys.argv[1]))\n"
+        "except PinError as error: print(error); sys.exit(2)"
+    )
+    pins = tmp_path / "pins.toml"
+    text = '# mine\n[models.a]\nrepository = "nobody/nothing"\ncommit = ""\n'
+    pins.write_text(text, encoding="utf-8")
+    # A port of this machine at which nobody listens.
+    unreachable = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code, str(pins)], env=unreachable, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith("cannot look up model 'a' (nobody/nothing): ")
+    assert pins.read_text(encoding="utf-8") == text
 
 
 def test_the_schema_in_the_repository_is_that_of_the_record() -> None:

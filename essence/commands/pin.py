@@ -32,13 +32,14 @@ def pin(console: Console, file: Path = EXPERIMENTS / "pins.toml") -> int:
 def newest_commit(repository: str, kind: str, name: str) -> str:
     """The commit that the repository's main branch names now; PinError when the hub cannot be asked."""
     try:
+        from httpx2 import HTTPError
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise PinError("looking up commits needs huggingface_hub: make setup") from None
     try:
         commit = HfApi().repo_info(repository, repo_type=kind, revision="main").sha
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PinError(f"cannot look up {kind} '{name}' ({repository}): {reason}; is there network?") from error
     return str(commit)

@@ -19,7 +19,7 @@ from essence.experiment import PROJECT
 from essence.plan import Plan, check_pins
 from essence.record.environment import code_facts
 from essence.runner import Runner, Summary, last_lines
-from essence.store import RunDirectory, hold
+from essence.store import RunDirectory, StageFolder, hold
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 LOG_LINES = 8
@@ -111,7 +111,7 @@ def _say_failures(selection: Selection, summary: Summary, command: str, console:
     for identifier in summary.failed:
         folder = selection.run_directory.stage(identifier)
         console.print(f"\n[bold red]Failed:[/bold red] {titles[identifier]}", highlight=False)
-        for line in last_lines(folder.log, LOG_LINES):
+        for line in _why(folder):
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         console.print(f"  log: {folder.log}", highlight=False, soft_wrap=True)
     if summary.failed:
@@ -121,6 +121,15 @@ def _say_failures(selection: Selection, summary: Summary, command: str, console:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _why(folder: StageFolder) -> list[str]:
+    """The sentence of a failure that can be cured; for any other, the last lines of the log."""
+    try:
+        failure = read_json(folder.failure)
+    except RecordError:
+        failure = {}
+    return str(failure["message"]).splitlines() if failure.get("curable") else last_lines(folder.log, LOG_LINES)
 
 
 def _summary_json(selection: Selection, summary: Summary) -> str:

@@ -96,5 +96,7 @@ def _print_running(state: dict[str, Any], console: Console) -> None:
         console.print(f"  log: {stage['log']}", highlight=False, soft_wrap=True)
     counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
     console.print(
-        f"stages: {counts}; {'held by ' + state['held_by'] if state['held_by'] else 'nothing runs'}", highlight=False
+        f"stages: {counts}; {'held by ' + state['held_by'] if state['held_by'] else 'nothing runs'}",
+        highlight=False,
+        soft_wrap=True,
     )

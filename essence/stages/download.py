@@ -66,6 +66,7 @@ def _hidden(file: Path, root: Path) -> bool:
 
 def _fetch(source: Source, folder: Path) -> None:
     """Download a repository at its commit; files that are there already are not fetched again."""
+    from httpx2 import HTTPError
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -79,7 +80,7 @@ def _fetch(source: Source, folder: Path) -> None:
             allow_patterns=source.files,
             local_dir=folder,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{source.kind} '{source.name}': cannot download {source.repository} at {source.commit[:12]}: {reason} "

@@ -1,0 +1,58 @@
+"""The locks hold what pyproject.toml asks for, every version with its hash, and name no host and no folder."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+LOCKS = PROJECT / "locks"
+EXTRAS = {"host": (), "cpu": ("download", "train", "eval"), "dev": ("dev",)}
+PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; (.+?))? \\$", re.MULTILINE)
+RENEW = "renew the locks: invoke lock"
+
+
+def locked(name: str) -> dict[str, set[Version]]:
+    """Distribution -> versions (several, where markers part them)."""
+    versions: dict[str, set[Version]] = {}
+    for package, version, _ in PINNED.findall((LOCKS / f"{name}.txt").read_text(encoding="utf-8")):
+        versions.setdefault(canonicalize_name(package), set()).add(Version(version))
+    return versions
+
+
+def asked(name: str) -> list[Requirement]:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"]]
+    for extra in EXTRAS[name]:
+        lines += project["optional-dependencies"][extra]
+    return [Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_lock_holds_what_is_asked_for(name: str) -> None:
+    versions = locked(name)
+    for requirement in asked(name):
+        found = versions.get(canonicalize_name(requirement.name), set())
+        assert found and all(version in requirement.specifier for version in found), f"{requirement}: {RENEW}"
+
+
+def test_the_test_environment_agrees_with_the_cpu_environment() -> None:
+    cpu, dev = locked("cpu"), locked("dev")
+    assert {name for name in cpu.keys() & dev.keys() if not dev[name] <= cpu[name]} == set(), RENEW
+
+
+@pytest.mark.parametrize("file", sorted(LOCKS.glob("*.txt")), ids=lambda file: file.stem)
+def test_locks_name_no_host_and_no_folder(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert "://" not in text and "/" not in re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["bootstrap", *EXTRAS])
+def test_every_version_has_a_hash(name: str) -> None:
+    blocks = re.split(r"^(?=[A-Za-z0-9])", (LOCKS / f"{name}.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for block in filter(str.strip, blocks):
+        assert "--hash=sha256:" in block, block.splitlines()[0]
