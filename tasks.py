@@ -171,7 +171,7 @@ def report(_, experiment="tiny", runs=None, json=False):
     positional=["folder"],
     help={"folder": "run directory, or one experiment in it (default: runs/)", "json": CHOICE["json"]},
 )
-def verify(_, folder=None, json=False):
+def verify(_, folder="", json=False):
     """Recompute every hash of a run directory and say which file differs."""
     from pathlib import Path
 
