@@ -4,7 +4,7 @@ INVOKE := .venv/bin/invoke
 LOCKED := .venv/essence-lock.txt
 export PYTHON ?= python3
 
-.PHONY: help setup setup-host test lint bench clean reproduce-%
+.PHONY: help setup setup-host test lint clean reproduce-tiny
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
@@ -17,7 +17,10 @@ setup-host: ## Make .venv/ with the host side only: plan, start, report, verify
 $(LOCKED): locks/cpu.txt locks/bootstrap.txt locks/install.sh pyproject.toml
 	@locks/install.sh cpu
 
-reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-tiny, reproduce-bespoke
+reproduce-tiny: $(LOCKED) ## Run the whole matrix in miniature, on a laptop
+	@$(INVOKE) reproduce tiny
+
+reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-bespoke
 	@$(INVOKE) reproduce $*
 
 test: .venv/essence-dev.txt ## Run the tests

@@ -169,18 +169,16 @@ def report(_, experiment="tiny", runs=None, json=False):
 @task(
     auto_shortflags=False,
     positional=["folder"],
-    help={"folder": "run directory, or one experiment in it (default: runs/)", "json": CHOICE["json"]},
+    help={"folder": "run directory, or one experiment in it", "json": CHOICE["json"]},
 )
-def verify(_, folder="", json=False):
-    """Recompute every hash of a run directory and say which file differs."""
+def verify(_, folder, json=False):
+    """Recompute every hash of a run directory and say which file differs, as in: invoke verify runs"""
     from pathlib import Path
 
     from essence.commands.check import print_verification
-    from essence.commands.selection import run_directory
 
     with _console() as console:
-        place = Path(folder).resolve() if folder else run_directory(None).root
-        _end(print_verification(place, None, json, console))
+        _end(print_verification(Path(folder).resolve(), None, json, console))
 
 
 @task(

@@ -9,24 +9,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from essence.plan import PlannedStage
+from essence.report.words import duration
 from essence.runner import Event
 from essence.store import StageFolder
 
 REFRESH_S = 0.5
 SIGNS = {"started": "·", "finished": "✓", "failed": "✗", "stopped": "‖"}
 STYLES = {"started": "dim", "finished": "green", "failed": "bold red", "stopped": "yellow"}
-
-
-def duration(seconds: float | None) -> str:
-    """`48 s`, `3 min 20 s`, `2 h 05 min`; a dash for None."""
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class RunDisplay:

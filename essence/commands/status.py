@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from essence.atomic import read_json
-from essence.display import duration
 from essence.errors import RecordError
+from essence.report.words import duration
 from essence.store import RunDirectory, State, describe_holder, holder_alive
 
 SIGNS: dict[State, str] = {
