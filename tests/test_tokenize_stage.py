@@ -303,7 +303,8 @@ def test_real_rows_under_the_real_tokenizer(assets: Path, tmp_path: Path, templa
     (model / "tokenizer_config.json").write_text(json.dumps(tokenizer_config), encoding="utf-8")
     outcome = tokenise(tmp_path / "stage", tmp_path / "rows", tmp_path / "tokenizer")
     table = TokenTable(tmp_path / "stage" / "partial" / "tokens.arrow")
-    print(table.lengths, outcome)
+    assert table.lengths.tolist() == [1861, 1151]
+    assert outcome.data["tokens_sha256"] == "0e7733282193ae20a030219f1fcab3320a0f300cd475a2911fd2e66795bfa094"
     for index in range(2):
         ids = table.input_ids(index)
         assert ids[:2].tolist() == [151644, 872]
