@@ -21,12 +21,12 @@ STYLES = {"started": "dim", "finished": "green", "failed": "bold red", "stopped"
 class RunDisplay:
     """Events as lines; in a terminal, below them, a bar for everything and one for each running stage."""
 
-    def __init__(self, console: Console, stages: list[PlannedStage], done: int, parallel: int) -> None:
+    def __init__(self, console: Console, stages: list[PlannedStage], left: list[PlannedStage], parallel: int) -> None:
         self.console = console
         self.titles = {stage.id: stage.title for stage in stages}
         self.kinds = {stage.id: stage.stage for stage in stages}
-        self.total, self.done, self.parallel = len(stages), done, parallel
-        self.left = {stage.id for stage in stages}
+        self.total, self.done, self.parallel = len(stages), len(stages) - len(left), parallel
+        self.left = {stage.id for stage in left}
         self.seconds: dict[str, list[float]] = {}
         self._last_refresh = 0.0
         self._live: Live | None = None
@@ -40,9 +40,6 @@ class RunDisplay:
     def __exit__(self, *exception: object) -> None:
         if self._live:
             self._live.stop()
-
-    def skipped(self, identifiers: list[str]) -> None:
-        self.left.difference_update(identifiers)
 
     def event(self, kind: Event, stage: PlannedStage, seconds: float) -> None:
         """One line: when, what, how far the whole is, how long still."""

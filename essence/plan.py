@@ -207,7 +207,6 @@ class _Planner:
             TokenizeSettings(
                 format=self.loaded.catalogue.datasets[cell.dataset].format,
                 keep_generation_header=protocol.keep_generation_header,
-                marker_replacement="exact",
             ),
             {
                 "rows": self.download("dataset", cell.dataset),

@@ -64,8 +64,6 @@ class TokenizeSettings(Record):
     format: RowFormat
     keep_generation_header: bool
     """Released: a stray `<|im_start|>assistant` header ends every full row (trap 5)."""
-    marker_replacement: Literal["exact"]
-    """Released: exact strings `<|begin_of_thought|>` and so on; rows without them are counted."""
 
 
 class RowsSettings(Record):

@@ -19,7 +19,6 @@ import psutil
 
 from essence.atomic import read_json, write_json
 from essence.errors import HeldError, RecordError
-from essence.settings import Spec
 
 State = Literal["done", "running", "failed", "interrupted", "left"]
 KEY_DIGITS = 16
@@ -71,9 +70,6 @@ class StageFolder:
     @property
     def done(self) -> bool:
         return self.manifest.is_file()
-
-    def read_spec(self) -> Spec:
-        return Spec.model_validate(read_json(self.spec))
 
     def open_partial(self) -> None:
         """Make `partial/` ready; an output that was renamed but never recorded goes back to it."""

@@ -1,15 +1,19 @@
 """Experiments as data: what a file may say, what one is told when it says something else, and what becomes of it."""
 
+import ast
 import copy
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from essence.errors import ExperimentError, KitError, PinError
 from essence.experiment import EXPERIMENTS, PROJECT, available, choose, load
 from essence.plan import check_pins, make_plan
+from essence.settings import SETTINGS, StageName
+from essence.source import imported_modules
 
 BASE = """
 extends = "bespoke"
@@ -201,6 +205,33 @@ def test_every_setting_of_an_experiment_changes_a_key() -> None:
             experiment = type(loaded.experiment).model_validate(fields)
             other = type(loaded)(loaded.name, loaded.file, experiment, loaded.catalogue)
             assert set(make_plan(other, other.cells(), environment, baselines=False).stages) != keys, path
+
+
+NOT_READ = {
+    ("download", "path_state"): "tells in the key that a local folder has changed",
+    ("grade", "prompt"): "comes with the benchmark, whose fields grading reads; the samples were made with it",
+}
+
+
+@pytest.mark.parametrize("stage", SETTINGS)
+def test_every_setting_of_a_stage_is_read_by_the_stage(stage: StageName) -> None:
+    """The key says that a setting matters; this says that the stage looks at it."""
+    read: set[str] = set()
+    for module in imported_modules(f"essence.stages.{stage}") - {"essence.settings"}:
+        file = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
+        tree = ast.parse((file if file.is_file() else file.with_suffix("") / "__init__.py").read_text(encoding="utf-8"))
+        read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert fields_of(SETTINGS[stage]) - read == {field for of, field in NOT_READ if of == stage}
+
+
+def fields_of(record: type[BaseModel]) -> set[str]:
+    """Names of the fields of a record and of the records in it."""
+    names: set[str] = set()
+    for name, field in record.model_fields.items():
+        inner = field.annotation
+        is_record = isinstance(inner, type) and issubclass(inner, BaseModel)
+        names |= {name} | (fields_of(inner) if is_record else set())
+    return names
 
 
 @pytest.mark.parametrize("word", ["/root", "/home", "/work"])

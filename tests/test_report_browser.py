@@ -1,12 +1,12 @@
 """The page in a real browser: at two widths, light and dark, without network."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import required
 from synthetic_run import SyntheticRun
 
 from essence.report.build import write_report
@@ -21,7 +21,7 @@ DARKEST_LIGHT, LIGHTEST_DARK = 200, 60
 
 def no_browser(reason: str) -> None:
     """Skip, or fail where ESSENCE_REQUIRE names `browser`."""
-    if "browser" in os.environ.get("ESSENCE_REQUIRE", "").split(","):
+    if required("browser"):
         pytest.fail(reason)
     pytest.skip(reason)
 

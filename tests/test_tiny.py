@@ -83,7 +83,7 @@ def context(folder: Path) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(parents=True, exist_ok=True)
     resources = Resources(threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, checkpoint_every_s=0.0)
-    return StageContext(partial, {}, {}, resources, Progress(folder / "progress.json"), StopRequest())
+    return StageContext(partial, {}, resources, Progress(folder / "progress.json"), StopRequest())
 
 
 def answer_of(row: dict[str, Any]) -> str:

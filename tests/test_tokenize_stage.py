@@ -79,11 +79,11 @@ def make_rows(folder: Path, count: int = 40) -> Path:
 def context(folder: Path, **inputs: Path) -> StageContext:
     (folder / "partial").mkdir(parents=True, exist_ok=True)
     progress, stop = Progress(folder / "progress.json"), StopRequest()
-    return StageContext(folder / "partial", inputs, {}, RESOURCES, progress, stop)
+    return StageContext(folder / "partial", inputs, RESOURCES, progress, stop)
 
 
 def tokenise(folder: Path, rows: Path, tokenizer: Path, header: bool = True) -> Any:
-    settings = TokenizeSettings(format="conversations", keep_generation_header=header, marker_replacement="exact")
+    settings = TokenizeSettings(format="conversations", keep_generation_header=header)
     return tokenize.run(settings, context(folder, rows=rows, tokenizer=tokenizer))
 
 
@@ -173,7 +173,7 @@ def test_same_fingerprint_whatever_the_batches_and_after_a_stop(
     monkeypatch.setattr(tokenize, "BATCH_ROWS", 7)
     stopped = context(tmp_path / "b", rows=prepared["rows"], tokenizer=prepared["student"])
     stopped.stop.signal_name = "SIGTERM"
-    settings = TokenizeSettings(format="conversations", keep_generation_header=True, marker_replacement="exact")
+    settings = TokenizeSettings(format="conversations", keep_generation_header=True)
     with pytest.raises(Stopped):
         tokenize.run(settings, stopped)
     assert not (stopped.partial / "tokens.arrow").exists()

@@ -48,9 +48,7 @@ def _run_held(selection: Selection, console: Console) -> Summary:
         write_atomically(saved, diff)
     write_plan(selection.run_directory, whole_plan(selection), selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
-    done = len(selection.wanted) - len(selection.left())
-    with RunDisplay(console, selection.wanted, done, parallel) as display:
-        display.skipped([s.id for s in selection.wanted if selection.run_directory.stage(s.id).done])
+    with RunDisplay(console, selection.wanted, selection.left(), parallel) as display:
         return Runner(selection.run_directory, selection.wanted, parallel, code, display).run()
 
 
@@ -68,7 +66,7 @@ def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) ->
 
 
 def _write_changed(file: Path, value: dict[str, Any]) -> None:
-    """Leave a file that says the same alone: its time tells whether the report is older."""
+    """A run that changes nothing leaves every file as it is."""
     try:
         if read_json(file) == value:
             return

@@ -94,7 +94,6 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
     context = StageContext(
         partial=folder.partial,
         inputs={name: place.output for name, place in inputs.items()},
-        input_results={name: read_json(place.manifest)["results"] for name, place in inputs.items()},
         resources=spec.resources,
         progress=Progress(folder.progress),
         stop=stop,

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -85,8 +84,6 @@ class StageContext:
     """Where output is written; what a killed attempt left here is to be used again. Becomes `output/` at the end."""
     inputs: dict[str, Path]
     """Input name -> that stage's `output/` folder, read only."""
-    input_results: dict[str, dict[str, Any]]
-    """Input name -> the `results` group of that stage's manifest."""
     resources: Resources
     progress: Progress
     stop: StopRequest
@@ -112,6 +109,3 @@ class StageOutcome:
     cost: dict[str, Any] = field(default_factory=dict)
     """Tokens, FLOPs and how they were counted; time and memory are added by the caller."""
     seeds: dict[str, int] = field(default_factory=dict)
-
-
-RunStage = Callable[[Any, StageContext], StageOutcome]
