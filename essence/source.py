@@ -19,7 +19,7 @@ ENTRY = {stage: f"essence.stages.{stage}" for stage in ("download", "tokenize", 
 @functools.cache
 def source_sha256(stage: StageName) -> str:
     """Hash over the names and texts of the modules that a stage imports."""
-    modules = imported_modules(ENTRY[stage]) - WITHOUT_EFFECT
+    modules = {name for name in imported_modules(ENTRY[stage]) if ".".join(name.split(".")[:2]) not in WITHOUT_EFFECT}
     return sha256_text("".join(f"{name}\0{_file(name).read_text(encoding='utf-8')}\0" for name in sorted(modules)))
 
 

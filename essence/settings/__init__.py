@@ -1,0 +1,56 @@
+"""The settings of the five stages, as they stand in a spec, a stage's key and a manifest.
+
+Every field changes a result, so every field is in the key. What only changes speed (threads, where files lie) is not
+here but in `Resources`. There are no defaults: values come from `experiments/*.toml` and the protocol table
+(`essence/protocol.py`), so that a number can be found in one place.
+"""
+
+from essence.settings.base import Record
+from essence.settings.data import (
+    LSP,
+    DownloadSettings,
+    RowFormat,
+    RowsSettings,
+    Sections,
+    Source,
+    Span,
+    TokenizeSettings,
+    ViewSettings,
+)
+from essence.settings.evaluation import (
+    BenchmarkSettings,
+    GenerateSettings,
+    GradeSettings,
+    GradingSettings,
+    SamplingSettings,
+)
+from essence.settings.spec import SETTINGS, AnySettings, ProtocolName, Resources, Spec, StageName
+from essence.settings.training import LoopSettings, ObjectiveSettings, OptimizerSettings, TrainSettings
+
+__all__ = [
+    "LSP",
+    "SETTINGS",
+    "AnySettings",
+    "BenchmarkSettings",
+    "DownloadSettings",
+    "GenerateSettings",
+    "GradeSettings",
+    "GradingSettings",
+    "LoopSettings",
+    "ObjectiveSettings",
+    "OptimizerSettings",
+    "ProtocolName",
+    "Record",
+    "Resources",
+    "RowFormat",
+    "RowsSettings",
+    "SamplingSettings",
+    "Sections",
+    "Source",
+    "Span",
+    "Spec",
+    "StageName",
+    "TokenizeSettings",
+    "TrainSettings",
+    "ViewSettings",
+]

@@ -1,0 +1,79 @@
+"""Settings of download and tokenize, and of the view that a training has of tokenised rows."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from essence.settings.base import Record
+
+LSP = Annotated[float, Field(gt=0.0, le=1.0)]
+"""Lead-span proportion: the share of a row's tokens that is kept, 0 < p <= 1."""
+
+Span = Literal["left", "middle", "right"]
+"""Which tokens a proportion keeps: the first, the middle or the last ones."""
+
+Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
+"""The sections whose tokens are supervised: prompt (p), chain of thought (cot), answer (a)."""
+
+RowFormat = Literal["conversations", "synthetic1", "nemotron"]
+"""How a data set's rows are read: `conversations` is Bespoke-Stratos, OpenThoughts and Sky-T1."""
+
+
+class Source(Record):
+    """Where a model, data set or benchmark comes from: a hub repository at a commit, a local path, the kit itself."""
+
+    kind: Literal["model", "dataset", "benchmark"]
+    name: str
+    """Short name used in cell names: `qwen3-8b`, `bespoke`, `aime25`."""
+    repository: str | None = None
+    """Hub repository, `owner/name`."""
+    commit: str | None = None
+    """Full commit of the repository; never a branch."""
+    files: list[str] = Field(default_factory=list)
+    """Patterns of the files of a repository that are fetched."""
+    path: str | None = None
+    """Local folder or file instead of a repository."""
+    path_state: str | None = None
+    """Hash over the names, sizes and modification times under `path`, so that a changed folder is another input."""
+    builtin: str | None = None
+    """Name of a source made by the kit (`essence/tiny`)."""
+    options: dict[str, int | float | str] = Field(default_factory=dict)
+    """Options of a built-in source."""
+
+
+class DownloadSettings(Record):
+    """Bring one source into the run directory."""
+
+    source: Source
+
+
+class TokenizeSettings(Record):
+    """Render and tokenise every row of a data set once; spans and sections are views on the result."""
+
+    format: RowFormat
+    keep_generation_header: bool
+    """Released: a stray `<|im_start|>assistant` header ends every full row (trap 5)."""
+
+
+class RowsSettings(Record):
+    """Which rows a cell trains on and is validated on (PAPER section 3: length filter, split)."""
+
+    max_row_tokens: Annotated[int, Field(gt=0)]
+    """Rows of this many tokens or more are left out."""
+    train_rows: Annotated[int, Field(gt=0)]
+    validation_rows: Annotated[int, Field(gt=0)]
+    split_seed: Annotated[int, Field(ge=0)]
+
+
+class ViewSettings(Record):
+    """Which tokens of a row are read and which are supervised."""
+
+    lsp: LSP
+    span: Span
+    sections: Sections
+    cot_includes_next_token: bool
+    """Released: CoT and P+CoT supervise one token of the answer too (trap 9)."""
+    supervise_end_of_sequence: bool
+    """Released: padding is the eos token, so true eos tokens are masked out of the labels (trap 6)."""
+    keep_context: bool
+    """Corrected: middle and right spans keep everything before them, with the loss on the span only (trap 3)."""

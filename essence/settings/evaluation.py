@@ -1,0 +1,61 @@
+"""Settings of generate and grade."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from essence.settings.base import Record
+
+
+class BenchmarkSettings(Record):
+    """One benchmark: which fields hold what, and the prompt."""
+
+    name: str
+    problem_field: str
+    answer_field: str
+    prompt: str
+    """Text with `{problem}` once; rendered through the model's chat template as the user turn."""
+    problems: Annotated[int, Field(gt=0)] | None
+    """Take only the first so many problems; None = all."""
+
+
+class SamplingSettings(Record):
+    """How completions are sampled."""
+
+    samples: Annotated[int, Field(gt=0)]
+    temperature: Annotated[float, Field(ge=0.0)]
+    """0 = greedy."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
+    max_new_tokens: Annotated[int, Field(gt=0)]
+    max_model_tokens: Annotated[int, Field(gt=0)]
+    """Prompt and completion together."""
+    dtype: Literal["float32", "bfloat16"]
+    batch_sequences: Annotated[int, Field(gt=0)]
+    """Sequences decoded together; part of the result, since rounding depends on the batch."""
+
+
+class GenerateSettings(SamplingSettings):
+    """Sample completions of every problem of one benchmark from one model."""
+
+    benchmark: BenchmarkSettings
+    model_folder: Literal["model", "best", "last"]
+    """Folder of the model in the input's output: `model` of a download, `best` or `last` of a training."""
+    stop_at_turn_end: bool
+    """Corrected: `<|im_end|>` stops generation beside the model's own eos (trap 6)."""
+    seed: Annotated[int, Field(ge=0)]
+
+
+class GradingSettings(Record):
+    """How completions are graded."""
+
+    grader: Literal["math-verify"]
+    timeout_s: Annotated[float, Field(gt=0.0)]
+    """Longest time one completion may take before it is recorded as a grading timeout."""
+    confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Of the intervals."""
+
+
+class GradeSettings(GradingSettings):
+    """Grade the samples of one generate stage."""
+
+    benchmark: BenchmarkSettings

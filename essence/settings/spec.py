@@ -1,0 +1,58 @@
+"""What a stage is told: its settings, and what only changes speed or where it runs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from essence.settings.base import Record
+from essence.settings.data import DownloadSettings, TokenizeSettings
+from essence.settings.evaluation import GenerateSettings, GradeSettings
+from essence.settings.training import TrainSettings
+
+ProtocolName = Literal["released", "corrected"]
+StageName = Literal["download", "tokenize", "train", "generate", "grade"]
+
+
+class Resources(Record):
+    """What a stage may use; changes speed only, so it is in no key."""
+
+    threads: Annotated[int, Field(gt=0)]
+    gpus: Annotated[int, Field(ge=0)]
+    gpu_memory_gib: Annotated[float, Field(ge=0.0)]
+    micro_batch_rows: Annotated[int, Field(gt=0)]
+    """Rows in one forward pass; the effective batch is reached by accumulation."""
+    checkpoint_every_s: Annotated[float, Field(ge=0.0)]
+    """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
+
+
+AnySettings = DownloadSettings | TokenizeSettings | TrainSettings | GenerateSettings | GradeSettings
+SETTINGS: dict[StageName, type[AnySettings]] = {
+    "download": DownloadSettings,
+    "tokenize": TokenizeSettings,
+    "train": TrainSettings,
+    "generate": GenerateSettings,
+    "grade": GradeSettings,
+}
+
+
+class Spec(Record):
+    """All that a stage is told. Lies as `spec.json` in the stage's folder; paths are relative to that folder."""
+
+    schema_version: Literal[1] = 1
+    stage: StageName
+    key: str
+    """Hash of what determines the result: settings, input keys, environment, source of the stage."""
+    title: str
+    """For people: `train bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/...`."""
+    settings: dict[str, object]
+    inputs: dict[str, str]
+    """Input name -> stage folder, relative: `{"tokens": "../tokenize-3fa9..."}`."""
+    environment: dict[str, str]
+    """Identity of the environment: lock name and hash, or image digest."""
+    source_sha256: str
+    """Hash of the modules of the kit that the stage imports."""
+    resources: Resources
+    code: dict[str, str | bool | None]
+    """Version, commit, dirty flag and hash of the uncommitted changes, as the host side sees them."""
+    image: dict[str, str | None]
+    """Engine, its version and the digests of the image."""
