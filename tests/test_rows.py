@@ -8,16 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from essence.distill.rows import (
-    READERS,
-    Exchange,
-    Reason,
-    Rejections,
-    count_rows,
-    has_solution_marker,
-    read_rows,
-    replace_markers,
-)
+from essence.data.exchange import Exchange, Reason, has_solution_marker, replace_markers
+from essence.data.files import count_rows, read_rows
+from essence.data.readers import READERS
+from essence.data.rejections import Rejections
 from essence.errors import InputError
 from essence.settings import RowFormat
 

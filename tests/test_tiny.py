@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from essence.data.exchange import Exchange
+from essence.data.readers import read_conversation
 from essence.distill.models import check_pair, load_tokenizer
-from essence.distill.rows import Exchange, read_conversation
 from essence.errors import InputError
 from essence.settings import Resources
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest

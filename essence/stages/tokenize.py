@@ -7,24 +7,23 @@ minutes and is redone after a kill; the result is the same.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from essence.data.accept import AcceptedRows, Numbered
+from essence.data.exchange import Exchange, has_solution_marker
 from essence.distill.models import load_tokenizer, think_token_ids
-from essence.distill.rows import READERS, Exchange, Rejections, count_rows, has_solution_marker, read_rows
 from essence.distill.sequence import Tokens
 from essence.distill.tokens import TokenRow, TokenWriter
 from essence.errors import InputError
 from essence.record.canonical import sha256_text
-from essence.settings import RowFormat, TokenizeSettings
+from essence.settings import TokenizeSettings
 from essence.stages.context import StageContext, StageOutcome
 
 BATCH_ROWS = 256
-Numbered = tuple[int, Exchange]
 
 
 def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
@@ -35,43 +34,24 @@ def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
         Stopped: asked for; nothing is kept.
     """
     os.environ["RAYON_NUM_THREADS"] = str(context.resources.threads)  # read by the tokenizer at its first batch
-    rows, model = context.inputs["rows"] / "rows", context.inputs["tokenizer"] / "model"
-    renderer = Renderer(model, settings.keep_generation_header)
-    rejections, markers, tokens, kept = Rejections(), Counter[str](), 0, 0
-    total = count_rows(rows)
-    accepted = accept(rows, settings.format, rejections)
+    renderer = Renderer(context.inputs["tokenizer"] / "model", settings.keep_generation_header)
+    rows = AcceptedRows(context.inputs["rows"] / "rows", settings)
+    markers, tokens = Counter[str](), 0
+    accepted = iter(rows)
     with TokenWriter(context.partial / "tokens.arrow") as writer:
         while batch := list(islice(accepted, BATCH_ROWS)):
             rendered = renderer.tokenise(batch)
             writer.write(rendered)
             markers.update(count_markers(batch, rendered))
-            tokens, kept = tokens + sum(row.input_ids.size for row in rendered), kept + len(rendered)
-            context.progress.update("tokenize", kept + rejections.count, total, "rows")
+            tokens += sum(row.input_ids.size for row in rendered)
+            context.progress.update("tokenize", rows.read, rows.total, "rows")
             context.stop.check()
-        if kept == 0:
-            raise InputError(f"{rows}: none of {total} rows can be used: {rejections.as_dict()}")
     return StageOutcome(
-        results={
-            "rows_read": kept + rejections.count,
-            "rows_kept": kept,
-            "tokens": tokens,
-            "rejections": rejections.as_dict(),
-        },
+        results={**rows.results(), "tokens": tokens},
         data={"tokens_sha256": writer.sha256},
         executed={"template_sha256": renderer.template_sha256, **{name: markers[name] for name in MARKER_COUNTS}},
         cost={"tokens": tokens},
     )
-
-
-def accept(rows: Path, row_format: RowFormat, rejections: Rejections) -> Iterator[Numbered]:
-    """Position and texts of each usable row; the others are added to `rejections`."""
-    reader = READERS[row_format]
-    for position, row in enumerate(read_rows(rows)):
-        outcome = reader(row)
-        if isinstance(outcome, Exchange):
-            yield position, outcome
-        else:
-            rejections.add(outcome, position, row)
 
 
 class Renderer:

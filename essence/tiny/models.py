@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from essence.data.exchange import Reason
+from essence.data.readers import read_conversation
 from essence.distill.models import load_tokenizer, save_model
-from essence.distill.rows import Reason, read_conversation
 from essence.distill.sequence import Example
 from essence.distill.trainer import TrainResult, train
 from essence.settings import ObjectiveSettings, OptimizerSettings, RowsSettings, TrainSettings, ViewSettings
