@@ -96,7 +96,9 @@ def settings(**changes: Any) -> GenerateSettings:
 def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(parents=True, exist_ok=True)
-    resources = Resources(threads=1, gpus=0, gpu_memory_gib=0, micro_batch_rows=1, checkpoint_every_s=0)
+    resources = Resources(
+        threads=1, gpus=0, gpu_memory_gib=0, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0
+    )
     return StageContext(partial, inputs, resources, Progress(folder / "progress.json"), StopRequest())
 
 

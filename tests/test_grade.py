@@ -134,7 +134,9 @@ def inputs(folder: Path, samples: list[tuple[str, str]]) -> dict[str, Path]:
 def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(exist_ok=True)
-    resources = Resources(threads=2, gpus=0, gpu_memory_gib=0, micro_batch_rows=1, checkpoint_every_s=0)
+    resources = Resources(
+        threads=2, gpus=0, gpu_memory_gib=0, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0
+    )
     return StageContext(partial, inputs, resources, Progress(folder / "progress.json"), StopRequest())
 
 

@@ -83,7 +83,9 @@ def tokenizer(tokenizer_folder: Path) -> Any:
 def context(folder: Path) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(parents=True, exist_ok=True)
-    resources = Resources(threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, checkpoint_every_s=0.0)
+    resources = Resources(
+        threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, micro_batch_tokens=512, checkpoint_every_s=0.0
+    )
     return StageContext(partial, {}, resources, Progress(folder / "progress.json"), StopRequest())
 
 

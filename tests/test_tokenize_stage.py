@@ -24,7 +24,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-RESOURCES = Resources(threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, checkpoint_every_s=600.0)
+RESOURCES = Resources(
+    threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, micro_batch_tokens=64, checkpoint_every_s=600.0
+)
 
 
 def make_tokenizer(folder: Path, special: list[str] = SPECIAL, template: str | None = TEMPLATE) -> None:
@@ -123,6 +125,7 @@ def train_settings(**changes: Any) -> TrainSettings:
         "compute_dtype": "float32",
         "activation_checkpointing": False,
         "pad_to_multiple": 16,
+        "packing": True,
         "seed": 3,
     }
     return TrainSettings.model_validate({**record, **changes})

@@ -68,12 +68,15 @@ def settings(**changes: Any) -> TrainSettings:
         "compute_dtype": "float32",
         "activation_checkpointing": False,
         "pad_to_multiple": 16,
+        "packing": False,
         "seed": 3,
     }
     return TrainSettings.model_validate({**record, **changes})
 
 
-RESOURCES = Resources(threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=2, checkpoint_every_s=600.0)
+RESOURCES = Resources(
+    threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=2, micro_batch_tokens=1000, checkpoint_every_s=600.0
+)
 SFT = {"objective": {"kd_weight": 0.0, "temperature": 1.0}}
 
 
@@ -255,6 +258,25 @@ def test_micro_batches_change_rounding_only(tmp_path: Path) -> None:
     for other in found[1:]:
         for name, parameter in other.items():
             torch.testing.assert_close(parameter, found[0][name], rtol=1e-3, atol=2e-5)
+
+
+def test_packing_changes_rounding_only(tmp_path: Path) -> None:
+    """As `test_micro_batches_change_rounding_only`, with a teacher, several rows a sequence, and a row too long."""
+    found, counts = [], []
+    for packing, tokens in ((False, 1000), (True, 1000), (True, 30)):
+        student = model(0)
+        resources = RESOURCES.model_copy(update={"micro_batch_tokens": tokens})
+        result = run(
+            tmp_path / f"{packing}{tokens}", student, model(1, hidden=24), resources=resources, packing=packing
+        )
+        found.append(weights(student))
+        counts.append((result.packed, result.passes, result.tokens, result.positions >= result.tokens))
+    for other in found[1:]:
+        for name, parameter in other.items():
+            torch.testing.assert_close(parameter, found[0][name], rtol=1e-3, atol=2e-5)
+    tokens = 2 * sum(row.input_ids.size for row in TRAIN)
+    assert counts[0][:3] == (False, 2 * 5, tokens) and counts[1][:3] == (True, 2 * 3, tokens)
+    assert counts[2][1] > counts[1][1] and all(count[3] for count in counts)
 
 
 def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:

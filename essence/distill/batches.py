@@ -2,51 +2,76 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from essence.distill.packing import padded
 from essence.distill.sequence import Example
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows as one right-padded matrix.
+    """Some rows as one right-padded matrix, or one after the other in a single sequence (packed).
 
     No attention mask: attention is causal, so no token sees the padding behind it, and the padding's own states are
     never used. The released code pads on the left instead, which moves a row's positions as a whole; rotary embeddings
-    depend on distances only, so both compute the same function.
+    depend on distances only, so both compute the same function. In a packed sequence the positions start anew with each
+    row, each row sees itself alone, and the padding behind the last row counts as one more row.
     """
 
     input_ids: Tensor
-    """int64, shape (rows, T); T is the longest row rounded up to the padding multiple."""
+    """int64, shape (rows, T) with T the longest row rounded up to the padding multiple; packed: shape (1, T)."""
     predictors: Tensor
     """int64, shape (N,): index into the flattened (rows * T) states of the token before each label."""
     labels: Tensor
     """int64, shape (N,)."""
     weights: Tensor
     """float32, shape (N,): 1 / (supervised tokens of the label's row)."""
+    row_lengths: tuple[int, ...] | None = None
+    """Tokens of the rows of a packed sequence, its padding last; None where each line is one row."""
 
     @classmethod
-    def of(cls, examples: Sequence[Example], pad_to_multiple: int, device: torch.device) -> "Batch":
-        """Pad and stack; the order of the examples is kept."""
-        longest = max(example.input_ids.size for example in examples)
-        width = -(-longest // pad_to_multiple) * pad_to_multiple
-        input_ids = np.zeros((len(examples), width), dtype=np.int64)
-        supervised = np.zeros((len(examples), width), dtype=np.bool_)
-        for line, example in enumerate(examples):
-            input_ids[line, : example.input_ids.size] = example.input_ids
-            supervised[line, : example.supervised.size] = example.supervised
+    def of(
+        cls, examples: Sequence[Example], pad_to_multiple: int, device: torch.device, packed: bool = False
+    ) -> "Batch":
+        """Pad and stack, or pack; the order of the examples, and so that of the labels, is kept."""
+        lengths = [example.input_ids.size for example in examples]
+        width = padded(sum(lengths) if packed else max(lengths), pad_to_multiple)
+        starts = np.cumsum([0, *lengths[:-1]]) if packed else np.arange(len(examples)) * width
+        input_ids = np.zeros(width if packed else len(examples) * width, dtype=np.int64)
+        supervised = np.zeros_like(input_ids, dtype=np.bool_)
+        for start, example in zip(starts, examples, strict=True):
+            input_ids[start : start + example.input_ids.size] = example.input_ids
+            supervised[start : start + example.supervised.size] = example.supervised
         places = np.flatnonzero(supervised)
-        counts = supervised.sum(axis=1)
+        counts = [int(np.count_nonzero(example.supervised)) for example in examples]
         weights = np.repeat(1.0 / np.maximum(counts, 1), counts).astype(np.float32)
+        padding = width - sum(lengths)
         return cls(
-            input_ids=torch.from_numpy(input_ids).to(device),
+            input_ids=torch.from_numpy(input_ids.reshape(-1, width)).to(device),
             predictors=torch.from_numpy(places - 1).to(device),
-            labels=torch.from_numpy(input_ids.reshape(-1)[places]).to(device),
+            labels=torch.from_numpy(input_ids[places]).to(device),
             weights=torch.from_numpy(weights).to(device),
+            row_lengths=(*lengths, *([padding] if padding else [])) if packed else None,
         )
+
+    def model_inputs(self) -> dict[str, Any]:
+        """What the decoder of transformers is called with; packed, its attention must be `use_row_attention`'s."""
+        inputs: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
+        if self.row_lengths is None:
+            return inputs
+        device = self.input_ids.device
+        positions = np.concatenate([np.arange(length) for length in self.row_lengths])
+        starts = np.cumsum([0, *self.row_lengths], dtype=np.int32)
+        return {
+            **inputs,
+            "position_ids": torch.from_numpy(positions)[None].to(device),
+            "row_lengths": self.row_lengths,
+            "row_starts": torch.from_numpy(starts).to(device),
+        }
 
 
 def logits_at(model: nn.Module, batch: Batch) -> Tensor:
@@ -56,7 +81,7 @@ def logits_at(model: nn.Module, batch: Batch) -> Tensor:
     state by itself. `model` is a causal language model of transformers with a linear head, as
     `essence/distill/models.py` loads it.
     """
-    states = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+    states = model.base_model(**batch.model_inputs()).last_hidden_state  # type: ignore[operator]
     predicting = states.reshape(-1, states.shape[-1]).index_select(0, batch.predictors)
     logits: Tensor = model.get_output_embeddings()(predicting)  # type: ignore[operator]
     return logits

@@ -1,7 +1,8 @@
 """The training loop: plain PyTorch, one process, resumable to the bit on a CPU.
 
 Rows are taken in the given order, the same in every epoch, as released. A step is `batch_rows` rows (the last one of an
-epoch may have fewer), reached by accumulating parts of `micro_batch_rows`; the loss is the mean over the step's rows.
+epoch may have fewer), reached by accumulating forward passes (`essence/distill/packing.py`); the loss is the mean over
+the step's rows.
 Under the folder `work`:
 
 ```
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from essence.distill import checkpoint
+from essence.distill import checkpoint, packing
+from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, logits_at
 from essence.distill.loss import cross_entropy_of_rows, objective
 from essence.distill.metrics import MetricsLog
@@ -49,6 +51,12 @@ class TrainResult:
     """`{"step", "ce"}` each, in order."""
     tokens: int
     """Tokens read by the student in training steps, without padding."""
+    positions: int
+    """The same with padding."""
+    passes: int
+    """Forward passes of the student in training steps."""
+    packed: bool
+    """Whether rows were packed: asked for, and possible with these models."""
     seconds: float
     """Time spent in training steps, over all attempts."""
     best_weights: Path | None
@@ -66,6 +74,8 @@ class State:
     last_loss: float | None = None
     validations: list[dict[str, float]] = field(default_factory=list)
     tokens: int = 0
+    positions: int = 0
+    passes: int = 0
     seconds: float = 0.0
 
 
@@ -89,7 +99,7 @@ def train(
         train_examples: rows in training order; at least one.
         validation_examples: may be empty: then there is no best checkpoint, only the last weights.
         settings: of these, `rows` and `view` are already in the examples and are not read here.
-        resources: `micro_batch_rows` and `checkpoint_every_s` are used.
+        resources: `micro_batch_rows`, `micro_batch_tokens` and `checkpoint_every_s` are used.
         work: folder for checkpoints, best weights and metrics; kept across attempts by the caller.
         progress: told every step under the name `phase`.
         stop: looked at after every step.
@@ -149,6 +159,8 @@ class _Run:
         if self.settings.activation_checkpointing:
             enable: Any = self.student.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        models = [model for model in (self.student, self.teacher) if model is not None]
+        self.packed = self.settings.packing and all(use_row_attention(model) for model in models)
         if self.teacher is not None:
             self.teacher.eval().requires_grad_(False)
 
@@ -208,7 +220,9 @@ class _Run:
 
     def _accumulate(self, part: Sequence[Example], rows_of_step: int) -> Tensor:
         """Add the gradient of some of a step's rows; returns their share of loss, CE and KD, shape (3,)."""
-        batch = Batch.of(part, self.settings.pad_to_multiple, self.device)
+        batch = Batch.of(part, self.settings.pad_to_multiple, self.device, self.packed)
+        self.state.positions += batch.input_ids.numel()
+        self.state.passes += 1
         teacher_logits = None
         with self._compute_dtype():
             if self.teacher is not None:
@@ -239,7 +253,7 @@ class _Run:
         total = 0.0
         with torch.inference_mode(), self._compute_dtype():
             for part in self._parts(self.validation_rows):
-                batch = Batch.of(part, self.settings.pad_to_multiple, self.device)
+                batch = Batch.of(part, self.settings.pad_to_multiple, self.device, self.packed)
                 total += cross_entropy_of_rows(logits_at(self.student, batch), batch.labels, batch.weights).item()
         self.student.train()
         return total / len(self.validation_rows)
@@ -266,8 +280,9 @@ class _Run:
         return self.rows[first : first + self.settings.optimizer.batch_rows]
 
     def _parts(self, rows: Sequence[Example]) -> Iterator[Sequence[Example]]:
-        size = self.resources.micro_batch_rows
-        return (rows[first : first + size] for first in range(0, len(rows), size))
+        lengths = [row.input_ids.size for row in rows]
+        shares = packing.micro_batches(lengths, self.packed, self.settings.pad_to_multiple, self.resources)
+        return ([rows[index] for index in share] for share in shares)
 
     def _compute_dtype(self) -> torch.autocast:
         bfloat16 = self.settings.compute_dtype == "bfloat16"
@@ -282,6 +297,9 @@ class _Run:
             last_loss=math.nan if state.last_loss is None else state.last_loss,
             validations=state.validations,
             tokens=state.tokens,
+            positions=state.positions,
+            passes=state.passes,
+            packed=self.packed,
             seconds=state.seconds,
             best_weights=None if state.best_step is None else self._best_path(state.best_step),
             metrics=self.metrics.path,

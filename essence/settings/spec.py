@@ -20,7 +20,9 @@ class Resources(Record):
     gpus: Annotated[int, Field(ge=0)]
     gpu_memory_gib: Annotated[float, Field(ge=0.0)]
     micro_batch_rows: Annotated[int, Field(gt=0)]
-    """Rows in one forward pass; the effective batch is reached by accumulation."""
+    """Rows in one forward pass without packing; the effective batch is reached by accumulation."""
+    micro_batch_tokens: Annotated[int, Field(gt=0)]
+    """Tokens, padding included, in one forward pass; a longer row has one for itself."""
     checkpoint_every_s: Annotated[float, Field(ge=0.0)]
     """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
 

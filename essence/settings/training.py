@@ -44,6 +44,8 @@ class LoopSettings(Record):
     compute_dtype: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
     pad_to_multiple: Annotated[int, Field(gt=0)]
+    packing: bool
+    """Several rows one after the other in a sequence, each seeing itself alone; changes rounding only."""
 
 
 class TrainSettings(LoopSettings):

@@ -173,7 +173,7 @@ def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result:
         data={"train": describe(setup.training), "validation": describe(setup.validation)},
         executed={
             "batch_rows": batch_rows,
-            "micro_batch_rows": min(resources.micro_batch_rows, batch_rows),
+            "micro_batches": describe_micro_batches(resources, result),
             "optimizer_steps": result.steps,
             "dtype": settings.compute_dtype,
             "device": setup.device.type,
@@ -187,6 +187,20 @@ def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result:
         cost=count_cost(settings, setup, result),
         seeds={"train": settings.seed, "split": settings.rows.split_seed},
     )
+
+
+def describe_micro_batches(resources: Resources, result: TrainResult) -> dict[str, Any]:
+    """How the rows of the steps were shared out among forward passes, and how well they filled them."""
+    most_rows = None if result.packed else resources.micro_batch_rows
+    return {
+        "packed": result.packed,
+        "most_rows": most_rows,
+        "most_tokens": resources.micro_batch_tokens,
+        "passes": result.passes,
+        "tokens": result.tokens,
+        "positions": result.positions,
+        "fill": result.tokens / max(1, result.positions),
+    }
 
 
 def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> dict[str, Any]:

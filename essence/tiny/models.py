@@ -124,6 +124,7 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         compute_dtype="float32",
         activation_checkpointing=False,
         pad_to_multiple=options.pad_to_multiple,
+        packing=False,
         seed=options.seed,
     )
 

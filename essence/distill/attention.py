@@ -1,0 +1,95 @@
+"""Attention over rows that lie one after the other in one sequence: each row sees itself alone.
+
+transformers 5 would find such rows itself where `position_ids` start anew, and build a mask of T x T for SDPA: exact,
+but on a GPU no flash kernel takes a mask, and the work grows with the square of the whole sequence instead of the
+squares of its rows. The function here is registered with transformers under a name of its own and gives each row its
+own causal attention: on a GPU PyTorch's variable-length flash kernel in one call, elsewhere one SDPA call a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ROW_ATTENTION = "essence_rows"
+VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def use_row_attention(model: nn.Module) -> bool:
+    """Let a model of transformers read packed rows; False where its attention cannot be exchanged.
+
+    Without `row_lengths` the model then computes what it does under SDPA without a mask. Sliding windows are not known.
+    """
+    config: Any = model.config
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
+    if not getattr(model, "_supports_attention_backend", False) or set(layer_types) != {"full_attention"}:
+        return False
+    AttentionInterface.register(ROW_ATTENTION, row_attention)
+    set_implementation: Any = model.set_attn_implementation
+    set_implementation(ROW_ATTENTION)
+    return True
+
+
+def row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    row_lengths: Sequence[int] | None = None,
+    row_starts: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each row, in the signature that transformers calls.
+
+    Args:
+        module: the attention layer.
+        query: shape (batch, heads, T, size of a head).
+        key: shape (batch, heads of keys and values, T, size of a head).
+        value: as `key`.
+        attention_mask: None here, as transformers makes no mask for an attention that it does not know.
+        row_lengths: tokens of the rows in the one sequence, which they fill; None = every sequence is one row.
+        row_starts: int32, shape (rows + 1,), on the device: where the rows start, and T; for the kernel.
+        scaling: factor of the scores.
+        dropout: must be 0 under the kernel.
+        more: what transformers hands to every attention; SDPA looks at some of it.
+
+    Returns:
+        Shape (batch, T, heads, size of a head); no weights.
+    """
+    if row_lengths is None:
+        states: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)[0]
+        return states, None
+    if query.is_cuda and query.dtype in VARLEN_DTYPES and dropout == 0.0 and row_starts is not None:
+        return _flash_rows(query, key, value, row_starts, max(row_lengths), scaling), None
+    rows = zip(*(torch.split(states, list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
+    seen = [sdpa_attention_forward(module, *row, None, dropout, scaling)[0] for row in rows]
+    return torch.cat(seen, dim=1), None
+
+
+def _flash_rows(
+    query: Tensor, key: Tensor, value: Tensor, row_starts: Tensor, longest: int, scaling: float | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = query.shape[1] != key.shape[1]
+    q, k, v = (states.transpose(1, 2).squeeze(0) for states in (query, key, value))
+    seen = varlen_attn(
+        q,
+        k,
+        v,
+        row_starts,
+        row_starts,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=grouped,
+    )
+    assert isinstance(seen, Tensor)
+    return seen.unsqueeze(0)
