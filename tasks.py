@@ -168,6 +168,19 @@ def report(_, experiment="tiny", runs=None, json=False):
 
 @task(
     auto_shortflags=False,
+    help={"experiment": "one experiment (default: all in the run directory together)", **_help("runs", "json")},
+)
+def claims(_, experiment=None, runs=None, json=False):
+    """Compute for each claim of the paper: reproduced, not reproduced, undecided or not run."""
+    from essence.commands.claims import print_all_claims
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        _end(print_all_claims(run_directory(runs), experiment, json, console))
+
+
+@task(
+    auto_shortflags=False,
     positional=["folder"],
     help={"folder": "run directory, or one experiment in it", "json": CHOICE["json"]},
 )

@@ -27,7 +27,15 @@ def validate(record: type[AnyRecord], data: dict[str, Any], where: str) -> AnyRe
     try:
         return record.model_validate(data)
     except ValidationError as error:
-        raise ExperimentError(f"{where}: {_sentence(record, error.errors()[0])}") from None
+        raise ExperimentError(f"{where}: {_sentence(record, _telling(error.errors()))}") from None
+
+
+def _telling(errors: list[ErrorDetails]) -> ErrorDetails:
+    """The first error; of a misspelled key, which is one missing and one unknown, the unknown one."""
+    if errors[0]["type"] != "missing":
+        return errors[0]
+    beside = [e for e in errors if e["type"] == "extra_forbidden" and e["loc"][:-1] == errors[0]["loc"][:-1]]
+    return beside[0] if beside else errors[0]
 
 
 def _sentence(record: type[BaseModel], error: ErrorDetails) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json
+from essence.claims.definition import CLAIMS_FILE
+from essence.claims.verdict import judge, judged_record
 from essence.errors import RecordError
 from essence.record.canonical import canonical_json, sha256_file, sha256_text
 from essence.report.findings import findings
@@ -46,7 +48,9 @@ def made_from(run_dir: Path, experiment: str) -> str:
     plan = read_json(run.plan(experiment))
     stages = {name: run.stage(name) for name in plan.get("stages", {})}
     seen = {name: sha256_file(s.manifest) if s.done else s.state() for name, s in stages.items()}
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.[ph]*"))))
+    package = Path(__file__).parent.parent
+    files = [*package.glob("report/*.[ph]*"), *package.glob("claims/*.py"), CLAIMS_FILE]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
     return sha256_text(canonical_json([plan, seen, code.hexdigest()]))
 
 
@@ -79,6 +83,7 @@ def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]
         "note": results.note,
         "statement": statement(results),
         "done": results.done,
+        "claims": [judged_record(one) for one in judge([results])],
         "groups": [_group_record(results, group, drawn.get(group.key, ())) for group in results.groups],
         "missing": missing_lines(results),
     }

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+from essence.claims.verdict import judge
 from essence.report import words
+from essence.report.claims import claim_rows
 from essence.report.findings import findings
 from essence.report.page import statement
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
@@ -12,6 +14,7 @@ from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, cell
 def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
     """The whole file; figures are linked as `figures/<name>.png` with their values as alt text."""
     parts = [f"# {markdown_text(results.title)}", markdown_text(results.note), *map(markdown_text, statement(results))]
+    parts += ["## Claims of the paper", markdown_claims(results)]
     for group in results.groups:
         parts.append(f"## {markdown_text(group.key.label)}")
         for evaluation in group.evaluations:
@@ -21,6 +24,17 @@ def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure
     if missing:
         parts += ["## Not done", "\n".join(f"- {markdown_text(line)}" for line in missing)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_claims(results: Results) -> str:
+    """The claims as a GitHub table."""
+    head = ["Claim", "Protocol", "Reported", "Accepted", "Ours", "Over", "Word", ""]
+    lines = [_markdown_line(head), _markdown_line([":--"] * len(head))]
+    for row in claim_rows(judge([results])):
+        title = f"{row.title} ({row.grade})"
+        cells = (title, row.protocol, row.reported, row.accepted, row.ours, row.count, row.word, row.detail)
+        lines.append(_markdown_line([markdown_text(cell) for cell in cells]))
+    return "\n".join(lines)
 
 
 def _evaluation_parts(results: Results, group: Group, evaluation: Evaluation) -> list[str]:

@@ -8,7 +8,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from essence.claims.verdict import judge
 from essence.report import reported, words
+from essence.report.claims import claim_rows
 from essence.report.facts import builtin_sources, environment_facts, finished_at, settings_facts, total_wall_s
 from essence.report.findings import COST_NAMES, arm_at, findings
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
@@ -55,6 +57,7 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) 
     views = [_group_view(results, g, f"g{i}", figures.get(g.key, [])) for i, g in enumerate(results.groups, 1)]
     context: dict[str, Any] = {
         "results": results,
+        "claims": claim_rows(judge([results])),
         "groups": views,
         "statement": statement(results),
         "progress": _progress(results),

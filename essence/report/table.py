@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from essence.claims.verdict import judge
 from essence.report import words
+from essence.report.claims import claim_rows, print_claims
 from essence.report.records import Cell, Evaluation, Group, Results, Score
 from essence.report.results import read_results
 from essence.scoring.statistics import Estimate
@@ -155,6 +157,8 @@ def _cell_row(cell: Cell, arm_cost: dict[str, float], arm_ratio: dict[str, float
 def print_results(run_dir: Path, experiment: str, console: Console) -> None:
     """Print the tables of an experiment, as far as it is: one for each group and benchmark, then what is missing."""
     results = read_results(run_dir, experiment)
+    print_claims(claim_rows(judge([results])), console)
+    console.print()
     for group in results.groups:
         for evaluation in group.evaluations:
             title = f"{group.key.label}; {evaluation[0]}, {evaluation[1]} checkpoint"

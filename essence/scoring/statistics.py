@@ -109,7 +109,7 @@ def retention(cell: ArrayLike, reference: ArrayLike, confidence: float) -> Estim
     if problems == 1:
         return Estimate(value, None, None, None, problems, "no interval: one problem only")
     ratios = _bootstrap_ratios(first, second)
-    tail = _expanded_tail(confidence, problems)
+    tail = expanded_tail(confidence, problems)
     low, high = np.quantile(ratios, [tail, 1.0 - tail], method="inverted_cdf")
     bounded = bool(np.isfinite(ratios).all())
     error = float(ratios.std(ddof=1)) if bounded else None
@@ -187,13 +187,13 @@ def _bootstrap_ratios(cell: Matrix, reference: Matrix) -> Matrix:
     """Ratio of the means in each resample, [resamples]; infinite where the reference is 0."""
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     problems = rng.integers(cell.shape[1], size=(BOOTSTRAP_RESAMPLES, cell.shape[1]))
-    upper, lower = (_resampled_means(rng, matrix, problems) for matrix in (cell, reference))
+    upper, lower = (resampled_means(rng, matrix, problems) for matrix in (cell, reference))
     ratios = np.full(BOOTSTRAP_RESAMPLES, np.inf)
     np.divide(upper, lower, out=ratios, where=lower > 0.0)
     return ratios
 
 
-def _resampled_means(rng: np.random.Generator, matrix: Matrix, problems: NDArray[np.int64]) -> Matrix:
+def resampled_means(rng: np.random.Generator, matrix: Matrix, problems: NDArray[np.int64]) -> Matrix:
     """Means of [seeds, problems] over seeds drawn here and the given problems [resamples, problems]: [resamples]."""
     seeds = rng.integers(len(matrix), size=(len(matrix), BOOTSTRAP_RESAMPLES))
     by_problem = np.zeros(problems.shape)
@@ -203,7 +203,7 @@ def _resampled_means(rng: np.random.Generator, matrix: Matrix, problems: NDArray
     return means
 
 
-def _expanded_tail(confidence: float, problems: int) -> float:
+def expanded_tail(confidence: float, problems: int) -> float:
     """Percentile that makes up for a bootstrap being too narrow for few units (Hesterberg 2015, arXiv 1411.5279)."""
     quantile = math.sqrt(problems / (problems - 1)) * student_t(confidence, problems - 1)
     return NormalDist().cdf(-quantile)

@@ -1,0 +1,259 @@
+"""How each claim is measured: a formula on the accuracies of arms, or on the costs of trainings.
+
+Each function takes a claim and the evidence of one protocol, and gives what was measured, or a sentence that says which
+cells are missing.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from essence.claims.definition import Claim
+from essence.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.claims.resampling import Statistic, estimate, sampling_variance
+from essence.scoring.statistics import Estimate, Matrix, student_t
+
+WITH_COT = ("cot", "cot+a", "p+cot", "p+cot+a")
+WITHOUT_COT = ("a", "p+a")
+FULL = 1.0
+GB_IN_GIB = 1e9 / 2**30
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Ours, beside a claim."""
+
+    estimate: Estimate
+    settings: int
+    """Pairs of models x data sets x benchmarks that it is over."""
+    stages: tuple[str, ...]
+    """Ids of the stages whose manifests it comes from."""
+    sampling_variance: float = 0.0
+    """Part of the variance that more samples a problem would take away."""
+    note: str = ""
+
+
+Outcome = Measured | str
+"""What was measured, or why nothing was."""
+
+
+def retention(claim: Claim, evidence: Evidence) -> Outcome:
+    """Mean over settings of accuracy at `lsp` / accuracy at 1.0."""
+    pairs = _against_full(claim, evidence)
+    return _measure(pairs, _mean_ratio) if pairs else _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
+
+
+def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
+    """Largest over settings of accuracy at `lsp` / accuracy at 1.0."""
+    pairs = _against_full(claim, evidence)
+    if not pairs:
+        return _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
+    return _measure(pairs, _largest_ratio)
+
+
+def sections(claim: Claim, evidence: Evidence) -> Outcome:
+    """Lowest accuracy of a supervision with the chain of thought minus the highest of one without it, mean."""
+    arms = [arm for arm in evidence.of(claim, any_sections=True) if arm.lsp == claim.lsp]
+    complete = [group for group in _by_setting(arms) if _has_both(group)]
+    if not complete:
+        return _wanted(claim, f"supervisions with and without the chain of thought at LSP {claim.lsp:g}")
+
+    def contrast(means: Matrix) -> NDArray[np.float64]:
+        return _mean_of_groups(complete, means, _least_with_minus_most_without)
+
+    return _measure([arm for group in complete for arm in group], contrast, len(complete))
+
+
+def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
+    """Accuracy of the left part minus that of the right part, mean over settings."""
+    arms = [arm for arm in evidence.of(claim, any_span=True) if arm.lsp == claim.lsp]
+    pairs = _pairs(arms, lambda arm: arm.span == "left", lambda arm: arm.span == "right")
+    if not pairs:
+        return _wanted(claim, f"left and right spans at LSP {claim.lsp:g}")
+    measured = _measure(pairs, lambda means: (means[::2] - means[1::2]).mean(axis=0))
+    ahead = sum(_mean(left) > _mean(right) for left, right in zip(pairs[::2], pairs[1::2], strict=True))
+    return _noted(measured, f"left ahead in {ahead} of {len(pairs) // 2}")
+
+
+def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
+    """Largest distance between the accuracy at any proportion and at 1.0, over proportions and settings."""
+    arms = evidence.of(claim)
+    full = {arm.setting: arm for arm in arms if arm.lsp == FULL}
+    pairs = [x for arm in arms if arm.lsp < FULL and arm.setting in full for x in (arm, full[arm.setting])]
+    if not pairs:
+        return _wanted(claim, "LSP 1.0 and below")
+    settings = len({arm.setting for arm in pairs})
+    return _measure(pairs, lambda means: np.abs(means[::2] - means[1::2]).max(axis=0), settings)
+
+
+def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:
+    """Smaller of two, mean over settings: loss at the lowest proportion, and what `lsp` keeps beyond `saturated`."""
+    assert claim.lsp is not None and claim.saturated is not None
+    saturated = claim.saturated
+    groups = [triple for group in _by_setting(evidence.of(claim)) if (triple := _lowest_middle_full(group, claim.lsp))]
+    if not groups:
+        return _wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
+
+    def smaller(means: Matrix) -> NDArray[np.float64]:
+        lowest, middle, full = means[::3], means[1::3], means[2::3]
+        rise = (1.0 - _divide(lowest, full)).mean(axis=0)
+        level = (_divide(middle, full) - saturated).mean(axis=0)
+        smaller: NDArray[np.float64] = np.minimum(rise, level)
+        return smaller
+
+    at = " and ".join(", ".join(f"{lsp:g}" for lsp in sorted({g[place].lsp for g in groups})) for place in (0, 1))
+    return _noted(_measure([arm for group in groups for arm in group], smaller, len(groups)), f"at LSP {at}")
+
+
+def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
+    """Mean over settings and seeds of the cost of a training at `lsp` / at 1.0."""
+    assert claim.cost is not None
+    pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if claim.cost in a.cost and b.cost.get(claim.cost)]
+    if not pairs:
+        return _wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0")
+    ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in pairs])
+    settings = len({short.setting for short, _ in pairs})
+    note = "" if claim.cost != "memory" or pairs[0][0].on_gpu else "memory of the process, no GPU"
+    return Measured(_over_runs(ratios, counted=claim.cost == "flops"), settings, _stages(pairs), note=note)
+
+
+def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
+    """Smaller of two: GPU memory left at `lsp`, and GPU memory missing at 1.0, as shares of the GPU."""
+    assert claim.memory_gb is not None
+    room = claim.memory_gb * GB_IN_GIB
+    pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if a.on_gpu and b.on_gpu]
+    if not pairs:
+        return _wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on a GPU")
+    margins = np.array([min(room - a.cost["memory"], b.cost["memory"] - room) / room for a, b in pairs])
+    return Measured(_over_runs(margins, counted=False), len({a.setting for a, _ in pairs}), _stages(pairs))
+
+
+MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
+    "retention": retention,
+    "best-retention": best_retention,
+    "cost-ratio": cost_ratio,
+    "fits-only-truncated": fits_only_truncated,
+    "sections": sections,
+    "left-over-right": left_over_right,
+    "largest-change": largest_change,
+    "rise-and-saturation": rise_and_saturation,
+    "none": lambda claim, _: claim.why_not,
+}
+
+
+def _measure(arms: Sequence[Scored], statistic: Statistic, settings: int | None = None) -> Measured:
+    stages = tuple(dict.fromkeys(stage for arm in arms for stage in arm.stages))
+    count = len({arm.setting for arm in arms}) if settings is None else settings
+    return Measured(estimate(arms, statistic), count, stages, sampling_variance(arms, statistic))
+
+
+def _noted(measured: Measured, note: str) -> Measured:
+    return Measured(measured.estimate, measured.settings, measured.stages, measured.sampling_variance, note)
+
+
+def _against_full(claim: Claim, evidence: Evidence) -> list[Scored]:
+    """Arms at the claim's proportion, each followed by its arm at 1.0, where that one solves anything."""
+    return _pairs(evidence.of(claim), lambda arm: arm.lsp == claim.lsp, lambda arm: arm.lsp == FULL and _mean(arm) > 0)
+
+
+def _pairs(arms: Sequence[Scored], first: Callable[[Scored], bool], second: Callable[[Scored], bool]) -> list[Scored]:
+    partners = {arm.setting: arm for arm in arms if second(arm)}
+    return [x for arm in arms if first(arm) and arm.setting in partners for x in (arm, partners[arm.setting])]
+
+
+def _by_setting(arms: Sequence[Scored]) -> list[list[Scored]]:
+    ordered = sorted(arms, key=lambda arm: str(arm.setting))
+    return [list(group) for _, group in groupby(ordered, key=lambda arm: str(arm.setting))]
+
+
+def _has_both(group: Sequence[Scored]) -> bool:
+    names = {arm.sections for arm in group}
+    return not names.isdisjoint(WITH_COT) and not names.isdisjoint(WITHOUT_COT)
+
+
+def _least_with_minus_most_without(group: Sequence[Scored], means: Matrix) -> NDArray[np.float64]:
+    with_cot = means[[arm.sections in WITH_COT for arm in group]]
+    without = means[[arm.sections in WITHOUT_COT for arm in group]]
+    contrast: NDArray[np.float64] = with_cot.min(axis=0) - without.max(axis=0)
+    return contrast
+
+
+def _mean_of_groups(
+    groups: Sequence[Sequence[Scored]],
+    means: Matrix,
+    one: Callable[[Sequence[Scored], Matrix], NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    starts = np.cumsum([0, *(len(group) for group in groups)])
+    values = [one(group, means[start : start + len(group)]) for group, start in zip(groups, starts, strict=False)]
+    mean: NDArray[np.float64] = np.mean(values, axis=0)
+    return mean
+
+
+def _lowest_middle_full(group: Sequence[Scored], lsp: float) -> list[Scored] | None:
+    """Arms at the lowest proportion, at the largest one up to `lsp`, and at 1.0; None when two of them are one."""
+    by_lsp = {arm.lsp: arm for arm in group}
+    up_to = sorted(p for p in by_lsp if p <= lsp)
+    if FULL not in by_lsp or len(up_to) < 2 or lsp == FULL:
+        return None
+    return [by_lsp[up_to[0]], by_lsp[up_to[-1]], by_lsp[FULL]]
+
+
+def _ratios(means: Matrix) -> Matrix:
+    return _divide(means[::2], means[1::2])
+
+
+def _largest_ratio(means: Matrix) -> NDArray[np.float64]:
+    largest: NDArray[np.float64] = _ratios(means).max(axis=0)
+    return largest
+
+
+def _mean_ratio(means: Matrix) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = _ratios(means).mean(axis=0)
+    return mean
+
+
+def _divide(upper: Matrix, lower: Matrix) -> Matrix:
+    """The ratio, infinite where the reference solves nothing."""
+    ratio = np.full(np.broadcast(upper, lower).shape, np.inf)
+    np.divide(upper, lower, out=ratio, where=lower > 0.0)
+    return ratio
+
+
+def _mean(arm: Scored) -> float:
+    return float(np.mean([np.mean(list(shares.values())) for shares in arm.shares]))
+
+
+def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained]]:
+    """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed."""
+    cells = evidence.costs_of(claim)
+    full: dict[tuple[Setting, int], Trained] = {(c.setting, c.seed): c for c in cells if c.lsp == FULL}
+    return [(c, full[c.setting, c.seed]) for c in cells if c.lsp == claim.lsp and (c.setting, c.seed) in full]
+
+
+def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:
+    """Mean of a number over pairs of runs; what is counted has no error."""
+    count, mean = len(values), float(values.mean())
+    if counted:
+        return Estimate(mean, 0.0, float(values.min()), float(values.max()), count, "counted: range over runs")
+    if count < 2:
+        return Estimate(mean, None, None, None, count, "no interval: one pair of runs")
+    error = float(values.std(ddof=1)) / count**0.5
+    margin = student_t(0.95, count - 1) * error
+    return Estimate(mean, error, mean - margin, mean + margin, count, "Student t over pairs of runs")
+
+
+def _stages(pairs: Sequence[tuple[Trained, Trained]]) -> tuple[str, ...]:
+    found: dict[str, None] = defaultdict(None)
+    for pair in pairs:
+        for cell in pair:
+            found.update(dict.fromkeys(cell.stages))
+    return tuple(found)
+
+
+def _wanted(claim: Claim, cells: str) -> str:
+    named = [" or ".join(names) for names in (claim.teachers, claim.students, claim.benchmarks) if names]
+    return f"needs {cells}" + (f", of {', '.join(named)}" if named else "")

@@ -1,0 +1,31 @@
+"""`invoke claims`: the claims of the paper, measured on all experiments of a run directory together."""
+
+import json
+import sys
+
+from rich.console import Console
+
+from essence.claims.verdict import judge, judged_record
+from essence.errors import RecordError
+from essence.report.claims import claim_rows, print_claims
+from essence.report.facts import builtin_sources
+from essence.report.results import read_results
+from essence.store import RunDirectory
+
+
+def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_json: bool, console: Console) -> int:
+    """Judge the claims on one experiment, or on all; miniatures are left out where there is anything else."""
+    names = [experiment] if experiment else run_directory.experiments()
+    if not names:
+        raise RecordError(f"{run_directory.root}: no experiment was run here: invoke reproduce tiny")
+    read = [read_results(run_directory.root, name) for name in names]
+    real = [results for results in read if not builtin_sources(results)]
+    used = read if experiment else real or read
+    judged = judge(used)
+    if as_json:
+        record = {"experiments": [one.experiment for one in used], "claims": [judged_record(one) for one in judged]}
+        sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        print_claims(claim_rows(judged), console)
+        console.print(f"Measured on: {', '.join(one.experiment for one in used)}", highlight=False)
+    return 0

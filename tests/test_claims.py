@@ -1,0 +1,215 @@
+"""The claims file, the measures and the word: on made-up runs whose answer is known."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import invoke
+from synthetic_run import SyntheticRun
+
+from essence.claims.definition import Claim, load_claims
+from essence.claims.evidence import Evidence, Scored, Setting, Trained, gather
+from essence.claims.measures import MEASURES, Measured
+from essence.claims.verdict import Judged, decide, judge
+from essence.errors import ExperimentError
+from essence.report.results import read_results
+from essence.scoring.statistics import Estimate
+
+CLAIMS = {claim.id: claim for claim in load_claims()}
+BAND = (0.86, 0.96)
+
+
+def scored(lsp: float, accuracy: float, benchmark: str = "aime25", problems: int = 30, **changes: object) -> Scored:
+    """An arm whose problems are solved with chances spread around an accuracy."""
+    setting = Setting("bespoke", "qwen3-8b", str(changes.pop("student", "qwen3-4b-base")), "released", None, benchmark)
+    ease = np.clip(accuracy + 0.1 * np.sin(np.arange(problems) * 7.0), 0.0, 1.0)
+    shares = tuple({f"p{i}": float(round(64 * e) / 64) for i, e in enumerate(ease)} for _ in range(2))
+    fields = {"checkpoint": "best", "span": "left", "sections": "p+cot+a", "samples": 64, "confidence": 0.95}
+    stages = (f"grade-{lsp}-{benchmark}-{sorted(changes.items())}",)
+    return Scored(setting=setting, lsp=lsp, shares=shares, stages=stages, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def measure(name: str, *arms: Scored, trained: tuple[Trained, ...] = ()) -> Measured | str:
+    claim = CLAIMS[name]
+    return MEASURES[claim.measure](claim, Evidence(arms, trained))
+
+
+def value(outcome: Measured | str) -> float:
+    assert isinstance(outcome, Measured) and outcome.estimate.value is not None
+    return outcome.estimate.value
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (0.87, 0.95, "reproduced"),
+        (0.86, 0.96, "reproduced"),
+        (0.80, 0.85, "not reproduced"),
+        (0.97, 0.99, "not reproduced"),
+        (0.80, 0.90, "undecided"),
+        (0.90, 0.97, "undecided"),
+        (0.10, 1.90, "undecided"),
+        (None, None, "undecided"),
+        (None, 0.5, "not reproduced"),
+        (0.9, None, "undecided"),
+    ],
+)
+def test_the_word_follows_from_interval_and_band(low: float | None, high: float | None, word: str) -> None:
+    assert decide(Measured(Estimate(0.9, 0.1, low, high, 30, ""), 1, ()), BAND) == word
+
+
+def test_without_a_value_nothing_is_decided() -> None:
+    assert decide(Measured(Estimate(None, None, None, None, 30, "nothing solved"), 1, ()), BAND) == "undecided"
+
+
+def test_retention_is_the_mean_over_settings_of_ratios() -> None:
+    arms = (scored(0.5, 0.4), scored(1.0, 0.5), scored(0.5, 0.3, "aime24"), scored(1.0, 0.6, "aime24"))
+    outcome = measure("retention-half", *arms)
+    means = [np.mean([list(s.values()) for s in arm.shares]) for arm in arms]
+    assert value(outcome) == pytest.approx((means[0] / means[1] + means[2] / means[3]) / 2)
+    assert isinstance(outcome, Measured) and outcome.settings == 2 and outcome.estimate.n == 60
+
+
+def test_a_setting_whose_reference_solves_nothing_has_no_ratio() -> None:
+    arms = (scored(0.5, 0.4), scored(1.0, 0.5), scored(0.5, 0.3, "aime24"), scored(1.0, -1.0, "aime24"))
+    outcome = measure("retention-half", *arms)
+    assert isinstance(outcome, Measured) and outcome.settings == 1
+    assert measure("retention-half", *arms[2:]) == "needs LSP 0.5 and 1.0 on the same benchmark"
+
+
+def test_pairing_makes_equal_arms_equal_in_every_resample() -> None:
+    outcome = measure("retention-half", scored(0.5, 0.5), scored(1.0, 0.5))
+    assert isinstance(outcome, Measured)
+    assert (outcome.estimate.low, outcome.estimate.value, outcome.estimate.high) == (1.0, 1.0, 1.0)
+
+
+def test_supervision_with_the_chain_of_thought_is_compared_at_its_worst() -> None:
+    names = {"a": 0.1, "p+a": 0.2, "cot": 0.5, "cot+a": 0.6, "p+cot": 0.55, "p+cot+a": 0.6}
+    arms = [scored(1.0, accuracy, sections=name) for name, accuracy in names.items()]
+    assert value(measure("sections", *arms)) == pytest.approx(0.3, abs=0.02)
+    assert measure("sections", *arms[2:]) == "needs supervisions with and without the chain of thought at LSP 1"
+
+
+def test_left_is_compared_with_right_of_the_same_setting() -> None:
+    arms = [scored(0.5, 0.5), scored(0.5, 0.3, span="right"), scored(0.5, 0.4, span="middle"), scored(1.0, 0.6)]
+    outcome = measure("halves", *arms)
+    assert value(outcome) == pytest.approx(0.2, abs=0.02)
+    assert isinstance(outcome, Measured) and outcome.note == "left ahead in 1 of 1"
+
+
+def test_small_students_are_measured_by_their_largest_change() -> None:
+    small = {"student": "qwen3-0.6b-base"}
+    arms = [scored(0.1, 0.30, **small), scored(0.5, 0.33, **small), scored(1.0, 0.32, **small), scored(0.1, 0.9)]
+    assert value(measure("small-students", *arms, scored(1.0, 0.2))) == pytest.approx(0.02, abs=0.01)
+
+
+def test_the_shape_needs_a_rise_and_a_plateau() -> None:
+    rising = [scored(0.1, 0.1), scored(0.5, 0.4), scored(0.8, 0.6), scored(1.0, 0.6)]
+    flat = [scored(0.1, 0.6), scored(0.8, 0.6), scored(1.0, 0.6)]
+    steep = [scored(0.1, 0.1), scored(0.8, 0.3), scored(1.0, 0.6)]
+    assert value(measure("shape", *rising)) == pytest.approx(0.05, abs=0.01)
+    assert value(measure("shape", *flat)) == pytest.approx(0.0, abs=0.01)
+    assert value(measure("shape", *steep)) < 0.0
+
+
+def trained(lsp: float, seed: int, on_gpu: bool = False, **cost: float) -> Trained:
+    setting = Setting("bespoke", "qwen3-8b", "qwen3-4b-base", "released", None, "")
+    return Trained(setting, "left", "p+cot+a", lsp, seed, cost, on_gpu, (f"train-{lsp}-{seed}",))
+
+
+def test_costs_are_ratios_of_the_same_seed_and_counted_ones_have_no_error() -> None:
+    cells = (
+        trained(0.5, 1, time=10.0, flops=4.9), trained(1.0, 1, time=20.0, flops=10.0),
+        trained(0.5, 2, time=30.0, flops=4.9), trained(1.0, 2, time=50.0, flops=10.0), trained(0.5, 3, time=1.0),
+    )  # fmt: skip
+    time, flops = measure("time-half", trained=cells), measure("flops-half", trained=cells)
+    assert value(time) == pytest.approx(0.55) and value(flops) == pytest.approx(0.49)
+    assert isinstance(flops, Measured) and decide(flops, CLAIMS["flops-half"].band) == "reproduced"
+    one = measure("time-half", trained=cells[:2])
+    assert isinstance(one, Measured) and decide(one, CLAIMS["time-half"].band) == "undecided"
+
+
+def test_the_memory_example_wants_a_gpu() -> None:
+    cells = [trained(lsp, s, True, memory=m) for lsp, m in ((0.5, 30.0), (1.0, 60.0)) for s in (1, 2)]
+    assert value(measure("memory-example", trained=tuple(cells))) == pytest.approx(1 - 30 / (40e9 / 2**30))
+    on_cpu = tuple(trained(lsp, 1, memory=1.0) for lsp in (0.5, 1.0))
+    assert measure("memory-example", trained=on_cpu) == (
+        "needs trainings at LSP 0.5 and 1.0 on a GPU, of qwen3-8b, qwen3-4b-base"
+    )
+
+
+def judged(run: SyntheticRun, name: str) -> Judged:
+    return next(one for one in judge([read_results(run.root, run.experiment)]) if one.claim.id == name)
+
+
+def test_a_run_that_keeps_91_percent_is_reproduced_and_one_that_does_not_is_not(tmp_path: Path) -> None:
+    words = {}
+    for half in (0.20, 0.72):
+        accuracy = {0.25: 0.1, 0.5: half, 0.75: 0.7, 1.0: 0.72}
+        run = SyntheticRun(tmp_path / str(half), accuracy=accuracy).write()
+        words[half] = judged(run, "retention-half")
+    assert words[0.20].word == "not reproduced" and words[0.20].advice == ""
+    assert words[0.72].word in ("undecided", "not reproduced")
+
+
+def test_undecided_says_what_would_decide(tmp_path: Path) -> None:
+    one = judged(SyntheticRun(tmp_path, seeds=(1,)).write(), "retention-half")
+    assert one.word == "undecided" and "would decide" in one.advice
+
+
+def test_the_word_is_computed_from_the_manifest(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path).write()
+    before = judged(run, "flops-half").word
+    for cell in (i for i, c in enumerate(run.plan["cells"]) if c["lsp"] == 0.5):
+        path = tmp_path / "stages" / run.stage_of(cell, "train") / "manifest.json"
+        record = json.loads(path.read_text())
+        record["cost"]["flops"] *= 1.8
+        path.write_text(json.dumps(record))
+    assert (before, judged(run, "flops-half").word) == ("reproduced", "not reproduced")
+
+
+def test_two_experiments_are_judged_together_and_shared_stages_count_once(tmp_path: Path) -> None:
+    first = SyntheticRun(tmp_path, experiment="one").write()
+    second = SyntheticRun(tmp_path, experiment="two").write()
+    results = [read_results(tmp_path, run.experiment) for run in (first, second)]
+    assert gather(results) == gather(results[:1])
+
+
+def test_every_claim_has_a_row_in_report_and_command(tmp_path: Path) -> None:
+    SyntheticRun(tmp_path).write()
+    done = invoke("claims", "--runs", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["claims"]
+    assert [row["id"] for row in rows] == list(CLAIMS)
+    assert {row["word"] for row in rows} <= {"reproduced", "not reproduced", "undecided", "not run"}
+    assert all(row["stages"] for row in rows if row["word"] != "not run")
+    assert all(row["advice"] for row in rows if row["word"] in ("not run", "undecided"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[claims.x]\nmeasur = 'none'\n", "unknown key 'measur'; did you mean 'measure'?"),
+        ("[claims.x]\nmeasure = 'none'\n", "needs why_not"),
+        ("[claims.x]\nmeasure = 'retention'\nreported = 0.9\ntolerance = 0.1\n", 'measure = "retention" needs lsp'),
+        ("[claims.x]\nmeasure = 'retention'\nlsp = 0.5\n", "needs either reported and tolerance, or accepts"),
+        ("[claims.x]\nmeasure = 'retention'\nlsp = 0.5\naccepts = [1.0, 0.0]\n", "accepts nothing"),
+    ],
+)
+def test_a_wrong_claims_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    common = "title = 't'\ngrade = 'A'\nsource = 's'\nunit = 'share'\n"
+    defaults = "[defaults]\ncheckpoint = 'best'\nspan = 'left'\nsections = 'p+cot+a'\n"
+    file = tmp_path / "claims.toml"
+    file.write_text(defaults + text + common)
+    with pytest.raises(ExperimentError) as raised:
+        load_claims(file)
+    assert sentence in str(raised.value) and str(file) in str(raised.value)
+
+
+def test_what_is_reported_lies_in_its_own_band() -> None:
+    for claim in CLAIMS.values():
+        if isinstance(claim, Claim) and claim.reported is not None:
+            assert claim.band[0] < claim.reported < claim.band[1]
+        assert claim.measure == "none" or not math.isnan(claim.band[0])
