@@ -5,6 +5,10 @@ LOCKED := .venv/essence-lock.txt
 # vLLM's CPU build has wheels for this platform alone; elsewhere its tests are skipped with that reason.
 VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),vllm)
 export PYTHON ?= python3
+# What runs the stages, and in which images: make reproduce-tiny ENGINE=docker FLAVOUR=cpu
+ENGINE ?= local
+FLAVOUR ?=
+WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
 .PHONY: help setup setup-host test lint clean reproduce-tiny
 
@@ -20,10 +24,10 @@ $(LOCKED): locks/cpu.txt locks/bootstrap.txt locks/install.sh pyproject.toml
 	@locks/install.sh cpu
 
 reproduce-tiny: $(LOCKED) ## Run the whole matrix in miniature, on a laptop
-	@$(INVOKE) reproduce tiny
+	@$(INVOKE) reproduce tiny $(WITH)
 
 reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-bespoke
-	@$(INVOKE) reproduce $*
+	@$(INVOKE) reproduce $* $(WITH)
 
 test: .venv/essence-dev.txt ## Run the tests
 	@.venv/bin/pytest --cov --cov-report=term:skip-covered

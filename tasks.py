@@ -28,6 +28,7 @@ CHOICE = {
     "seed": "seed of the cell",
     "only": "stop after these stages: download, tokenize, train, generate, grade or evaluate",
     "engine": "what runs the stages: local",
+    "flavour": "images to run in: cuda, cpu or paper (default: cuda, or cpu when no GPU is asked for)",
     "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",
     "runs": "run directory (default: runs/)",
     "dry_run": "print every command line that would be started, and start none",
@@ -49,6 +50,7 @@ MATRIX_WORDS = (
     "protocol",
     "seed",
     "engine",
+    "flavour",
     "pins",
     "runs",
     "json",
@@ -92,6 +94,7 @@ def run(
     seed=None,
     only=None,
     engine="local",
+    flavour=None,
     pins=None,
     runs=None,
     dry_run=False,
@@ -101,7 +104,7 @@ def run(
     from essence.commands.run import run as start
     from essence.commands.selection import Words
 
-    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, pins, runs)
+    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, flavour, pins, runs)
     with _console() as console:
         _end(start(words, whole=False, dry_run=dry_run, as_json=json, console=console))
 
@@ -109,14 +112,14 @@ def run(
 @task(
     auto_shortflags=False,
     positional=["name"],
-    help={"name": CHOICE["experiment"], **_help("only", "engine", "pins", "runs", "dry_run", "json")},
+    help={"name": CHOICE["experiment"], **_help("only", "engine", "flavour", "pins", "runs", "dry_run", "json")},
 )
-def reproduce(_, name, only=None, engine="local", pins=None, runs=None, dry_run=False, json=False):
+def reproduce(_, name, only=None, engine="local", flavour=None, pins=None, runs=None, dry_run=False, json=False):
     """Run the whole matrix of an experiment with its baselines and write the report."""
     from essence.commands.run import run as start
     from essence.commands.selection import Words
 
-    words = Words(experiment=name, only=only, engine=engine, pins=pins, runs=runs)
+    words = Words(experiment=name, only=only, engine=engine, flavour=flavour, pins=pins, runs=runs)
     with _console() as console:
         _end(start(words, whole=True, dry_run=dry_run, as_json=json, console=console))
 
@@ -133,6 +136,7 @@ def plan(
     protocol=None,
     seed=None,
     engine="local",
+    flavour=None,
     pins=None,
     runs=None,
     json=False,
@@ -141,7 +145,7 @@ def plan(
     from essence.commands.plan import print_plan
     from essence.commands.selection import Words
 
-    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, None, engine, pins, runs)
+    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, None, engine, flavour, pins, runs)
     with _console() as console:
         _end(print_plan(words, json, console))
 

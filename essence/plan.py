@@ -15,6 +15,7 @@ from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import (
     BenchmarkSettings,
     DownloadSettings,
+    EnvironmentName,
     GenerateSettings,
     GradeSettings,
     GradingSettings,
@@ -52,7 +53,9 @@ class PlannedStage:
     inputs: dict[str, str]
     """Input name -> stage id."""
     resources: Resources
+    runs_in: EnvironmentName
     environment: dict[str, str]
+    """Identity of that environment."""
     source_sha256: str
 
 
@@ -135,8 +138,15 @@ def _dicts(evaluations: Iterable[EvaluationPlan]) -> list[dict[str, Any]]:
     return [asdict(evaluation) for evaluation in evaluations]
 
 
-Environment = Callable[[StageName], dict[str, str]]
-"""What an engine says of the environment that a stage runs in; part of every key."""
+Environment = Callable[[EnvironmentName], dict[str, str]]
+"""What an engine says of an environment; part of the key of every stage that runs in it."""
+
+
+def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
+    """Which environment a stage runs in; what the kit makes itself, models for one, needs that of training."""
+    if isinstance(settings, DownloadSettings):
+        return "train" if settings.source.builtin else "download"
+    return "eval" if stage in ("generate", "grade") else "train"
 
 
 def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environment, baselines: bool) -> Plan:
@@ -164,7 +174,8 @@ class _Planner:
 
     def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
         """A stage by its key; the second cell that needs it finds it here."""
-        environment, source = self.environment(stage), source_sha256(stage)
+        runs_in = environment_of(stage, settings)
+        environment, source = self.environment(runs_in), source_sha256(stage)
         if isinstance(settings, DownloadSettings) and not settings.source.builtin:
             # What a commit or a folder holds depends on neither: a new lock does not fetch 16 GB again.
             environment, source = {}, ""
@@ -183,7 +194,7 @@ class _Planner:
             if stage not in ("train", "generate"):
                 resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
             self.stages[identifier] = PlannedStage(
-                identifier, stage, key, title, settings, inputs, resources, environment, source
+                identifier, stage, key, title, settings, inputs, resources, runs_in, environment, source
             )
         return identifier
 

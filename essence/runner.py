@@ -13,12 +13,15 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from essence.atomic import write_json
-from essence.engines import local
+from essence.engines.contract import Ending, RunningStage, StartingEngine
+from essence.engines.surroundings import surroundings
+from essence.errors import KitError
 from essence.plan import PlannedStage
 from essence.settings import Spec
 from essence.store import RunDirectory, StageFolder
 
 POLL_S = 0.05
+STOP_GRACE_S = 60.0
 EXIT_STOPPED = 75
 Event = Literal["started", "finished", "failed", "stopped"]
 
@@ -51,12 +54,13 @@ class Summary:
 class Runner:
     """Stages, where they lie, and how many may run at the same time."""
 
+    engine: StartingEngine
     run_directory: RunDirectory
     stages: list[PlannedStage]
     parallel: int
     code: dict[str, Any]
     display: Display
-    _running: dict[str, tuple[local.LocalStage, float]] = field(default_factory=dict)
+    _running: dict[str, tuple[RunningStage, float]] = field(default_factory=dict)
     _stopping: bool = False
 
     def run(self) -> Summary:
@@ -80,53 +84,56 @@ class Runner:
                 if len(self._running) >= self.parallel:
                     break
                 waiting.remove(stage)
-                self._start(stage)
+                self._start(stage, summary)
             if not self._running:
                 return
             time.sleep(POLL_S)
             self._collect(summary)
             self.display.tick({identifier: self.run_directory.stage(identifier) for identifier in self._running})
 
-    def _start(self, stage: PlannedStage) -> None:
+    def _start(self, stage: PlannedStage, summary: Summary) -> None:
         folder = self._folder(stage)
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(folder.spec, make_spec(stage, self.code).model_dump(mode="json"))
-        self._running[stage.id] = (local.LocalStage(stage.stage, folder, stage.resources), time.monotonic())
+        spec = make_spec(stage, self.code, self.engine.image(stage.runs_in))
+        write_json(folder.spec, spec.model_dump(mode="json"))
         self.display.event("started", stage, 0.0)
+        try:
+            running = self.engine.start(surroundings(stage, self.run_directory))
+        except KitError as error:
+            self._ended(stage, Ending(code=1, cause=str(error)), 0.0, summary)
+        else:
+            self._running[stage.id] = (running, time.monotonic())
 
     def _collect(self, summary: Summary) -> None:
         for stage in self.stages:
-            if stage.id in self._running and (code := self._running[stage.id][0].process.poll()) is not None:
+            if stage.id in self._running and (ending := self._running[stage.id][0].poll()) is not None:
                 _, started = self._running.pop(stage.id)
-                self._ended(stage, code, time.monotonic() - started, summary)
+                self._ended(stage, ending, time.monotonic() - started, summary)
 
-    def _ended(self, stage: PlannedStage, code: int, seconds: float, summary: Summary) -> None:
-        if code == 0 and self._folder(stage).done:
+    def _ended(self, stage: PlannedStage, ending: Ending, seconds: float, summary: Summary) -> None:
+        if ending.code == 0 and self._folder(stage).done:
             summary.finished.append(stage.id)
             self.display.event("finished", stage, seconds)
-        elif self._stopping or code == EXIT_STOPPED:
+        elif self._stopping or ending.code == EXIT_STOPPED:
             summary.interrupted = summary.interrupted or not self._stopping
             self.display.event("stopped", stage, seconds)
         else:
             summary.failed.append(stage.id)
-            self._say_killed(stage, code)
+            self._say_cause(stage, ending)
             self.display.event("failed", stage, seconds)
 
-    def _say_killed(self, stage: PlannedStage, code: int) -> None:
-        """A process that was killed could not write why it failed."""
+    def _say_cause(self, stage: PlannedStage, ending: Ending) -> None:
+        """A stage that was ended from outside, or never began, could not write why."""
         folder = self._folder(stage)
-        if code < 0 and not folder.failure.is_file():
-            name = signal.Signals(-code).name
-            hint = " (out of memory?)" if name == "SIGKILL" else ""
-            message = f"killed by {name}{hint}"
-            write_json(folder.failure, {"kind": "Killed", "curable": True, "message": message, "time": None})
+        if ending.cause and not folder.failure.is_file():
+            write_json(folder.failure, {"kind": "Killed", "curable": True, "message": ending.cause, "time": None})
 
     def _stop_all(self, summary: Summary) -> None:
         """Ask the running stages to stop; a second Ctrl-C, or too long a wait, ends them at once."""
         self._stopping = True
         for stage, _ in self._running.values():
             stage.stop()
-        deadline = time.monotonic() + local.STOP_GRACE_S
+        deadline = time.monotonic() + STOP_GRACE_S
         try:
             while self._running and time.monotonic() < deadline:
                 time.sleep(POLL_S)
@@ -135,14 +142,13 @@ class Runner:
             pass
         for stage, _ in self._running.values():
             stage.kill()
-            stage.wait()
         self._collect(summary)
 
     def _folder(self, stage: PlannedStage) -> StageFolder:
         return self.run_directory.stage(stage.id)
 
 
-def make_spec(stage: PlannedStage, code: dict[str, Any]) -> Spec:
+def make_spec(stage: PlannedStage, code: dict[str, Any], image: dict[str, str | None]) -> Spec:
     """What is told to a stage; inputs relative to its folder, so that the same spec runs under every engine."""
     return Spec(
         stage=stage.stage,
@@ -154,7 +160,7 @@ def make_spec(stage: PlannedStage, code: dict[str, Any]) -> Spec:
         source_sha256=stage.source_sha256,
         resources=stage.resources,
         code=code,
-        image=local.image(),
+        image=image,
     )
 
 

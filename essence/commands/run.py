@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from essence.commands import report
 from essence.commands.requirements import check_machine
 from essence.commands.selection import Selection, Words, select, whole_plan
 from essence.display import RunDisplay
-from essence.engines import ENGINES
+from essence.engines.surroundings import surroundings
 from essence.errors import RecordError
 from essence.experiment import PROJECT
 from essence.plan import Plan, check_pins
@@ -33,6 +32,7 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     command = words.typed(whole)
     check_pins(selection.plan, selection.wanted, lambda identifier: selection.run_directory.stage(identifier).done)
     check_machine(selection)
+    selection.engine.check(selection.left())
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
         summary = _run_held(selection, console)
@@ -49,7 +49,7 @@ def _run_held(selection: Selection, console: Console) -> Summary:
     write_plan(selection.run_directory, whole_plan(selection), selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
     with RunDisplay(console, selection.wanted, selection.left(), parallel) as display:
-        return Runner(selection.run_directory, selection.wanted, parallel, code, display).run()
+        return Runner(selection.engine, selection.run_directory, selection.wanted, parallel, code, display).run()
 
 
 def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) -> None:
@@ -137,12 +137,10 @@ def _summary_json(selection: Selection, summary: Summary) -> str:
 
 def print_dry_run(selection: Selection, as_json: bool, console: Console) -> int:
     """Every command line that would be started, in order; nothing is written and nothing is checked but the input."""
-    engine = ENGINES[selection.words.engine]
     lines: list[dict[str, Any]] = []
     for stage in selection.left():
-        folder = selection.run_directory.stage(stage.id)
-        render: Callable[..., str] = engine.render
-        lines.append({"id": stage.id, "title": stage.title, "command": render(stage.stage, folder, stage.resources)})
+        rendered = selection.engine.render(surroundings(stage, selection.run_directory))
+        lines.append({"id": stage.id, "title": stage.title, "command": rendered})
     if as_json:
         sys.stdout.write(json.dumps(lines, indent=2) + "\n")
         return 0

@@ -1,12 +1,14 @@
 """From the words of a command line to the cells and stages that are meant."""
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json
-from essence.engines import ENGINES
+from essence.engines import ENGINES, FLAVOURS, STARTING
+from essence.engines.contract import StartingEngine
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
@@ -30,6 +32,7 @@ class Words:
     seed: str | None = None
     only: str | None = None
     engine: str = "local"
+    flavour: str | None = None
     pins: str | None = None
     runs: str | None = None
 
@@ -47,7 +50,9 @@ class Words:
         for name in names if whole else ["experiment", *names]:
             if (value := getattr(self, name)) is not None:
                 start += [f"--{name}", value]
-        return shlex.join([*start, *(["--engine", self.engine] if self.engine != "local" else [])])
+        if self.engine != "local":
+            start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
+        return shlex.join(start)
 
 
 def _number(axis: str, text: str) -> Any:
@@ -71,6 +76,7 @@ class Selection:
     """The chosen cells with their plan, and where it runs."""
 
     words: Words
+    engine: StartingEngine
     run_directory: RunDirectory
     loaded: LoadedExperiment
     plan: Plan
@@ -91,19 +97,21 @@ def run_directory(runs: str | None) -> RunDirectory:
 
 def select(words: Words, baselines: bool) -> Selection:
     """Load the experiment and plan the cells that the words ask for."""
-    if words.engine not in ENGINES:
-        raise ExperimentError(
-            f"--engine {words.engine}: unknown engine{nearest(words.engine, ENGINES)} (known: {', '.join(ENGINES)})"
-        )
-    if words.only is not None and words.only not in ONLY:
-        raise ExperimentError(
-            f"--only {words.only}: unknown stage{nearest(words.only, ONLY)} (known: {', '.join(ONLY)})"
-        )
+    _check_word("--engine", "engine", words.engine, ENGINES)
+    _check_word("--flavour", "flavour", words.flavour, FLAVOURS)
+    _check_word("--only", "stage", words.only, ONLY)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
-    plan = make_plan(loaded, cells, ENGINES[words.engine].environment, baselines)
-    return Selection(words, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
+    # What asks for no GPU runs in the images without CUDA.
+    engine = STARTING[words.engine](words.flavour or ("cuda" if loaded.experiment.resources.gpus else "cpu"))
+    plan = make_plan(loaded, cells, engine.environment, baselines)
+    return Selection(words, engine, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
+
+
+def _check_word(option: str, what: str, word: str | None, known: Iterable[str]) -> None:
+    if word is not None and word not in known:
+        raise ExperimentError(f"{option} {word}: unknown {what}{nearest(word, known)} (known: {', '.join(known)})")
 
 
 def whole_plan(selection: Selection) -> Plan:
@@ -112,8 +120,7 @@ def whole_plan(selection: Selection) -> Plan:
     cells.update({plan.cell.name: plan.cell for plan in selection.plan.cells})
     for cell in _earlier_cells(selection):
         cells.setdefault(cell.name, cell)
-    environment = ENGINES[selection.words.engine].environment
-    return make_plan(selection.loaded, list(cells.values()), environment, baselines=True)
+    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, baselines=True)
 
 
 def _earlier_cells(selection: Selection) -> list[Cell]:

@@ -1,6 +1,11 @@
-"""How one stage is started: the same spec, whatever surrounds it."""
+"""How stages are started: the same spec, whatever surrounds it."""
 
-from essence.engines import local
+from collections.abc import Callable
 
-ENGINES = {"local": local}
-"""Engine name -> module. A module offers `environment`, `image`, `render` and a class for a running stage."""
+from essence.engines.contract import Flavour, StartingEngine
+from essence.engines.local import LocalEngine
+
+STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {"local": lambda _flavour: LocalEngine()}
+"""Engine name -> how to make it for a flavour of the images."""
+ENGINES = tuple(STARTING)
+FLAVOURS = ("cuda", "cpu", "paper")

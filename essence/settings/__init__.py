@@ -24,7 +24,7 @@ from essence.settings.evaluation import (
     GradingSettings,
     SamplingSettings,
 )
-from essence.settings.spec import SETTINGS, AnySettings, ProtocolName, Resources, Spec, StageName
+from essence.settings.spec import SETTINGS, AnySettings, EnvironmentName, ProtocolName, Resources, Spec, StageName
 from essence.settings.training import LoopSettings, ObjectiveSettings, OptimizerSettings, TrainSettings
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "AnySettings",
     "BenchmarkSettings",
     "DownloadSettings",
+    "EnvironmentName",
     "GenerateSettings",
     "GradeSettings",
     "GradingSettings",

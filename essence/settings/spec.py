@@ -11,6 +11,8 @@ from essence.settings.training import TrainSettings
 
 ProtocolName = Literal["released", "corrected"]
 StageName = Literal["download", "tokenize", "train", "generate", "grade"]
+EnvironmentName = Literal["download", "train", "eval"]
+"""The three environments that stages run in; each is an image, or all of them the one of `.venv/`."""
 
 
 class Resources(Record):
@@ -19,6 +21,10 @@ class Resources(Record):
     threads: Annotated[int, Field(gt=0)]
     gpus: Annotated[int, Field(ge=0)]
     gpu_memory_gib: Annotated[float, Field(ge=0.0)]
+    memory_gib: Annotated[float, Field(ge=0.0)]
+    """Main memory that a container or job may take; 0 = no limit."""
+    shm_gib: Annotated[float, Field(gt=0.0)]
+    """Shared memory of a container, through which processes on one machine exchange gradients and batches."""
     micro_batch_rows: Annotated[int, Field(gt=0)]
     """Rows in one forward pass without packing; the effective batch is reached by accumulation."""
     micro_batch_tokens: Annotated[int, Field(gt=0)]

@@ -1,0 +1,135 @@
+"""What surrounds a stage, computed once for every engine: a process, a container, an argv or a batch script.
+
+Folders have the same path inside a container as outside, so that every message names a file that the reader can open.
+"""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from essence.plan import PlannedStage
+from essence.record.environment import SCHEDULER_VARIABLES
+from essence.settings import DownloadSettings, EnvironmentName, Resources, StageName
+from essence.store import RunDirectory, StageFolder
+
+NETWORK_VARIABLES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+"""What a download is told of the caller's environment."""
+CERTIFICATES = "SSL_CERT_FILE"
+TOKEN_INSIDE = Path("/run/secrets/hf_token")
+PRIVATE_TMP = Path("/tmp")  # noqa: S108  a tmpfs of the container's own
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A host folder or file as it is seen inside."""
+
+    source: Path
+    target: Path
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """One stage and all that an engine needs to know to start it."""
+
+    stage: StageName
+    stage_id: str
+    title: str
+    environment: EnvironmentName
+    folder: StageFolder
+    mounts: tuple[Mount, ...]
+    network: bool
+    resources: Resources
+    variables: dict[str, str]
+    """What the kit tells the stage under every engine."""
+    user: tuple[int, int]
+    """uid and gid of the caller, who is to own the files."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `python`."""
+        return ["-m", "essence.stages", self.stage, "--spec", str(self.folder.spec)]
+
+    def contained_variables(self) -> dict[str, str]:
+        """The whole environment of a stage that inherits nothing: an allow-list, no secrets."""
+        inside = {
+            # The caller's uid has no entry in the image's passwd: libraries that ask for a home or a name find these.
+            "HOME": str(PRIVATE_TMP),
+            "USER": "essence",
+            "LOGNAME": "essence",
+            "XDG_CACHE_HOME": str(PRIVATE_TMP / "cache"),
+            "HF_HOME": str(PRIVATE_TMP / "huggingface"),
+            "TORCHINDUCTOR_CACHE_DIR": str(PRIVATE_TMP / "inductor"),
+            "TRITON_CACHE_DIR": str(PRIVATE_TMP / "triton"),
+            "ESSENCE_HOST": socket.gethostname(),
+        }
+        passed = (*SCHEDULER_VARIABLES, *(NETWORK_VARIABLES if self.network else ()))
+        inside.update({name: os.environ[name] for name in passed if name in os.environ})
+        if self.network and CERTIFICATES in os.environ:
+            inside[CERTIFICATES] = os.environ[CERTIFICATES]
+        return {**inside, **self.variables}
+
+
+def surroundings(stage: PlannedStage, run_directory: RunDirectory) -> Surroundings:
+    """What surrounds a planned stage: its own folder to write to, its inputs to read, the network if it fetches."""
+    folder = run_directory.stage(stage.id)
+    network = stage.stage == "download" and fetches(stage)
+    read = [run_directory.stage(identifier).path for identifier in stage.inputs.values()]
+    read += [*_local_source(stage), *_certificates(network)]
+    return Surroundings(
+        stage=stage.stage,
+        stage_id=stage.id,
+        title=stage.title,
+        environment=stage.runs_in,
+        folder=folder,
+        mounts=(
+            *(Mount(path, path, read_only=True) for path in dict.fromkeys(read)),
+            Mount(folder.path, folder.path, read_only=False),
+        ),
+        network=network,
+        resources=stage.resources,
+        variables=told(stage.resources, network),
+        user=(os.getuid(), os.getgid()),
+    )
+
+
+def fetches(stage: PlannedStage) -> bool:
+    """Whether a stage brings something in from a repository."""
+    return isinstance(stage.settings, DownloadSettings) and bool(stage.settings.source.repository)
+
+
+def told(resources: Resources, network: bool) -> dict[str, str]:
+    """Variables that the kit sets for a stage: threads, and no hub but for downloads."""
+    variables = {
+        "OMP_NUM_THREADS": str(resources.threads),
+        "MKL_NUM_THREADS": str(resources.threads),
+        "TOKENIZERS_PARALLELISM": "true" if resources.threads > 1 else "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not network:
+        variables.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    return variables
+
+
+def _local_source(stage: PlannedStage) -> list[Path]:
+    """The local path that a download copies, and the folders that links in it lead to (a hub cache is made of them)."""
+    if not isinstance(stage.settings, DownloadSettings) or not stage.settings.source.path:
+        return []
+    path = Path(stage.settings.source.path)
+    files = path.rglob("*") if path.is_dir() else [path]
+    links = {file.resolve().parent for file in files if file.is_symlink()}
+    return [path, *sorted(folder for folder in links if not folder.is_relative_to(path))]
+
+
+def _certificates(network: bool) -> list[Path]:
+    file = Path(os.environ.get(CERTIFICATES, ""))
+    return [file] if network and file.is_absolute() and file.is_file() else []
+
+
+def token_file() -> Path | None:
+    """The caller's Hugging Face token as the file that the hub's own tools keep; None = not logged in."""
+    named = os.environ.get("HF_TOKEN_PATH")
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    file = Path(named) if named else home / "token"
+    return file if file.is_file() else None
