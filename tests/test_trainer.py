@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from essence.distill import checkpoint
-from essence.distill.batches import Batch, logits_at
+from essence.distill.batches import Batch, states_at
+from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.sequence import Example
-from essence.distill.trainer import DivergedError, TrainResult, train
+from essence.distill.state import TrainResult
+from essence.distill.teacher import LiveTeacher
+from essence.distill.trainer import DivergedError, train
 from essence.settings import Resources, TrainSettings
 from essence.stages.context import Progress, Stopped, StopRequest
 
@@ -104,9 +107,10 @@ def run(
     resources: Resources = RESOURCES,
     **changes: Any,
 ) -> TrainResult:
+    dtype = COMPUTE_DTYPES[changes.get("compute_dtype", "float32")]
     return train(
         student,
-        teacher,
+        None if teacher is None else LiveTeacher(teacher, dtype),
         TRAIN,
         validation,
         settings(**({} if teacher is not None else SFT), **changes),
@@ -237,7 +241,9 @@ def test_best_weights_are_those_of_the_lowest_validation(
     checkpoint.load_weights(student, result.best_weights)
     for row in VALIDATION:
         batch = Batch.of([row], 1, torch.device("cpu"))
-        losses.append(torch.nn.functional.cross_entropy(logits_at(student, batch), batch.labels).item())
+        losses.append(
+            torch.nn.functional.cross_entropy(student.lm_head(states_at(student, batch)), batch.labels).item()
+        )
     assert sum(losses) / len(losses) == pytest.approx(best["ce"], rel=1e-5)
 
 
@@ -288,8 +294,8 @@ def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:
 
 def test_right_padding_without_a_mask_is_exact() -> None:
     student = model(0).double()
-    together = logits_at(student, Batch.of(TRAIN[:3], 16, torch.device("cpu")))
-    alone = torch.cat([logits_at(student, Batch.of([row], 1, torch.device("cpu"))) for row in TRAIN[:3]])
+    together = states_at(student, Batch.of(TRAIN[:3], 16, torch.device("cpu")))
+    alone = torch.cat([states_at(student, Batch.of([row], 1, torch.device("cpu"))) for row in TRAIN[:3]])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
 
 

@@ -1,4 +1,4 @@
-"""From examples to the tensors of one forward pass, and from a model to the logits that its labels need."""
+"""From examples to the tensors of one forward pass, and from a model to the states that its labels need."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +30,8 @@ class Batch:
     """int64, shape (N,)."""
     weights: Tensor
     """float32, shape (N,): 1 / (supervised tokens of the label's row)."""
+    examples: Sequence[Example]
+    """The rows, in the order in which `predictors`, `labels` and `weights` speak of them."""
     row_lengths: tuple[int, ...] | None = None
     """Tokens of the rows of a packed sequence, its padding last; None where each line is one row."""
 
@@ -55,6 +57,7 @@ class Batch:
             predictors=torch.from_numpy(places - 1).to(device),
             labels=torch.from_numpy(input_ids[places]).to(device),
             weights=torch.from_numpy(weights).to(device),
+            examples=examples,
             row_lengths=(*lengths, *([padding] if padding else [])) if packed else None,
         )
 
@@ -74,14 +77,18 @@ class Batch:
         }
 
 
-def logits_at(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits that predict the batch's labels, shape (N, vocabulary).
+def states_at(model: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states at the batch's predictors, shape (N, H): what the head turns into logits of the labels.
 
     The head is applied to the states that predict a label and to no other, which changes no value: it acts on each
     state by itself. `model` is a causal language model of transformers with a linear head, as
     `essence/distill/models.py` loads it.
     """
-    states = model.base_model(**batch.model_inputs()).last_hidden_state  # type: ignore[operator]
-    predicting = states.reshape(-1, states.shape[-1]).index_select(0, batch.predictors)
-    logits: Tensor = model.get_output_embeddings()(predicting)  # type: ignore[operator]
-    return logits
+    states: Tensor = model.base_model(**batch.model_inputs()).last_hidden_state  # type: ignore[operator]
+    return states.reshape(-1, states.shape[-1]).index_select(0, batch.predictors)
+
+
+def head_weight(model: nn.Module) -> Tensor:
+    """Weight of a causal language model's output layer, shape (V, H); the embedding's own where they are tied."""
+    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]
+    return weight

@@ -124,10 +124,10 @@ def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, checkpo
             torch.cuda.set_rng_state(tensors[f"random/cuda{device}"], device)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters alone, atomically; tied weights once."""
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write a model's parameters alone, atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}, temporary)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, temporary)
     flush_to_disk(temporary)
     temporary.replace(path)
 

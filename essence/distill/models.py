@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config keys of models whose logits are not just the head's output; `batches.logits_at` would be wrong for them."""
+"""Config keys of models whose logits are not just the head's output on `batches.states_at`."""
 
 
 def load_tokenizer(folder: Path) -> Any:

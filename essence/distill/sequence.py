@@ -45,6 +45,8 @@ class Example:
     """Tokens that are read, int32, shape (L,)."""
     supervised: Mask
     """bool, shape (L,): token i is a label, predicted from the tokens before i. Index 0 never is."""
+    first: int = 0
+    """Index in the whole row of the first token that is read."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def make_example(
         supervised &= read != eos_id
     if not supervised.any():
         return SkipReason.NOTHING_SUPERVISED
-    return Example(row, read, supervised)
+    return Example(row, read, supervised, first_read)
 
 
 def collect(outcomes: Iterable[Example | SkipReason]) -> Examples:

@@ -13,6 +13,7 @@ import torch
 
 from essence.distill import cost
 from essence.distill.checkpoint import load_weights
+from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.models import (
     check_model_files,
     check_pair,
@@ -22,13 +23,13 @@ from essence.distill.models import (
     think_token_ids,
 )
 from essence.distill.sequence import Examples, fingerprint, select_rows
+from essence.distill.state import TrainResult
+from essence.distill.teacher import LiveTeacher, TeacherStates
 from essence.distill.tokens import TokenTable
-from essence.distill.trainer import TrainResult, train
+from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
 from essence.settings import Resources, TrainSettings, ViewSettings
 from essence.stages.context import StageContext, StageOutcome
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
     """
     setup = prepare(settings, context)
     student = load_model(setup.student, torch.float32, setup.device)
-    teacher = load_model(setup.teacher, DTYPES[settings.compute_dtype], setup.device) if setup.teacher else None
+    teacher = load_teacher(setup.teacher, settings, setup.device) if setup.teacher else None
     result = train(
         student,
         teacher,
@@ -73,6 +74,12 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
     )
     write_output(student, result, context.partial, setup.student)
     return outcome(settings, context.resources, setup, result)
+
+
+def load_teacher(folder: Path, settings: TrainSettings, device: torch.device) -> TeacherStates:
+    """The teacher that is computed here, in the dtype of the computation."""
+    dtype = COMPUTE_DTYPES[settings.compute_dtype]
+    return LiveTeacher(load_model(folder, dtype, device), dtype)
 
 
 def prepare(settings: TrainSettings, context: StageContext) -> Setup:

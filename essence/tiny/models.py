@@ -17,7 +17,8 @@ from essence.data.exchange import Reason
 from essence.data.readers import read_conversation
 from essence.distill.models import load_tokenizer, save_model
 from essence.distill.sequence import Example
-from essence.distill.trainer import TrainResult, train
+from essence.distill.state import TrainResult
+from essence.distill.trainer import train
 from essence.settings import ObjectiveSettings, OptimizerSettings, RowsSettings, TrainSettings, ViewSettings
 from essence.stages.context import StageContext
 from essence.tiny.options import ModelOptions

@@ -1,0 +1,46 @@
+"""What a student is taught by: the teacher's last hidden states where labels are predicted, and the head on them."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from essence.distill.attention import use_row_attention
+from essence.distill.batches import Batch, head_weight, states_at
+
+
+class TeacherStates(Protocol):
+    """A teacher as the objective sees it, whether it is computed here or was computed before."""
+
+    @property
+    def head(self) -> Tensor:
+        """Weight of the output layer, shape (V, H); without gradient."""
+
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states at `batch.predictors`, in their order, shape (N, H); without gradient."""
+
+    def read_packed_rows(self) -> bool:
+        """Get ready for packed batches; False where that is not possible."""
+
+
+class LiveTeacher:
+    """A frozen model that reads every batch."""
+
+    def __init__(self, model: nn.Module, compute_dtype: torch.dtype = torch.float32) -> None:
+        """Freeze `model`; float32 computes in the dtype of its weights, bfloat16 under autocast."""
+        self.model = model.eval().requires_grad_(False)
+        self.compute_dtype = compute_dtype
+        self._head = head_weight(model).detach()
+
+    @property
+    def head(self) -> Tensor:
+        return self._head
+
+    def states(self, batch: Batch) -> Tensor:
+        lower = self.compute_dtype != torch.float32
+        # Not inference mode, whose tensors a backward pass may not keep.
+        with torch.no_grad(), torch.autocast(batch.input_ids.device.type, self.compute_dtype, enabled=lower):
+            return states_at(self.model, batch)
+
+    def read_packed_rows(self) -> bool:
+        return use_row_attention(self.model)
