@@ -78,7 +78,14 @@ def settings(**changes: Any) -> TrainSettings:
 
 
 RESOURCES = Resources(
-    threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=2, micro_batch_tokens=1000, checkpoint_every_s=600.0
+    threads=1,
+    gpus=0,
+    gpu_memory_gib=0.0,
+    memory_gib=0.0,
+    shm_gib=1.0,
+    micro_batch_rows=2,
+    micro_batch_tokens=1000,
+    checkpoint_every_s=600.0,
 )
 SFT = {"objective": {"kd_weight": 0.0, "temperature": 1.0}}
 
