@@ -1,0 +1,108 @@
+"""What a device can do, what it holds, what it has used: peak FLOP/s, memory, energy. None where nobody tells."""
+
+import json
+import resource
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+TABLE = Path(__file__).with_name("devices.json")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+MILLIJOULES = 1e-3
+
+
+class Peak(NamedTuple):
+    """Dense bfloat16 FLOP/s of a device, and who says so."""
+
+    flops: float
+    source: str
+
+
+@cache
+def _table() -> list[dict[str, Any]]:
+    devices: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["devices"]
+    return devices
+
+
+def peak_of(name: str) -> Peak | None:
+    """The entry of `devices.json` for a device's name (`NVIDIA H100 80GB HBM3`); None where there is none."""
+    parts = name.replace("-", " ").replace("_", " ").lower().split()
+    for entry in _table():
+        if all(any(part.startswith(word.lower()) for part in parts) for word in entry["words"]):
+            return Peak(entry["bfloat16_flops"], entry["source"])
+    return None
+
+
+def peak_of_device(device: torch.device) -> Peak | None:
+    """The same for a device of PyTorch; None on a CPU, whose peak no table can tell."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def model_flops_utilization(model_flops: float, seconds: float, device: torch.device, devices: int) -> float | None:
+    """MFU: FLOPs that the method needs (no recomputation) a second, as a share of the devices' peak."""
+    peak = peak_of_device(device)
+    return model_flops / seconds / (peak.flops * devices) if peak and seconds > 0.0 else None
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a device; of a CPU the machine's, or what the control group allows where that is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = int(psutil.virtual_memory().total)
+    try:
+        limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory so far: allocated by PyTorch on a GPU, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # KiB on Linux
+
+
+class EnergyMeter:
+    """Joules that the visible GPUs of this machine have used since the last look, as their driver counts them."""
+
+    def __init__(self) -> None:
+        self._handles = _handles()
+        self._last = self._joules()
+
+    def since_last(self) -> float | None:
+        """None where there is no GPU or its driver does not count."""
+        now = self._joules()
+        if now is None or self._last is None:
+            return None
+        used, self._last = now - self._last, now
+        return used
+
+    def _joules(self) -> float | None:
+        if not self._handles:
+            return None
+        import pynvml
+
+        try:
+            return sum(float(pynvml.nvmlDeviceGetTotalEnergyConsumption(h)) for h in self._handles) * MILLIJOULES
+        except pynvml.NVMLError:
+            return None
+
+
+def _handles() -> list[Any]:
+    """NVML's handles of the devices that PyTorch sees, matched by UUID; empty without NVML."""
+    if not torch.cuda.is_available():
+        return []
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuids = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
+        return [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
+    except pynvml.NVMLError:
+        return []
