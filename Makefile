@@ -10,7 +10,7 @@ ENGINE ?= local
 FLAVOUR ?=
 WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
-.PHONY: help setup setup-host test lint clean reproduce-tiny
+.PHONY: help setup setup-host test test-engines lint clean reproduce-tiny
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
@@ -31,6 +31,9 @@ reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-bespoke
 
 test: .venv/essence-dev.txt ## Run the tests
 	@.venv/bin/pytest --cov --cov-report=term:skip-covered
+
+test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer or Slurm
+	@.venv/bin/pytest -m "docker or apptainer or slurm"
 
 lint: .venv/essence-dev.txt ## Check style and types
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["containers", "slurm_node"]
+"""Fixtures of the engines."""
+
 
 @pytest.fixture(scope="session")
 def assets() -> Path:

@@ -1,0 +1,146 @@
+"""A Slurm of one node below a folder: no munge, no systemd, nothing in /etc; stand-in GPUs."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from containers import START_TIMEOUT_S, lacking, need, set_variables
+
+STAND_INS = ("/dev/null", "/dev/zero")
+"""Character devices that Slurm hands out as GPUs."""
+
+CONFIGURATION = """\
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+AuthType=auth/none
+CredType=cred/none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType={track}
+TaskPlugin={task}
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+MpiDefault=none
+ReturnToService=2
+KillWait=5
+MinJobAge=3600
+JobRequeue=1
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0,batch_sched_delay=0
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/jobs.txt
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib} Gres=gpu:h100:{gpus} State=UNKNOWN
+PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE DefMemPerCPU=512 State=UP
+"""
+CGROUPS = """\
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=no
+ConstrainCores=no
+ConstrainDevices=no
+"""
+
+
+@dataclass(frozen=True)
+class SlurmNode:
+    """A running Slurm; its variables are set for the session."""
+
+    folder: Path
+    variables: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmNode]:
+    """One node with two stand-in GPUs."""
+    need("slurm", lacking("slurmctld", "slurmd", "sbatch"))
+    with started_node() as node, set_variables(node.variables):
+        yield node
+
+
+@contextmanager
+def started_node() -> Iterator[SlurmNode]:
+    """Controller and node as children of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="ess-slurm-"))
+    folder.chmod(0o755)
+    for part in ("state", "spool"):
+        (folder / part).mkdir()
+    write_configuration(folder)
+    variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+    commands = [["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"], ["slurmd", "-D", "-c", "-N", host_name()]]
+    daemons = []
+    try:
+        for command in commands:
+            with (folder / f"{command[0]}.log").open("wb") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
+                daemons.append(process)
+        wait_until_idle(variables, folder)
+        yield SlurmNode(folder, variables)
+    finally:
+        for process in reversed(daemons):
+            process.terminate()
+            process.wait(START_TIMEOUT_S)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_configuration(folder: Path) -> None:
+    # With the first version of cgroups and root, memory limits are real.
+    cgroups = os.access("/sys/fs/cgroup/memory", os.W_OK) and os.access("/sys/fs/cgroup/freezer", os.W_OK)
+    text = CONFIGURATION.format(
+        host=host_name(),
+        user=psutil.Process().username(),
+        controller_port=free_port(),
+        node_port=free_port(),
+        folder=folder,
+        track="proctrack/cgroup" if cgroups else "proctrack/linuxproc",
+        task="task/cgroup" if cgroups else "task/none",
+        cpus=os.cpu_count(),
+        memory_mib=int(psutil.virtual_memory().total / 2**20 * 0.9),
+        gpus=len(STAND_INS),
+    )
+    (folder / "slurm.conf").write_text(text, encoding="utf-8")
+    (folder / "cgroup.conf").write_text(CGROUPS, encoding="utf-8")
+    gpus = [f"NodeName={host_name()} Name=gpu Type=h100 File={file} Flags=nvidia_gpu_env\n" for file in STAND_INS]
+    (folder / "gres.conf").write_text("".join(gpus), encoding="utf-8")
+
+
+def host_name() -> str:
+    return re.split(r"\.", socket.gethostname())[0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_idle(variables: dict[str, str], folder: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        command = ["sinfo", "--noheader", "--format=%T"]
+        state = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True).stdout
+        if state.startswith("idle"):
+            return
+        logs = "".join(log.read_text(errors="replace")[-2000:] for log in folder.glob("*.log"))
+        assert time.monotonic() < deadline, f"Slurm did not come up: {logs}"
+        time.sleep(0.1)
