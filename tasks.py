@@ -22,7 +22,7 @@ CHOICE = {
     "lsp": "lead-span proportion, 0 < p <= 1",
     "dataset": "data set by short name",
     "pair": "teacher_student, as in qwen3-8b_qwen3-4b-base",
-    "span": "left, middle or right",
+    "span": "left, middle, right, right-with-context or cot-lead",
     "sections": "a, p+a, cot, cot+a, p+cot or p+cot+a",
     "protocol": "released or corrected",
     "seed": "seed of the cell",

@@ -14,10 +14,11 @@ from essence.distill.cost import (
     sharded_static_bytes,
     static_bytes,
 )
+from essence.distill.sequence import Bounds, span_windows, validation_view
 from essence.errors import InputError, RecordError
 from essence.experiment import LoadedExperiment, train_settings
 from essence.plan import CellPlan
-from essence.settings import TrainSettings
+from essence.settings import TrainSettings, ViewSettings
 from essence.store import RunDirectory
 
 GIB = 1 << 30
@@ -70,21 +71,23 @@ class Estimate:
 def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> Estimate:
     """The estimate for one cell."""
     settings = train_settings(plan.cell, loaded.experiment)
-    row_tokens, measured = _row_tokens(plan, loaded, run_directory)
+    row, measured = _mean_row(plan, loaded, run_directory)
+    row_tokens = float(row.lengths[0]) if row else None
     student = _architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
     teacher = _architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory)
-    kept = max(1, int(row_tokens * plan.cell.lsp)) if row_tokens else None
-    flops = _training_flops(settings, student, teacher, kept, row_tokens)
+    kept = tokens_read(row, settings.view) if row else None
+    rows = _rows(settings, kept)
+    flops = _training_flops(settings, student, teacher, kept, row, rows)
     gpus = loaded.experiment.resources.gpus
     return Estimate(
-        rows=settings.rows.train_rows,
+        rows=rows,
         row_tokens=row_tokens,
         measured=measured,
-        kept_tokens=kept * settings.rows.train_rows if kept else None,
+        kept_tokens=kept * rows if kept else None,
         training_flops=flops,
         training_gpu_hours=flops / (ACHIEVABLE_FLOPS * TRAINING_UTILIZATION) / 3600 if flops and gpus else None,
         evaluation_gpu_hours=_evaluation_gpu_hours(plan, student, loaded) if gpus else None,
-        gpu_memory_gib=_gpu_memory_gib(settings, student, teacher, plan.cell.lsp, gpus) if gpus else None,
+        gpu_memory_gib=_gpu_memory_gib(settings, student, teacher, gpus) if gpus else None,
         disk_gib=_saved_bytes(settings) * student.parameters / GIB if student else None,
         scratch_gib=SCRATCH_BYTES * student.parameters / GIB if student else None,
     )
@@ -102,13 +105,31 @@ def download_gib(plans: list[CellPlan], loaded: LoadedExperiment, run_directory:
     return sum(2 * model.parameters for model in models if model) / GIB
 
 
-def _row_tokens(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> tuple[float | None, bool]:
+def tokens_read(row: Bounds, view: ViewSettings) -> int:
+    """Tokens of one row that a view reads."""
+    windows = span_windows(row, view)
+    return int(windows.stop[0] - windows.first_read[0])
+
+
+def _rows(settings: TrainSettings, kept: int | None) -> int:
+    """Rows trained on; with a token budget, as many as it pays for."""
+    rows, budget = settings.rows.train_rows, settings.rows.token_budget
+    return min(rows, max(1, budget // kept)) if budget and kept else rows
+
+
+def _mean_row(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> tuple[Bounds | None, bool]:
+    """A row of mean length and mean sections, and whether they were counted; assumed rows are all chain of thought."""
     folder = run_directory.stage(plan.stages["tokenize"])
     if folder.done:
         results = read_json(folder.manifest)["results"]
-        return results["tokens"] / max(1, results["rows_kept"]), True
+        return _row(0, results["tokens"] // max(1, results["rows_kept"]), 0), True
     assumed = loaded.catalogue.datasets[plan.cell.dataset].mean_row_tokens
-    return (float(assumed) if assumed else None), False
+    return (_row(0, assumed, 0) if assumed else None), False
+
+
+def _row(prompt: int, thought: int, answer: int) -> Bounds:
+    """A row by the tokens of its sections."""
+    return Bounds.of(prompt + thought + answer, prompt, prompt + thought - 1)
 
 
 def _architecture(name: str, stage: str, loaded: LoadedExperiment, run_directory: RunDirectory) -> Architecture | None:
@@ -129,15 +150,16 @@ def _training_flops(
     student: Architecture | None,
     teacher: Architecture | None,
     kept: int | None,
-    row_tokens: float | None,
+    row: Bounds | None,
+    rows: int,
 ) -> float | None:
-    if not (student and teacher and kept and row_tokens):
+    if not (student and teacher and kept and row):
         return None
     checkpointing, epochs = settings.activation_checkpointing, settings.optimizer.epochs
-    row = distillation_flops(student, teacher, [kept], activation_checkpointing=checkpointing)
-    validation = forward_flops(student, kept if settings.validation_view == "same" else int(row_tokens))
+    step = distillation_flops(student, teacher, [kept], activation_checkpointing=checkpointing)
+    validation = forward_flops(student, tokens_read(row, validation_view(settings)))
     validations = epochs * settings.validations_per_epoch * settings.rows.validation_rows
-    return float(row * epochs * settings.rows.train_rows + validation * validations)
+    return float(step * epochs * rows + validation * validations)
 
 
 def _evaluation_gpu_hours(plan: CellPlan, student: Architecture | None, loaded: LoadedExperiment) -> float | None:
@@ -154,7 +176,7 @@ def _evaluation_gpu_hours(plan: CellPlan, student: Architecture | None, loaded: 
 
 
 def _gpu_memory_gib(
-    settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, lsp: float, gpus: int
+    settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, gpus: int
 ) -> float | None:
     """Static memory and the loss of the longest row that is let in."""
     if not (student and teacher):
@@ -164,7 +186,7 @@ def _gpu_memory_gib(
         if gpus > 1
         else static_bytes(student, teacher, settings.compute_dtype)
     )
-    longest = int((settings.rows.max_row_tokens - 1) * lsp)
+    longest = tokens_read(_row(0, settings.rows.max_row_tokens - 1, 0), settings.view)
     return (static + LOSS_BYTES_PER_LOGIT * longest * student.vocabulary) / GIB
 
 

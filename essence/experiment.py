@@ -23,6 +23,7 @@ from essence.settings import (
     ObjectiveSettings,
     OptimizerSettings,
     ProtocolName,
+    PublishedRows,
     Record,
     Resources,
     RowsSettings,
@@ -36,6 +37,8 @@ from essence.validation import read_toml, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
+NO_EXPERIMENTS = ("defaults", "pins", "claims", "fingerprints")
+"""Files of `experiments/` that hold other data."""
 CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
 
 Seed = Annotated[int, Field(strict=True, ge=0)]
@@ -55,10 +58,14 @@ class Matrix(Record):
     protocol: list[ProtocolName]
     seed: list[Seed]
     train_rows: list[Annotated[int, Field(strict=True, gt=0)]]
-    """Empty = as the data set says; otherwise an axis of its own (token-budget-matched arms)."""
+    """Empty = as the data set says; otherwise an axis of its own (row-matched arms)."""
+    token_budget: list[Annotated[int, Field(strict=True, gt=0)]]
+    """Empty = all of `train_rows`; otherwise rows, in order, until so many tokens are read (token-matched arms)."""
 
 
 AXES = tuple(Matrix.model_fields)
+OPTIONAL_AXES = ("train_rows", "token_budget")
+"""Axes that may be empty."""
 
 
 class DataSection(Record):
@@ -70,6 +77,8 @@ class DataSection(Record):
     split_seed: SeedRule
     tokenizer: Literal["student", "teacher"]
     """Whose tokenizer and chat template render the rows."""
+    published: PublishedRows | None = None
+    """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own."""
     note: str = ""
 
 
@@ -138,6 +147,7 @@ class Cell:
     protocol: ProtocolName
     seed: int
     train_rows: int | None
+    token_budget: int | None
 
     @property
     def name(self) -> str:
@@ -145,6 +155,7 @@ class Cell:
         part = "lsp" if self.span == "left" else self.span
         proportion = f"{self.lsp:.2f}" if round(self.lsp, 2) == self.lsp else repr(self.lsp)
         rows = [f"rows-{self.train_rows}"] if self.train_rows else []
+        rows += [f"tokens-{self.token_budget}"] if self.token_budget else []
         pair = f"{self.teacher}_{self.student}"
         view = [f"{part}-{proportion}", self.sections]
         return "/".join([self.dataset, *rows, pair, *view, self.protocol, f"seed-{self.seed}"])
@@ -165,7 +176,7 @@ class LoadedExperiment:
 
 def available() -> list[str]:
     """Names of the experiments that come with the kit."""
-    return sorted(p.stem for p in EXPERIMENTS.glob("*.toml") if p.stem not in ("defaults", "pins", "claims"))
+    return sorted(p.stem for p in EXPERIMENTS.glob("*.toml") if p.stem not in NO_EXPERIMENTS)
 
 
 def find_file(name: str, beside: Path | None = None) -> Path:
@@ -207,7 +218,7 @@ def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     tables = anchor_paths(read_toml(file), file.parent)
     parent = tables.get("extends")
     if file.stem == "defaults" and file.parent == EXPERIMENTS:
-        return tables
+        return _merge(read_toml(EXPERIMENTS / "fingerprints.toml"), tables)
     below = find_file(str(parent), file.parent) if parent else EXPERIMENTS / "defaults.toml"
     return _merge(_read_layers(below, (*seen, file)), tables)
 
@@ -247,7 +258,7 @@ def expand(blocks: list[Matrix], where: str) -> list[Cell]:
     """The cells of all blocks in order; an empty matrix or two equal cells are errors."""
     cells = [cell for block in blocks for cell in _expand_block(block, where)]
     if not cells:
-        empty = next(axis for axis in AXES if axis != "train_rows" and not all(getattr(b, axis) for b in blocks))
+        empty = next(axis for axis in AXES if axis not in OPTIONAL_AXES and not all(getattr(b, axis) for b in blocks))
         raise ExperimentError(f"{where}: the matrix is empty: axis '{empty}' has no values")
     seen: set[str] = set()
     for cell in cells:
@@ -258,13 +269,21 @@ def expand(blocks: list[Matrix], where: str) -> list[Cell]:
 
 
 def _expand_block(block: Matrix, where: str) -> list[Cell]:
-    axes = [getattr(block, axis) for axis in AXES if axis != "train_rows"]
+    axes = [getattr(block, axis) for axis in AXES if axis not in OPTIONAL_AXES]
     rows: list[int | None] = list(block.train_rows) or [None]
-    return [
-        Cell(dataset, *split_pair(pair, where), lsp, span, sections, protocol, seed, train_rows)
-        for train_rows in rows
+    budgets: list[int | None] = list(block.token_budget) or [None]
+    cells = [
+        Cell(dataset, *split_pair(pair, where), lsp, span, sections, protocol, seed, train_rows, budget)
+        for train_rows, budget in itertools.product(rows, budgets)
         for dataset, pair, lsp, span, sections, protocol, seed in itertools.product(*axes)
     ]
+    for cell in cells:
+        if cell.span == "cot-lead" and cell.sections == "a":
+            raise ExperimentError(
+                f"{where}: the cell {cell.name} would supervise nothing: span 'cot-lead' never reads the answer, so "
+                "give it other sections than 'a'"
+            )
+    return cells
 
 
 def choose(loaded: LoadedExperiment, wanted: dict[str, Any]) -> list[Cell]:
@@ -300,6 +319,8 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
             train_rows=cell.train_rows or data.train_rows,
             validation_rows=data.validation_rows,
             split_seed=resolve_seed(data.split_seed, cell.seed),
+            token_budget=cell.token_budget,
+            published=data.published,
         ),
         view=ViewSettings(
             lsp=cell.lsp,

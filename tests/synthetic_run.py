@@ -113,7 +113,8 @@ class SyntheticRun:
         accuracy = self.accuracy[lsp]
         return {
             "name": name, "dataset": self.dataset, "teacher": self.teacher, "student": self.student, "lsp": lsp,
-            "span": span, "sections": "p+cot+a", "protocol": self.protocol, "seed": seed, "train_rows": None,
+            "span": span, "sections": "p+cot+a", "protocol": self.protocol, "seed": seed,
+            "train_rows": None, "token_budget": None,
             "stages": {"tokenize": self._download(self.dataset), "train": train, **downloads},
             "evaluations": [self._evaluation(name + span, c, accuracy, seed, lsp) for c in self.checkpoints],
         }  # fmt: skip

@@ -46,13 +46,15 @@ def test_every_experiment_loads_and_plans(name: str) -> None:
 
 def test_the_names_of_the_issue_are_there() -> None:
     names = {"tiny", "bespoke", "openthoughts", "synthetic1", "nemotron", "skyt1"}
-    names |= {"sections", "halves", "pairs", "budget-matched"}
+    names |= {"sections", "halves", "pairs", "budget-matched", "spans"}
     assert set(available()) == names
 
 
 def test_cell_names_read_as_in_the_readme() -> None:
     assert "bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42" in cells_of("bespoke")
     assert "bespoke/qwen3-8b_qwen3-4b-base/right-0.50/p+cot+a/corrected/seed-42" in cells_of("halves")
+    assert "bespoke/qwen3-8b_qwen3-4b-base/cot-lead-0.50/p+cot+a/released/seed-42" in cells_of("spans")
+    assert "bespoke/tokens-5000000/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42" in cells_of("spans")
     assert "bespoke/rows-4000/qwen3-8b_qwen3-4b-base/lsp-1.00/p+cot+a/released/seed-42" in cells_of("budget-matched")
 
 
@@ -79,6 +81,9 @@ MATRIX = '[[matrix]]\ndataset = ["bespoke"]\npair = ["qwen3-8b_qwen3-4b-base"]\n
         (MATRIX + "lsp = []", ["matrix is empty", "'lsp'"]),
         (MATRIX + "lsp = [0.5, 0.5]", ["twice", "lsp-0.50"]),
         (MATRIX + 'lsp = [0.5]\nsections = ["cot+p"]', ["matrix[0].sections[0]", "'cot+p'", "p+cot"]),
+        (MATRIX + 'lsp = [0.5]\nspan = ["cot-lead"]\nsections = ["a"]', ["cot-lead", "supervise nothing", "'a'"]),
+        (MATRIX + 'lsp = [0.5]\nspan = ["cot_lead"]', ["matrix[0].span[0]", "'cot_lead'", "'cot-lead'"]),
+        (MATRIX + "lsp = [0.5]\ntoken_budget = [0]", ["matrix[0].token_budget[0]", "0", "greater than 0"]),
         (MATRIX + 'lsp = [0.5]\nprotocol = ["relased"]', ["protocol", "'relased'", "released"]),
         (MATRIX.replace("bespoke", "bespok") + "lsp = [0.5]", ["unknown dataset 'bespok'", "did you mean 'bespoke'"]),
         (MATRIX.replace("4b-base", "4b") + "lsp = [0.5]", ["unknown model 'qwen3-4b'", "qwen3-4b-base"]),

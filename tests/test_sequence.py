@@ -11,20 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from essence.distill.sequence import (
+    Bounds,
     Example,
     SkipReason,
     fingerprint,
     kept_length,
-    make_example,
-    select_rows,
-    span_window,
+    kept_lengths,
+    make_examples,
+    span_windows,
+    within_budget,
 )
 from essence.errors import InputError
-from essence.settings import RowsSettings, ViewSettings
+from essence.settings import ViewSettings
 
 THINK, END, EOS = 1, 2, 3
 SECTIONS = ("a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a")
-SPANS = ("left", "middle", "right")
+SPANS = ("left", "middle", "right", "right-with-context", "cot-lead")
 
 
 def view(**changes: object) -> ViewSettings:
@@ -49,7 +51,12 @@ def row(prompt: int, thought: int, answer: int) -> np.ndarray:
 
 def make(ids: np.ndarray, settings: ViewSettings) -> Example | SkipReason:
     listed = ids.tolist()
-    return make_example(7, ids, listed.index(THINK), listed.index(END), settings, EOS)
+    return one(ids, listed.index(THINK), listed.index(END), settings)
+
+
+def one(ids: np.ndarray, think_start: int, think_end: int, settings: ViewSettings) -> Example | SkipReason:
+    bounds = Bounds.of(ids.size, think_start, think_end)
+    return next(make_examples(np.array([7]), [ids], bounds, settings, EOS))
 
 
 def plain(ids: Sequence[int], settings: ViewSettings) -> list[tuple[int, bool]]:
@@ -60,8 +67,11 @@ def plain(ids: Sequence[int], settings: ViewSettings) -> list[tuple[int, bool]]:
         kept = 1
     if settings.span == "left":
         inside = range(kept)
-    elif settings.span == "right":
+    elif settings.span.startswith("right"):
         inside = range(length - kept, length)
+    elif settings.span == "cot-lead":
+        thought = list(ids).index(END) - list(ids).index(THINK) + 1
+        inside = range(list(ids).index(THINK) + max(1, int(thought * settings.lsp)))
     else:
         inside = range((length - kept) // 2, (length - kept) // 2 + kept)
     section, result = "p", []
@@ -77,7 +87,7 @@ def plain(ids: Sequence[int], settings: ViewSettings) -> list[tuple[int, bool]]:
         section_before = section  # noqa: F841
         if token == END and section == "cot":
             section = "a"
-        before = settings.keep_context and i < inside.start
+        before = (settings.keep_context or settings.span == "right-with-context") and i < inside.start
         if before or i in inside:
             result.append((token, wanted and not before and len(result) > 0))
     return result
@@ -113,10 +123,23 @@ def test_float_multiplication_at_0_7() -> None:
     assert len(differing) == 70
 
 
+@given(st.lists(st.integers(0, 200_000), min_size=1), st.floats(0.0, 1.0, exclude_min=True))
+def test_many_lengths_at_once_are_plain_python_floats(lengths: list[int], lsp: float) -> None:
+    assert kept_lengths(np.array(lengths), lsp).tolist() == [max(1, int(n * lsp)) for n in lengths]
+
+
 def test_left_half_is_lsp_one_half_and_halves_meet() -> None:
-    assert span_window(11, 0.5, "left") == (0, 5)
-    assert span_window(11, 0.5, "middle") == (3, 8)
-    assert span_window(11, 0.5, "right") == (6, 11)
+    bounds, found = Bounds.of(11, 2, 6), {}
+    for span in SPANS:
+        windows = span_windows(bounds, view(lsp=0.5, span=span))
+        found[span] = (windows.first_read[0], windows.first_label[0], windows.stop[0])
+    assert found == {
+        "left": (0, 0, 5),
+        "middle": (3, 3, 8),
+        "right": (6, 6, 11),
+        "right-with-context": (0, 6, 11),
+        "cot-lead": (0, 0, 4),
+    }
 
 
 def test_off_by_one_of_the_released_sections() -> None:
@@ -130,9 +153,10 @@ def test_off_by_one_of_the_released_sections() -> None:
 
 def test_missing_and_misplaced_markers_are_named() -> None:
     ids = row(3, 4, 5)
-    assert make_example(0, ids, -1, 8, view(), EOS) is SkipReason.NO_MARKER
-    assert make_example(0, ids, 3, -1, view(), EOS) is SkipReason.NO_MARKER
-    assert make_example(0, ids, 8, 3, view(), EOS) is SkipReason.MARKERS_OUT_OF_ORDER
+    for span in SPANS:
+        assert one(ids, -1, 8, view(span=span)) is SkipReason.NO_MARKER
+        assert one(ids, 3, -1, view(span=span)) is SkipReason.NO_MARKER
+        assert one(ids, 8, 3, view(span=span)) is SkipReason.MARKERS_OUT_OF_ORDER
     assert make(ids, view(lsp=0.3, sections="a")) is SkipReason.NOTHING_SUPERVISED
 
 
@@ -161,10 +185,14 @@ def test_labels_lie_inside_span_and_section(ids: np.ndarray, settings: ViewSetti
     found = make(ids, settings)
     if not isinstance(found, Example):
         return
+    thought = ids.tolist().index(END) - ids.tolist().index(THINK) + 1
     kept = kept_length(ids.size, settings.lsp)
+    if settings.span == "cot-lead":
+        kept = ids.tolist().index(THINK) + kept_length(thought, settings.lsp)
     assert 1 <= kept <= ids.size
     assert found.input_ids.size == found.supervised.size
-    assert found.input_ids.size == kept or settings.keep_context
+    assert found.input_ids.size == kept or settings.keep_context or settings.span == "right-with-context"
+    assert found.input_ids.size <= ids.size
     assert not found.supervised[0]
     assert found.supervised.any()
     assert np.count_nonzero(found.supervised) <= kept
@@ -179,37 +207,27 @@ def test_labels_lie_inside_span_and_section(ids: np.ndarray, settings: ViewSetti
         assert EOS not in labels
 
 
-@given(rows, proportions, proportions)
-def test_prefix_property(ids: np.ndarray, one: float, other: float) -> None:
+@given(rows, proportions, proportions, st.sampled_from(["left", "cot-lead"]), st.sampled_from(SECTIONS))
+def test_prefix_property(ids: np.ndarray, one: float, other: float, span: str, sections: str) -> None:
     small, large = sorted((one, other))
-    first, second = make(ids, view(lsp=small)), make(ids, view(lsp=large))
+    first, second = (make(ids, view(lsp=p, span=span, sections=sections)) for p in (small, large))
     if isinstance(first, Example) and isinstance(second, Example):
         assert np.array_equal(first.input_ids, second.input_ids[: first.input_ids.size])
         assert np.array_equal(first.supervised, second.supervised[: first.input_ids.size])
 
 
-def selection(**changes: int) -> RowsSettings:
-    return RowsSettings.model_validate(
-        {"max_row_tokens": 100, "train_rows": 20, "validation_rows": 10, "split_seed": 42, **changes}
-    )
-
-
-@pytest.mark.parametrize("seed", [0, 1, 42])
-def test_split_equals_the_datasets_library(seed: int) -> None:
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
-    lengths = np.random.default_rng(5).integers(1, 160, 300)
-    kept = [i for i, length in enumerate(lengths) if length < 100]
-    whole = datasets.Dataset.from_dict({"row": list(range(300))})
-    parts = whole.select(kept).train_test_split(test_size=10, seed=seed)
-    found = select_rows(lengths, selection(split_seed=seed))
-    assert found.train.tolist() == parts["train"]["row"][:20]
-    assert found.validation.tolist() == parts["test"]["row"]
-
-
-def test_too_few_rows_says_how_many_and_which_keys() -> None:
-    with pytest.raises(InputError, match=r"29 rows .* train_rows = 20 and validation_rows = 10 need 30"):
-        select_rows([99] * 29 + [100], selection())
-    assert select_rows([99] * 30, selection()).train.size == 20
+def test_a_token_budget_takes_whole_rows_in_order() -> None:
+    examples = [make(row(3, thought, 5), view()) for thought in (2, 4, 6)]
+    sizes = [e.input_ids.size for e in examples if isinstance(e, Example)]
+    assert sizes == [13, 15, 17]
+    outcomes = [SkipReason.NO_MARKER, *examples]
+    assert list(within_budget(outcomes, 45)) == outcomes
+    assert list(within_budget(outcomes, 44)) == list(within_budget(outcomes, 28)) == outcomes[:3]
+    assert list(within_budget(outcomes, 27)) == outcomes[:2]
+    with pytest.raises(InputError, match="token_budget = 12, but the first row alone has 13 tokens"):
+        list(within_budget(outcomes, 12))
+    with pytest.raises(InputError, match=r"token_budget = 46, .* have only 45 tokens .* raise train_rows"):
+        list(within_budget(outcomes, 46))
 
 
 def test_fingerprint_is_of_the_documented_bytes() -> None:

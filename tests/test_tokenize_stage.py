@@ -24,8 +24,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+NO_LIMIT = {"token_budget": None, "published": None}
 RESOURCES = Resources(
-    threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, micro_batch_tokens=64, checkpoint_every_s=600.0
+    threads=1,
+    gpus=0,
+    gpu_memory_gib=0.0,
+    memory_gib=0.0,
+    shm_gib=1.0,
+    micro_batch_rows=4,
+    micro_batch_tokens=64,
+    checkpoint_every_s=600.0,
 )
 
 
@@ -103,7 +111,7 @@ def view(**changes: Any) -> ViewSettings:
 
 def train_settings(**changes: Any) -> TrainSettings:
     record = {
-        "rows": {"max_row_tokens": 200, "train_rows": 20, "validation_rows": 6, "split_seed": 42},
+        "rows": {"max_row_tokens": 200, "train_rows": 20, "validation_rows": 6, "split_seed": 42, **NO_LIMIT},
         "view": view(),
         "validation_view": "full",
         "objective": {"kd_weight": 0.5, "temperature": 1.0},
@@ -153,8 +161,8 @@ def test_tokens_are_the_rendered_rows(prepared: dict[str, Path], tmp_path: Path)
     text = tokenizer.decode(table.input_ids(0))
     assert text.startswith("<|im_start|>user\nWhat is ")
     assert text.endswith(".<|im_end|>\n<|im_start|>assistant\n")
-    assert tokenizer.decode(table.input_ids(0)[table.think_start[0]]) == "<think>"
-    assert tokenizer.decode(table.input_ids(0)[table.think_end[0]]) == "</think>"
+    assert tokenizer.decode(table.input_ids(0)[table.bounds.think_start[0]]) == "<think>"
+    assert tokenizer.decode(table.input_ids(0)[table.bounds.think_end[0]]) == "</think>"
     assert outcome.results["rows_read"] == 40
     assert outcome.results["rows_kept"] == len(table) == 36
     assert outcome.results["tokens"] == table.lengths.sum()
@@ -267,7 +275,7 @@ def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path
 
     make_tokenizer(tmp_path / "plain" / "model", special=SPECIAL[:2])
     refused("no token <think>", student=tmp_path / "plain")
-    rows = {"max_row_tokens": 200, "train_rows": 31, "validation_rows": 6, "split_seed": 42}
+    rows = {"max_row_tokens": 200, "train_rows": 31, "validation_rows": 6, "split_seed": 42, **NO_LIMIT}
     refused("36 rows .* need 37", train_settings(rows=rows))
     refused("no training row has a supervised token", train_settings(view=view(lsp=0.05, sections="a")))
     (tmp_path / "bad").mkdir()
@@ -312,5 +320,5 @@ def test_real_rows_under_the_real_tokenizer(assets: Path, tmp_path: Path, templa
         ids = table.input_ids(index)
         assert ids[:2].tolist() == [151644, 872]
         assert ids[-5:].tolist() == [151645, 198, 151644, 77091, 198]
-        assert (ids[table.think_start[index]], ids[table.think_end[index]]) == (151667, 151668)
+        assert (ids[table.bounds.think_start[index]], ids[table.bounds.think_end[index]]) == (151667, 151668)
         assert np.count_nonzero(ids == 151668) == 1

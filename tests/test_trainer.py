@@ -42,7 +42,14 @@ def model(seed: int, hidden: int = 16, vocabulary: int = VOCABULARY) -> Any:
 
 def settings(**changes: Any) -> TrainSettings:
     record = {
-        "rows": {"max_row_tokens": 100, "train_rows": 10, "validation_rows": 4, "split_seed": 1},
+        "rows": {
+            "max_row_tokens": 100,
+            "train_rows": 10,
+            "validation_rows": 4,
+            "split_seed": 1,
+            "token_budget": None,
+            "published": None,
+        },
         "view": {
             "lsp": 1.0,
             "span": "left",

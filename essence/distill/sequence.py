@@ -1,7 +1,8 @@
 """Which tokens of a tokenised row are read, and which of them are supervised: the rules of the paper as NumPy.
 
 A row is a whole rendered conversation of `L` tokens. A *span* keeps a share of it, *sections* choose the labels inside
-what is kept. Nothing here needs a tokenizer or torch, so the host side uses the same rules for its estimates.
+what is kept; docs/data.md has both as tables. All rows of a data set are cut at once, as arrays. Nothing here needs a
+tokenizer or torch, so the host side uses the same rules for its estimates.
 
 Source: "Distilling the Essence", sections on sequence truncation and on supervised sections; the numbered traps are the
 rows of DEVIATIONS.md.
@@ -9,7 +10,7 @@ rows of DEVIATIONS.md.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from essence.errors import InputError
-from essence.settings import LSP, RowsSettings, Span, ViewSettings
+from essence.settings import LSP, TrainSettings, ViewSettings
 
 Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -67,11 +68,31 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Row indices (into the tokenised rows, not data set positions) that a cell uses, in order; int64."""
+class Bounds:
+    """Where the sections of some rows lie; int64, shape (rows,) each."""
 
-    train: Indices
-    validation: Indices
+    lengths: Indices
+    """Tokens of each whole rendered row."""
+    think_start: Indices
+    """Index of the first `<think>`, -1 where absent."""
+    think_end: Indices
+    """Index of the first `</think>`, -1 where absent."""
+
+    @classmethod
+    def of(cls, lengths: ArrayLike, think_start: ArrayLike, think_end: ArrayLike) -> "Bounds":
+        """From any integers, one or many."""
+        return cls(*(np.atleast_1d(np.asarray(values, np.int64)) for values in (lengths, think_start, think_end)))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a span keeps of some rows, as indices into each row; int64, shape (rows,) each."""
+
+    first_read: Indices
+    first_label: Indices
+    """Tokens from `first_read` up to here are context: read, never a label."""
+    stop: Indices
+    """Nothing from here on is read."""
 
 
 def kept_length(length: int, lsp: LSP) -> int:
@@ -79,64 +100,128 @@ def kept_length(length: int, lsp: LSP) -> int:
 
     Exact arithmetic differs by one token at some lengths (lsp 0.7: 70 lengths up to 4,096), so floats it is.
     """
-    return max(1, int(length * lsp))
+    return int(kept_lengths(np.array([length]), lsp)[0])
 
 
-def span_window(length: int, lsp: LSP, span: Span) -> tuple[int, int]:
-    """Start and stop of the kept span in a row of `length` tokens; `middle` leaves the odd token on its right."""
-    kept = kept_length(length, lsp)
-    start = {"left": 0, "middle": (length - kept) // 2, "right": length - kept}[span]
-    return start, start + kept
+def kept_lengths(lengths: Indices, lsp: LSP) -> Indices:
+    """`kept_length` of many rows at once; a product of float64 rounds the same here and in plain Python."""
+    return np.maximum(1, (lengths * float(lsp)).astype(np.int64))
 
 
-def section_mask(length: int, think_start: int, think_end: int, view: ViewSettings) -> Mask:
-    """Tokens of the supervised sections in a whole row; bool, shape (length,).
+def span_windows(bounds: Bounds, view: ViewSettings) -> Windows:
+    """What a span keeps; rows without markers get windows too, which mean nothing under `cot-lead`.
+
+    `middle` leaves the odd token on its right. `right-with-context` reads the whole row and `cot-lead` the whole prompt
+    with the first tokens of the chain of thought, markers included; neither reads more at `view.keep_context`.
+    """
+    kept, start = kept_lengths(bounds.lengths, view.lsp), np.zeros_like(bounds.lengths)
+    if view.span == "cot-lead":
+        thought = bounds.think_end - bounds.think_start + 1
+        return Windows(start, start, bounds.think_start + kept_lengths(thought, view.lsp))
+    if view.span == "middle":
+        start = (bounds.lengths - kept) // 2
+    elif view.span in ("right", "right-with-context"):
+        start = bounds.lengths - kept
+    has_context = view.keep_context or view.span == "right-with-context"
+    return Windows(np.zeros_like(start) if has_context else start, start, start + kept)
+
+
+def validation_view(settings: TrainSettings) -> ViewSettings:
+    """The training view, or with `validation_view = "full"` the same sections of whole rows (trap 8)."""
+    if settings.validation_view == "same":
+        return settings.view
+    return settings.view.model_copy(update={"lsp": 1.0, "span": "left"})
+
+
+def section_intervals(bounds: Bounds, view: ViewSettings) -> list[tuple[Indices, Indices]]:
+    """(start, stop) of the supervised sections in whole rows, as one or two intervals.
 
     Prompt is what stands before `<think>` (index `think_start`), CoT is `<think>` to `</think>` (index `think_end`)
     with both markers, answer is what follows. With `view.cot_includes_next_token`, CoT and P+CoT take one token of the
     answer too (trap 9).
     """
-    names = view.sections.split("+")
-    mask = np.zeros(length, dtype=np.bool_)
-    if "p" in names:
-        mask[:think_start] = True
-    if "cot" in names:
-        mask[think_start : think_end + 1 + view.cot_includes_next_token] = True
-    if "a" in names:
-        mask[think_end + 1 :] = True
-    return mask
+    row_start, answer = np.zeros_like(bounds.lengths), bounds.think_end + 1
+    cot_stop = np.minimum(answer + view.cot_includes_next_token, bounds.lengths)
+    intervals = {
+        "a": [(answer, bounds.lengths)],
+        "p+a": [(row_start, bounds.think_start), (answer, bounds.lengths)],
+        "cot": [(bounds.think_start, cot_stop)],
+        "cot+a": [(bounds.think_start, bounds.lengths)],
+        "p+cot": [(row_start, cot_stop)],
+        "p+cot+a": [(row_start, bounds.lengths)],
+    }
+    return intervals[view.sections]
 
 
-def make_example(
-    row: int, input_ids: Tokens, think_start: int, think_end: int, view: ViewSettings, eos_id: int
-) -> Example | SkipReason:
-    """What a view shows of one row, or why it shows nothing.
+def make_examples(
+    positions: Indices, rows: Iterable[Tokens], bounds: Bounds, view: ViewSettings, eos_id: int
+) -> Iterator[Example | SkipReason]:
+    """What a view shows of each row, or why it shows nothing.
 
     Args:
-        row: position of the row in its data set.
-        input_ids: the whole rendered row, int32, shape (L,). Never copied, only sliced.
-        think_start: index of the first `<think>` in `input_ids`, -1 where absent.
-        think_end: index of the first `</think>`, -1 where absent.
+        positions: of the rows in their data set, int64, shape (rows,).
+        rows: the whole rendered rows, int32, shape (L,) each. Never copied, only sliced.
+        bounds: where their sections lie.
         view: span, sections, and how the traps 3, 6 and 9 are handled.
         eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`.
 
     Rows without markers are skipped under every span and section, so that all cells of a matrix train on the same rows.
     """
-    if think_start < 0 or think_end < 0:
-        return SkipReason.NO_MARKER
-    if think_end < think_start:
-        return SkipReason.MARKERS_OUT_OF_ORDER
-    start, stop = span_window(input_ids.size, view.lsp, view.span)
-    first_read = 0 if view.keep_context else start
-    supervised = section_mask(input_ids.size, think_start, think_end, view)[first_read:stop]
-    supervised[: start - first_read] = False
-    supervised[0] = False  # nothing stands before it from which it could be predicted
-    read = input_ids[first_read:stop]
-    if not view.supervise_end_of_sequence:
-        supervised &= read != eos_id
+    windows, no_marker = span_windows(bounds, view), (bounds.think_start < 0) | (bounds.think_end < 0)
+    misplaced = bounds.think_end < bounds.think_start
+    # Nothing stands before the first token that is read, so it can never be predicted.
+    first_label = np.maximum(windows.first_label, windows.first_read + 1)
+    labels = [
+        ((np.maximum(start, first_label) - windows.first_read), (np.minimum(stop, windows.stop) - windows.first_read))
+        for start, stop in section_intervals(bounds, view)
+    ]
+    plain = zip(*(array.tolist() for interval in labels for array in interval), strict=True)
+    numbers = (array.tolist() for array in (positions, no_marker, misplaced, windows.first_read, windows.stop))
+    for input_ids, ends, (position, lacking, out_of_order, first_read, stop) in zip(
+        rows, plain, zip(*numbers, strict=True), strict=True
+    ):
+        if lacking or out_of_order:
+            yield SkipReason.NO_MARKER if lacking else SkipReason.MARKERS_OUT_OF_ORDER
+        else:
+            masked_id = None if view.supervise_end_of_sequence else eos_id
+            yield _example(position, first_read, input_ids[first_read:stop], ends, masked_id)
+
+
+def _example(
+    position: int, first_read: int, read: Tokens, ends: Sequence[int], masked_id: int | None
+) -> Example | SkipReason:
+    """`ends`: start and stop of each interval of labels in what is read; a stop before its start is an empty one."""
+    supervised = np.zeros(read.size, dtype=np.bool_)
+    for start, stop in zip(ends[::2], ends[1::2], strict=True):
+        supervised[start : max(start, stop)] = True
+    if masked_id is not None:
+        supervised &= read != masked_id
     if not supervised.any():
         return SkipReason.NOTHING_SUPERVISED
-    return Example(row, read, supervised, first_read)
+    return Example(position, read, supervised, first_read)
+
+
+def within_budget(outcomes: Iterable[Example | SkipReason], budget: int) -> Iterator[Example | SkipReason]:
+    """The first outcomes, in order, whose tokens read add up to at most `budget`; no row is cut for it.
+
+    Raises:
+        InputError: the first row alone has more, or all rows together have fewer, so that two arms of equal budget
+            would not have read the same number of tokens.
+    """
+    tokens = 0
+    for outcome in outcomes:
+        size = outcome.input_ids.size if isinstance(outcome, Example) else 0
+        if tokens + size > budget:
+            if tokens == 0:
+                raise InputError(f"token_budget = {budget}, but the first row alone has {size} tokens: raise it")
+            return
+        tokens += size
+        yield outcome
+    if tokens < budget:
+        raise InputError(
+            f"token_budget = {budget}, but all the rows that train_rows lets in have only {tokens} tokens under this "
+            "span: lower token_budget or raise train_rows"
+        )
 
 
 def collect(outcomes: Iterable[Example | SkipReason]) -> Examples:
@@ -149,29 +234,6 @@ def collect(outcomes: Iterable[Example | SkipReason]) -> Examples:
         else:
             skipped[outcome.value] += 1
     return Examples(examples, dict(sorted(skipped.items())))
-
-
-def select_rows(lengths: ArrayLike, settings: RowsSettings) -> Selection:
-    """Length filter and split, equal to `select(kept).train_test_split(test_size, seed)` of the `datasets` library.
-
-    Args:
-        lengths: tokens of each whole rendered row, in data set order.
-        settings: rows of `max_row_tokens` or more are left out; the test part is validation, the first `train_rows` of
-            the train part are trained on.
-
-    Raises:
-        InputError: fewer rows are left than `train_rows + validation_rows`.
-    """
-    kept = np.flatnonzero(np.asarray(lengths) < settings.max_row_tokens)
-    wanted = settings.train_rows + settings.validation_rows
-    if kept.size < wanted:
-        raise InputError(
-            f"{kept.size} rows have under max_row_tokens = {settings.max_row_tokens} tokens, but train_rows = "
-            f"{settings.train_rows} and validation_rows = {settings.validation_rows} need {wanted}: lower train_rows "
-            "or validation_rows, or raise max_row_tokens"
-        )
-    order = kept[np.random.default_rng(settings.split_seed).permutation(kept.size)]
-    return Selection(order[settings.validation_rows : wanted], order[: settings.validation_rows])
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -6,7 +6,7 @@ int32 (index of the first `<think>` and `</think>`, -1 where absent).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from essence.distill.checkpoint import flush_to_disk
-from essence.distill.sequence import Example, Examples, Indices, SkipReason, Tokens, collect, make_example
+from essence.distill.sequence import Bounds, Example, Indices, SkipReason, Tokens, make_examples
 from essence.errors import InputError
 from essence.settings import ViewSettings
 
@@ -94,36 +94,33 @@ class TokenTable:
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path}: missing or damaged ({error}): run the tokenize stage again") from None
-        self.positions = _column(batches, "position", np.int64)
-        self.think_start = _column(batches, "think_start", np.int32)
-        self.think_end = _column(batches, "think_end", np.int32)
+        self.positions: Indices = _column(batches, "position", np.int64)
         self._ids: list[Tokens] = [batch.column("input_ids").values.to_numpy() for batch in batches]
-        self._offsets: list[NDArray[np.int32]] = [batch.column("input_ids").offsets.to_numpy() for batch in batches]
-        self._first_rows = np.cumsum([0, *(batch.num_rows for batch in batches)])
-        self.lengths = np.concatenate([np.zeros(0, np.int64), *(np.diff(offsets) for offsets in self._offsets)])
+        offsets = [batch.column("input_ids").offsets.to_numpy() for batch in batches]
+        self._batches = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
+        self._starts = np.concatenate([np.zeros(0, np.int32), *(each[:-1] for each in offsets)])
+        self.lengths: Indices = np.concatenate([np.zeros(0, np.int64), *(np.diff(each) for each in offsets)])
+        markers = (_column(batches, name, np.int64) for name in ("think_start", "think_end"))
+        self.bounds = Bounds(self.lengths, *markers)
 
     def __len__(self) -> int:
         return int(self.positions.size)
 
     def input_ids(self, index: int) -> Tokens:
         """Tokens of one row; int32, shape (L,)."""
-        batch = int(np.searchsorted(self._first_rows, index, side="right")) - 1
-        start, stop = self._offsets[batch][index - self._first_rows[batch] :][:2]
-        return self._ids[batch][start:stop]
+        return next(self.rows(np.array([index])))
 
-    def examples(self, indices: Indices, view: ViewSettings, eos_id: int) -> Examples:
-        """A view of some rows, in the given order; skipped rows are counted by reason."""
-        return collect(self._example(int(index), view, eos_id) for index in indices)
+    def rows(self, indices: Indices) -> Iterator[Tokens]:
+        """Tokens of some rows, in the given order; int32, shape (L,) each."""
+        starts = self._starts[indices]
+        stops = starts + self.lengths[indices]
+        for batch, start, stop in zip(self._batches[indices].tolist(), starts.tolist(), stops.tolist(), strict=True):
+            yield self._ids[batch][start:stop]
 
-    def _example(self, index: int, view: ViewSettings, eos_id: int) -> Example | SkipReason:
-        return make_example(
-            int(self.positions[index]),
-            self.input_ids(index),
-            int(self.think_start[index]),
-            int(self.think_end[index]),
-            view,
-            eos_id,
-        )
+    def examples(self, indices: Indices, view: ViewSettings, eos_id: int) -> Iterator[Example | SkipReason]:
+        """A view of some rows, in the given order."""
+        bounds = Bounds(self.lengths[indices], self.bounds.think_start[indices], self.bounds.think_end[indices])
+        return make_examples(self.positions[indices], self.rows(indices), bounds, view, eos_id)
 
 
 def _lists(rows: Sequence[Tokens]) -> Any:

@@ -81,6 +81,7 @@ class Cell:
     protocol: ProtocolName
     seed: int
     train_rows: int | None
+    token_budget: int | None
     train: StageEvidence
     scores: tuple[Score, ...]
     stages: tuple[StageEvidence, ...] = field(repr=False)
@@ -130,6 +131,7 @@ class GroupKey:
     sections: Sections
     protocol: ProtocolName
     train_rows: int | None = None
+    token_budget: int | None = None
 
     @property
     def title(self) -> str:
@@ -142,6 +144,7 @@ class GroupKey:
         parts = [f"{self.sections} supervised", f"{self.protocol} protocol"]
         parts += [f"{self.span} span"] if self.span != "left" else []
         parts += [f"{self.train_rows:,} rows"] if self.train_rows else []
+        parts += [f"rows of {self.token_budget:,} tokens"] if self.token_budget else []
         return ", ".join(parts)
 
     @property

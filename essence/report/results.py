@@ -24,7 +24,19 @@ from essence.report.records import (
 from essence.scoring.statistics import Estimate, pooled_accuracy, retention
 from essence.store import RunDirectory
 
-AXES = ("name", "dataset", "teacher", "student", "lsp", "span", "sections", "protocol", "seed", "train_rows")
+AXES = (
+    "name",
+    "dataset",
+    "teacher",
+    "student",
+    "lsp",
+    "span",
+    "sections",
+    "protocol",
+    "seed",
+    "train_rows",
+    "token_budget",
+)
 CONFIDENCE = 0.95
 """Where a manifest does not say."""
 
@@ -112,11 +124,17 @@ def _reference_key(key: GroupKey, full: Sequence[GroupKey]) -> GroupKey | None:
     """The group whose LSP 1.0 arm this one is compared with.
 
     Its own; else the one that differs only in span, which at LSP 1.0 makes no difference; else the one that differs
-    only in its number of rows (token-budget-matched arms). None when there is none, or no single one.
+    only in its number of rows or its token budget (matched arms). None when there is none, or no single one. A
+    `cot-lead` of 1.0 lacks the answer: it is no whole row to be compared with.
     """
-    own = [other for other in full if other == key]
-    spans = [other for other in full if replace(other, span=key.span) == key]
-    rows = [other for other in full if replace(other, train_rows=key.train_rows) == key]
+    whole = [other for other in full if other.span != "cot-lead"]
+    own = [other for other in whole if other == key]
+    spans = [other for other in whole if replace(other, span=key.span) == key]
+    rows = [
+        other
+        for other in whole
+        if replace(other, span=key.span, train_rows=key.train_rows, token_budget=key.token_budget) == key
+    ]
     found = own or spans or rows
     return found[0] if len(found) == 1 else None
 

@@ -9,6 +9,8 @@ from essence.settings.base import Record
 from essence.settings.data import (
     LSP,
     DownloadSettings,
+    PositionsRecord,
+    PublishedRows,
     RowFormat,
     RowsSettings,
     Sections,
@@ -40,7 +42,9 @@ __all__ = [
     "LoopSettings",
     "ObjectiveSettings",
     "OptimizerSettings",
+    "PositionsRecord",
     "ProtocolName",
+    "PublishedRows",
     "Record",
     "Resources",
     "RowFormat",

@@ -9,8 +9,9 @@ from essence.settings.base import Record
 LSP = Annotated[float, Field(gt=0.0, le=1.0)]
 """Lead-span proportion: the share of a row's tokens that is kept, 0 < p <= 1."""
 
-Span = Literal["left", "middle", "right"]
-"""Which tokens a proportion keeps: the first, the middle or the last ones."""
+Span = Literal["left", "middle", "right", "right-with-context", "cot-lead"]
+"""Which tokens a proportion keeps: the first, the middle or the last ones of the row, the last ones with all that
+stands before them as context, or the first ones of the chain of thought behind the whole prompt."""
 
 Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
 """The sections whose tokens are supervised: prompt (p), chain of thought (cot), answer (a)."""
@@ -55,14 +56,40 @@ class TokenizeSettings(Record):
     """Released: a stray `<|im_start|>assistant` header ends every full row (trap 5)."""
 
 
+class PositionsRecord(Record):
+    """A list of row positions in a data set, told by what can be checked without the list itself."""
+
+    rows: Annotated[int, Field(ge=0)]
+    smallest: int | None = None
+    largest: int | None = None
+    sum: int | None = None
+    first: list[int] = Field(default_factory=list)
+    """The first few, in order."""
+    sha256: str
+    """Of the positions in order, in decimal digits, joined by commas."""
+
+
+class PublishedRows(Record):
+    """Fingerprints of the rows that the released code kept, trained on and validated on."""
+
+    kept: PositionsRecord
+    train: PositionsRecord
+    validation: PositionsRecord
+
+
 class RowsSettings(Record):
-    """Which rows a cell trains on and is validated on (PAPER section 3: length filter, split)."""
+    """Which rows a cell trains on and is validated on: length filter, split, and how many."""
 
     max_row_tokens: Annotated[int, Field(gt=0)]
     """Rows of this many tokens or more are left out."""
     train_rows: Annotated[int, Field(gt=0)]
+    """Rows trained on; with a token budget, the most that may be."""
     validation_rows: Annotated[int, Field(gt=0)]
     split_seed: Annotated[int, Field(ge=0)]
+    token_budget: Annotated[int, Field(gt=0)] | None
+    """Train on the first rows, in order, whose tokens read add up to at most this many; None = on all `train_rows`."""
+    published: PublishedRows | None
+    """What the selected positions are compared with in the record; None where nothing is published."""
 
 
 class ViewSettings(Record):
@@ -76,4 +103,5 @@ class ViewSettings(Record):
     supervise_end_of_sequence: bool
     """Released: padding is the eos token, so true eos tokens are masked out of the labels (trap 6)."""
     keep_context: bool
-    """Corrected: middle and right spans keep everything before them, with the loss on the span only (trap 3)."""
+    """Corrected: middle and right spans keep everything before them, with the loss on the span only (trap 3). The spans
+    `left`, `right-with-context` and `cot-lead` read the same with and without."""

@@ -22,13 +22,13 @@ from essence.distill.models import (
     save_model,
     think_token_ids,
 )
-from essence.distill.sequence import Examples, fingerprint, select_rows
+from essence.distill.selection import CellRows, load_cell_rows
+from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
 from essence.distill.teacher import LiveTeacher, TeacherStates
-from essence.distill.tokens import TokenTable
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
-from essence.settings import Resources, TrainSettings, ViewSettings
+from essence.settings import Resources, TrainSettings
 from essence.stages.context import StageContext, StageOutcome
 
 
@@ -45,8 +45,7 @@ class Setup:
     tokenizer_size: int
     eos_id: int
     """Of the student's tokenizer; -1 where it has none."""
-    training: Examples
-    validation: Examples
+    rows: CellRows
 
 
 def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
@@ -64,8 +63,8 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
     result = train(
         student,
         teacher,
-        setup.training.examples,
-        setup.validation.examples,
+        setup.rows.training.examples,
+        setup.rows.validation.examples,
         settings,
         context.resources,
         context.scratch / "training",
@@ -91,7 +90,7 @@ def prepare(settings: TrainSettings, context: StageContext) -> Setup:
     if teacher:
         check_pair(student, teacher)
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    training, validation = select_examples(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
+    rows = load_cell_rows(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
     setup = Setup(
         device=prepare_device(context.resources),
         student=student,
@@ -100,10 +99,9 @@ def prepare(settings: TrainSettings, context: StageContext) -> Setup:
         teacher_config=check_model_files(teacher) if teacher else None,
         tokenizer_size=len(tokenizer),
         eos_id=eos_id,
-        training=training,
-        validation=validation,
+        rows=rows,
     )
-    check_token_ids(training, validation, setup.student_config["vocab_size"])
+    check_token_ids(rows.training, rows.validation, setup.student_config["vocab_size"])
     return setup
 
 
@@ -116,25 +114,6 @@ def prepare_device(resources: Resources) -> torch.device:
         raise MachineError(f"resources.gpus = {resources.gpus}, but PyTorch {torch.__version__} sees no GPU here")
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
-
-
-def select_examples(path: Path, settings: TrainSettings, eos_id: int) -> tuple[Examples, Examples]:
-    """The training and the validation rows as the cell sees them; InputError when none is left."""
-    table = TokenTable(path)
-    selection = select_rows(table.lengths, settings.rows)
-    training = table.examples(selection.train, settings.view, eos_id)
-    validation = table.examples(selection.validation, validation_view(settings), eos_id)
-    for name, part in (("training", training), ("validation", validation)):
-        if not part.examples:
-            raise InputError(f"no {name} row has a supervised token under this span and sections: {part.skipped}")
-    return training, validation
-
-
-def validation_view(settings: TrainSettings) -> ViewSettings:
-    """The training view, or with `validation_view = "full"` the same sections of whole rows (trap 8)."""
-    if settings.validation_view == "same":
-        return settings.view
-    return settings.view.model_copy(update={"lsp": 1.0, "span": "left"})
 
 
 def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -> None:
@@ -168,7 +147,7 @@ def describe(part: Examples) -> dict[str, Any]:
 
 def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult) -> StageOutcome:
     """What the manifest is told."""
-    batch_rows = min(settings.optimizer.batch_rows, len(setup.training.examples))
+    batch_rows = min(settings.optimizer.batch_rows, len(setup.rows.training.examples))
     return StageOutcome(
         results={
             "steps": result.steps,
@@ -177,7 +156,11 @@ def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result:
             "last_loss": result.last_loss,
             "validations": result.validations,
         },
-        data={"train": describe(setup.training), "validation": describe(setup.validation)},
+        data={
+            "train": describe(setup.rows.training),
+            "validation": describe(setup.rows.validation),
+            "positions": setup.rows.positions,
+        },
         executed={
             "batch_rows": batch_rows,
             "micro_batches": describe_micro_batches(resources, result),
@@ -214,11 +197,11 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
     """Tokens and FLOPs of the whole training, from the lengths of the rows."""
     student = cost.Architecture.from_config(setup.student_config)
     teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
-    lengths = [example.input_ids.size for example in setup.training.examples]
+    lengths = [example.input_ids.size for example in setup.rows.training.examples]
     epoch = cost.distillation_flops(
         student, teacher, lengths, activation_checkpointing=settings.activation_checkpointing
     )
-    validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.validation.examples)
+    validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
     training_flops, validation_flops = epoch * settings.optimizer.epochs, validation * len(result.validations)
     return {
         "tokens": result.tokens,
@@ -226,7 +209,7 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         "flops_formula": cost.FLOPS_FORMULA,
         "training_flops": training_flops,
         "validation_flops": validation_flops,
-        "validation_tokens": setup.validation.tokens * len(result.validations),
+        "validation_tokens": setup.rows.validation.tokens * len(result.validations),
         "training_s": result.seconds,
         "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype),
     }

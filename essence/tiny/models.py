@@ -109,6 +109,8 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             train_rows=options.documents,
             validation_rows=options.validation_documents,
             split_seed=options.seed,
+            token_budget=None,
+            published=None,
         ),
         view=ViewSettings(
             lsp=1.0,
