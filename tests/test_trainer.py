@@ -144,9 +144,12 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+MEASURED = ("seconds", "peak_memory_gib")
+
+
 def metrics_without_time(path: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
 class ActAfter(Progress):

@@ -12,7 +12,12 @@ import torch
 
 TABLE = Path(__file__).with_name("devices.json")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GIB = 1 << 30
 MILLIJOULES = 1e-3
+MFU_FORMULA = (
+    "FLOPs of all training steps (a row: 3 * forward of the student, 1 * forward of the teacher; no recomputation, no "
+    "padding) / seconds in training steps / (dense bfloat16 peak of a device * devices)"
+)
 
 
 class Peak(NamedTuple):

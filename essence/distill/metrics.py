@@ -1,25 +1,37 @@
-"""`metrics.jsonl`: a line a training step or validation, appended as it happens, cut back on resume."""
+"""`metrics.jsonl`: a line a training step or validation, appended as it happens, cut back on resume.
+
+What is written there goes to the trackers too (`essence/distill/trackers.py`), under the names that people look for.
+"""
 
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from essence.atomic import write_atomically
+from essence.distill.trackers import Tracker
+
+OpenTrackers = Callable[[int], Sequence[Tracker]]
+"""Called with the step that training goes on from."""
+TRACKED = ("loss", "ce", "kd", "lr", "beta1", "gradient_norm", "peak_memory_gib")
 
 
 class MetricsLog:
-    """Appends records that each hold a `step`; open while it is a context."""
+    """Appends records that each hold a `kind` and a `step`; open while it is a context."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, open_trackers: OpenTrackers | None = None) -> None:
         self.path = path
+        self._open_trackers = open_trackers
+        self._trackers: Sequence[Tracker] = ()
+        self._first_step = 0
         self._file: TextIO | None = None
 
     def cut_after(self, step: int) -> None:
         """Drop the lines after a step, and a line that a kill left unfinished."""
+        self._first_step = step
         if self.path.exists():
             write_atomically(self.path, "".join(self._lines_until(step)))
 
@@ -28,6 +40,8 @@ class MetricsLog:
         assert self._file is not None, "the log is not open"
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
+        for tracker in self._trackers:
+            tracker.write(int(str(values["step"])), tracked(values))
 
     def flush_to_disk(self) -> None:
         """Return only when the lines so far would survive a power failure."""
@@ -36,6 +50,7 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         self._file = self.path.open("a", encoding="utf-8")
+        self._trackers = self._open_trackers(self._first_step) if self._open_trackers else ()
         return self
 
     def __exit__(
@@ -43,6 +58,8 @@ class MetricsLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _lines_until(self, step: int) -> Iterator[str]:
         with self.path.open(encoding="utf-8") as file:
@@ -50,6 +67,25 @@ class MetricsLog:
                 if not line.endswith("\n") or _step(line) > step:
                     return
                 yield line
+
+
+def tracked(record: Mapping[str, object]) -> dict[str, float]:
+    """The numbers of a record by the names that trackers show: `train/loss`, `validation/ce`, `train/tokens_per_s`."""
+    group = "train" if record["kind"] == "step" else str(record["kind"])
+    numbers = {name: float(str(record[name])) for name in TRACKED if record.get(name) is not None}
+    if record.get("seconds"):
+        numbers["tokens_per_s"] = float(str(record["tokens"])) / float(str(record["seconds"]))
+    return {f"{group}/{name}": number for name, number in numbers.items()}
+
+
+def progress_note(record: Mapping[str, float | None]) -> str:
+    """What a person sees of a step while it runs: `loss 1.2346 (CE 1.1000, KD 1.3692), 3,412 tokens/s, 12.3 GiB`."""
+    kd = f", KD {record['kd']:.4f}" if record["kd"] is not None else ""
+    speed = (record["tokens"] or 0) / max(record["seconds"] or 0.0, 1e-9)
+    return (
+        f"loss {record['loss']:.4f} (CE {record['ce']:.4f}{kd}), {speed:,.0f} tokens/s, "
+        f"{record['peak_memory_gib']:.1f} GiB"
+    )
 
 
 def _step(line: str) -> float:

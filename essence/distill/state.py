@@ -15,7 +15,7 @@ from pathlib import Path
 
 from essence.distill import checkpoint
 from essence.distill.backends import Backend
-from essence.distill.metrics import MetricsLog
+from essence.distill.metrics import MetricsLog, OpenTrackers
 
 
 @dataclass
@@ -31,6 +31,7 @@ class State:
     positions: int = 0
     passes: int = 0
     seconds: float = 0.0
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class TrainResult:
     """Whether rows were packed: asked for, and possible with these models."""
     seconds: float
     """Time spent in training steps, over all attempts."""
+    energy_j: float | None
+    """Joules of the GPUs of this machine from the first step to the last, as their driver counts; None without."""
     best_weights: Path | None
     """For `checkpoint.load_weights`."""
     metrics: Path
@@ -62,11 +65,11 @@ class TrainResult:
 class Storage:
     """The folder of one training: restores and writes the tensors of a backend and the state beside them."""
 
-    def __init__(self, work: Path, backend: Backend) -> None:
+    def __init__(self, work: Path, backend: Backend, open_trackers: OpenTrackers | None = None) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.work, self.backend = work, backend
         self.checkpoints = work / "checkpoints"
-        self.metrics = MetricsLog(work / "metrics.jsonl")
+        self.metrics = MetricsLog(work / "metrics.jsonl", open_trackers)
         self.checkpointed_at = time.monotonic()
 
     def restore(self) -> State:
@@ -117,6 +120,7 @@ class Storage:
             passes=state.passes,
             packed=packed,
             seconds=state.seconds,
+            energy_j=state.energy_j,
             best_weights=None if state.best_step is None else self.best_path(state.best_step),
             metrics=self.metrics.path,
         )

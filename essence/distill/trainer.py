@@ -18,7 +18,9 @@ from essence.distill import packing
 from essence.distill.attention import use_row_attention
 from essence.distill.backends import SingleBackend
 from essence.distill.batches import Batch
+from essence.distill.devices import GIB, EnergyMeter, peak_memory_bytes
 from essence.distill.distiller import COMPUTE_DTYPES, Distiller
+from essence.distill.metrics import OpenTrackers, progress_note
 from essence.distill.schedule import CyclePoint, one_cycle, steps_per_epoch, validation_steps
 from essence.distill.sequence import Example
 from essence.distill.state import Storage, TrainResult
@@ -43,6 +45,7 @@ def train(
     progress: Progress,
     stop: StopRequest,
     phase: str = "train",
+    open_trackers: OpenTrackers | None = None,
 ) -> TrainResult:
     """Train `student` in place, going on from the newest checkpoint under `work` where there is one.
 
@@ -56,12 +59,13 @@ def train(
         work: folder for checkpoints, best weights and metrics; kept across attempts by the caller.
         progress: told every step under the name `phase`.
         stop: looked at after every step.
+        open_trackers: makes the trackers that are told what `metrics.jsonl` is told.
 
     Raises:
         Stopped: a stop was asked for; a checkpoint of the last step is on disk.
         DivergedError: loss or gradient is NaN or infinite; names the rows.
     """
-    run = _Run(student, teacher, train_examples, validation_examples, settings, resources, work)
+    run = _Run(student, teacher, train_examples, validation_examples, settings, resources, work, open_trackers)
     with run.storage.metrics:
         run.go(progress, stop, phase)
     return run.storage.result(run.state, run.packed)
@@ -79,6 +83,7 @@ class _Run:
         settings: TrainSettings,
         resources: Resources,
         work: Path,
+        open_trackers: OpenTrackers | None,
     ) -> None:
         if teacher is None and settings.objective.kd_weight > 0.0:
             raise ValueError(f"kd_weight = {settings.objective.kd_weight} needs a teacher")
@@ -96,7 +101,9 @@ class _Run:
         self.packed = self._prepare_models()
         distiller = Distiller(student, settings.objective, COMPUTE_DTYPES[settings.compute_dtype])
         self.backend = SingleBackend(distiller, settings.optimizer)
-        self.storage = Storage(work, self.backend)
+        self.storage = Storage(work, self.backend, open_trackers)
+        self.energy = EnergyMeter()
+        self.note = ""
         torch.manual_seed(settings.seed)
         self.state = self.storage.restore()
 
@@ -116,7 +123,7 @@ class _Run:
             self._train_step()
             if self.state.step in self.validate_after:
                 self._validate()
-            progress.update(phase, self.state.step, self.total_steps, "steps", f"loss {self.state.last_loss:.4f}")
+            progress.update(phase, self.state.step, self.total_steps, "steps", self.note)
             due = self.storage.seconds_since_checkpoint >= self.resources.checkpoint_every_s
             if due or stop:
                 self.storage.write(self.state)
@@ -146,18 +153,21 @@ class _Run:
         self.state.last_loss = loss
         self.state.tokens += tokens
         self.state.seconds += seconds
-        self.storage.metrics.write(
-            kind="step",
-            step=self.state.step,
-            lr=point.lr,
-            beta1=point.beta1,
-            loss=loss,
-            ce=ce,
-            kd=None if self.teacher is None else kd,
-            gradient_norm=norm,
-            tokens=tokens,
-            seconds=seconds,
-        )
+        used = self.energy.since_last()
+        self.state.energy_j = self.state.energy_j if used is None else (self.state.energy_j or 0.0) + used
+        record: dict[str, float | None] = {
+            "lr": point.lr,
+            "beta1": point.beta1,
+            "loss": loss,
+            "ce": ce,
+            "kd": None if self.teacher is None else kd,
+            "gradient_norm": norm,
+            "tokens": tokens,
+            "seconds": seconds,
+            "peak_memory_gib": round(peak_memory_bytes(self.backend.device) / GIB, 3),
+        }
+        self.note = progress_note(record)
+        self.storage.metrics.write(kind="step", step=self.state.step, **record)
 
     def _accumulate(self, part: Sequence[Example], rows_of_step: int, last: bool) -> Tensor:
         """Add the gradient of some of a step's rows; returns their share of loss, CE and KD, shape (3,)."""

@@ -166,7 +166,7 @@ def _cost(outcome: StageOutcome, wall_s: float, gpus: int) -> Cost:
         gpu_hours=round(wall_s * gpus / 3600, 6),
         peak_memory_gib=round(peak_kib / KIB**2, 4),
         peak_gpu_memory_gib=gpu_peak,
-        energy_j=None,
+        energy_j=told.pop("energy_j", None),
         tokens=told.pop("tokens", None),
         flops=told.pop("flops", None),
         flops_formula=told.pop("flops_formula", None),

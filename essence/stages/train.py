@@ -1,9 +1,10 @@
 """Distil a teacher into a student on one view of a tokenised data set.
 
-Writes `best/` (lowest validation CE) and `last/`, both Hugging Face folders, and `metrics.jsonl`. All that can be wrong
-with the inputs is looked for before the first step.
+Writes `best/` (lowest validation CE) and `last/`, both Hugging Face folders, `metrics.jsonl` and `tensorboard/`. All
+that can be wrong with the inputs is looked for before the first step.
 """
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from essence.distill import cost
 from essence.distill.checkpoint import load_weights
+from essence.distill.devices import MFU_FORMULA, model_flops_utilization, peak_of_device
 from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.models import (
     check_model_files,
@@ -26,6 +28,7 @@ from essence.distill.selection import CellRows, load_cell_rows
 from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
 from essence.distill.teacher import LiveTeacher, TeacherStates
+from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
 from essence.settings import Resources, TrainSettings
@@ -70,8 +73,12 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
         context.scratch / "training",
         context.progress,
         context.stop,
+        open_trackers=lambda step: open_trackers(
+            context.scratch / "trackers", step, context.partial.parent.name, os.environ
+        ),
     )
     write_output(student, result, context.partial, setup.student)
+    write_events(context.scratch / "trackers" / "tensorboard", context.partial / "tensorboard")
     return outcome(settings, context.resources, setup, result)
 
 
@@ -134,6 +141,13 @@ def write_output(student: Any, result: TrainResult, partial: Path, student_folde
     shutil.copyfile(result.metrics, partial / "metrics.jsonl")
 
 
+def write_events(events: Path, folder: Path) -> None:
+    """Copy TensorBoard's files, in the order of the attempts, under names without host and process."""
+    folder.mkdir(exist_ok=True)
+    for number, path in enumerate(sorted(events.glob("events.out.tfevents.*"))):
+        shutil.copyfile(path, folder / f"events.out.tfevents.{number:04d}")
+
+
 def describe(part: Examples) -> dict[str, Any]:
     """The manifest's words for some examples."""
     return {
@@ -174,7 +188,7 @@ def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result:
                 "teacher": setup.teacher_config["vocab_size"] if setup.teacher_config else None,
             },
         },
-        cost=count_cost(settings, setup, result),
+        cost=count_cost(settings, resources, setup, result),
         seeds={"train": settings.seed, "split": settings.rows.split_seed},
     )
 
@@ -193,7 +207,7 @@ def describe_micro_batches(resources: Resources, result: TrainResult) -> dict[st
     }
 
 
-def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> dict[str, Any]:
+def count_cost(settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult) -> dict[str, Any]:
     """Tokens and FLOPs of the whole training, from the lengths of the rows."""
     student = cost.Architecture.from_config(setup.student_config)
     teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
@@ -211,5 +225,29 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         "validation_flops": validation_flops,
         "validation_tokens": setup.rows.validation.tokens * len(result.validations),
         "training_s": result.seconds,
+        "tokens_per_s": result.tokens / result.seconds if result.seconds else None,
+        "energy_j": result.energy_j,
+        **describe_utilization(settings, setup, result, student, teacher, max(1, resources.gpus)),
         "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype),
+    }
+
+
+def describe_utilization(
+    settings: TrainSettings,
+    setup: Setup,
+    result: TrainResult,
+    student: cost.Architecture,
+    teacher: cost.Architecture | None,
+    devices: int,
+) -> dict[str, Any]:
+    """MFU of the training steps; null where the device's peak is not known."""
+    lengths = [example.input_ids.size for example in setup.rows.training.examples]
+    needed = cost.distillation_flops(student, teacher, lengths, activation_checkpointing=False)
+    peak = peak_of_device(setup.device)
+    used = model_flops_utilization(needed * settings.optimizer.epochs, result.seconds, setup.device, devices)
+    return {
+        "mfu": used,
+        "mfu_formula": MFU_FORMULA,
+        "peak_flops": peak.flops if peak else None,
+        "peak_flops_source": peak.source if peak else None,
     }
