@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import torch
+from some_resources import some_resources
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -24,7 +25,7 @@ from essence.scoring.generation import (
     sample_seed,
     stop_token_ids,
 )
-from essence.settings import BenchmarkSettings, GenerateSettings, Resources
+from essence.settings import BenchmarkSettings, GenerateSettings
 from essence.stages import generate
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest
 
@@ -96,9 +97,7 @@ def settings(**changes: Any) -> GenerateSettings:
 def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(parents=True, exist_ok=True)
-    resources = Resources(
-        threads=1, gpus=0, gpu_memory_gib=0, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0
-    )
+    resources = some_resources(threads=1, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0)
     return StageContext(partial, inputs, resources, Progress(folder / "progress.json"), StopRequest())
 
 

@@ -17,9 +17,11 @@ import pytest
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
 
+from some_resources import some_resources
+
 from essence.errors import InputError
 from essence.scoring.grade import GRADERS, Item, Verdict, grade_all, grader_version
-from essence.settings import BenchmarkSettings, GradeSettings, Resources
+from essence.settings import BenchmarkSettings, GradeSettings
 from essence.stages import grade
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest
 
@@ -134,9 +136,7 @@ def inputs(folder: Path, samples: list[tuple[str, str]]) -> dict[str, Path]:
 def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(exist_ok=True)
-    resources = Resources(
-        threads=2, gpus=0, gpu_memory_gib=0, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0
-    )
+    resources = some_resources(threads=2, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0)
     return StageContext(partial, inputs, resources, Progress(folder / "progress.json"), StopRequest())
 
 

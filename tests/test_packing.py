@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from some_resources import some_resources
 
 from essence.distill import packing
 from essence.settings import Resources
@@ -15,14 +16,7 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
 
 def resources(rows: int, tokens: int) -> Resources:
-    return Resources(
-        threads=1,
-        gpus=0,
-        gpu_memory_gib=0.0,
-        micro_batch_rows=rows,
-        micro_batch_tokens=tokens,
-        checkpoint_every_s=0.0,
-    )
+    return some_resources(threads=1, micro_batch_rows=rows, micro_batch_tokens=tokens, checkpoint_every_s=0.0)
 
 
 @given(lengths=LENGTHS, packed=st.booleans(), rows=st.integers(1, 9), tokens=st.integers(1, 600))

@@ -108,14 +108,14 @@ def test_a_cpu_has_memory_and_neither_peak_nor_energy() -> None:
     assert devices.peak_of_device(CPU) is None
     assert devices.model_flops_utilization(1e12, 1.0, CPU, 1) is None
     assert devices.memory_bytes(CPU) > devices.peak_memory_bytes(CPU) > 1 << 24
-    if not torch.cuda.is_available():
-        assert devices.EnergyMeter().since_last() is None
+    assert devices.EnergyMeter(CPU).since_last() is None
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_tells_its_energy() -> None:
-    meter, device = devices.EnergyMeter(), torch.device("cuda")
+    device = torch.device("cuda")
+    meter = devices.EnergyMeter(device)
     matrix = torch.randn(4096, 4096, device=device)
     for _ in range(100):
         matrix = matrix @ matrix / 64

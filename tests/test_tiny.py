@@ -11,12 +11,12 @@ from random import Random
 from typing import Any
 
 import pytest
+from some_resources import some_resources
 
 from essence.data.exchange import Exchange
 from essence.data.readers import read_conversation
 from essence.distill.models import check_pair, load_tokenizer
 from essence.errors import InputError
-from essence.settings import Resources
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest
 from essence.tiny import BUILTIN
 from essence.tiny.problems import (
@@ -83,9 +83,7 @@ def tokenizer(tokenizer_folder: Path) -> Any:
 def context(folder: Path) -> StageContext:
     partial = folder / "partial"
     partial.mkdir(parents=True, exist_ok=True)
-    resources = Resources(
-        threads=1, gpus=0, gpu_memory_gib=0.0, micro_batch_rows=4, micro_batch_tokens=512, checkpoint_every_s=0.0
-    )
+    resources = some_resources(threads=1, micro_batch_rows=4, micro_batch_tokens=512, checkpoint_every_s=0.0)
     return StageContext(partial, {}, resources, Progress(folder / "progress.json"), StopRequest())
 
 

@@ -11,11 +11,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from some_resources import some_resources  # noqa: E402
+
 from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
 from essence.distill.sequence import Example, fingerprint  # noqa: E402
 from essence.distill.tokens import TokenTable  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
-from essence.settings import Resources, TokenizeSettings, TrainSettings, ViewSettings  # noqa: E402
+from essence.settings import TokenizeSettings, TrainSettings, ViewSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest  # noqa: E402
 
@@ -25,16 +27,7 @@ TEMPLATE = (
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 NO_LIMIT = {"token_budget": None, "published": None}
-RESOURCES = Resources(
-    threads=1,
-    gpus=0,
-    gpu_memory_gib=0.0,
-    memory_gib=0.0,
-    shm_gib=1.0,
-    micro_batch_rows=4,
-    micro_batch_tokens=64,
-    checkpoint_every_s=600.0,
-)
+RESOURCES = some_resources(threads=1, micro_batch_rows=4, micro_batch_tokens=64, checkpoint_every_s=600.0)
 
 
 def make_tokenizer(folder: Path, special: list[str] = SPECIAL, template: str | None = TEMPLATE) -> None:
@@ -213,7 +206,7 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
     surroundings = context(tmp_path, **inputs(prepared))
     outcome = train.run(train_settings(), surroundings)
     partial = surroundings.partial
-    assert {path.name for path in partial.iterdir()} == {"best", "last", "metrics.jsonl"}
+    assert {path.name for path in partial.iterdir()} == {"best", "last", "metrics.jsonl", "tensorboard"}
     for name in ("best", "last"):
         loaded = transformers.AutoModelForCausalLM.from_pretrained(partial / name)
         assert loaded.config.rope_parameters["rope_theta"] == 1e6
@@ -229,6 +222,11 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
     assert outcome.executed["vocabulary"] == {"tokenizer": 52, "student": 64, "teacher": 80}
     assert outcome.cost["tokens"] == 2 * outcome.data["train"]["tokens"]
     assert outcome.cost["flops"] > 0
+    assert outcome.cost["tokens_per_s"] > 0
+    assert (outcome.cost["mfu"], outcome.cost["energy_j"]) == (None, None)
+    assert [path.name for path in (partial / "tensorboard").iterdir()] == ["events.out.tfevents.0000"]
+    executed = outcome.executed["micro_batches"]
+    assert executed["packed"] and executed["tokens"] == outcome.cost["tokens"] and 0.5 < executed["fill"] <= 1.0
     json.dumps([outcome.results, outcome.data, outcome.executed, outcome.cost], allow_nan=False)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from some_resources import some_resources
 from torch import nn
 
 from essence.distill import checkpoint
@@ -84,16 +85,7 @@ def settings(**changes: Any) -> TrainSettings:
     return TrainSettings.model_validate({**record, **changes})
 
 
-RESOURCES = Resources(
-    threads=1,
-    gpus=0,
-    gpu_memory_gib=0.0,
-    memory_gib=0.0,
-    shm_gib=1.0,
-    micro_batch_rows=2,
-    micro_batch_tokens=1000,
-    checkpoint_every_s=600.0,
-)
+RESOURCES = some_resources(threads=1, micro_batch_rows=2, micro_batch_tokens=1000, checkpoint_every_s=600.0)
 SFT = {"objective": {"kd_weight": 0.0, "temperature": 1.0}}
 
 

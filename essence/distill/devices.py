@@ -76,8 +76,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 class EnergyMeter:
     """Joules that the visible GPUs of this machine have used since the last look, as their driver counts them."""
 
-    def __init__(self) -> None:
-        self._handles = _handles()
+    def __init__(self, device: torch.device) -> None:
+        self._handles = _handles() if device.type == "cuda" else []
         self._last = self._joules()
 
     def since_last(self) -> float | None:
@@ -101,8 +101,6 @@ class EnergyMeter:
 
 def _handles() -> list[Any]:
     """NVML's handles of the devices that PyTorch sees, matched by UUID; empty without NVML."""
-    if not torch.cuda.is_available():
-        return []
     import pynvml
 
     try:

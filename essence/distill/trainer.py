@@ -102,7 +102,7 @@ class _Run:
         distiller = Distiller(student, settings.objective, COMPUTE_DTYPES[settings.compute_dtype])
         self.backend = SingleBackend(distiller, settings.optimizer)
         self.storage = Storage(work, self.backend, open_trackers)
-        self.energy = EnergyMeter()
+        self.energy = EnergyMeter(self.backend.device)
         self.note = ""
         torch.manual_seed(settings.seed)
         self.state = self.storage.restore()
