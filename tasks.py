@@ -200,6 +200,23 @@ def verify(_, folder, json=False):
 
 @task(
     auto_shortflags=False,
+    positional=["first", "second"],
+    help={
+        "first": "run directory, experiment in it, or stage folder; FOLDER:TEXT is the cell with TEXT in its name",
+        "second": "what it is compared with",
+        "json": CHOICE["json"],
+    },
+)
+def compare(_, first, second, json=False):
+    """Say how two runs differ and what most likely made them differ, as in: invoke compare runs ../other/runs"""
+    from essence.commands.compare import compare as compare_runs
+
+    with _console() as console:
+        _end(compare_runs(first, second, json, console))
+
+
+@task(
+    auto_shortflags=False,
     help={"experiment": "remove this experiment too", "runs": CHOICE["runs"], "yes": "really remove"},
 )
 def clean(_, experiment=None, runs=None, yes=False):

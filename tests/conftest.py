@@ -38,3 +38,15 @@ def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
 def required(what: str) -> bool:
     """Whether a check that cannot run here must fail instead of being skipped ($ESSENCE_REQUIRE, comma separated)."""
     return what in os.environ.get("ESSENCE_REQUIRE", "").split(",")
+
+
+MICRO = Path(__file__).with_name("micro.toml")
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, undisturbed run directory of the small matrix; not to be changed."""
+    runs = tmp_path_factory.mktemp("micro")
+    done = invoke("reproduce", str(MICRO), "--runs", str(runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs

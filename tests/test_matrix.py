@@ -11,19 +11,9 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import PROJECT, command_line, invoke
+from conftest import MICRO, PROJECT, command_line, invoke
 
-MICRO = Path(__file__).with_name("micro.toml")
 KILLS = 3
-
-
-@pytest.fixture(scope="session")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished, undisturbed run directory; not to be changed."""
-    runs = tmp_path_factory.mktemp("micro")
-    done = invoke("reproduce", str(MICRO), "--runs", str(runs))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return runs
 
 
 def start(runs: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -1,0 +1,152 @@
+"""`invoke compare A B`: two runs, cells or stages: do their results differ, and what most likely made them differ."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from essence.atomic import read_json
+from essence.errors import RecordError
+from essence.experiment import PROJECT
+from essence.record.compare import Chain, Difference, likely_causes, merge, read_chain
+from essence.report import words
+from essence.scoring.statistics import Estimate, difference
+from essence.store import RunDirectory
+
+WITHIN, BEYOND, SAME, UNKNOWN = "within sampling error", "beyond sampling error", "equal", "cannot be told"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One cell of A against one of B."""
+
+    name: str
+    benchmark: str
+    """`tiny-sums, best checkpoint`; empty where a side has no score."""
+    accuracy: tuple[float | None, float | None]
+    change: Estimate | None
+    word: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "change": vars(self.change) if self.change else None}
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one of the two references names: chains of manifests by the name of a cell."""
+
+    reference: str
+    cells: dict[str, Chain]
+
+
+def compare(first: str, second: str, as_json: bool, console: Console) -> int:
+    """Print differences and likely causes; exit code 1 when a result differs by more than sampling error."""
+    pairs = pair(resolve(first), resolve(second))
+    compared = [one for name, a, b in pairs for one in _scores(name, a, b)]
+    causes = merge([cause for _, a, b in pairs for cause in likely_causes(a, b)])
+    if as_json:
+        record = {"results": [one.as_json() for one in compared], "causes": [cause.as_json() for cause in causes]}
+        sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        _print(compared, causes, console)
+    return int(any(one.word == BEYOND for one in compared))
+
+
+def resolve(reference: str) -> Side:
+    """A run directory, an experiment in it, a stage's folder; `:TEXT` after it takes the cell whose name has TEXT.
+
+    Raises:
+        RecordError: nothing is there, or the text fits no cell.
+    """
+    path, _, wanted = reference.partition(":")
+    folder = Path(path).expanduser().resolve() if path else PROJECT / "runs"
+    folder = folder.parent if folder.name == "manifest.json" else folder
+    if (folder / "manifest.json").is_file():
+        chain = read_chain(RunDirectory(folder.parent.parent), folder.name, folder.name.rsplit("-", 1)[0])
+        return Side(reference, {folder.name: chain})
+    cells = dict(_cells(folder))
+    found = {name: chains for name, chains in cells.items() if wanted in name}
+    if not found:
+        names = ", ".join(sorted(cells)[:6])
+        raise RecordError(f"{reference}: no finished cell {f'with {wanted!r} in its name ' if wanted else ''}is there"
+                          + (f" (there are: {names})" if names else ": name a run directory"))  # fmt: skip
+    return Side(reference, found)
+
+
+def _cells(folder: Path) -> Iterator[tuple[str, Chain]]:
+    """The cells of an experiment's folder, or of every experiment in a run directory, that have anything finished."""
+    plans = [folder / "plan.json"] if (folder / "plan.json").is_file() else sorted(folder.glob("*/plan.json"))
+    for file in plans:
+        run_directory = RunDirectory(file.parent.parent)
+        for entry in read_json(file)["cells"]:
+            chains = read_chain(run_directory, entry["stages"]["train"], "train")
+            for evaluation in entry["evaluations"]:
+                place = f"grade {evaluation['benchmark']} {evaluation['checkpoint']}"
+                chains |= read_chain(run_directory, evaluation["grade"], place)
+            if chains:
+                yield entry["name"], chains
+
+
+def pair(first: Side, second: Side) -> list[tuple[str, Chain, Chain]]:
+    """Cells of the same name; where one is left on each side, these two."""
+    common = [name for name in first.cells if name in second.cells]
+    left = [[name for name in side.cells if name not in common] for side in (first, second)]
+    pairs = [(name, first.cells[name], second.cells[name]) for name in common]
+    if len(left[0]) == len(left[1]) == 1:
+        a, b = left[0][0], left[1][0]
+        pairs.append((f"{a} | {b}", first.cells[a], second.cells[b]))
+    if not pairs:
+        raise RecordError(
+            f"{first.reference} and {second.reference} have no cell in common: name one on each side, as in "
+            f"{first.reference}:{next(iter(first.cells))}"
+        )
+    return pairs
+
+
+def _scores(name: str, first: Chain, second: Chain) -> Iterator[Compared]:
+    places = [place for place in first if "per_problem" in first[place]["results"] and place in second]
+    if not places:
+        yield Compared(name, "", (None, None), None, UNKNOWN)
+    for place in places:
+        results = first[place]["results"], second[place]["results"]
+        change, word = _change(*results)
+        yield Compared(name, place.removeprefix("grade "), tuple(r["accuracy"] for r in results), change, word)
+
+
+def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | None, str]:
+    """B minus A on the problems that both have, and whether that is more than chance."""
+    shares = [{str(p["problem"]): p["correct"] / p["samples"] for p in r["per_problem"]} for r in (first, second)]
+    problems = [problem for problem in shares[0] if problem in shares[1]]
+    if not problems:
+        return None, UNKNOWN
+    matrices = [[[side[problem] for problem in problems]] for side in shares]
+    estimate = difference(matrices[1], matrices[0], first["confidence"])
+    if matrices[0] == matrices[1]:
+        return estimate, SAME
+    if estimate.low is None or estimate.high is None:
+        return estimate, BEYOND if estimate.value else SAME
+    return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND
+
+
+def _print(compared: list[Compared], causes: list[Difference], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("Cell", "Benchmark", "A", "B", "B - A", ""):
+        table.add_column(column, overflow="fold")
+    for one in compared:
+        change = "" if one.change is None else f"{100 * (one.change.value or 0.0):+.1f} {words.interval(one.change)}"
+        a, b = (words.percent(value) for value in one.accuracy)
+        table.add_row(*(Text(text) for text in (one.name, one.benchmark, a, b, change, one.word)))
+    console.print(table)
+    console.print()
+    if not causes:
+        console.print("No difference in settings, inputs, software, hardware or data.", highlight=False)
+        return
+    console.print(Text("Likely causes, the likeliest first", style="bold"))
+    for number, cause in enumerate(causes, 1):
+        console.print(Text(f"{number:3}. {cause.sentence}"), soft_wrap=True)
