@@ -18,6 +18,7 @@ from essence.pins import Catalogue, anchor_paths, find_pin, read_catalogue, read
 from essence.protocol import PROTOCOLS
 from essence.settings import (
     LSP,
+    DecontaminationSettings,
     GradingSettings,
     LoopSettings,
     ObjectiveSettings,
@@ -30,6 +31,7 @@ from essence.settings import (
     SamplingSettings,
     Sections,
     Span,
+    TokenizeSettings,
     TrainSettings,
     ViewSettings,
 )
@@ -79,7 +81,19 @@ class DataSection(Record):
     """Whose tokenizer and chat template render the rows."""
     published: PublishedRows | None = None
     """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own."""
+    max_row_characters: Annotated[int, Field(gt=0)]
+    """Longer rows are rejected unread: a guard against broken files, far above `max_row_tokens`."""
+    max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    """The stage fails where a larger share of the rows is rejected."""
     note: str = ""
+
+
+class DecontaminationSection(Record):
+    """Evaluation problems among the training questions: counted always, removed when asked."""
+
+    benchmarks: list[str]
+    overlap_words: Annotated[int, Field(gt=0)]
+    remove: bool
 
 
 class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings):
@@ -120,6 +134,7 @@ class Experiment(Record):
     axes: dict[str, list[Any]]
     matrix: Annotated[list[Matrix], Field(min_length=1)]
     data: dict[str, DataSection]
+    decontamination: DecontaminationSection
     training: TrainingSection
     evaluation: EvaluationSection
     grading: GradingSettings
@@ -242,7 +257,7 @@ def _check_names(loaded: LoadedExperiment) -> None:
         for pair in block.pair:
             for model in split_pair(pair, where):
                 find_pin(loaded.catalogue.models, model, "model", where)
-    for benchmark in loaded.experiment.evaluation.benchmarks:
+    for benchmark in (*loaded.experiment.evaluation.benchmarks, *loaded.experiment.decontamination.benchmarks):
         find_pin(loaded.catalogue.benchmarks, benchmark, "benchmark", where)
 
 
@@ -341,6 +356,23 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
 def part(section: Record, record: type[Record]) -> dict[str, Any]:
     """The fields of a TOML section that a record of the settings has too."""
     return {name: getattr(section, name) for name in record.model_fields}
+
+
+def tokenize_settings(dataset: str, protocol: ProtocolName, loaded: LoadedExperiment) -> TokenizeSettings:
+    """All that determines how a data set becomes tokens."""
+    data, rules, released = loaded.experiment.data[dataset], loaded.experiment.decontamination, PROTOCOLS[protocol]
+    fields = {name: loaded.catalogue.benchmarks[name].problem_field for name in rules.benchmarks}
+    return TokenizeSettings(
+        format=loaded.catalogue.datasets[dataset].format,
+        keep_generation_header=released.keep_generation_header,
+        markers=released.markers,
+        faulty_rows=released.faulty_rows,
+        max_row_characters=data.max_row_characters,
+        max_rejected_share=data.max_rejected_share,
+        decontamination=DecontaminationSettings(
+            problem_fields=fields, overlap_words=rules.overlap_words, remove=rules.remove
+        ),
+    )
 
 
 def resolve_seed(rule: int | str, cell_seed: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from essence.errors import PinError
-from essence.experiment import Cell, LoadedExperiment, part, resolve_seed, train_settings
+from essence.experiment import Cell, LoadedExperiment, part, resolve_seed, tokenize_settings, train_settings
 from essence.pins import find_pin, missing, to_source
 from essence.protocol import PROTOCOLS
 from essence.record.canonical import canonical_json, sha256_text
@@ -24,7 +24,6 @@ from essence.settings import (
     Resources,
     SamplingSettings,
     StageName,
-    TokenizeSettings,
 )
 from essence.source import source_sha256
 from essence.store import stage_id
@@ -215,13 +214,14 @@ class _Planner:
         tokens = self.add(
             "tokenize",
             f"tokenize {cell.dataset} for {getattr(cell, tokenizer)} ({cell.protocol})",
-            TokenizeSettings(
-                format=self.loaded.catalogue.datasets[cell.dataset].format,
-                keep_generation_header=protocol.keep_generation_header,
-            ),
+            tokenize_settings(cell.dataset, cell.protocol, self.loaded),
             {
                 "rows": self.download("dataset", cell.dataset),
                 "tokenizer": student if tokenizer == "student" else teacher,
+                **{
+                    f"problems-{name}": self.download("benchmark", name)
+                    for name in experiment.decontamination.benchmarks
+                },
             },
         )
         settings = train_settings(cell, experiment)

@@ -28,6 +28,10 @@ class Protocol:
     """Trap 8: validation rows are truncated like the training rows."""
     cot_includes_next_token: bool
     """Trap 9: CoT and P+CoT supervise one token of the answer."""
+    markers: Literal["exact", "lenient"]
+    """Trap 18: markers with other newlines around them are not replaced."""
+    faulty_rows: Literal["keep", "reject"]
+    """Trap 19: rows that the chat template garbles, or that repeat another, are trained on."""
     evaluated_checkpoints: tuple[Literal["best", "last"], ...]
     """Trap 8: the corrected protocol reports the last checkpoint beside the selected one."""
 
@@ -41,6 +45,8 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         stop_at_turn_end=False,
         validation_view="same",
         cot_includes_next_token=True,
+        markers="exact",
+        faulty_rows="keep",
         evaluated_checkpoints=("best",),
     ),
     "corrected": Protocol(
@@ -51,6 +57,8 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         stop_at_turn_end=True,
         validation_view="full",
         cot_includes_next_token=False,
+        markers="lenient",
+        faulty_rows="reject",
         evaluated_checkpoints=("best", "last"),
     ),
 }

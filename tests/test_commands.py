@@ -49,7 +49,7 @@ def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     commands = [line for line in done.stdout.splitlines() if " -m essence.stages " in line]
     kinds = [line.split(" -m essence.stages ")[1].split()[0] for line in commands]
-    assert kinds.count("train") == 1 and kinds.count("generate") == 2 and kinds.count("download") == 5
+    assert kinds.count("train") == 1 and kinds.count("generate") == 2 and kinds.count("download") == 6
     assert "bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42" in done.stdout
     assert not (tmp_path / "runs").exists()
 

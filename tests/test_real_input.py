@@ -22,6 +22,7 @@ lsp = [0.5, 1.0]
 
 [data.bespoke]
 max_row_tokens = 100000
+max_rejected_share = 0.5  # two of the four rows are of another shape
 train_rows = 1
 validation_rows = 1
 
@@ -29,6 +30,9 @@ validation_rows = 1
 validations_per_epoch = 1
 activation_checkpointing = false
 compute_dtype = "float32"
+
+[decontamination]
+benchmarks = ["aime24"]
 
 [evaluation]
 benchmarks = ["aime24"]

@@ -14,6 +14,7 @@ import pytest
 from some_resources import some_resources
 
 from essence.data.exchange import Exchange
+from essence.data.markers import Trace, split_trace
 from essence.data.readers import read_conversation
 from essence.distill.models import check_pair, load_tokenizer
 from essence.errors import InputError
@@ -167,14 +168,21 @@ def test_rows_are_read_like_bespoke_rows() -> None:
     assert [turn["from"] for turn in row["conversations"]] == ["user", "assistant"]
     for marker in ("thought", "solution"):
         assert answer_of(row).count(f"<|begin_of_{marker}|>\n\n") == answer_of(row).count(f"<|end_of_{marker}|>") == 1
+    trace = trace_of(row)
+    assert "<|" not in trace.thought + trace.answer
+
+
+def trace_of(row: dict[str, Any]) -> Trace:
     exchange = read_conversation(row)
-    assert isinstance(exchange, Exchange) and "<|" not in exchange.assistant
+    assert isinstance(exchange, Exchange)
+    trace = split_trace(exchange)
+    assert isinstance(trace, Trace)
+    return trace
 
 
 def test_the_first_derivation_ends_near_the_middle(tokenizer: Any) -> None:
     for row in training_rows(100, (2, 3), 0, 0):
-        exchange = read_conversation(row)
-        assert isinstance(exchange, Exchange)
+        exchange = trace_of(row).exchange
         turns = [{"role": "user", "content": exchange.user}, {"role": "assistant", "content": exchange.assistant}]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         until_result = text[: text.index("Wait")]

@@ -1,82 +1,62 @@
-"""One question with its answer, and the rules that the rows of all formats must keep."""
+"""One question with its answer, and the names of all that can be wrong with a row."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-EXACT_REPLACEMENTS = (
-    ("<|begin_of_thought|>", "<think>"),
-    ("<|end_of_thought|>", "</think>"),
-    ("<|begin_of_solution|>\n\n", ""),
-    ("\n\n<|end_of_solution|>", ""),
-)
-"""As released. Solution markers with other newlines around them stay in the text; `has_solution_marker` finds them."""
-
 
 class Reason(StrEnum):
-    """Why a row gives no conversation."""
+    """Why a row is not used, or what is odd about one that is used all the same (`data/accept.py` decides)."""
 
-    NO_CONVERSATION = "no list of turns under 'conversations'"
-    NO_PAIR = "no question and answer under the format's columns"
-    OTHER_TASK = "task_type is not verifiable_math"
-    NOT_TWO_TURNS = "not one user turn and one assistant turn"
+    # No question and answer can be read: no protocol can use the row.
+    NOT_A_ROW = "not an object with columns"
+    MISSING_COLUMN = "a column of the format is missing"
+    WRONG_TYPE = "a column is of a wrong type"
+    NOT_JSON = "a column that should hold turns is text, but not JSON"
     UNKNOWN_ROLE = "unknown role"
+    NOT_TWO_TURNS = "not one user turn and one assistant turn"
+    WRONG_TURN_ORDER = "turns in a wrong order"
     NOT_TEXT = "content is not text"
     NOT_UNICODE = "text with half a surrogate pair"
     """Valid in JSON, but no Unicode text: no tokenizer takes it."""
+    OVER_LONG = "longer than max_row_characters"
+    # Not wanted, which is no fault of the row.
+    OTHER_TASK = "task_type is not verifiable_math"
+    CONTAMINATED = "question of an evaluation problem"
+    # A text that the chat template garbles, or that teaches nothing.
     EMPTY_QUESTION = "empty question"
+    EMPTY_THOUGHT = "empty thought"
     EMPTY_ANSWER = "empty answer"
-    NO_OPENING_MARKER = "no opening thought marker"
-    NO_CLOSING_MARKER = "no closing thought marker"
+    NO_THOUGHT = "no thought markers"
+    NO_OPENING_MARKER = "thought never opened"
+    NO_CLOSING_MARKER = "thought never closed"
+    TWO_OPENING_MARKERS = "two opening thought markers"
     TWO_CLOSING_MARKERS = "two closing thought markers"
     """The Qwen chat template silently drops everything between the first and the last."""
-    WRONG_ORDER = "closing thought marker before the opening one"
+    WRONG_MARKER_ORDER = "thought closed before it is opened"
+    TEXT_BEFORE_THOUGHT = "text before the thought"
+    """The Qwen chat template silently drops it."""
+    UNPAIRED_SOLUTION_MARKERS = "solution markers are not one pair after the thought"
+    MARKER_IN_QUESTION = "thought marker in the question"
+    """Sections begin at the first marker of the rendered row."""
+    CHAT_MARKUP = "markup of the chat template in the text"
+    MORE_TURNS = "further turns after the one that is read"
+    DUPLICATE = "same question and answer as an earlier row"
+    # Worth knowing; the row is used.
+    SYSTEM_TURN = "system turn, which is not rendered"
+    MARKER_LEFT = "solution marker that the exact replacement missed"
+
+
+NOT_WANTED = frozenset({Reason.OTHER_TASK, Reason.CONTAMINATED})
+"""Reasons that say nothing against a data set, so they do not count towards `max_rejected_share`."""
+NOTES = frozenset({Reason.SYSTEM_TURN, Reason.MARKER_LEFT})
+"""What never rejects a row."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question and its full answer: `<think>` thought `</think>` answer."""
+    """One question and its full answer, thought included."""
 
     user: str
     assistant: str
-
-
-def replace_markers(text: str) -> str:
-    """The published data sets' thought and solution markers to `<think>` and `</think>`, by exact strings."""
-    for old, new in EXACT_REPLACEMENTS:
-        text = text.replace(old, new)
-    return text
-
-
-def has_solution_marker(text: str) -> bool:
-    """Whether the exact replacement left a solution marker, because of other newlines around it."""
-    return "<|begin_of_solution|>" in text or "<|end_of_solution|>" in text
-
-
-def check_exchange(user: str, assistant: str) -> Exchange | Reason:
-    """The rules that all formats share, on an assistant text whose markers are already `<think>` and `</think>`."""
-    if not (_is_unicode(user) and _is_unicode(assistant)):
-        return Reason.NOT_UNICODE
-    opening, closing = assistant.find("<think>"), assistant.find("</think>")
-    if not user.strip():
-        return Reason.EMPTY_QUESTION
-    if not assistant.strip():
-        return Reason.EMPTY_ANSWER
-    if opening < 0:
-        return Reason.NO_OPENING_MARKER
-    if closing < 0:
-        return Reason.NO_CLOSING_MARKER
-    if assistant.count("</think>") > 1:
-        return Reason.TWO_CLOSING_MARKERS
-    if closing < opening:
-        return Reason.WRONG_ORDER
-    if not assistant[closing + len("</think>") :].strip():
-        return Reason.EMPTY_ANSWER
-    return Exchange(user, assistant)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    remark: Reason | None = None
+    """What the reader saw that is no reason to give up."""

@@ -8,6 +8,7 @@ here but in `Resources`. There are no defaults: values come from `experiments/*.
 from essence.settings.base import Record
 from essence.settings.data import (
     LSP,
+    DecontaminationSettings,
     DownloadSettings,
     PositionsRecord,
     PublishedRows,
@@ -34,6 +35,7 @@ __all__ = [
     "SETTINGS",
     "AnySettings",
     "BenchmarkSettings",
+    "DecontaminationSettings",
     "DownloadSettings",
     "EnvironmentName",
     "GenerateSettings",

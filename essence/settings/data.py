@@ -16,8 +16,8 @@ stands before them as context, or the first ones of the chain of thought behind 
 Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
 """The sections whose tokens are supervised: prompt (p), chain of thought (cot), answer (a)."""
 
-RowFormat = Literal["conversations", "synthetic1", "nemotron"]
-"""How a data set's rows are read: `conversations` is Bespoke-Stratos, OpenThoughts and Sky-T1."""
+RowFormat = Literal["conversations", "synthetic1", "nemotron", "messages"]
+"""How a data set's rows are read: `conversations` is Bespoke-Stratos, OpenThoughts and Sky-T1; `messages` anybody's."""
 
 
 class Source(Record):
@@ -48,12 +48,32 @@ class DownloadSettings(Record):
     source: Source
 
 
+class DecontaminationSettings(Record):
+    """Which evaluation problems are looked for among the questions, and what becomes of the rows found."""
+
+    problem_fields: dict[str, str]
+    """Benchmark -> field of its rows that holds the problem; the problems are the input `problems-<benchmark>`."""
+    overlap_words: Annotated[int, Field(gt=0)]
+    """So many words in a row in common make an overlap."""
+    remove: bool
+    """Whether rows found are left out; they are counted in any case."""
+
+
 class TokenizeSettings(Record):
     """Render and tokenise every row of a data set once; spans and sections are views on the result."""
 
     format: RowFormat
     keep_generation_header: bool
     """Released: a stray `<|im_start|>assistant` header ends every full row (trap 5)."""
+    markers: Literal["exact", "lenient"]
+    """Released: the data sets' markers are replaced as exact strings, newlines included, and others are left (18)."""
+    faulty_rows: Literal["keep", "reject"]
+    """Released: rows that the chat template garbles, that lack a part or that repeat another are trained on (19)."""
+    max_row_characters: Annotated[int, Field(gt=0)]
+    """Rows whose question and answer have more characters are rejected, before anything is made of them."""
+    max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    """Share of rejected rows above which the stage fails; rows that are not wanted do not count."""
+    decontamination: DecontaminationSettings
 
 
 class PositionsRecord(Record):

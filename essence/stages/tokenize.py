@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from essence.data.accept import AcceptedRows, Numbered
-from essence.data.exchange import Exchange, has_solution_marker
+from essence.data.exchange import Exchange
 from essence.distill.models import load_tokenizer, think_token_ids
 from essence.distill.sequence import Tokens
 from essence.distill.tokens import TokenRow, TokenWriter
@@ -35,17 +35,20 @@ def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
     """
     os.environ["RAYON_NUM_THREADS"] = str(context.resources.threads)  # read by the tokenizer at its first batch
     renderer = Renderer(context.inputs["tokenizer"] / "model", settings.keep_generation_header)
-    rows = AcceptedRows(context.inputs["rows"] / "rows", settings)
+    benchmarks = settings.decontamination.problem_fields
+    problems = {name: context.inputs[f"problems-{name}"] / "problems" for name in benchmarks}
+    rows = AcceptedRows(context.inputs["rows"] / "rows", settings, problems)
     markers, tokens = Counter[str](), 0
     accepted = iter(rows)
     with TokenWriter(context.partial / "tokens.arrow") as writer:
         while batch := list(islice(accepted, BATCH_ROWS)):
             rendered = renderer.tokenise(batch)
             writer.write(rendered)
-            markers.update(count_markers(batch, rendered))
+            markers.update(count_markers(rendered))
             tokens += sum(row.input_ids.size for row in rendered)
             context.progress.update("tokenize", rows.read, rows.total, "rows")
             context.stop.check()
+    rows.write(context.partial / "rejections.json")
     return StageOutcome(
         results={**rows.results(), "tokens": tokens},
         data={"tokens_sha256": writer.sha256},
@@ -87,15 +90,14 @@ class Renderer:
         return TokenRow(position, input_ids, _first(input_ids, self._think_start), _first(input_ids, self._think_end))
 
 
-MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end", "rows_with_solution_marker_left")
+MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end")
 
 
-def count_markers(batch: list[Numbered], rendered: list[TokenRow]) -> Counter[str]:
-    """How many rows lack a think token after rendering, or keep a solution marker that exact replacement missed."""
+def count_markers(rendered: list[TokenRow]) -> Counter[str]:
+    """How many rows lack a think token after rendering."""
     counts = (
         sum(row.think_start < 0 for row in rendered),
         sum(row.think_end < 0 for row in rendered),
-        sum(has_solution_marker(exchange.assistant) for _, exchange in batch),
     )
     return Counter(dict(zip(MARKER_COUNTS, counts, strict=True)))
 

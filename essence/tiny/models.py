@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from essence.data.exchange import Reason
+from essence.data.markers import split_trace
 from essence.data.readers import read_conversation
 from essence.distill.models import load_tokenizer, save_model
 from essence.distill.sequence import Example
@@ -66,8 +67,10 @@ def make_documents(tokenizer: Any, options: ModelOptions, slip: int) -> list[Exa
 def render_document(tokenizer: Any, row: dict[str, Any]) -> str:
     """A row through the kit's own reader and the chat template, and the end of the document."""
     exchange = read_conversation(row)
-    if isinstance(exchange, Reason):
-        raise TypeError(f"a generated row was refused: {exchange.value}")
+    trace = exchange if isinstance(exchange, Reason) else split_trace(exchange)
+    if isinstance(trace, Reason):
+        raise TypeError(f"a generated row was refused: {trace.value}")
+    exchange = trace.exchange
     turns = [{"role": "user", "content": exchange.user}, {"role": "assistant", "content": exchange.assistant}]
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=True)
     return text + END_OF_TEXT
