@@ -122,7 +122,9 @@ def _mean_row(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirect
     folder = run_directory.stage(plan.stages["tokenize"])
     if folder.done:
         results = read_json(folder.manifest)["results"]
-        return _row(0, results["tokens"] // max(1, results["rows_kept"]), 0), True
+        rows, sections = max(1, results["rows_kept"]), results["statistics"]["section_tokens"]
+        thought = (sections["cot"] + sections["unknown"]) // rows
+        return _row(sections["prompt"] // rows, thought, sections["answer"] // rows), True
     assumed = loaded.catalogue.datasets[plan.cell.dataset].mean_row_tokens
     return (_row(0, assumed, 0) if assumed else None), False
 

@@ -39,6 +39,9 @@ class TokenRow:
     input_ids: Tokens
     think_start: int
     think_end: int
+    boxed: int = -1
+    """Index of the token that closes the first statement of the boxed answer, -1 where nothing is boxed; counted in
+    the statistics, not kept in the file."""
 
 
 class TokenWriter:

@@ -5,18 +5,23 @@ a data set and a tokenizer, whatever the number of cells. Rows that give no conv
 minutes and is redone after a kill; the result is the same.
 """
 
-import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from essence.atomic import write_json
 from essence.data.accept import AcceptedRows, Numbered
 from essence.data.exchange import Exchange
+from essence.distill.boxed import first_statement
+from essence.distill.encoding import Encoded, Encoder, Text
 from essence.distill.models import load_tokenizer, think_token_ids
-from essence.distill.sequence import Tokens
+from essence.distill.sequence import Bounds, Tokens
+from essence.distill.summary import TokenStatistics
 from essence.distill.tokens import TokenRow, TokenWriter
 from essence.errors import InputError
 from essence.record.canonical import sha256_text
@@ -27,40 +32,47 @@ BATCH_ROWS = 256
 
 
 def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
-    """Write `tokens.arrow` from the inputs `rows` (its folder `rows/`) and `tokenizer` (its folder `model/`).
+    """Write `tokens.arrow` and `statistics.json` from the inputs `rows` and `tokenizer` (their `rows/` and `model/`).
 
     Raises:
         InputError: no rows, no usable row, a damaged file, no chat template, no think tokens.
         Stopped: asked for; nothing is kept.
     """
-    os.environ["RAYON_NUM_THREADS"] = str(context.resources.threads)  # read by the tokenizer at its first batch
-    renderer = Renderer(context.inputs["tokenizer"] / "model", settings.keep_generation_header)
     benchmarks = settings.decontamination.problem_fields
     problems = {name: context.inputs[f"problems-{name}"] / "problems" for name in benchmarks}
     rows = AcceptedRows(context.inputs["rows"] / "rows", settings, problems)
-    markers, tokens = Counter[str](), 0
-    accepted = iter(rows)
-    with TokenWriter(context.partial / "tokens.arrow") as writer:
-        while batch := list(islice(accepted, BATCH_ROWS)):
-            rendered = renderer.tokenise(batch)
+    renderer = Renderer(
+        context.inputs["tokenizer"] / "model", settings.keep_generation_header, context.resources.threads
+    )
+    markers, statistics = Counter[str](), TokenStatistics()
+    with TokenWriter(context.partial / "tokens.arrow") as writer, closing(renderer):
+        for rendered in renderer.tokenised(iter(rows)):
             writer.write(rendered)
             markers.update(count_markers(rendered))
-            tokens += sum(row.input_ids.size for row in rendered)
+            add_statistics(statistics, rendered)
             context.progress.update("tokenize", rows.read, rows.total, "rows")
             context.stop.check()
     rows.write(context.partial / "rejections.json")
+    counted = statistics.as_dict()
+    write_json(context.partial / "statistics.json", counted)
+    results = {**rows.results(), "tokens": counted["tokens"], "statistics": counted}
     return StageOutcome(
-        results={**rows.results(), "tokens": tokens},
+        results=results,
         data={"tokens_sha256": writer.sha256},
-        executed={"template_sha256": renderer.template_sha256, **{name: markers[name] for name in MARKER_COUNTS}},
-        cost={"tokens": tokens},
+        executed={
+            "template_sha256": renderer.template_sha256,
+            "encoder": renderer.encoder.library,
+            "encoder_reason": renderer.encoder.reason,
+            **{name: markers[name] for name in MARKER_COUNTS},
+        },
+        cost={"tokens": results["tokens"]},
     )
 
 
 class Renderer:
     """A tokenizer with its chat template."""
 
-    def __init__(self, model: Path, keep_generation_header: bool) -> None:
+    def __init__(self, model: Path, keep_generation_header: bool, threads: int) -> None:
         """Load the tokenizer of a model folder; InputError when it lacks a chat template or the think tokens."""
         self._tokenizer: Any = load_tokenizer(model)
         self._think_start, self._think_end = think_token_ids(self._tokenizer, model)
@@ -68,15 +80,26 @@ class Renderer:
         if not isinstance(self._tokenizer.chat_template, str):
             raise InputError(f"{model}: the tokenizer has no chat template: use a model that has one")
         self.template_sha256 = sha256_text(self._tokenizer.chat_template)
+        self.encoder = Encoder(self._tokenizer.backend_tokenizer, threads)
 
-    def tokenise(self, batch: list[Numbered]) -> list[TokenRow]:
-        """Whole rendered rows, never truncated."""
-        texts = [self.render(exchange) for _, exchange in batch]
-        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [
-            self._row(position, np.array(ids, dtype=np.int32))
-            for (position, _), ids in zip(batch, encoded["input_ids"], strict=True)
-        ]
+    def tokenised(self, rows: Iterator[Numbered]) -> Iterator[list[TokenRow]]:
+        """Batches of rendered rows, never truncated; one batch is encoded while the next one is rendered."""
+        waiting: tuple[list[Numbered], Callable[[], list[Encoded]]] | None = None
+        while batch := list(islice(rows, BATCH_ROWS)):
+            started = self.encoder.start([self._text(exchange) for _, exchange in batch])
+            if waiting:
+                yield self._rows(*waiting)
+            waiting = batch, started
+        if waiting:
+            yield self._rows(*waiting)
+
+    def close(self) -> None:
+        """End the encoder's threads."""
+        self.encoder.close()
+
+    def _text(self, exchange: Exchange) -> Text:
+        text = self.render(exchange)
+        return Text(text, first_statement(text, text.find("<think>")))
 
     def render(self, exchange: Exchange) -> str:
         """The row's text, as released: user and assistant turn, then, where kept, the stray header of trap 5."""
@@ -86,8 +109,18 @@ class Renderer:
         )
         return text
 
-    def _row(self, position: int, input_ids: Tokens) -> TokenRow:
-        return TokenRow(position, input_ids, _first(input_ids, self._think_start), _first(input_ids, self._think_end))
+    def _rows(self, batch: list[Numbered], encoded: Callable[[], list[Encoded]]) -> list[TokenRow]:
+        return [
+            TokenRow(position, e.ids, _first(e.ids, self._think_start), _first(e.ids, self._think_end), e.marked)
+            for (position, _), e in zip(batch, encoded(), strict=True)
+        ]
+
+
+def add_statistics(statistics: TokenStatistics, rendered: list[TokenRow]) -> None:
+    """Count a batch."""
+    columns = zip(*((row.input_ids.size, row.think_start, row.think_end, row.boxed) for row in rendered), strict=True)
+    lengths, think_start, think_end, boxed = (np.array(column, np.int64) for column in columns)
+    statistics.add(Bounds(lengths, think_start, think_end), boxed)
 
 
 MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end")
