@@ -244,3 +244,12 @@ def lock(_, upgrade=False):
 
     with _console() as console:
         _end(write(upgrade, console))
+
+
+@task(auto_shortflags=False, help={"flavour": "cuda, cpu or paper", "only": "download, train or eval"})
+def images(_, flavour="cuda", only=None):
+    """Build the images that the stages run in (needs Docker with buildx, and network)."""
+    from essence.commands.images import build
+
+    with _console() as console:
+        _end(build(flavour, only, console))

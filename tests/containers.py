@@ -20,10 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import debian_tools
-import docker
 import pytest
-from conftest import required
+from conftest import PROJECT, required
 from debian_tools import run
+from rich.console import Console
+
+import docker
+from essence.commands.images import ENVIRONMENTS, build
+from essence.engines.images import bases, recipe
 
 START_TIMEOUT_S = 60.0
 BASE_IMAGE = "essence-test-base:latest"
@@ -179,6 +183,33 @@ def base_image(docker_host: DockerHost) -> Iterator[str]:
     yield BASE_IMAGE
     if not docker_host.started_here:
         docker_host.client.images.remove(BASE_IMAGE, force=True)
+
+
+def overlay(base: str) -> str:
+    """A bake file that lets one image take the place of every pinned base; the Dockerfiles stay as they are."""
+    files = sorted((PROJECT / "docker").glob("*.Dockerfile"))
+    lines = "".join(
+        f'    "{pinned}" = "docker-image://{base}"\n'
+        for pinned in sorted({image for file in files for image in bases(file).values()})
+    )
+    # Compressing a layer of PyTorch takes longer than all the rest.
+    output = '  output = ["type=image,unpack=true,compression=uncompressed"]\n'
+    targets = [f'target "{file.stem}" {{\n  contexts = {{\n{lines}  }}\n{output}}}\n' for file in files]
+    return "".join(targets)
+
+
+@pytest.fixture(scope="session")
+def images(docker_host: DockerHost, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The three images of the flavour without CUDA, built from the Dockerfiles that ship."""
+    file = tmp_path_factory.mktemp("bake") / "overlay.hcl"
+    file.write_text(overlay(base_image), encoding="utf-8")
+    before = {tag for image in docker_host.client.images.list() for tag in image.tags}
+    assert build("cpu", None, Console(stderr=True), file) == 0
+    names = [recipe(environment, "cpu").name for environment in ENVIRONMENTS]
+    yield names
+    for name in names:
+        if not docker_host.started_here and name not in before:
+            docker_host.client.images.remove(name, force=True)
 
 
 def write_image(rootfs: Path, name: str, archive: io.BytesIO) -> None:

