@@ -228,6 +228,6 @@ def manifest(
         "settings": {"resolved": settings, "executed": {}},
         "hardware": {"host": "laptop", "cpu": "A processor of eight cores", "cpu_count": 8, "threads": 2,
                      "memory_gib": 16.0, "gpus": [], "scheduler": {}, **gpu},
-        "seeds": {}, "results": results, "cost": full_cost, "outputs": [],
+        "seeds": {}, "results": results, "cost": full_cost, "outputs": [], "seal": "",
     }  # fmt: skip
-    return Manifest.model_validate(record).model_dump(mode="json")
+    return Manifest.model_validate(record).sealed()

@@ -107,6 +107,7 @@ def test_an_edited_manifest_is_found(micro: Path, tmp_path: Path) -> None:
     done = invoke("verify", str(runs))
     assert done.returncode == 1
     assert f"{manifest}: its settings, inputs, environment or source do not give its key" in done.stdout
+    assert f"{manifest}: edited after it was written" in done.stdout
     assert f"{manifest}: changed since" in done.stdout
 
 

@@ -33,10 +33,13 @@ def _run_directory_of(folder: Path, experiment: str | None) -> tuple[Path, str |
 def _say(verification: Verification, root: Path, console: Console) -> None:
     for finding in verification.findings:
         console.print(f"[bold red]✗[/bold red] {finding}", highlight=False, soft_wrap=True)
+    for sentence in verification.unchecked:
+        console.print(f"[yellow]?[/yellow] not checked: {sentence}", highlight=False, soft_wrap=True)
     size = verification.bytes / GIB
     console.print(
         f"{root}: {verification.stages} stages, {verification.files} files, {size:.3f} GiB checked; "
-        f"{len(verification.findings)} findings, {len(verification.unfinished)} stages not finished",
+        f"{len(verification.findings)} findings, {len(verification.unchecked)} not checked, "
+        f"{len(verification.unfinished)} stages not finished",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import Record, StageName
 
 SCHEMA_VERSION = 1
@@ -123,6 +124,18 @@ class Manifest(Record):
     results: dict[str, Any]
     cost: Cost
     outputs: list[OutputFile]
+    seal: str
+    """sha256 of the canonical JSON of everything else: an edited record does not give its seal any more."""
+
+    def sealed(self) -> dict[str, Any]:
+        """The record as it is written."""
+        record = self.model_dump(mode="json")
+        return {**record, "seal": seal_of(record)}
+
+
+def seal_of(record: dict[str, Any]) -> str:
+    """The seal that a record should have; hex sha256."""
+    return sha256_text(canonical_json({name: value for name, value in record.items() if name != "seal"}))
 
 
 def json_schema() -> str:

@@ -1,19 +1,28 @@
-"""Check a run directory against its own records: every hash, every schema, the chain from input to output.
+"""Check a run directory against its own records: every hash, every schema, the chain from download to report.
 
-Findings are sentences; an empty list means that everything that could be checked is as recorded.
+Findings are sentences; none means that everything that could be checked is as recorded. What could not be checked, as
+where only the records were copied and not the data, is named and is no finding.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import jsonschema
 
 from essence.atomic import read_json
 from essence.errors import RecordError
-from essence.record.canonical import canonical_json, sha256_file, sha256_text
-from essence.record.manifest import SCHEMA_FILE, SCHEMA_VERSION
-from essence.store import RunDirectory, StageFolder, stage_id
+from essence.record.canonical import sha256_file
+from essence.record.checks import (
+    Manifest,
+    absent_inputs,
+    changed_inputs,
+    executed_findings,
+    file_findings,
+    key_findings,
+    result_findings,
+    schema_findings,
+    seal_findings,
+)
+from essence.store import RunDirectory, StageFolder
 
 
 @dataclass
@@ -24,27 +33,29 @@ class Verification:
     files: int = 0
     bytes: int = 0
     findings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    """What is not here and could therefore not be checked."""
     unfinished: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        counts = {"stages": self.stages, "files": self.files, "bytes": self.bytes}
-        return {**counts, "ok": not self.findings, "findings": self.findings, "unfinished": self.unfinished}
+        return {**vars(self), "ok": not self.findings}
 
 
 def verify(run_directory: RunDirectory, experiment: str | None = None) -> Verification:
     """Verify the stages of one experiment, or all that lie in the run directory."""
     if not run_directory.root.is_dir():
         raise RecordError(f"{run_directory.root}: no such run directory")
-    verification = Verification()
-    for identifier in _stage_ids(run_directory, experiment):
-        folder = run_directory.stage(identifier)
-        if folder.done:
-            _verify_stage(folder, verification)
-        else:
-            verification.unfinished.append(identifier)
-    if not verification.stages and not verification.unfinished:
+    folders = [run_directory.stage(name) for name in _stage_ids(run_directory, experiment)]
+    found = Verification(unfinished=[folder.path.name for folder in folders if not folder.done])
+    records = dict(_records([folder for folder in folders if folder.done], found))
+    known, planned = _known_files(records), _planned(run_directory)
+    for folder, manifest in records.items():
+        _verify_stage(folder, manifest, known, found)
+        _verify_chain(folder, manifest, planned, found)
+    found.findings += _code_findings(run_directory, records)
+    if not found.stages and not found.unfinished and not found.findings:
         raise RecordError(f"{run_directory.root}: holds no stages; is it a run directory?")
-    return verification
+    return found
 
 
 def _stage_ids(run_directory: RunDirectory, experiment: str | None) -> list[str]:
@@ -53,79 +64,70 @@ def _stage_ids(run_directory: RunDirectory, experiment: str | None) -> list[str]
     return sorted(read_json(run_directory.plan(experiment))["stages"])
 
 
-def _verify_stage(folder: StageFolder, verification: Verification) -> None:
-    verification.stages += 1
-    try:
-        manifest = read_json(folder.manifest)
-    except RecordError as error:
-        verification.findings.append(str(error))
-        return
-    findings = _schema_findings(folder.manifest, manifest)
-    if not findings:
-        findings = [
-            *_output_findings(folder, manifest, verification),
-            *_chain_findings(folder, manifest),
-            *_key_findings(folder, manifest),
-        ]
-    verification.findings += findings
+def _records(folders: list[StageFolder], found: Verification) -> Iterator[tuple[StageFolder, Manifest]]:
+    """The records that can be read and have the published shape; of the others, why not."""
+    for folder in folders:
+        found.stages += 1
+        try:
+            manifest = read_json(folder.manifest)
+            wrong = list(schema_findings(folder.manifest, manifest))
+        except RecordError as error:
+            wrong = [str(error)]
+        found.findings += wrong
+        if not wrong:
+            yield folder, manifest
 
 
-def _schema_findings(file: Path, manifest: dict[str, Any]) -> list[str]:
-    version = manifest.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        return [
-            f"{file}: written by a newer kit (schema {version}, this one reads up to {SCHEMA_VERSION}); update the kit"
-        ]
-    validator = jsonschema.Draft202012Validator(read_json(SCHEMA_FILE))
-    errors = sorted(validator.iter_errors(manifest), key=lambda error: list(map(str, error.path)))
-    return [f"{file}: {'.'.join(map(str, error.path)) or 'manifest'}: {error.message}" for error in errors[:3]]
-
-
-def _output_findings(folder: StageFolder, manifest: dict[str, Any], verification: Verification) -> list[str]:
-    findings = []
-    recorded = {entry["path"]: entry for entry in manifest["outputs"]}
-    for path, entry in recorded.items():
-        file = folder.output / path
-        if not file.is_file():
-            findings.append(f"{file}: missing")
-            continue
-        size = file.stat().st_size
-        verification.files += 1
-        verification.bytes += size
-        if size != entry["bytes"]:
-            findings.append(f"{file}: {size} bytes, {entry['bytes']} recorded")
-        elif sha256_file(file) != entry["sha256"]:
-            findings.append(f"{file}: content differs from the recorded sha256 {entry['sha256'][:16]}...")
-    found = {p.relative_to(folder.output).as_posix() for p in folder.output.rglob("*") if p.is_file()}
-    return findings + [f"{folder.output / path}: not in the record" for path in sorted(found - recorded.keys())]
-
-
-def _chain_findings(folder: StageFolder, manifest: dict[str, Any]) -> list[str]:
-    """Every input is the very stage that was read."""
-    findings = []
-    for name, entry in manifest["inputs"]["stages"].items():
-        file = folder.path.parent / stage_id(entry["stage"], entry["key"]) / "manifest.json"
-        if not file.is_file():
-            findings.append(f"{folder.manifest}: its input '{name}' ({file.parent.name}) is not here")
-        elif sha256_file(file) != entry["manifest_sha256"]:
-            findings.append(f"{file}: changed since {folder.path.name} read it as '{name}'")
-    return findings
-
-
-def _key_findings(folder: StageFolder, manifest: dict[str, Any]) -> list[str]:
-    """The key is the hash of what the spec and the record say, and the folder is named after it."""
-    spec = read_json(folder.spec)
-    determines = {
-        "stage": spec["stage"],
-        "settings": manifest["settings"]["resolved"],
-        "inputs": {name: entry["key"] for name, entry in manifest["inputs"]["stages"].items()},
-        "environment": spec["environment"],
-        "source": manifest["code"]["source_sha256"],
+def _known_files(records: dict[StageFolder, Manifest]) -> dict[str, str]:
+    """sha256 of every recorded file -> `train-3fa9.../last/model.safetensors`."""
+    return {
+        entry["sha256"]: f"{folder.path.name}/{entry['path']}"
+        for folder, manifest in records.items()
+        for entry in manifest["outputs"]
     }
-    key = sha256_text(canonical_json(determines))
-    identity = manifest["identity"]
-    if key != identity["key"]:
-        return [f"{folder.manifest}: its settings, inputs, environment or source do not give its key"]
-    if folder.path.name != stage_id(identity["stage"], key):
-        return [f"{folder.path}: holds the record of {stage_id(identity['stage'], key)}"]
-    return []
+
+
+def _verify_stage(folder: StageFolder, manifest: Manifest, known: dict[str, str], found: Verification) -> None:
+    findings = list(seal_findings(folder, manifest))
+    if folder.output.is_dir() or not manifest["outputs"]:
+        findings += file_findings(folder, manifest, known)
+        present = [p for p in folder.output.rglob("*") if p.is_file()]
+        found.files += len(present)
+        found.bytes += sum(p.stat().st_size for p in present)
+    else:
+        size = sum(entry["bytes"] for entry in manifest["outputs"])
+        found.unchecked.append(f"{folder.path.name}: its output ({len(manifest['outputs'])} files, {size} bytes)")
+    if folder.spec.is_file():
+        findings += key_findings(folder, manifest)
+    else:
+        found.unchecked.append(f"{folder.path.name}: its key, spec.json is not here")
+    findings += executed_findings(folder, manifest)
+    if not any(str(folder.output) in finding for finding in findings):  # damaged lines are named by their hash
+        findings += result_findings(folder, manifest)
+    found.findings += findings
+
+
+def _verify_chain(folder: StageFolder, manifest: Manifest, planned: set[str], found: Verification) -> None:
+    """An input that a plan here speaks of was removed; one of another run directory was not copied."""
+    found.findings += changed_inputs(folder, manifest)
+    for name, identifier in absent_inputs(folder, manifest).items():
+        sentence = f"{folder.path.parent / identifier}: no record, but {folder.path.name} read it as '{name}'"
+        if identifier in planned:
+            found.findings.append(f"{sentence}: removed")
+        else:
+            found.unchecked.append(sentence)
+
+
+def _code_findings(run_directory: RunDirectory, records: dict[StageFolder, Manifest]) -> Iterator[str]:
+    """Whether the uncommitted changes that a stage ran with are the ones that were kept."""
+    for sha256 in sorted({str(m["code"]["diff_sha256"]) for m in records.values() if m["code"]["diff_sha256"]}):
+        file = run_directory.code / f"{sha256}.diff"
+        if not file.is_file():
+            yield f"{file}: missing: the uncommitted changes that stages ran with"
+        elif sha256_file(file) != sha256:
+            yield f"{file}: content differs from its name"
+
+
+def _planned(run_directory: RunDirectory) -> set[str]:
+    """Ids of all stages that any plan in the run directory speaks of."""
+    return {name for e in run_directory.experiments() for name in read_json(run_directory.plan(e))["stages"]}

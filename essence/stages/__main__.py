@@ -129,8 +129,9 @@ def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: Att
         results=outcome.results,
         cost=_cost(outcome, sum(attempt.seconds for attempt in attempts), spec.resources.gpus),
         outputs=list_outputs(folder.output),
+        seal="",
     )
-    write_json(folder.manifest, manifest.model_dump(mode="json"))
+    write_json(folder.manifest, manifest.sealed())
     folder.progress.unlink(missing_ok=True)
     shutil.rmtree(folder.scratch, ignore_errors=True)
 
