@@ -1,6 +1,7 @@
 """What a person sees while stages run: live bars in a terminal, one plain line a change of state elsewhere."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
@@ -21,8 +22,16 @@ STYLES = {"started": "dim", "finished": "green", "failed": "bold red", "stopped"
 class RunDisplay:
     """Events as lines; in a terminal, below them, a bar for everything and one for each running stage."""
 
-    def __init__(self, console: Console, stages: list[PlannedStage], left: list[PlannedStage], parallel: int) -> None:
-        self.console = console
+    def __init__(
+        self,
+        console: Console,
+        stages: list[PlannedStage],
+        left: list[PlannedStage],
+        parallel: int,
+        found: Callable[[PlannedStage], list[str]] = lambda _: [],
+    ) -> None:
+        """`found` gives lines to print below a stage that has finished."""
+        self.console, self.found = console, found
         self.titles = {stage.id: stage.title for stage in stages}
         self.kinds = {stage.id: stage.stage for stage in stages}
         self.total, self.done, self.parallel = len(stages), len(stages) - len(left), parallel
@@ -55,6 +64,8 @@ class RunDisplay:
             rest = f", about {duration(left)} left" if left and kind == "finished" else ""
             line.append(f"  {kind} after {duration(seconds)} ({self.done}/{self.total}{rest})", style="dim")
         self.console.print(line, soft_wrap=True, highlight=False)
+        for told in self.found(stage) if kind == "finished" else []:
+            self.console.print(f"           {told}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
         """From the mean time of the finished stages of each kind; None while a kind has none."""

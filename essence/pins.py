@@ -6,7 +6,7 @@ entry: a local path instead of a repository is all that an offline machine needs
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,11 +16,11 @@ from essence.settings import Record, RowFormat, Source
 from essence.validation import read_toml, validate
 
 ORIGINS = ("repository", "path", "builtin")
-OF_AN_ORIGIN = (*ORIGINS, "commit", "files", "options", "architecture", "mean_row_tokens")
+OF_AN_ORIGIN = (*ORIGINS, "commit", "files", "options", "architecture", "mean_row_tokens", "rows_wanted", "columns")
 """What is said of one origin, and does not hold for another."""
 COMMIT_LENGTH = 40
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "LICENSE*"]
-ROW_FILES = ["*.parquet", "*.jsonl", "*.json"]
+ROW_FILES = ["*.parquet", "*.jsonl", "*.json", "*.jsonl.gz", "*.json.gz"]
 """Files of a repository that are fetched when its pin names none."""
 
 
@@ -60,6 +60,18 @@ class DatasetPin(Pin):
     format: RowFormat
     mean_row_tokens: int | None = None
     """For estimates before the rows are there."""
+    rows_wanted: Annotated[int, Field(gt=0)] | None = None
+    """Stream so many first rows of the repository instead of fetching its files whole."""
+    columns: list[str] = Field(default_factory=list)
+    """Columns of the Parquet files that are streamed; empty = all."""
+
+    @model_validator(mode="after")
+    def streams_a_repository(self) -> "DatasetPin":
+        if self.rows_wanted and not self.repository:
+            raise ValueError("rows_wanted says how much of a repository is streamed, and this entry has none")
+        if self.columns and not self.rows_wanted:
+            raise ValueError("columns are chosen where rows are streamed, so it needs rows_wanted")
+        return self
 
 
 class BenchmarkPin(Pin):
@@ -142,6 +154,8 @@ def to_source(kind: Kind, name: str, pin: Pin) -> Source:
         repository=pin.repository,
         commit=pin.commit or None,
         files=(pin.files or (MODEL_FILES if kind == "model" else ROW_FILES)) if pin.repository else [],
+        rows_wanted=getattr(pin, "rows_wanted", None),
+        columns=getattr(pin, "columns", []),
         path=pin.path,
         path_state=path_state(Path(pin.path)) if pin.path else None,
         builtin=pin.builtin,

@@ -56,7 +56,7 @@ def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) ->
 
 def test_dry_run_as_json(tmp_path: Path) -> None:
     done = invoke("reproduce", "bespoke", "--dry-run", "--json", "--runs", str(tmp_path))
-    assert len(json.loads(done.stdout)) == 64
+    assert len(json.loads(done.stdout)) == 65
 
 
 def test_plan_of_the_full_size(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_plan_of_the_full_size(tmp_path: Path) -> None:
     plan = json.loads(invoke("plan", "--experiment", "bespoke", "--runs", str(tmp_path), "--json").stdout)
     half, full = (next(c for c in plan["cells"] if f"lsp-{p}" in c["name"]) for p in ("0.50", "1.00"))
     assert 0.45 < half["training_flops"] / full["training_flops"] < 0.5
-    assert plan["stages_left"] == plan["stages"] == 64 and half["rows"] == 8000
+    assert plan["stages_left"] == plan["stages"] == 65 and half["rows"] == 8000
 
 
 def test_the_host_side_never_imports_torch() -> None:

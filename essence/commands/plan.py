@@ -12,6 +12,7 @@ from essence.commands.selection import Selection, Words, select
 from essence.estimate import ASSUMPTIONS, Estimate, estimate
 from essence.machine import this_machine
 from essence.plan import CellPlan
+from essence.report.rows import rows_lines
 
 
 def print_plan(words: Words, as_json: bool, console: Console) -> int:
@@ -74,7 +75,16 @@ def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[
         f"this machine has {this_machine(selection.run_directory.root).describe()}",
         f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
     ]
-    return [*lines, *([experiment.note] if experiment.note else [])]
+    return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
+
+
+def _rows_lines(selection: Selection) -> list[str]:
+    """What became of the rows of each data set that is tokenized already."""
+    lines = []
+    for stage in selection.wanted:
+        if stage.stage == "tokenize" and (found := rows_lines(selection.run_directory.stage(stage.id))):
+            lines += [f"{stage.title}: {found[0]}", *found[1:]]
+    return lines
 
 
 def _as_json(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> dict[str, Any]:

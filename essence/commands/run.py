@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from essence.display import RunDisplay
 from essence.engines.surroundings import surroundings
 from essence.errors import RecordError
 from essence.experiment import PROJECT
-from essence.plan import Plan, check_pins
+from essence.plan import Plan, PlannedStage, check_pins
 from essence.record.environment import code_facts
+from essence.report.rows import rows_lines
 from essence.runner import Runner, Summary, last_lines
 from essence.store import RunDirectory, StageFolder, hold
 
@@ -48,8 +50,14 @@ def _run_held(selection: Selection, console: Console) -> Summary:
         write_atomically(saved, diff)
     write_plan(selection.run_directory, whole_plan(selection), selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
-    with RunDisplay(console, selection.wanted, selection.left(), parallel) as display:
+    found = partial(_found, selection.run_directory)
+    with RunDisplay(console, selection.wanted, selection.left(), parallel, found) as display:
         return Runner(selection.engine, selection.run_directory, selection.wanted, parallel, code, display).run()
+
+
+def _found(run_directory: RunDirectory, stage: PlannedStage) -> list[str]:
+    """What to tell of a stage that has just finished."""
+    return rows_lines(run_directory.stage(stage.id)) if stage.stage == "tokenize" else []
 
 
 def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) -> None:

@@ -137,9 +137,9 @@ class AcceptedRows:
         faulty = self._rejected.faulty
         table = "\n".join(rejection_table(self.results(), examples=True))
         if self.kept == 0:
-            raise InputError(f"{self._folder}: none of {self.read} rows can be used:\n{table}")
+            raise InputError(f"{table}\n{self._folder}: none of {self.read} rows can be used")
         if faulty > limit * self.read:
             raise InputError(
-                f"{self._folder}: {faulty:,} of {self.read:,} rows are rejected, the share allowed is {limit:g} "
-                f"(max_rejected_share of the data set in the experiment's TOML): mend the rows or raise it.\n{table}"
+                f"{table}\n{self._folder}: {faulty:,} of {self.read:,} rows are rejected, the share allowed is "
+                f"{limit:g} (max_rejected_share of the data set in the experiment's TOML): mend the rows or raise it"
             )

@@ -8,6 +8,7 @@ from essence.report.claims import claim_rows
 from essence.report.findings import findings
 from essence.report.page import statement
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
+from essence.report.rows import RowsView, rows_views
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
 
 
@@ -20,10 +21,19 @@ def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure
         for evaluation in group.evaluations:
             parts += _evaluation_parts(results, group, evaluation)
         parts += [_image(figure) for figure in figures.get(group.key, [])]
+    views = rows_views(results)
+    if views:
+        parts += ["## Training rows", *map(_markdown_rows, views)]
     missing = missing_lines(results)
     if missing:
         parts += ["## Not done", "\n".join(f"- {markdown_text(line)}" for line in missing)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_rows(view: RowsView) -> str:
+    reasons = [f"{row.count:,} {row.fate}: {row.reason}" for row in view.reasons]
+    lines = [f"{markdown_text(view.title)}: [{view.summary}]({view.link})"]
+    return "\n".join([*lines, *(f"- {markdown_text(line)}" for line in (*reasons, *view.contamination))])
 
 
 def markdown_claims(results: Results) -> str:

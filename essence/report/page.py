@@ -14,6 +14,7 @@ from essence.report.claims import claim_rows
 from essence.report.facts import builtin_sources, environment_facts, finished_at, settings_facts, total_wall_s
 from essence.report.findings import COST_NAMES, arm_at, findings
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
+from essence.report.rows import rows_views
 from essence.report.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
 
@@ -63,6 +64,7 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) 
         "progress": _progress(results),
         "columns": COLUMNS,
         "missing": missing_lines(results),
+        "rows": rows_views(results),
         "settings": settings_facts(results),
         "environment": environment_facts(results),
         "finished": finished_at(results),

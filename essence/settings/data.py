@@ -32,6 +32,10 @@ class Source(Record):
     """Full commit of the repository; never a branch."""
     files: list[str] = Field(default_factory=list)
     """Patterns of the files of a repository that are fetched."""
+    rows_wanted: Annotated[int, Field(gt=0)] | None = None
+    """So many first rows of a data set's repository are streamed; None = its files are fetched whole."""
+    columns: list[str] = Field(default_factory=list)
+    """Columns of streamed Parquet files that are fetched; empty = all."""
     path: str | None = None
     """Local folder or file instead of a repository."""
     path_state: str | None = None

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from essence.data.files import is_data_file
 from essence.errors import InputError, PinError
 from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import DownloadSettings, Source
@@ -27,6 +28,8 @@ def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
         results = _make(source, context)
     elif source.path:
         _copy(Path(source.path), folder, context)
+    elif source.rows_wanted:
+        results = _stream(source, folder, context)
     else:
         _fetch(source, folder)
     files = [p for p in folder.rglob("*") if p.is_file()]
@@ -70,24 +73,36 @@ def _fetch(source: Source, folder: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    if not source.commit:
-        raise PinError(f"the pin of {source.kind} '{source.name}' is empty: run `invoke pin` on a machine with network")
+    commit = _commit(source)
     try:
         snapshot_download(
             source.repository,
             repo_type="model" if source.kind == "model" else "dataset",
-            revision=source.commit,
+            revision=commit,
             allow_patterns=source.files,
             local_dir=folder,
         )
     except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{source.kind} '{source.name}': cannot download {source.repository} at {source.commit[:12]}: {reason} "
+            f"{source.kind} '{source.name}': cannot download {source.repository} at {commit[:12]}: {reason} "
             "(run this stage on a machine with network, or give a local path for it with --pins FILE)"
         ) from error
     # Bookkeeping of the download itself: names, times and hosts that are no part of the source.
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _stream(source: Source, folder: Path, context: StageContext) -> dict[str, Any]:
+    from essence.stages.stream import stream_rows
+
+    _commit(source)
+    return stream_rows(source, folder, context)
+
+
+def _commit(source: Source) -> str:
+    if not source.commit:
+        raise PinError(f"the pin of {source.kind} '{source.name}' is empty: run `invoke pin` on a machine with network")
+    return source.commit
 
 
 def _check(source: Source, folder: Path, files: list[Path]) -> None:
@@ -102,7 +117,7 @@ def _check(source: Source, folder: Path, files: list[Path]) -> None:
         absent = [name for name in wanted if not (folder / name).is_file()]
         if absent:
             raise InputError(f"model '{source.name}': {place} lacks {', '.join(absent)}")
-    elif not any(p.suffix in (".parquet", ".jsonl", ".json") for p in files):
+    elif not any(is_data_file(path) for path in files):
         raise InputError(f"{source.kind} '{source.name}': {place} holds no .parquet, .jsonl or .json file")
 
 

@@ -1,0 +1,67 @@
+"""What became of the rows of each data set: kept, rejected, remarkable, with the reasons, from the manifests alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from essence.atomic import read_json
+from essence.data.rejections import rejection_table
+from essence.errors import RecordError
+from essence.report.evidence import StageEvidence
+from essence.report.records import Results
+from essence.store import StageFolder
+
+
+@dataclass(frozen=True)
+class ReasonRow:
+    """One reason and how many rows it concerns."""
+
+    reason: str
+    fate: str
+    """`rejected`, or `kept`."""
+    count: int
+
+
+@dataclass(frozen=True)
+class RowsView:
+    """One tokenized data set, as the report shows it."""
+
+    title: str
+    link: str
+    summary: str
+    reasons: tuple[ReasonRow, ...]
+    contamination: tuple[str, ...]
+
+
+def rows_lines(folder: StageFolder) -> list[str]:
+    """The table of a finished tokenize stage as lines for a terminal; nothing for any other."""
+    try:
+        results = read_json(folder.manifest)["results"]
+        lines = rejection_table(results) if "rejections" in results else []
+        return [*lines, f"  examples: {folder.output / 'rejections.json'}"] if len(lines) > 1 else lines
+    except (RecordError, KeyError):
+        return []
+
+
+def rows_views(results: Results) -> list[RowsView]:
+    """One for each tokenized data set of an experiment."""
+    done = (stage for stage in results.stages if stage.stage == "tokenize" and stage.state == "done")
+    return [_view(stage) for stage in done if stage.look("results", "rejections") is not None]
+
+
+def _view(stage: StageEvidence) -> RowsView:
+    found = stage.look("results")
+    reasons = tuple(
+        ReasonRow(reason, fate, int(entry["count"]))
+        for fate, group in (("rejected", "rejections"), ("kept", "remarks"))
+        for reason, entry in found.get(group, {}).items()
+    )
+    return RowsView(stage.title, stage.link, rejection_table(found)[0], reasons, tuple(_contamination(stage)))
+
+
+def _contamination(stage: StageEvidence) -> Iterator[str]:
+    """A sentence a benchmark, a count of zero included."""
+    for name, found in (stage.look("results", "contamination") or {}).items():
+        yield (
+            f"{name} ({found['problems']:,} problems): {found['exact']:,} questions repeat one, "
+            f"{found['overlap']:,} overlap with one, {found['formulaic']:,} share a formula only"
+        )
