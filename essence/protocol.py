@@ -32,6 +32,9 @@ class Protocol:
     """Trap 18: markers with other newlines around them are not replaced."""
     faulty_rows: Literal["keep", "reject"]
     """Trap 19: rows that the chat template garbles, or that repeat another, are trained on."""
+    may_stop_loops: bool
+    """Not a trap: the released code lets a completion that repeats itself run to the cap, so `stop_loops` is for the
+    corrected protocol alone."""
     evaluated_checkpoints: tuple[Literal["best", "last"], ...]
     """Trap 8: the corrected protocol reports the last checkpoint beside the selected one."""
 
@@ -47,6 +50,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         cot_includes_next_token=True,
         markers="exact",
         faulty_rows="keep",
+        may_stop_loops=False,
         evaluated_checkpoints=("best",),
     ),
     "corrected": Protocol(
@@ -59,6 +63,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         cot_includes_next_token=False,
         markers="lenient",
         faulty_rows="reject",
+        may_stop_loops=True,
         evaluated_checkpoints=("best", "last"),
     ),
 }

@@ -175,7 +175,7 @@ def leaves(tables: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str
 
 def changed(value: Any) -> Any:
     """Another value of the same kind."""
-    words = {"student": "teacher", "bfloat16": "float32", "math-verify": "math-verify"}
+    words = {"student": "teacher", "bfloat16": "float32", "math-verify": "math-verify", "vllm": "transformers"}
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):

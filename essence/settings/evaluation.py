@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from essence.settings.base import Record
 
@@ -23,6 +23,8 @@ class SamplingSettings(Record):
     """How completions are sampled."""
 
     samples: Annotated[int, Field(gt=0)]
+    decoder: Literal["transformers", "vllm"]
+    """What turns requests into completions; another one rounds otherwise and draws other random numbers."""
     temperature: Annotated[float, Field(ge=0.0)]
     """0 = greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -31,7 +33,20 @@ class SamplingSettings(Record):
     """Prompt and completion together."""
     dtype: Literal["float32", "bfloat16"]
     batch_sequences: Annotated[int, Field(gt=0)]
-    """Sequences decoded together; part of the result, since rounding depends on the batch."""
+    """Sequences decoded together; part of the result, since rounding depends on the batch. With vLLM the most that
+    may be under way: its memory may allow fewer."""
+    loop_tokens: Annotated[int, Field(gt=1)]
+    """A completion loops where so many tokens in a row are one block of tokens again and again ..."""
+    loop_repeats: Annotated[int, Field(gt=1)]
+    """... that fits in them at least so often."""
+    stop_loops: bool
+    """End a completion where it has begun to loop, and count it; otherwise it goes on to its end and is counted."""
+
+    @model_validator(mode="after")
+    def block_of_a_token(self) -> "SamplingSettings":
+        if self.loop_repeats > self.loop_tokens:
+            raise ValueError(f"loop_repeats = {self.loop_repeats} must be at most loop_tokens = {self.loop_tokens}")
+        return self
 
 
 class GenerateSettings(SamplingSettings):

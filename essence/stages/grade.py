@@ -120,6 +120,6 @@ def _results(
         "method": estimate.method,
         "per_problem": [{"problem": id, "correct": sum(marks), "samples": len(marks)} for id, marks in correct.items()],
         "statuses": {status: statuses[status] for status in ("graded", "no answer", "timeout")},
-        "finish_reasons": {reason: reasons[reason] for reason in ("stop", "length")},
+        "finish_reasons": {reason: reasons[reason] for reason in ("stop", "length", "loop")},
         "mean_completion_tokens": sum(sample["tokens"] for sample in samples) / len(samples),
     }
