@@ -124,7 +124,10 @@ def reproduce(_, name, only=None, engine="local", flavour=None, pins=None, runs=
         _end(start(words, whole=True, dry_run=dry_run, as_json=json, console=console))
 
 
-@task(help=_help(*MATRIX_WORDS), auto_shortflags=False)
+@task(
+    help={**_help(*MATRIX_WORDS), "costs": "instead, computed time, memory and FLOPs at LSP 0.1 to 1.0 for each pair"},
+    auto_shortflags=False,
+)
 def plan(
     _,
     experiment=None,
@@ -140,14 +143,16 @@ def plan(
     pins=None,
     runs=None,
     json=False,
+    costs=False,
 ):
     """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
+    from essence.commands.costs import print_costs
     from essence.commands.plan import print_plan
     from essence.commands.selection import Words
 
     words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, None, engine, flavour, pins, runs)
     with _console() as console:
-        _end(print_plan(words, json, console))
+        _end((print_costs if costs else print_plan)(words, json, console))
 
 
 @task(help=_help("experiment", "runs", "json"), auto_shortflags=False)

@@ -73,8 +73,8 @@ def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirecto
     settings = train_settings(plan.cell, loaded.experiment)
     row, measured = _mean_row(plan, loaded, run_directory)
     row_tokens = float(row.lengths[0]) if row else None
-    student = _architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
-    teacher = _architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory)
+    student = architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
+    teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory)
     kept = tokens_read(row, settings.view) if row else None
     rows = _rows(settings, kept)
     flops = _training_flops(settings, student, teacher, kept, row, rows)
@@ -101,7 +101,7 @@ def download_gib(plans: list[CellPlan], loaded: LoadedExperiment, run_directory:
         for name, stage in ((p.cell.student, p.stages["student"]), (p.cell.teacher, p.stages["teacher"]))
     }
     left = [(name, stage) for name, stage in names if not run_directory.stage(stage).done]
-    models = [_architecture(name, stage, loaded, run_directory) for name, stage in left]
+    models = [architecture(name, stage, loaded, run_directory) for name, stage in left]
     return sum(2 * model.parameters for model in models if model) / GIB
 
 
@@ -134,7 +134,7 @@ def _row(prompt: int, thought: int, answer: int) -> Bounds:
     return Bounds.of(prompt + thought + answer, prompt, prompt + thought - 1)
 
 
-def _architecture(name: str, stage: str, loaded: LoadedExperiment, run_directory: RunDirectory) -> Architecture | None:
+def architecture(name: str, stage: str, loaded: LoadedExperiment, run_directory: RunDirectory) -> Architecture | None:
     """From the model that is here, from a local folder, or as the catalogue tells."""
     folder, pin = run_directory.stage(stage), loaded.catalogue.models[name]
     try:

@@ -29,6 +29,8 @@ from essence.source import source_sha256
 from essence.store import stage_id
 
 ModelFolder = Literal["model", "best", "last"]
+VLLM_LOCK = "vllm_lock_sha256"
+"""What an engine without images calls the lock of the layer that holds vLLM; an image holds it in any case."""
 ONLY: dict[str, tuple[StageName, ...]] = {
     "download": ("download",),
     "tokenize": ("tokenize",),
@@ -148,6 +150,13 @@ def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
     return "eval" if stage in ("generate", "grade") else "train"
 
 
+def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str]:
+    """Without the lock of vLLM for a stage that does not use it: installing vLLM makes nothing anew."""
+    if isinstance(settings, GenerateSettings) and settings.decoder == "vllm":
+        return environment
+    return {name: value for name, value in environment.items() if name != VLLM_LOCK}
+
+
 def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environment, baselines: bool) -> Plan:
     """The plan for some cells of an experiment, with or without the untrained models beside them."""
     planner = _Planner(loaded, environment)
@@ -174,7 +183,7 @@ class _Planner:
     def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
         """A stage by its key; the second cell that needs it finds it here."""
         runs_in = environment_of(stage, settings)
-        environment, source = self.environment(runs_in), source_sha256(stage)
+        environment, source = _that_counts(self.environment(runs_in), settings), source_sha256(stage)
         if isinstance(settings, DownloadSettings) and not settings.source.builtin:
             # What a commit or a folder holds depends on neither: a new lock does not fetch 16 GB again.
             environment, source = {}, ""
@@ -238,17 +247,17 @@ class _Planner:
     def evaluation(
         self, benchmark: str, model: str, folder: ModelFolder, protocol: ProtocolName, seed: int, of: str
     ) -> EvaluationPlan:
-        section, grading = self.loaded.experiment.evaluation, self.loaded.experiment.grading
-        pin = self.loaded.catalogue.benchmarks[benchmark]
+        section, pin = self.loaded.experiment.evaluation, self.loaded.catalogue.benchmarks[benchmark]
         problems = self.download("benchmark", benchmark)
         asked = BenchmarkSettings(
             name=benchmark,
             problem_field=pin.problem_field,
             answer_field=pin.answer_field,
-            answer_type=pin.answer_type,
             prompt=pin.prompt,
             problems=section.problems,
         )
+        may_stop = PROTOCOLS[protocol].may_stop_loops
+        sampling = {**part(section, SamplingSettings), "stop_loops": section.stop_loops and may_stop}
         generate = self.add(
             "generate",
             f"generate {benchmark} avg@{section.samples} with {of} ({folder})",
@@ -257,19 +266,14 @@ class _Planner:
                 model_folder=folder,
                 stop_at_turn_end=PROTOCOLS[protocol].stop_at_turn_end,
                 seed=resolve_seed(section.seed, seed),
-                **part(section, SamplingSettings),
+                **sampling,
             ),
             {"model": model, "problems": problems},
         )
         grade = self.add(
             "grade",
             f"grade {benchmark} avg@{section.samples} of {of} ({folder})",
-            GradeSettings(
-                benchmark=asked,
-                samples=section.samples,
-                grader=PROTOCOLS[protocol].grader if grading.grader == "protocol" else grading.grader,
-                **part(grading, GradingSettings),
-            ),
+            GradeSettings(benchmark=asked, **part(self.loaded.experiment.grading, GradingSettings)),
             {"samples": generate, "problems": problems},
         )
         return EvaluationPlan(benchmark, section.samples, folder, generate, grade)

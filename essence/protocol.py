@@ -7,7 +7,7 @@ protocol it runs under: the fields travel as named settings in every spec and ma
 from dataclasses import dataclass
 from typing import Literal
 
-from essence.settings import GraderName, ProtocolName
+from essence.settings import ProtocolName
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Protocol:
     """Trap 18: markers with other newlines around them are not replaced."""
     faulty_rows: Literal["keep", "reject"]
     """Trap 19: rows that the chat template garbles, or that repeat another, are trained on."""
-    grader: GraderName
-    """Trap 19: lighteval's own copy of math-verify reads some answers otherwise."""
+    may_stop_loops: bool
+    """Not a trap: the released code lets a completion that repeats itself run to the cap, so `stop_loops` is for the
+    corrected protocol alone."""
     evaluated_checkpoints: tuple[Literal["best", "last"], ...]
     """Trap 8: the corrected protocol reports the last checkpoint beside the selected one."""
 
@@ -49,7 +50,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         cot_includes_next_token=True,
         markers="exact",
         faulty_rows="keep",
-        grader="lighteval-0.10",
+        may_stop_loops=False,
         evaluated_checkpoints=("best",),
     ),
     "corrected": Protocol(
@@ -62,7 +63,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         cot_includes_next_token=False,
         markers="lenient",
         faulty_rows="reject",
-        grader="math-verify",
+        may_stop_loops=True,
         evaluated_checkpoints=("best", "last"),
     ),
 }

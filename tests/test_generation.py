@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,105 +12,32 @@ import pytest
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import torch
+from sampling import PROBLEMS, byte_tokenizer, context, make_inputs, samples, settings
 from some_resources import some_resources
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from essence.errors import InputError, StageError
 from essence.scoring.benchmarks import Problem
-from essence.scoring.generation import (
-    TransformersDecoder,
-    choose_tokens,
+from essence.scoring.decoders import DecodeSettings
+from essence.scoring.decoders.transformers import TransformersDecoder, choose_tokens
+from essence.scoring.generation import Recorder
+from essence.scoring.loops import LoopRule
+from essence.scoring.requests import (
+    Completion,
+    Prompt,
+    Request,
     plan_requests,
     render_prompts,
     sample_seed,
     stop_token_ids,
 )
-from essence.settings import BenchmarkSettings, GenerateSettings
 from essence.stages import generate
-from essence.stages.context import Progress, StageContext, Stopped, StopRequest
-
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-MARKERS = ["<think>", "</think>"]
-PROBLEMS = [f"{'What is ' * (1 + i % 3)}{i} + {i}?" for i in range(5)]
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.add_tokens(MARKERS)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", chat_template=TEMPLATE
-    )
+from essence.stages.context import Stopped
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Outputs of a download of a random model and of one of a benchmark."""
-    folder = tmp_path_factory.mktemp("inputs")
-    tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        initializer_range=0.2,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder / "model" / "model")
-    tokenizer.save_pretrained(folder / "model" / "model")
-    (folder / "problems" / "problems").mkdir(parents=True)
-    rows = [{"problem": text, "answer": 2 * i} for i, text in enumerate(PROBLEMS)]
-    (folder / "problems" / "problems" / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {"model": folder / "model", "problems": folder / "problems"}
-
-
-def settings(**changes: Any) -> GenerateSettings:
-    values: dict[str, Any] = {
-        "benchmark": BenchmarkSettings(
-            name="sums",
-            problem_field="problem",
-            answer_field="answer",
-            answer_type="integer",
-            prompt="Solve: {problem}",
-            problems=None,
-        ),
-        "model_folder": "model",
-        "samples": 4,
-        "temperature": 1.0,
-        "top_p": 0.95,
-        "max_new_tokens": 24,
-        "max_model_tokens": 256,
-        "stop_at_turn_end": True,
-        "dtype": "float32",
-        "seed": 7,
-        "batch_sequences": 6,
-    }
-    return GenerateSettings(**(values | changes))
-
-
-def context(folder: Path, inputs: dict[str, Path]) -> StageContext:
-    partial = folder / "partial"
-    partial.mkdir(parents=True, exist_ok=True)
-    resources = some_resources(threads=1, micro_batch_rows=1, micro_batch_tokens=64, checkpoint_every_s=0)
-    return StageContext(partial, inputs, resources, Progress(folder / "progress.json"), StopRequest())
-
-
-def samples(folder: Path) -> list[dict[str, Any]]:
-    """Lines of samples.jsonl without the time they took."""
-    lines = (folder / "partial" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +100,11 @@ def test_greedy_is_that_of_transformers(inputs: dict[str, Path]) -> None:
     tokenizer, model = generate.load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     problems = [Problem(str(i), text, "0") for i, text in enumerate(PROBLEMS)]
     prompts = render_prompts(tokenizer, problems, "{problem}")
-    requests = plan_requests(prompts, settings(samples=1, temperature=0.0))
-    stop_ids = stop_token_ids(model, tokenizer, True)
-    ours = TransformersDecoder(model, stop_ids, temperature=0.0, top_p=1.0)(requests)
+    asked = settings(samples=1, temperature=0.0)
+    requests = plan_requests(prompts, asked)
+    stop_ids = stop_token_ids(folder, tokenizer, True)
+    told = DecodeSettings(folder, tuple(stop_ids), asked, some_resources())
+    ours = TransformersDecoder(told).decode(requests)
     for prompt, completion in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt.token_ids])
         theirs = model.generate(ids, do_sample=False, max_new_tokens=24, eos_token_id=stop_ids, pad_token_id=0)
@@ -203,8 +133,9 @@ def test_think_markers_are_kept_and_the_template_is_used() -> None:
 
 def test_stop_ids_as_released(inputs: dict[str, Path]) -> None:
     folder = inputs["model"] / "model"
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert stop_token_ids(model, byte_tokenizer(), False) == [256]
+    assert stop_token_ids(folder, byte_tokenizer(), False) == [256]
+    assert stop_token_ids(folder, byte_tokenizer(), True) == [256, 258]
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == 256
 
 
 def test_refusals(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -220,3 +151,59 @@ def test_samples_of_another_declaration_fail(inputs: dict[str, Path], undisturbe
     (surroundings.partial / "samples.jsonl").write_bytes(whole)
     with pytest.raises(StageError, match="declared: 15"):
         generate.run(settings(samples=3), surroundings)
+
+
+def test_a_model_with_fewer_positions_than_asked_for_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"max_model_tokens is 40000, but .* has 32768 positions"):
+        generate.run(settings(max_model_tokens=40_000), context(tmp_path, inputs))
+
+
+def test_what_is_complete_loads_no_model(inputs: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
+    surroundings = context(tmp_path, inputs)
+    whole = (undisturbed / "partial" / "samples.jsonl").read_bytes()
+    (surroundings.partial / "samples.jsonl").write_bytes(whole)
+    folder = tmp_path / "model" / "model"
+    shutil.copytree(inputs["model"] / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    surroundings.inputs["model"] = folder.parent
+    assert generate.run(settings(), surroundings).results["samples"] == 20
+
+
+def test_lines_end_up_in_the_order_of_the_requests(inputs: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
+    """A decoder that finishes the short ones first writes them first."""
+    surroundings = context(tmp_path, inputs)
+    lines = (undisturbed / "partial" / "samples.jsonl").read_bytes().splitlines(keepends=True)
+    (surroundings.partial / "samples.jsonl").write_bytes(b"".join(reversed(lines)))
+    generate.run(settings(), surroundings)
+    assert samples(tmp_path) == samples(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokens": 25}, ["25 tokens", "at most 24 tokens"]),
+        ({"stop_token": 7}, ["stop token 7", r"stop tokens [256, 258]"]),
+        ({"seed": 1}, ["'seed': 1"]),
+        ({"prompt_sha256": "0" * 64}, ["'prompt_sha256': '0000"]),
+    ],
+)
+def test_a_sample_that_is_not_as_declared_fails_the_stage(
+    inputs: dict[str, Path], undisturbed: Path, tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    surroundings = context(tmp_path, inputs)
+    lines = (undisturbed / "partial" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), **changes})
+    (surroundings.partial / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(StageError) as raised:
+        generate.run(settings(), surroundings)
+    assert "\n" not in str(raised.value)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_completion_that_ended_for_another_reason_is_not_written(inputs: dict[str, Path]) -> None:
+    record = Recorder(byte_tokenizer(), [256], LoopRule(tokens=12, repeats=4, cut=False))
+    request = Request(Prompt("p", "text", (1, 2)), sample=0, seed=1, max_new_tokens=3)
+    assert record(request, Completion([5, 256], "stop", 0.1))["completion"] == byte_tokenizer().decode([5])
+    for ids, reason in (([5, 6], "stop"), ([5, 6], "length"), ([5, 6, 7, 8], "length"), ([5, 5], "loop")):
+        with pytest.raises(StageError, match=f"Sample 0 of problem p ended with reason {reason}"):
+            record(request, Completion(ids, reason, 0.1))

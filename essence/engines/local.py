@@ -12,9 +12,9 @@ from pathlib import Path
 import essence
 from essence.engines.contract import Ending
 from essence.engines.surroundings import Surroundings
-from essence.plan import PlannedStage
-from essence.record.environment import lock_sha256
-from essence.settings import EnvironmentName
+from essence.plan import VLLM_LOCK, PlannedStage
+from essence.record.environment import layer_lock_sha256, lock_sha256, vllm_version
+from essence.settings import EnvironmentName, GenerateSettings
 
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
@@ -26,9 +26,9 @@ class LocalEngine:
     name = "local"
 
     def environment(self, name: EnvironmentName) -> dict[str, str]:
-        """All stages run in one environment here: its lock is its identity."""
-        del name
-        return {"lock_sha256": lock_sha256()}
+        """All stages run in one environment here: its lock is its identity, and that of the layer with vLLM."""
+        vllm = layer_lock_sha256("vllm") if name == "eval" else None
+        return {"lock_sha256": lock_sha256(), **({VLLM_LOCK: vllm} if vllm else {})}
 
     def image(self, name: EnvironmentName) -> dict[str, str | None]:
         """No image here."""
@@ -36,7 +36,10 @@ class LocalEngine:
         return {"engine": self.name, "engine_version": None, "digest": None, "base_digest": None, "sif_sha256": None}
 
     def check(self, stages: list[PlannedStage]) -> None:
-        """Nothing is needed but the environment that runs this."""
+        """MachineError when a stage generates with vLLM, which this environment lacks."""
+        for stage in stages:
+            if isinstance(stage.settings, GenerateSettings) and stage.settings.decoder == "vllm":
+                vllm_version()
 
     def render(self, surroundings: Surroundings) -> str:
         """The command line with the variables that matter."""

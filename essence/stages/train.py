@@ -6,16 +6,17 @@ that can be wrong with the inputs is looked for before the first step.
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from essence.distill import cost
+from essence.distill import cost, preflight
 from essence.distill.checkpoint import load_weights
 from essence.distill.devices import MFU_FORMULA, model_flops_utilization, peak_of_device
 from essence.distill.distiller import COMPUTE_DTYPES
+from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load
 from essence.distill.models import (
     check_model_files,
     check_pair,
@@ -61,6 +62,7 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
         Stopped: asked for; a checkpoint is in `scratch/`.
     """
     setup = prepare(settings, context)
+    findings = look_first(settings, context, setup)
     student = load_model(setup.student, torch.float32, setup.device)
     teacher = load_teacher(setup.teacher, settings, setup.device) if setup.teacher else None
     result = train(
@@ -79,7 +81,33 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
     )
     write_output(student, result, context.partial, setup.student)
     write_events(context.scratch / "trackers" / "tensorboard", context.partial / "tensorboard")
-    return outcome(settings, context.resources, setup, result)
+    done = outcome(settings, context.resources, setup, result)
+    return replace(done, executed={**done.executed, "preflight": findings})
+
+
+def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> dict[str, Any]:
+    """What can be known without a model: whether the memory will do, and that the rows are those of before."""
+    resources, training = context.resources, setup.rows.training.examples
+    load = Load(
+        student=cost.Architecture.from_config(setup.student_config),
+        teacher=cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None,
+        compute_dtype=settings.compute_dtype,
+        activation_checkpointing=settings.activation_checkpointing,
+        packed=settings.packing,
+        positions=0,
+        labels=0,
+        loss_bytes_per_logit=PLAIN_BYTES_PER_LOGIT,
+        loss_bytes=0,
+        parallel="single",
+        devices=1,
+        teacher_placement="replicated",
+    )
+    multiple = settings.pad_to_multiple
+    largest = preflight.largest_pass(training, settings.optimizer.batch_rows, settings.packing, multiple, resources)
+    return {
+        "memory": preflight.check_memory(load, largest, multiple, setup.device),
+        "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
+    }
 
 
 def load_teacher(folder: Path, settings: TrainSettings, device: torch.device) -> TeacherStates:

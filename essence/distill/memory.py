@@ -1,0 +1,171 @@
+"""What a training holds in memory on paper: static bytes, and dynamic ones, which grow with the tokens read.
+
+Static, in bytes a parameter: the student's weight 4, gradient 4, AdamW moments 8 and under bfloat16 a copy of 2; the
+teacher 2 or 4. ZeRO-2 divides gradients and moments by the number of devices, ZeRO-3 the weights too and then gathers
+two layers and the embeddings of each model.
+
+Dynamic is the larger of two moments: the teacher reading, and the student between its forward and its backward pass.
+What autograd keeps of a layer was counted tensor by tensor (`tests/test_memory.py` counts again), a token:
+
+```
+bfloat16: 26 hidden + 10 query + 10 key + 8 intermediate + 8 heads + 4 kv_heads + 8
+float32:  24 hidden + 16 query + 16 key + 16 intermediate + 8 heads + 4 kv_heads + 8
+packed:   + one more copy of what attention returns
+```
+
+with query = heads * head_dim and key = kv_heads * head_dim. Checkpointing keeps a layer's input (float32) and one layer
+in full. Host and stages both use this, so it is plain Python.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from essence.distill.cost import Architecture
+
+Parallel = Literal["single", "ddp", "zero2", "zero3"]
+TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
+
+Dtype = Literal["float32", "bfloat16"]
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+FLOAT32_BYTES = 4
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8
+PLAIN_BYTES_PER_LOGIT = 29
+"""Peak of the plain loss, forward and backward, in bytes a label and vocabulary entry, counted."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one device is given to hold."""
+
+    student: Architecture
+    teacher: Architecture | None
+    compute_dtype: Dtype
+    activation_checkpointing: bool
+    packed: bool
+    positions: int
+    """Tokens and padding of the largest forward pass."""
+    labels: int
+    """Supervised tokens in it."""
+    loss_bytes_per_logit: float
+    """Peak of the loss in bytes a label and vocabulary entry; less than `PLAIN_BYTES_PER_LOGIT` where in chunks."""
+    loss_bytes: int
+    """What the loss takes whatever the number of labels."""
+    parallel: Parallel
+    devices: int
+    teacher_placement: TeacherPlacement
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the peak."""
+
+    static: int
+    dynamic: int
+
+    @property
+    def total(self) -> int:
+        return self.static + self.dynamic
+
+
+def estimate_memory(load: Load) -> Memory:
+    """Static and dynamic memory of a training on each of its devices."""
+    return Memory(_student_static(load) + _teacher_static(load), max(_teacher_reading(load), _student_step(load)))
+
+
+def _student_static(load: Load) -> int:
+    student, parameters = load.student, load.student.parameters
+    shared = load.devices if load.parallel in ("zero2", "zero3") else 1
+    held = parameters * (GRADIENT_BYTES + MOMENT_BYTES) / shared
+    copy = BYTES[load.compute_dtype] if load.compute_dtype == "bfloat16" else 0
+    if load.parallel == "zero3" and load.devices > 1:
+        gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
+        return round(held + parameters * FLOAT32_BYTES / shared + BYTES[load.compute_dtype] * gathered)
+    return round(held + parameters * (FLOAT32_BYTES + copy))
+
+
+def _teacher_static(load: Load) -> int:
+    teacher, size = load.teacher, BYTES[load.compute_dtype]
+    if teacher is None:
+        return 0
+    gathered = 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
+    if load.teacher_placement == "sharded" and load.devices > 1:
+        return round(size * (teacher.parameters / load.devices + gathered))
+    return round(size * gathered) if load.teacher_placement == "offloaded" else size * teacher.parameters
+
+
+def _teacher_reading(load: Load) -> int:
+    """One layer's largest moment: the residual, its norm, and the three intermediates of the feed-forward layer."""
+    if load.teacher is None:
+        return 0
+    return load.positions * BYTES[load.compute_dtype] * (3 * load.teacher.hidden + 3 * load.teacher.intermediate)
+
+
+def _student_step(load: Load) -> int:
+    """At the loss everything between is held; with checkpointing the last layer's backward pass may hold more."""
+    student = load.student
+    layer = layer_bytes_per_token(student, load.compute_dtype, load.packed)
+    ends = 3 * FLOAT32_BYTES * student.hidden  # input of the final norm, the same normalised, last states
+    taught = BYTES[load.compute_dtype] * load.teacher.hidden if load.teacher else 0
+    logits = load.loss_bytes_per_logit * student.vocabulary
+    states = 2 * FLOAT32_BYTES * student.hidden + taught  # at the labels: the student's, their gradient, the teacher's
+    at_loss = load.positions * ends + load.labels * (logits + states) + load.loss_bytes
+    if not load.activation_checkpointing:
+        return round(load.positions * student.layers * layer + at_loss)
+    gradients = 2 * BYTES[load.compute_dtype] * student.intermediate + FLOAT32_BYTES * student.hidden
+    inputs = student.layers * FLOAT32_BYTES * student.hidden
+    return round(load.positions * inputs + max(at_loss, load.positions * (layer + gradients)))
+
+
+def layer_bytes_per_token(model: Architecture, compute_dtype: Dtype, packed: bool) -> int:
+    """What autograd keeps of one layer for its backward pass, in bytes a token; formula above."""
+    query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    small = 8 * model.heads + 4 * model.kv_heads + 8
+    if compute_dtype == "bfloat16":
+        return 26 * model.hidden + (12 if packed else 10) * query + 10 * key + 8 * model.intermediate + small
+    return 24 * model.hidden + (20 if packed else 16) * query + 16 * key + 16 * model.intermediate + small
+
+
+def smallest_change(load: Load, limit: int, longest_row: int, multiple: int) -> str | None:
+    """Settings that bring a training under `limit` bytes a device, the least change first; None where none does.
+
+    Args:
+        load: what does not fit.
+        limit: bytes of the device that may be used.
+        longest_row: tokens; a forward pass cannot have fewer positions.
+        multiple: of which the positions are one.
+    """
+    checkpointed = replace(load, activation_checkpointing=True)
+    if not load.activation_checkpointing and estimate_memory(checkpointed).total <= limit:
+        return "activation_checkpointing = true"
+    for saving, words in ((load, ""), (checkpointed, "activation_checkpointing = true and ")):
+        if tokens := _most_positions(saving, limit, longest_row, multiple):
+            return f"{words}micro_batch_tokens = {tokens}"
+    for devices in (2, 4, 8, 16, 32):
+        for parallel in ("zero2", "zero3"):
+            if devices <= load.devices and parallel == load.parallel:
+                continue
+            placement: TeacherPlacement = "sharded" if parallel == "zero3" else load.teacher_placement
+            shared = replace(
+                checkpointed,
+                parallel=parallel,
+                devices=devices,
+                teacher_placement=placement,
+                positions=min(load.positions, -(-longest_row // multiple) * multiple),
+                labels=min(load.labels, longest_row),
+            )
+            if devices >= load.devices and estimate_memory(shared).total <= limit:
+                return (
+                    f"parallel = '{parallel}' on {devices} GPUs with teacher_placement = '{placement}', "
+                    f"activation_checkpointing = true and micro_batch_tokens = {shared.positions}"
+                )
+    return None
+
+
+def _most_positions(load: Load, limit: int, longest_row: int, multiple: int) -> int | None:
+    """The largest forward pass that fits, at least `longest_row` and below the present one; None where none does."""
+    share = load.labels / max(1, load.positions)
+    for positions in range(load.positions // multiple * multiple, longest_row - 1, -multiple):
+        smaller = replace(load, positions=positions, labels=round(positions * share))
+        if positions < load.positions and estimate_memory(smaller).total <= limit:
+            return positions
+    return None

@@ -1,0 +1,107 @@
+"""What is looked at before the first step, so that what would fail after an hour fails in the first minute.
+
+- *memory*: the estimate of `essence/distill/memory.py` for the largest forward pass of this training against the memory
+  of the device; what does not fit is refused with the smallest change that would;
+- *data*: the fingerprint of the rows equals the one that an earlier attempt wrote down.
+
+That the loss is finite the loop itself looks at in every step, the first included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from essence.atomic import read_json, write_json
+from essence.distill import packing
+from essence.distill.devices import GIB, memory_bytes
+from essence.distill.memory import Load, estimate_memory, smallest_change
+from essence.distill.sequence import Example, fingerprint
+from essence.errors import InputError, MachineError
+from essence.settings import Resources
+
+USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
+"""Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
+RECORD = "preflight.json"
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest forward pass of a training."""
+
+    positions: int
+    labels: int
+    longest_row: int
+    """Tokens of the longest row."""
+
+
+def largest_pass(
+    examples: Sequence[Example], batch_rows: int, packed: bool, multiple: int, resources: Resources
+) -> Largest:
+    """Share out the rows of every step as the training will, and take the largest number of positions and of labels."""
+    positions = labels = 0
+    for first in range(0, len(examples), batch_rows):
+        rows = examples[first : first + batch_rows]
+        lengths = [row.input_ids.size for row in rows]
+        for share in packing.micro_batches(lengths, packed, multiple, resources):
+            positions = max(positions, packing.shape(lengths, share, packed, multiple).positions)
+            labels = max(labels, sum(int(rows[index].supervised.sum()) for index in share))
+    return Largest(positions, labels, max(row.input_ids.size for row in examples))
+
+
+def check_memory(load: Load, largest: Largest, multiple: int, device: torch.device) -> dict[str, Any]:
+    """The manifest's words on memory.
+
+    Args:
+        load: what a device is given; `positions` and `labels` are taken from `largest`.
+        largest: the largest forward pass.
+        multiple: sequence lengths are padded to a multiple of this.
+        device: whose memory it is; processes on a CPU share the machine's.
+
+    Raises:
+        MachineError: the estimate is above the usable share of the device's memory; names the smallest change.
+    """
+    load = replace(load, positions=largest.positions, labels=largest.labels)
+    sharers = load.devices if device.type == "cpu" else 1
+    memory, there = estimate_memory(load), memory_bytes(device) // sharers
+    usable = int(there * USABLE_SHARE[device.type])
+    if memory.total > usable:
+        change = smallest_change(load, usable, largest.longest_row, multiple)
+        cure = f"set {change}" if change else "use a device with more memory or a smaller model"
+        raise MachineError(
+            f"this training needs about {memory.total / GIB:.1f} GiB on each device ({memory.static / GIB:.1f} "
+            f"whatever the length, {memory.dynamic / GIB:.1f} for {load.positions} positions), but of "
+            f"{there / GIB:.1f} GiB {usable / GIB:.1f} can be used: {cure}"
+        )
+    return {
+        "static_bytes": memory.static,
+        "dynamic_bytes": memory.dynamic,
+        "device_bytes": there,
+        "usable_bytes": usable,
+        "largest_positions": load.positions,
+        "largest_labels": load.labels,
+        "longest_row": largest.longest_row,
+    }
+
+
+def check_data(work: Path, training: Sequence[Example], validation: Sequence[Example]) -> dict[str, Any]:
+    """Compare the rows with those of an earlier attempt under `work`, or write their fingerprints down.
+
+    Raises:
+        InputError: they differ: the tokens were changed between two attempts.
+    """
+    found = {"train_sha256": fingerprint(training), "validation_sha256": fingerprint(validation)}
+    path = work / RECORD
+    earlier = read_json(path) if path.is_file() else None
+    for name, value in found.items():
+        if earlier is not None and earlier[name] != value:
+            raise InputError(
+                f"{path}: {name} was {earlier[name][:16]} in an earlier attempt and is {value[:16]} now: the tokens "
+                "were changed in between; remove this stage's folder to start it anew"
+            )
+    if earlier is None:
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(path, found)
+    return {**found, "equals_earlier_attempt": None if earlier is None else True}
