@@ -115,9 +115,22 @@ class SyntheticRun:
             "name": name, "dataset": self.dataset, "teacher": self.teacher, "student": self.student, "lsp": lsp,
             "span": span, "sections": "p+cot+a", "protocol": self.protocol, "seed": seed,
             "train_rows": None, "token_budget": None,
-            "stages": {"tokenize": self._download(self.dataset), "train": train, **downloads},
+            "stages": {"tokenize": self._tokenize(self.dataset), "train": train, **downloads},
             "evaluations": [self._evaluation(name + span, c, accuracy, seed, lsp) for c in self.checkpoints],
         }  # fmt: skip
+
+    def _tokenize(self, name: str) -> str:
+        self._download(name)
+        identifier = stage_id("tokenize", name)
+        example = {"position": 7, "row": "{}"}
+        results = {
+            "rows_read": 4001, "rows_kept": 4000, "tokens": 500_000,
+            "rejections": {"thought never closed": {"count": 1, "examples": [example]}},
+            "remarks": {"empty <answer>": {"count": 1234, "examples": [example]}},
+            "contamination": {"sums": {"problems": 60, "exact": 2, "overlap": 0, "formulaic": 1, "examples": []}},
+        }  # fmt: skip
+        self._stage(identifier, "tokenize", f"tokenize {name}", {}, results=results)
+        return identifier
 
     def _download(self, name: str) -> str:
         identifier = stage_id("download", name)

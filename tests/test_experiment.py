@@ -154,6 +154,29 @@ def test_a_pins_file_replaces_the_origin_and_nothing_else(tmp_path: Path) -> Non
     assert pin.path == str(tmp_path / "rows") and pin.repository is None and pin.format == "conversations"
 
 
+def test_a_local_path_instead_of_a_streamed_repository(tmp_path: Path) -> None:
+    """The number of rows and the columns are said of the repository, not of the rows on this machine."""
+    assert load("synthetic1").catalogue.datasets["synthetic1"].rows_wanted == 100_000
+    pins = tmp_path / "pins.toml"
+    pins.write_text('[datasets.synthetic1]\npath = "rows.jsonl"\n', encoding="utf-8")
+    pin = load("synthetic1", pins).catalogue.datasets["synthetic1"]
+    assert (pin.rows_wanted, pin.columns) == (None, [])
+    pins.write_text('[datasets.synthetic1]\npath = "rows.jsonl"\nrows_wanted = 5\n', encoding="utf-8")
+    with pytest.raises(ExperimentError, match="rows_wanted says how much of a repository is streamed"):
+        load("synthetic1", pins)
+    pins.write_text('[datasets.bespoke]\ncolumns = ["x"]\n', encoding="utf-8")
+    with pytest.raises(ExperimentError, match="needs rows_wanted"):
+        load("bespoke", pins)
+
+
+def test_the_number_of_streamed_rows_is_part_of_the_key(tmp_path: Path) -> None:
+    pins = tmp_path / "pins.toml"
+    pins.write_text("[datasets.nemotron]\nrows_wanted = 5\n", encoding="utf-8")
+    plans = [make_plan(e, e.cells(), environment, baselines=False) for e in (load("nemotron"), load("nemotron", pins))]
+    first, second = (plan.cells[0].stages["tokenize"] for plan in plans)
+    assert first != second
+
+
 def test_protocols_differ_in_named_settings_only() -> None:
     loaded = load("halves")
     plan = make_plan(loaded, loaded.cells(), environment, baselines=False)

@@ -322,3 +322,15 @@ def test_only_a_run_on_made_up_models_is_called_a_miniature(run: SyntheticRun) -
 )  # fmt: skip
 def test_numbers_read_well(text: str, shown: str) -> None:
     assert text.replace(words.SPACE, " ") == shown
+
+
+def test_rows_are_told_with_their_reasons(run: SyntheticRun) -> None:
+    folder = write_report(run.root, run.experiment).parent
+    page, text = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    for said, share in ((page, "&lt; 0.1 %"), (text, "\\< 0.1 %")):
+        assert "Training rows" in said
+        assert f"4,001 rows read, 4,000 kept, 1 rejected ({share})" in said
+        assert "sums (60 problems): 2 questions repeat one, 0 overlap with one, 1 share a formula only" in said
+    assert "- 1 rejected: thought never closed" in text
+    assert "- 1,234 kept: empty \\<answer\\>" in text
+    assert "empty &lt;answer&gt;" in page and "<td>1,234</td>" in page

@@ -32,7 +32,7 @@ def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure
 
 def _markdown_rows(view: RowsView) -> str:
     reasons = [f"{row.count:,} {row.fate}: {row.reason}" for row in view.reasons]
-    lines = [f"{markdown_text(view.title)}: [{view.summary}]({view.link})"]
+    lines = [f"{markdown_text(view.title)}: [{markdown_text(view.summary)}]({view.link})"]
     return "\n".join([*lines, *(f"- {markdown_text(line)}" for line in (*reasons, *view.contamination))])
 
 
