@@ -19,6 +19,7 @@ from essence.protocol import PROTOCOLS
 from essence.settings import (
     LSP,
     DecontaminationSettings,
+    GraderName,
     GradingSettings,
     LoopSettings,
     ObjectiveSettings,
@@ -119,6 +120,13 @@ class EvaluationSection(SamplingSettings):
     """Tokens a completion is expected to have; for estimates only."""
 
 
+class GradingSection(GradingSettings):
+    """Who grades, and how."""
+
+    grader: GraderName | Literal["protocol"]
+    """`protocol`: the one that the cell's protocol names (essence/protocol.py)."""
+
+
 class ResourcesSection(Resources):
     parallel_stages: Annotated[int, Field(gt=0)]
     """Stages that the local engine runs at the same time."""
@@ -137,7 +145,7 @@ class Experiment(Record):
     decontamination: DecontaminationSection
     training: TrainingSection
     evaluation: EvaluationSection
-    grading: GradingSettings
+    grading: GradingSection
     resources: ResourcesSection
 
     @field_validator("axes")

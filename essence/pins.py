@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from essence.distill.cost import Architecture
 from essence.errors import PinError, nearest
-from essence.settings import Record, RowFormat, Source
+from essence.settings import AnswerType, Record, RowFormat, Source
 from essence.validation import read_toml, validate
 
 ORIGINS = ("repository", "path", "builtin")
@@ -77,6 +77,7 @@ class DatasetPin(Pin):
 class BenchmarkPin(Pin):
     problem_field: str
     answer_field: str
+    answer_type: AnswerType
     prompt: str
     problems: int | None = None
     """Number of problems, for estimates."""

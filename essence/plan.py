@@ -247,12 +247,14 @@ class _Planner:
     def evaluation(
         self, benchmark: str, model: str, folder: ModelFolder, protocol: ProtocolName, seed: int, of: str
     ) -> EvaluationPlan:
-        section, pin = self.loaded.experiment.evaluation, self.loaded.catalogue.benchmarks[benchmark]
+        section, grading = self.loaded.experiment.evaluation, self.loaded.experiment.grading
+        pin = self.loaded.catalogue.benchmarks[benchmark]
         problems = self.download("benchmark", benchmark)
         asked = BenchmarkSettings(
             name=benchmark,
             problem_field=pin.problem_field,
             answer_field=pin.answer_field,
+            answer_type=pin.answer_type,
             prompt=pin.prompt,
             problems=section.problems,
         )
@@ -273,7 +275,12 @@ class _Planner:
         grade = self.add(
             "grade",
             f"grade {benchmark} avg@{section.samples} of {of} ({folder})",
-            GradeSettings(benchmark=asked, **part(self.loaded.experiment.grading, GradingSettings)),
+            GradeSettings(
+                benchmark=asked,
+                samples=section.samples,
+                grader=PROTOCOLS[protocol].grader if grading.grader == "protocol" else grading.grader,
+                **part(grading, GradingSettings),
+            ),
             {"samples": generate, "problems": problems},
         )
         return EvaluationPlan(benchmark, section.samples, folder, generate, grade)

@@ -7,7 +7,7 @@ protocol it runs under: the fields travel as named settings in every spec and ma
 from dataclasses import dataclass
 from typing import Literal
 
-from essence.settings import ProtocolName
+from essence.settings import GraderName, ProtocolName
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Protocol:
     may_stop_loops: bool
     """Not a trap: the released code lets a completion that repeats itself run to the cap, so `stop_loops` is for the
     corrected protocol alone."""
+    grader: GraderName
+    """Trap 20: lighteval's own copy of math-verify reads some answers otherwise."""
     evaluated_checkpoints: tuple[Literal["best", "last"], ...]
     """Trap 8: the corrected protocol reports the last checkpoint beside the selected one."""
 
@@ -51,6 +53,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         markers="exact",
         faulty_rows="keep",
         may_stop_loops=False,
+        grader="lighteval-0.10",
         evaluated_checkpoints=("best",),
     ),
     "corrected": Protocol(
@@ -64,6 +67,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         markers="lenient",
         faulty_rows="reject",
         may_stop_loops=True,
+        grader="math-verify",
         evaluated_checkpoints=("best", "last"),
     ),
 }

@@ -59,7 +59,12 @@ def make_inputs(folder: Path) -> dict[str, Path]:
 def settings(**changes: Any) -> GenerateSettings:
     values: dict[str, Any] = {
         "benchmark": BenchmarkSettings(
-            name="sums", problem_field="problem", answer_field="answer", prompt="Solve: {problem}", problems=None
+            name="sums",
+            problem_field="problem",
+            answer_field="answer",
+            answer_type="integer",
+            prompt="Solve: {problem}",
+            problems=None,
         ),
         "model_folder": "model",
         "samples": 4,

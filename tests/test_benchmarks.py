@@ -16,6 +16,7 @@ def settings(**changes: Any) -> BenchmarkSettings:
         "name": "sums",
         "problem_field": "problem",
         "answer_field": "answer",
+        "answer_type": "number",
         "prompt": "{problem}",
         "problems": None,
     }
@@ -32,6 +33,9 @@ def folder_of(folder: Path, *answers: Any) -> Path:
     ("answer", "gold"),
     [
         ("025", "25"),
+        ("-007.50", "-7.5"),
+        ("1,234,567", "1234567"),
+        ("-0", "0"),
         ("000", "0"),
         ("204", "204"),
         ("0100", "100"),
@@ -39,14 +43,40 @@ def folder_of(folder: Path, *answers: Any) -> Path:
         (27.0, "27"),
         (2.5, "2.5"),
         (7, "7"),
-        (" \\frac{1}{2} ", "\\frac{1}{2}"),
         ("0.5", "0.5"),
-        ("9 + 9 = <<9+9=18>>18\n#### 18", "18"),
-        ("a\n#### 2,125", "2,125"),
     ],
 )
 def test_golds(tmp_path: Path, answer: Any, gold: str) -> None:
     assert read_problems(folder_of(tmp_path, answer), settings()) == [Problem("0", "p0", gold)]
+
+
+@pytest.mark.parametrize(
+    ("answer_type", "answer", "gold"),
+    [
+        ("latex", " \\frac{1}{2} ", "\\frac{1}{2}"),
+        ("latex", "007", "007"),
+        ("gsm8k", "9 + 9 = <<9+9=18>>18\n#### 18", "18"),
+        ("gsm8k", "a\n#### 2,125", "2125"),
+        ("integer", 27.0, "27"),
+    ],
+)
+def test_answer_types(tmp_path: Path, answer_type: str, answer: Any, gold: str) -> None:
+    assert read_problems(folder_of(tmp_path, answer), settings(answer_type=answer_type))[0].gold == gold
+
+
+@pytest.mark.parametrize(
+    ("answer_type", "answer", "message"),
+    [
+        ("integer", "2.5", r"sums, problem 0: field 'answer' holds '2\.5', wanted: an integer"),
+        ("integer", "12a", "holds '12a', wanted: an integer"),
+        ("number", "1,2", r"holds '1,2', wanted: a number \(answer_type = 'number'\)"),
+        ("gsm8k", "it is 18", "ends in 'it is 18', wanted: a solution that ends in `#### ` and a number"),
+        ("gsm8k", "so\n#### many", "holds 'many', wanted: a number"),
+    ],
+)
+def test_answers_of_another_type_are_refused(tmp_path: Path, answer_type: str, answer: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_problems(folder_of(tmp_path, answer), settings(answer_type=answer_type))
 
 
 def test_files_in_order_of_their_names_and_hidden_ones_left_out(tmp_path: Path) -> None:
@@ -108,21 +138,27 @@ def test_prompt() -> None:
 
 @pytest.mark.assets
 @pytest.mark.parametrize(
-    ("file", "fields", "problems", "first"),
+    ("file", "fields", "answer_type", "problems", "first"),
     [
-        ("aime24_hf_h4_schema", ("problem", "answer"), 30, ("60", "204")),
-        ("aime24_nemo_skills", ("problem", "expected_answer"), 30, ("aime24-0", None)),
-        ("aime25_nemo_skills", ("problem", "expected_answer"), 30, ("aime25-0", "70")),
-        ("math500_simplerl", ("problem", "answer"), 500, (None, None)),
-        ("amc23_simplerl", ("problem", "answer"), 40, ("0", "27")),
-        ("gsm8k_test_openai", ("question", "answer"), 1319, ("0", "18")),
+        ("aime24_hf_h4_schema", ("problem", "answer"), "integer", 30, ("60", "204")),
+        ("aime24_nemo_skills", ("problem", "expected_answer"), "integer", 30, ("aime24-0", None)),
+        ("aime25_nemo_skills", ("problem", "expected_answer"), "integer", 30, ("aime25-0", "70")),
+        ("math500_simplerl", ("problem", "answer"), "latex", 500, (None, None)),
+        ("amc23_simplerl", ("problem", "answer"), "integer", 40, ("0", "27")),
+        ("gsm8k_test_openai", ("question", "answer"), "gsm8k", 1319, ("0", "18")),
     ],
 )
 def test_published_files(
-    assets: Path, tmp_path: Path, file: str, fields: tuple[str, str], problems: int, first: tuple[str, str]
+    assets: Path,
+    tmp_path: Path,
+    file: str,
+    fields: tuple[str, str],
+    answer_type: str,
+    problems: int,
+    first: tuple[str, str],
 ) -> None:
     (tmp_path / f"{file}.jsonl").symlink_to(assets / "benchmarks" / f"{file}.jsonl")
-    read = read_problems(tmp_path, settings(problem_field=fields[0], answer_field=fields[1]))
+    read = read_problems(tmp_path, settings(problem_field=fields[0], answer_field=fields[1], answer_type=answer_type))
     assert len(read) == len({problem.id for problem in read}) == problems
     found = (read[0].id, read[0].gold)
     assert all(wanted in (None, value) for wanted, value in zip(first, found, strict=True))

@@ -198,7 +198,13 @@ def leaves(tables: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str
 
 def changed(value: Any) -> Any:
     """Another value of the same kind."""
-    words = {"student": "teacher", "bfloat16": "float32", "math-verify": "math-verify", "vllm": "transformers"}
+    words = {
+        "student": "teacher",
+        "bfloat16": "float32",
+        "protocol": "math-verify",
+        "0.5.2": "0.9.0",
+        "vllm": "transformers",
+    }
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -212,7 +218,6 @@ NOT_IN_A_KEY = {
     ("evaluation", "expected_tokens"): "for estimates only",
     ("evaluation", "baselines"): "which models, not how",
     ("evaluation", "benchmarks"): "which benchmarks, not how",
-    ("grading", "grader"): "there is one grader so far",
 }
 
 

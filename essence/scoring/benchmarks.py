@@ -19,6 +19,8 @@ PLACEHOLDER = "{problem}"
 ID_FIELDS = ("id", "unique_id")
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _GSM8K_ANSWER = re.compile(r"####\s*(\S.*?)\s*$")
+_NUMBER = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?")
+"""Sign, digits with or without commas between thousands, decimals."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Problem:
     """The row's own `id` or `unique_id` where every row has one and none repeats, else its index from 0."""
     problem: str
     gold: str
-    """The answer as text: no leading zeros, no `.0`, and of a GSM8K solution what follows `####`."""
+    """The answer as text, read as `answer_type` says."""
 
 
 def read_problems(folder: Path, settings: BenchmarkSettings) -> list[Problem]:
@@ -110,16 +112,38 @@ def _ids(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _gold(row: dict[str, Any], id: str, settings: BenchmarkSettings) -> str:
-    """The answer as text, whatever type the file gives it."""
+    """The answer as text, whatever type the file gives it.
+
+    `integer`: no leading zeros, no `.0`, no commas; `number`: the same, decimals allowed; `gsm8k`: the number that
+    follows `####`; `latex`: as published.
+    """
     value = row[settings.answer_field]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(
-            f"{settings.name}, problem {id}: field {settings.answer_field!r} holds {type(value).__name__}, "
-            f"wanted a text or a number."
-        )
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    if marked := _GSM8K_ANSWER.search(text):
+        raise _refused(settings, id, f"holds {type(value).__name__}", "a text or a number")
+    text = str(value).strip()
+    if settings.answer_type == "gsm8k":
+        marked = _GSM8K_ANSWER.search(text)
+        if marked is None:
+            raise _refused(settings, id, f"ends in {text[-40:]!r}", "a solution that ends in `#### ` and a number")
         text = marked.group(1)
     if not text:
-        raise InputError(f"{settings.name}, problem {id}: field {settings.answer_field!r} is empty.")
-    return (text.lstrip("0") or "0") if text.isdecimal() else text
+        raise _refused(settings, id, "is empty", "an answer")
+    return text if settings.answer_type == "latex" else _number(text, id, settings)
+
+
+def _number(text: str, id: str, settings: BenchmarkSettings) -> str:
+    """`025`, `27.0` and `2,125` as `25`, `27` and `2125`."""
+    wanted = "an integer" if settings.answer_type == "integer" else "a number"
+    parts = _NUMBER.fullmatch(text)
+    if parts is None:
+        raise _refused(settings, id, f"holds {text[:40]!r}", f"{wanted} (answer_type = {settings.answer_type!r})")
+    sign, digits, decimals = parts.groups()
+    decimals = (decimals or "").rstrip("0").removesuffix(".")
+    if decimals and settings.answer_type == "integer":
+        raise _refused(settings, id, f"holds {text[:40]!r}", "an integer (answer_type = 'integer')")
+    whole = digits.replace(",", "").lstrip("0") or "0"
+    return f"{'-' if sign == '-' and (whole != '0' or decimals) else ''}{whole}{decimals}"
+
+
+def _refused(settings: BenchmarkSettings, id: str, found: str, wanted: str) -> InputError:
+    return InputError(f"{settings.name}, problem {id}: field {settings.answer_field!r} {found}, wanted: {wanted}.")

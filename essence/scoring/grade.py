@@ -9,41 +9,25 @@ as `timeout`.
 import contextlib
 import multiprocessing
 import os
-import re
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib.metadata import version
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from essence.errors import InputError, StageError
+from essence.scoring.graders import GRADERS, TIMED_OUT, UnreadableGoldError, Verdict
 
-Status = Literal["graded", "no answer", "timeout"]
 WORKER_START_S = 120.0
 """A worker that is not ready by then is a fault of the machine, not of a completion."""
 WORKER_MEMORY_BYTES = 4 << 30
 """Address space of a worker: a pathological power ends as a MemoryError, not as the death of the node."""
 COMPLETIONS_A_WORKER = 32
 """Fewer completions than this are not worth a second worker."""
-EXTRACTED_CHARACTERS = 200
-_INTEGER = re.compile(r"[+-]?\d+")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a grader says about one completion."""
-
-    correct: bool
-    status: Status
-    """`timeout`: the grader came to no end within its time (or memory); counts as wrong."""
-    extracted: str | None
-    """The answer as found in the completion, at most 200 characters; None where there is none."""
 
 
 class Item(NamedTuple):
@@ -51,53 +35,8 @@ class Item(NamedTuple):
 
     gold: str
     completion: str
-
-
-class UnreadableGoldError(Exception):
-    """A grader cannot parse the gold answer."""
-
-
-Grader = Callable[[str, str], Verdict]
-TIMED_OUT = Verdict(correct=False, status="timeout", extracted=None)
-
-
-def grade_with_math_verify(gold: str, completion: str) -> Verdict:
-    """math-verify's `parse` and `verify` at their defaults: the last answer found, boxed ones first."""
-    from math_verify import parse, verify
-
-    expected = _parsed_gold(gold)
-    found = parse(completion)
-    if not found:
-        return Verdict(correct=False, status="no answer", extracted=None)
-    return Verdict(verify(expected, found), "graded", _shown(found))
-
-
-GRADERS: dict[str, Grader] = {"math-verify": grade_with_math_verify}
-PACKAGES = {"math-verify": "math-verify"}
-"""Grader -> the installed package that its verdicts depend on."""
-
-
-def grader_version(grader: str) -> str:
-    """`math-verify 0.5.2`: package and version behind a grader."""
-    return f"{PACKAGES[grader]} {version(PACKAGES[grader])}"
-
-
-@lru_cache(maxsize=1024)
-def _parsed_gold(gold: str) -> list[Any]:
-    """A gold as math-verify wants it: LaTeX between dollars, integers bare."""
-    from math_verify import parse
-
-    bare = _INTEGER.fullmatch(gold) or "$" in gold or r"\boxed" in gold
-    parsed: list[Any] = parse(gold if bare else f"${gold}$")
-    if not parsed:
-        raise UnreadableGoldError(gold)
-    return parsed
-
-
-def _shown(found: list[Any]) -> str:
-    """The text of an extracted answer: math-verify puts it last, after the parsed expression."""
-    text = found[-1] if isinstance(found[-1], str) else repr(found[-1])
-    return text[:EXTRACTED_CHARACTERS]
+    place: str = ""
+    """Where the gold comes from, for messages: `aime25, problem 3`."""
 
 
 def grade_all(items: Sequence[Item], grader: str, timeout_s: float, workers: int) -> Generator[Verdict]:
@@ -176,12 +115,17 @@ class _Pool:
             self._give_up(worker)
             return
         if isinstance(answer, UnreadableGoldError):
-            raise InputError(
-                f"The grader {self.grader} cannot read the gold answer {answer.args[0]!r}; wanted: a number or LaTeX."
-            )
+            raise self._unreadable_gold(worker.item)
         if worker.item is not None:
             self.verdicts[worker.item] = answer
         self._hand_out(worker)
+
+    def _unreadable_gold(self, index: int | None) -> InputError:
+        item = self.items[index or 0]
+        place = f"{item.place}: " if item.place else ""
+        return InputError(
+            f"{place}the grader {self.grader} cannot read the gold answer {item.gold!r}, wanted: a number or LaTeX."
+        )
 
     def _hand_out(self, worker: _Worker) -> None:
         """Give a worker its next item; without one it is ended."""
@@ -192,7 +136,7 @@ class _Pool:
         worker.item, self.next_item = self.next_item, self.next_item + 1
         worker.deadline = time.monotonic() + self.timeout_s
         with contextlib.suppress(OSError):  # it has died: the next wait finds its end of file
-            worker.connection.send(self.items[worker.item])
+            worker.connection.send(self.items[worker.item][:2])
 
     def _give_up(self, worker: _Worker) -> None:
         """Record the item of a worker that is late or dead as timed out, and replace the worker."""
@@ -224,9 +168,9 @@ def _serve(connection: Connection, grader: str) -> None:
     with contextlib.suppress(EOFError, OSError):
         connection.send(None)
         while True:
-            item: Item = connection.recv()
+            gold, completion = connection.recv()
             try:
-                answer: Verdict | UnreadableGoldError = GRADERS[grader](item.gold, item.completion)
+                answer: Verdict | UnreadableGoldError = GRADERS[grader](gold, completion)
             except UnreadableGoldError as error:
                 answer = error
             connection.send(answer)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 Matrix = NDArray[np.float64]
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_251_224
+MAJORITY_DRAWS = 1_000
 ROUNDING_VARIANCE = 1e-24
 """Below this, shares differ by rounding alone."""
 METHOD_SCORE = "Wilson score interval, problems as clusters: effective sample size p(1-p)/se^2, Student t"
@@ -57,6 +58,43 @@ def pass_at_k(correct: ArrayLike, k: int, confidence: float) -> Estimate:
     drawn = np.arange(k)
     all_wrong = np.clip((wrong[:, None] - drawn) / (samples - drawn), 0.0, 1.0).prod(axis=1)
     return pooled_accuracy(1.0 - all_wrong[None, :], confidence)
+
+
+def majority_at_k(answers: ArrayLike, correct: ArrayLike, k: int, confidence: float) -> Estimate:
+    """maj@k: share of problems whose most frequent answer among k samples is right, then as an accuracy.
+
+    answers: numbers that name an answer within its problem, -1 = none, which does not vote, [problems, samples];
+    correct: bool or 0/1 of the same shape; samples of one answer that differ in it stand for it with their mean.
+    Of several most frequent answers one is drawn: the share of right ones counts. No answer at all is wrong. With k
+    below the number of samples the mean over 1,000 draws of k without repeats, the same draws for every problem.
+    ValueError unless 1 <= k <= samples.
+    """
+    marks, votes = _matrix(correct, "problems, samples"), np.asarray(answers)
+    problems, samples = marks.shape
+    if votes.shape != marks.shape:
+        raise ValueError(f"wanted answers of shape {marks.shape}, found {votes.shape}")
+    if not 1 <= k <= samples:
+        raise ValueError(f"k is {k}, wanted: 1 to {samples}, the samples of a problem")
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    draws = [rng.choice(samples, k, replace=False) for _ in range(MAJORITY_DRAWS)] if k < samples else [np.arange(k)]
+    drawn = np.zeros((len(draws), samples))
+    for row, chosen in zip(drawn, draws, strict=True):
+        row[chosen] = 1.0
+    shares = [_majority(votes[problem], marks[problem], drawn) for problem in range(problems)]
+    return pooled_accuracy(np.array(shares)[None, :], confidence)
+
+
+def _majority(votes: NDArray[np.int64], marks: Matrix, drawn: Matrix) -> float:
+    """Share of draws [draws, samples] in which a problem's most frequent answer is right."""
+    names = np.unique(votes[votes >= 0])
+    if not names.size:
+        return 0.0
+    cast = (votes[:, None] == names[None, :]).astype(np.float64)
+    right = (cast * marks[:, None]).sum(axis=0) / cast.sum(axis=0)
+    counts = drawn @ cast
+    most = counts.max(axis=1, keepdims=True)
+    ahead = (counts == most) & (most > 0)
+    return float(((ahead * right).sum(axis=1) / np.maximum(ahead.sum(axis=1), 1)).mean())
 
 
 def pooled_accuracy(shares: ArrayLike, confidence: float) -> Estimate:

@@ -21,8 +21,10 @@ from essence.settings.data import (
     ViewSettings,
 )
 from essence.settings.evaluation import (
+    AnswerType,
     BenchmarkSettings,
     GenerateSettings,
+    GraderName,
     GradeSettings,
     GradingSettings,
     SamplingSettings,
@@ -33,6 +35,7 @@ from essence.settings.training import LoopSettings, ObjectiveSettings, Optimizer
 __all__ = [
     "LSP",
     "SETTINGS",
+    "AnswerType",
     "AnySettings",
     "BenchmarkSettings",
     "DecontaminationSettings",
@@ -40,6 +43,7 @@ __all__ = [
     "EnvironmentName",
     "GenerateSettings",
     "GradeSettings",
+    "GraderName",
     "GradingSettings",
     "LoopSettings",
     "ObjectiveSettings",

@@ -6,6 +6,11 @@ from pydantic import Field, model_validator
 
 from essence.settings.base import Record
 
+GraderName = Literal["math-verify", "lighteval-0.10"]
+"""What decides whether a completion is right (essence/scoring/graders.py)."""
+AnswerType = Literal["integer", "number", "latex", "gsm8k"]
+"""What a benchmark's answers are (essence/scoring/benchmarks.py says how each is read)."""
+
 
 class BenchmarkSettings(Record):
     """One benchmark: which fields hold what, and the prompt."""
@@ -13,6 +18,7 @@ class BenchmarkSettings(Record):
     name: str
     problem_field: str
     answer_field: str
+    answer_type: AnswerType
     prompt: str
     """Text with `{problem}` once; rendered through the model's chat template as the user turn."""
     problems: Annotated[int, Field(gt=0)] | None
@@ -61,16 +67,22 @@ class GenerateSettings(SamplingSettings):
 
 
 class GradingSettings(Record):
-    """How completions are graded."""
+    """How completions are graded, whichever grader is asked."""
 
-    grader: Literal["math-verify"]
+    math_verify: str
+    """Version of math-verify behind the verdicts; the stage fails where another is installed."""
     timeout_s: Annotated[float, Field(gt=0.0)]
     """Longest time one completion may take before it is recorded as a grading timeout."""
     confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
     """Of the intervals."""
+    pass_at: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    """Numbers of samples for which pass@k and maj@k are reported; those above `samples` are left out."""
 
 
 class GradeSettings(GradingSettings):
     """Grade the samples of one generate stage."""
 
+    grader: GraderName
+    samples: Annotated[int, Field(gt=0)]
+    """Samples that each problem is declared to have; the stage fails where another number is found."""
     benchmark: BenchmarkSettings

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import numpy as np
-
 from essence.errors import InputError, StageError
 from essence.record.canonical import sha256_file
 from essence.scoring.benchmarks import Problem, read_problems
-from essence.scoring.grade import Item, Verdict, grade_all, grader_version
+from essence.scoring.grade import Item, grade_all
+from essence.scoring.graders import PACKAGE, Verdict, grader_version
 from essence.scoring.lines import append_lines, read_lines, recover_lines
-from essence.scoring.statistics import accuracy
+from essence.scoring.summary import summary
 from essence.settings import GradeSettings
 from essence.stages.context import StageContext, StageOutcome
 
@@ -25,25 +24,41 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     """Grade; inputs `samples` (output of a generate stage) and `problems`.
 
     Raises InputError for samples that are not the same number of each problem or for a gold that cannot be parsed,
-    StageError when the verdicts are not those of the samples, and Stopped between two writes.
+    StageError when the grader or the number of samples is not the declared one or the verdicts are not those of the
+    samples, and Stopped between two writes.
     """
+    _check_grader(settings)
     samples_file = context.inputs["samples"] / SAMPLES_FILE
     samples = read_lines(samples_file)
     problems = read_problems(context.inputs["problems"] / "problems", settings.benchmark)
     samples_per_problem = _samples_per_problem(samples, problems)
+    if samples_per_problem != settings.samples:
+        raise StageError(
+            f"{samples_file} holds {samples_per_problem} samples of each problem of {settings.benchmark.name}, "
+            f"declared: {settings.samples}; run the generate stage again."
+        )
     _grade(samples, {problem.id: problem.gold for problem in problems}, settings, context)
     verdicts = read_lines(context.partial / VERDICTS_FILE)
     if [(v["problem"], v["sample"]) for v in verdicts] != [(s["problem"], s["sample"]) for s in samples]:
         raise StageError(f"{VERDICTS_FILE} is not of the samples in {samples_file}: delete the stage's folder.")
     return StageOutcome(
-        results=_results(settings, problems, samples, verdicts, samples_per_problem),
+        results=summary(settings, [problem.id for problem in problems], samples, verdicts),
         data={"samples_sha256": sha256_file(samples_file)},
         executed={
             "grader": settings.grader,
-            "grader_version": grader_version(settings.grader),
+            "grader_version": f"{PACKAGE} {grader_version()}",
             "samples_per_problem": samples_per_problem,
         },
     )
+
+
+def _check_grader(settings: GradeSettings) -> None:
+    """The grader is of the declared version, since other versions judge some completions otherwise."""
+    if grader_version() != settings.math_verify:
+        raise StageError(
+            f"{PACKAGE} {grader_version()} is installed, declared: {settings.math_verify} ([grading] math_verify); "
+            "run `make setup`, or declare the installed one."
+        )
 
 
 def _samples_per_problem(samples: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> int:
@@ -70,7 +85,14 @@ def _grade(
     path = context.partial / VERDICTS_FILE
     done = len(recover_lines(path))
     rest = samples[done:]
-    items = [Item(golds[sample["problem"]], sample["completion"]) for sample in rest]
+    items = [
+        Item(
+            golds[sample["problem"]],
+            sample["completion"],
+            f"{settings.benchmark.name}, problem {sample['problem']}",
+        )
+        for sample in rest
+    ]
     context.progress.update("grade", done, len(samples), "samples")
     records: list[dict[str, Any]] = []
     with closing(grade_all(items, settings.grader, settings.timeout_s, context.resources.threads)) as graded:
@@ -91,35 +113,7 @@ def _record(sample: dict[str, Any], gold: str, verdict: Verdict) -> dict[str, An
         "sample": sample["sample"],
         "gold": gold,
         "extracted": verdict.extracted,
+        "answer": verdict.answer,
         "correct": verdict.correct,
         "status": verdict.status,
-    }
-
-
-def _results(
-    settings: GradeSettings,
-    problems: Sequence[Problem],
-    samples: Sequence[dict[str, Any]],
-    verdicts: Sequence[dict[str, Any]],
-    samples_per_problem: int,
-) -> dict[str, Any]:
-    """The results group of the manifest (docs/design.md)."""
-    correct: dict[str, list[bool]] = {problem.id: [] for problem in problems}
-    for verdict in verdicts:
-        correct[verdict["problem"]].append(verdict["correct"])
-    estimate = accuracy(np.array([correct[problem.id] for problem in problems]), settings.confidence)
-    statuses = Counter(verdict["status"] for verdict in verdicts)
-    reasons = Counter(sample["finish_reason"] for sample in samples)
-    return {
-        "benchmark": settings.benchmark.name,
-        "metric": f"{settings.benchmark.name} avg@{samples_per_problem}",
-        "accuracy": estimate.value,
-        "standard_error": estimate.standard_error,
-        "interval": [estimate.low, estimate.high],
-        "confidence": settings.confidence,
-        "method": estimate.method,
-        "per_problem": [{"problem": id, "correct": sum(marks), "samples": len(marks)} for id, marks in correct.items()],
-        "statuses": {status: statuses[status] for status in ("graded", "no answer", "timeout")},
-        "finish_reasons": {reason: reasons[reason] for reason in ("stop", "length", "loop")},
-        "mean_completion_tokens": sum(sample["tokens"] for sample in samples) / len(samples),
     }
