@@ -10,7 +10,7 @@ from typing import get_args
 from rich.console import Console
 
 from essence.engines import FLAVOURS
-from essence.engines.images import recipe
+from essence.engines.images import recipe, remember_digest
 from essence.errors import ExperimentError, MachineError, nearest
 from essence.experiment import PROJECT
 from essence.record.environment import code_facts
@@ -38,7 +38,9 @@ def build(flavour: str, only: str | None, console: Console, overlay: Path | None
         raise MachineError(f"docker buildx bake ended with code {done.returncode}; what it says is above")
     for built in json.loads(record.read_text(encoding="utf-8")).values():
         if isinstance(built, dict) and "image.name" in built:
-            console.print(f"{built['image.name']}: {built['containerimage.config.digest']}", highlight=False)
+            digest = built["containerimage.config.digest"]
+            remember_digest(built["containerimage.digest"], digest)
+            console.print(f"{built['image.name']}: {digest}", highlight=False, soft_wrap=True)
     return 0
 
 

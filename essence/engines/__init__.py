@@ -5,7 +5,15 @@ from collections.abc import Callable
 from essence.engines.contract import Flavour, StartingEngine
 from essence.engines.local import LocalEngine
 
-STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {"local": lambda _flavour: LocalEngine()}
+
+def _docker(flavour: Flavour) -> StartingEngine:
+    # Imported here: what runs without containers need not wait for it.
+    from essence.engines.docker import DockerEngine
+
+    return DockerEngine(flavour)
+
+
+STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {"local": lambda _flavour: LocalEngine(), "docker": _docker}
 """Engine name -> how to make it for a flavour of the images."""
 ENGINES = tuple(STARTING)
 FLAVOURS = ("cuda", "cpu", "paper")

@@ -6,17 +6,26 @@ which every key counts by itself. The image's digest is in the manifest.
 """
 
 import functools
+import json
 import re
+import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from essence.errors import MachineError
+from essence.atomic import read_json, write_json
+from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
 from essence.record.canonical import sha256_file
 from essence.settings import EnvironmentName
 
+if TYPE_CHECKING:
+    import docker
+
 DOCKERFILES = PROJECT / "docker"
 LOCKS = PROJECT / "locks"
+DIGESTS = PROJECT / ".cache" / "image-digests.json"
 LOCK_LABEL, BASE_LABEL = "essence.lock-sha256", "org.opencontainers.image.base.name"
 
 
@@ -66,6 +75,56 @@ class ImageRecipe:
 def recipe(environment: EnvironmentName, flavour: str) -> ImageRecipe:
     """The image that an environment has in a flavour; that of downloads is the same in all."""
     return ImageRecipe(environment, "cpu" if environment == "download" else flavour)
+
+
+def config_digest(client: "docker.DockerClient", image: Any) -> str:
+    """The digest of an image's configuration: the same under every engine, and in the SIF that is made of it.
+
+    With Docker's older store it is the image's id. With containerd's the id is that of the manifest; `make images`
+    remembers which configuration it names, and of an image from elsewhere the archive is read, once.
+    """
+    driver = dict(client.info().get("DriverStatus") or [])
+    if "containerd" not in str(driver.get("driver-type", "")):
+        return str(image.id)
+    if image.id not in _known_digests():
+        remember_digest(image.id, _read_config_digest(image))
+    return str(_known_digests()[image.id])
+
+
+def remember_digest(image_id: str, digest: str) -> None:
+    """Write down which configuration an image has."""
+    write_json(DIGESTS, {**_known_digests(), image_id: digest})
+
+
+def _known_digests() -> dict[str, Any]:
+    try:
+        return read_json(DIGESTS)
+    except RecordError:
+        return {}
+
+
+def _read_config_digest(image: Any) -> str:
+    stream = _Chunks(image.save(chunk_size=1 << 20))
+    with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+        for member in archive:
+            if member.name == "manifest.json":
+                config = json.load(archive.extractfile(member))[0]["Config"]
+                return f"sha256:{Path(config).name.removesuffix('.json')}"
+    raise MachineError(f"image {image.id}: its archive has no manifest.json")
+
+
+class _Chunks:
+    """An iterator of bytes, read as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks = chunks
+        self.rest = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self.rest) < size and (chunk := next(self.chunks, b"")):
+            self.rest += chunk
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return taken
 
 
 @functools.cache

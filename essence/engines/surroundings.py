@@ -16,7 +16,6 @@ from essence.store import RunDirectory, StageFolder
 NETWORK_VARIABLES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 """What a download is told of the caller's environment."""
 CERTIFICATES = "SSL_CERT_FILE"
-TOKEN_INSIDE = Path("/run/secrets/hf_token")
 PRIVATE_TMP = Path("/tmp")  # noqa: S108  a tmpfs of the container's own
 
 
@@ -125,11 +124,3 @@ def _local_source(stage: PlannedStage) -> list[Path]:
 def _certificates(network: bool) -> list[Path]:
     file = Path(os.environ.get(CERTIFICATES, ""))
     return [file] if network and file.is_absolute() and file.is_file() else []
-
-
-def token_file() -> Path | None:
-    """The caller's Hugging Face token as the file that the hub's own tools keep; None = not logged in."""
-    named = os.environ.get("HF_TOKEN_PATH")
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    file = Path(named) if named else home / "token"
-    return file if file.is_file() else None

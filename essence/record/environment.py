@@ -90,7 +90,8 @@ def hardware(threads: int) -> Hardware:
     torch = sys.modules.get("torch")
     cuda = bool(torch and torch.cuda.is_available())
     return Hardware(
-        host=socket.gethostname(),
+        # A container has a name of its own; whoever started it knows the machine's.
+        host=os.environ.get("ESSENCE_HOST") or socket.gethostname(),
         cpu=_cpu_name(),
         cpu_count=os.cpu_count(),
         threads=threads,

@@ -25,6 +25,8 @@ class Resources(Record):
     """Main memory that a container or job may take; 0 = no limit."""
     shm_gib: Annotated[float, Field(gt=0.0)]
     """Shared memory of a container, through which processes on one machine exchange gradients and batches."""
+    ulimits: dict[Literal["memlock", "nofile", "stack"], int]
+    """Limits that a container is to have, in bytes or files, -1 = none; empty = as the engine has them."""
     micro_batch_rows: Annotated[int, Field(gt=0)]
     """Rows in one forward pass without packing; the effective batch is reached by accumulation."""
     micro_batch_tokens: Annotated[int, Field(gt=0)]

@@ -23,6 +23,7 @@ from essence.record.environment import hardware, software
 from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
 from essence.record.manifest import StageSettings as ManifestSettings
 from essence.settings import SETTINGS, Spec, StageName
+from essence.source import source_sha256
 from essence.stages.attempts import AttemptJournal, now
 from essence.stages.context import Progress, StageContext, StageOutcome, Stopped, StopRequest
 from essence.store import StageFolder, hold
@@ -55,6 +56,11 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest) -> int:
     spec = Spec.model_validate(read_json(spec_file))
     if spec.stage != stage:
         raise RecordError(f"{spec_file}: is the spec of a {spec.stage} stage, not of {stage}")
+    if spec.source_sha256 and spec.source_sha256 != source_sha256(stage):
+        raise RecordError(
+            f"{spec_file}: was planned with another source of the kit than this environment holds; after a change, "
+            "build the images anew (make images) and issue the command again"
+        )
     command = f"python -m essence.stages {stage}"
     with hold(folder.path, f"stage {folder.path.name}", command, wait_s=ORPHAN_GRACE_S):
         if folder.done:

@@ -1,0 +1,217 @@
+"""The Docker engine: each stage is a container that has nothing but its folder, its inputs and, to fetch, the network.
+
+A container outlives a host process that is killed. It carries the stage's folder as a label: the next run finds it,
+takes it over while it works, removes it when it has ended, and never starts a second one beside it.
+"""
+
+import functools
+import os
+import shlex
+import socket
+from typing import Any
+
+import psutil
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound
+from docker.models.containers import Container
+from docker.types import DeviceRequest, Mount, Ulimit
+
+import docker
+from essence.engines.docker_stage import DockerStage
+from essence.engines.images import ImageRecipe, config_digest, recipe
+from essence.engines.surroundings import PRIVATE_TMP, Surroundings
+from essence.engines.token import Token, token
+from essence.errors import MachineError
+from essence.plan import PlannedStage
+from essence.settings import EnvironmentName
+
+GIB = 1 << 30
+API_TIMEOUT_S = 120
+FOLDER, HOST, PROCESS, BORN, LOG_START = (
+    f"essence.{word}" for word in ("folder", "host", "process", "born", "log-start")
+)
+"""Labels of a container: the stage's folder, who started it and when that process began, where its log begins."""
+TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"  # exec: compiled kernels are loaded from there
+
+
+class DockerEngine:
+    """Containers of the engine that DOCKER_HOST or the usual socket leads to."""
+
+    name = "docker"
+
+    def __init__(self, flavour: str) -> None:
+        self.flavour = flavour
+
+    @functools.cached_property
+    def client(self) -> docker.DockerClient:
+        """The connection; MachineError when no engine answers."""
+        try:
+            client = docker.from_env(timeout=API_TIMEOUT_S)
+            client.ping()
+        except (DockerException, requests.RequestException) as error:
+            raise MachineError(
+                f"no Docker engine answers ({_reason(error)}); start it, or name one with DOCKER_HOST, or run without: "
+                "--engine local"
+            ) from None
+        return client
+
+    def environment(self, name: EnvironmentName) -> dict[str, str]:
+        return recipe(name, self.flavour).identity()
+
+    @functools.cache  # noqa: B019  one engine lives as long as its run
+    def image(self, name: EnvironmentName) -> dict[str, str | None]:
+        """Engine and image as they are here; group `image` of the manifest."""
+        image = recipe(name, self.flavour)
+        return {
+            "engine": self.name,
+            "engine_version": str(self.client.version()["Version"]),
+            "digest": config_digest(self.client, self._found(image)),
+            "base_digest": image.base.split("@")[1],
+            "sif_sha256": None,
+        }
+
+    def check(self, stages: list[PlannedStage]) -> None:
+        """MachineError without an engine, or without an image that was built from the project as it is."""
+        names = sorted({stage.runs_in for stage in stages})
+        present = {tag for image in self.client.images.list() for tag in image.tags}
+        absent = [name for name in (recipe(name, self.flavour).name for name in names) if name not in present]
+        if absent:
+            raise MachineError(f"no image {' and no image '.join(absent)} here; build them: {self._cure()}")
+        for name in names:
+            image = recipe(name, self.flavour)
+            image.check_labels(self._found(image).labels, f"the image {image.name}", self._cure())
+            self.image(name)
+
+    def _found(self, image: ImageRecipe) -> Any:
+        try:
+            return self.client.images.get(image.name)
+        except ImageNotFound:
+            raise MachineError(f"no image {image.name} here; build it: {self._cure()}") from None
+
+    def _cure(self) -> str:
+        return f"make images FLAVOUR={self.flavour}"
+
+    def render(self, surroundings: Surroundings) -> str:
+        """The same container as a command line."""
+        return shlex.join(argv(surroundings, recipe(surroundings.environment, self.flavour).name))
+
+    def start(self, surroundings: Surroundings) -> DockerStage:
+        """Start a container, or take over the one that works on the stage already."""
+        try:
+            for container in self._left_behind(surroundings):
+                if container.status in ("created", "running", "paused") and container.attrs["State"]["Pid"]:
+                    return DockerStage(container, surroundings, int(container.labels[LOG_START]), _owned(container))
+                container.remove(force=True)
+            return self._start(surroundings)
+        except (APIError, requests.RequestException) as error:
+            raise MachineError(_cannot_start(surroundings, error)) from error
+
+    def _left_behind(self, surroundings: Surroundings) -> list[Container]:
+        labels = [f"{FOLDER}={surroundings.folder.path}"]
+        return list(self.client.containers.list(all=True, filters={"label": labels}))
+
+    def _start(self, surroundings: Surroundings) -> DockerStage:
+        log_start = surroundings.folder.log.stat().st_size if surroundings.folder.log.is_file() else 0
+        secret = token() if surroundings.network else None
+        image = self._found(recipe(surroundings.environment, self.flavour))
+        container = None
+        try:
+            options = creation(surroundings, secret, self._user(surroundings))
+            labels = {**_owner(), FOLDER: str(surroundings.folder.path), LOG_START: str(log_start)}
+            container = self.client.containers.create(image.id, labels=labels, **options)
+            container.start()
+        except BaseException:
+            if container is not None:
+                container.remove(force=True)
+            if secret:
+                secret.forget()
+            raise
+        return DockerStage(container, surroundings, log_start, mine=True, secret=secret)
+
+    def _user(self, surroundings: Surroundings) -> str:
+        """The caller; under a rootless engine the caller is who is root inside."""
+        rootless = any("rootless" in option for option in self.client.info().get("SecurityOptions") or [])
+        return "0:0" if rootless else "{}:{}".format(*surroundings.user)
+
+
+def creation(surroundings: Surroundings, secret: Token | None, user: str) -> dict[str, Any]:
+    """What `docker create` is told, in the words of docker-py."""
+    resources = surroundings.resources
+    variables = surroundings.contained_variables() | (secret.variables if secret else {})
+    mounts = [*surroundings.mounts, *([secret.mount] if secret else [])]
+    memory = int(resources.memory_gib * GIB) or None
+    return {
+        "command": ["python", *surroundings.arguments],
+        "environment": variables,
+        "user": user,
+        "working_dir": str(surroundings.folder.path),
+        "mounts": [Mount(str(m.target), str(m.source), type="bind", read_only=m.read_only) for m in mounts],
+        "network_mode": "bridge" if surroundings.network else "none",
+        "read_only": True,
+        "tmpfs": {str(PRIVATE_TMP): TMPFS_OPTIONS},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+        # Without it the first process ignores the signal that asks it to stop.
+        "init": True,
+        "shm_size": int(resources.shm_gib * GIB),
+        "mem_limit": memory,
+        "memswap_limit": memory,
+        "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in resources.ulimits.items()],
+        "device_requests": [_gpus(resources.gpus)] if resources.gpus else [],
+    }
+
+
+def argv(surroundings: Surroundings, image: str) -> list[str]:
+    """The same in the words of the command line; a token is not part of it."""
+    options = creation(surroundings, None, "{}:{}".format(*surroundings.user))
+    line = ["docker", "run", "--rm", "--init", "--read-only", "--cap-drop=ALL"]
+    line += [f"--security-opt={option}" for option in options["security_opt"]]
+    line += [f"--user={options['user']}", f"--network={options['network_mode']}"]
+    line += [f"--tmpfs={path}:{how}" for path, how in options["tmpfs"].items()]
+    line += [f"--shm-size={options['shm_size']}", f"--workdir={options['working_dir']}"]
+    if options["mem_limit"]:
+        line += [f"--memory={options['mem_limit']}", f"--memory-swap={options['mem_limit']}"]
+    line += [f"--ulimit={limit['Name']}={limit['Soft']}" for limit in options["ulimits"]]
+    if gpus := surroundings.resources.gpus:
+        line.append(f"--gpus={gpus}")
+    for mount in surroundings.mounts:
+        line.append(f"--mount=type=bind,source={mount.source},target={mount.target}{',ro' * mount.read_only}")
+    line += [f"--env={name}={value}" for name, value in options["environment"].items()]
+    return [*line, image, *options["command"]]
+
+
+def _gpus(count: int) -> DeviceRequest:
+    """So many GPUs, of those that the caller has been given when CUDA_VISIBLE_DEVICES says which."""
+    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    if visible:
+        return DeviceRequest(device_ids=visible[:count], capabilities=[["gpu"]])
+    return DeviceRequest(count=count, capabilities=[["gpu"]])
+
+
+def _owner() -> dict[str, str]:
+    return {HOST: socket.gethostname(), PROCESS: str(os.getpid()), BORN: str(psutil.Process().create_time())}
+
+
+def _owned(container: Container) -> bool:
+    """Whether nobody else watches over a container: then it is this process's to log and to stop."""
+    labels = container.labels
+    if labels.get(HOST) != socket.gethostname():
+        return False
+    try:
+        same = str(psutil.Process(int(labels[PROCESS])).create_time()) == labels[BORN]
+    except psutil.Error:
+        return True
+    return not same or int(labels[PROCESS]) == os.getpid()
+
+
+def _cannot_start(surroundings: Surroundings, error: Exception) -> str:
+    reason = _reason(error)
+    if "could not select device driver" in reason or "nvidia" in reason.lower():
+        reason += "; GPUs in containers need the NVIDIA Container Toolkit on this machine"
+    return f"{surroundings.title}: Docker cannot start its container: {reason}"
+
+
+def _reason(error: Exception) -> str:
+    """The one line of a failure that says why."""
+    text = error.explanation if isinstance(error, APIError) and error.explanation else str(error)
+    return " ".join(str(text).split())

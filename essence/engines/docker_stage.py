@@ -1,0 +1,100 @@
+"""A stage in a container: its log goes into the stage's folder, and how it ended is told apart."""
+
+import contextlib
+import threading
+
+import requests
+from docker.errors import APIError, NotFound
+from docker.models.containers import Container
+
+from essence.engines.contract import Ending
+from essence.engines.local import killed_by
+from essence.engines.surroundings import Surroundings
+from essence.engines.token import Token
+
+SIGNAL_BASE = 128
+FAILED = 1
+
+
+class DockerStage:
+    """A running container, watched by a thread of its own."""
+
+    def __init__(
+        self,
+        container: Container,
+        surroundings: Surroundings,
+        log_start: int,
+        mine: bool,
+        secret: Token | None = None,
+    ) -> None:
+        self.container = container
+        self.surroundings = surroundings
+        self.log_start = log_start
+        self.mine = mine
+        """Another live process's container is only waited for."""
+        self.secret = secret
+        self._ending: Ending | None = None
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def poll(self) -> Ending | None:
+        return None if self._thread.is_alive() else self._ending
+
+    def stop(self) -> None:
+        self._signal("SIGTERM")
+
+    def kill(self) -> None:
+        self._signal("SIGKILL")
+        if self.mine:
+            self._thread.join()
+
+    def _signal(self, name: str) -> None:
+        # A container that has ended meanwhile needs no signal.
+        with contextlib.suppress(APIError, requests.RequestException):
+            if self.mine:
+                self.container.kill(signal=name)
+
+    def _watch(self) -> None:
+        try:
+            if self.mine:
+                self._copy_log()
+            code = int(self.container.wait()["StatusCode"])
+            self._ending = self._judge(code)
+        except NotFound:
+            # The process that owns it saw it end, and removed it.
+            done = not self.mine and self.surroundings.folder.done
+            self._ending = Ending(0 if done else FAILED, None if done else "its container was removed while it ran")
+        except (APIError, requests.RequestException) as error:
+            self._ending = Ending(FAILED, f"the Docker engine went away while the stage ran: {error}")
+        except OSError as error:
+            self._ending = Ending(FAILED, f"its log cannot be written: {error}")
+        finally:
+            self._tidy()
+
+    def _copy_log(self) -> None:
+        """All that the container has said and says; what a killed process copied before is written anew."""
+        with self.surroundings.folder.log.open("ab") as log:
+            log.truncate(self.log_start)
+            for chunk in self.container.logs(stream=True, follow=True):
+                log.write(chunk)
+                log.flush()
+
+    def _judge(self, code: int) -> Ending:
+        """Out of memory, a signal from outside, or the stage's own exit code."""
+        if code == 0:
+            return Ending(0)
+        self.container.reload()
+        if self.container.attrs["State"]["OOMKilled"]:
+            limit = self.surroundings.resources.memory_gib
+            had = f"its container may take {limit:g} GiB (resources.memory_gib)" if limit else "the machine has no more"
+            return Ending(code, f"killed because memory ran out: {had}")
+        if code > SIGNAL_BASE:
+            return Ending(SIGNAL_BASE - code, killed_by(code - SIGNAL_BASE))
+        return Ending(code)
+
+    def _tidy(self) -> None:
+        if self.mine:
+            with contextlib.suppress(APIError, requests.RequestException):
+                self.container.remove(force=True)
+        if self.secret:
+            self.secret.forget()

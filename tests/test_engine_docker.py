@@ -1,0 +1,321 @@
+"""Stages in containers: what they may do, how they end, and what becomes of them when the host process is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import MICRO, PROJECT, command_line, invoke
+from containers import DockerHost, load_base, need, started_engine, starting_obstacle
+from docker.models.containers import Container
+from docker.types import Ulimit
+from test_matrix import manifests, wait_for
+
+from essence.engines import docker as docker_engine
+from essence.engines.docker import FOLDER, DockerEngine, argv, creation
+from essence.engines.docker_stage import DockerStage
+from essence.engines.surroundings import Mount, Surroundings
+from essence.engines.token import token
+from essence.errors import MachineError
+from essence.experiment import load, part
+from essence.settings import Resources
+from essence.store import StageFolder
+
+CALLER = 12345
+"""A uid that no image has in its passwd."""
+RESOURCES = Resources(**part(load("tiny").experiment.resources, Resources))
+
+
+def surroundings_of(tmp_path: Path, **changes: object) -> Surroundings:
+    """A stage with one input, as the caller with uid CALLER starts it."""
+    tmp_path.chmod(0o755)
+    folder, read = tmp_path / "own", tmp_path / "input"
+    for place in (folder, read):
+        place.mkdir(exist_ok=True)
+    (read / "rows.txt").write_text("rows")
+    os.chown(folder, CALLER, CALLER)
+    plain = Surroundings(
+        stage="train",
+        stage_id="train-0123",
+        title="train a cell",
+        environment="download",  # the smallest image
+        folder=StageFolder(folder),
+        mounts=(Mount(read, read, True), Mount(folder, folder, False)),
+        network=False,
+        resources=RESOURCES,
+        variables={"OMP_NUM_THREADS": "1"},
+        user=(CALLER, CALLER),
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def engine(docker_host: DockerHost, images: list[str]) -> DockerEngine:
+    del docker_host, images
+    return DockerEngine("cpu")
+
+
+def run_inside(engine: DockerEngine, around: Surroundings, code: str) -> DockerStage:
+    """Python code in the container that a stage would have, through the engine's own start."""
+    command = ["python", "-c", code]
+    original = docker_engine.creation
+    docker_engine.creation = lambda *given: original(*given) | {"command": command}  # type: ignore[assignment]
+    try:
+        return engine.start(around)
+    finally:
+        docker_engine.creation = original
+
+
+def ended(stage: DockerStage, timeout_s: float = 60.0) -> object:
+    wait_for(lambda: stage.poll() is not None, timeout_s)
+    return stage.poll()
+
+
+LOOK = """
+import json, os, pathlib, socket
+def fails(what):
+    try: what()
+    except OSError as error: return type(error).__name__
+    return None
+own, read = pathlib.Path.cwd(), pathlib.Path.cwd().parent / "input"
+(own / "made.txt").write_text("made")
+status = pathlib.Path("/proc/self/status").read_text()
+print(json.dumps({
+  "uid": [os.getuid(), os.getgid()],
+  "interfaces": sorted(os.listdir("/sys/class/net")),
+  "connect": fails(lambda: socket.create_connection(("192.0.2.1", 80), timeout=3)),
+  "write": {str(place): fails(lambda: pathlib.Path(place, "x").write_text("x"))
+            for place in (read, "/", "/opt/essence", "/opt/essence-source/essence", "/etc", "/usr/bin", own.parent)},
+  "neighbours": sorted(p.name for p in own.parent.iterdir()),
+  "tmp": fails(lambda: pathlib.Path("/tmp/x").write_text("x")),
+  "capabilities": [line.split()[1] for line in status.splitlines() if line.startswith(("CapEff", "CapPrm", "CapBnd"))],
+  "no_new_privileges": "NoNewPrivs:\\t1" in status,
+  "shm_mib": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize >> 20,
+  "variables": sorted(os.environ),
+}))
+"""
+
+
+@pytest.mark.docker
+def test_a_stage_sees_its_folders_and_nothing_else(
+    engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    monkeypatch.setenv("HF_TOKEN", "planted-secret")
+    around = surroundings_of(tmp_path)
+    (tmp_path / "neighbour").mkdir()
+    ending = ended(run_inside(engine, around, LOOK))
+    said = around.folder.log.read_text()
+    assert ending is not None and ending.code == 0, said  # type: ignore[attr-defined]
+    found = json.loads(said)
+    assert found["uid"] == [CALLER, CALLER] and found["interfaces"] == ["lo"]
+    assert found["connect"]
+    assert all(found["write"].values()), found["write"]
+    assert found["neighbours"] == ["input", "own"] and found["tmp"] is None
+    assert set(found["capabilities"]) == {"0" * 16} and found["no_new_privileges"]
+    assert found["shm_mib"] == 64
+    assert not any("TOKEN" in name or "SECRET" in name for name in found["variables"])
+    made = (around.folder.path / "made.txt").stat()
+    assert (made.st_uid, made.st_gid) == (CALLER, CALLER)
+
+
+@pytest.mark.docker
+def test_a_download_has_network_and_reads_the_token_from_a_file(
+    engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted-secret")
+    around = surroundings_of(tmp_path, network=True, user=(os.getuid(), os.getgid()))
+    code = (
+        "import os, pathlib, time; from huggingface_hub import get_token; print(len(os.listdir('/sys/class/net')) > 1, "
+        "get_token() == 'planted-' + 'secret', 'planted' in str(dict(os.environ))); time.sleep(1)"
+    )
+    stage = run_inside(engine, around, code)
+    assert "planted-secret" not in str(engine.client.api.inspect_container(stage.container.id))
+    processes = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True).stdout
+    assert "planted-secret" not in processes
+    assert stage.secret and stage.secret.file.stat().st_mode & 0o777 == 0o600
+    assert ended(stage).code == 0 and around.folder.log.read_text() == "True True False\n"  # type: ignore[attr-defined]
+    assert not stage.secret.file.exists()
+    assert "planted-secret" not in " ".join(argv(around, "image"))
+
+
+def test_without_a_login_there_is_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert token() is None
+    (tmp_path / "token").write_text("kept")
+    found = token()
+    assert found and found.file == tmp_path / "token" and not found.temporary
+
+
+@pytest.mark.docker
+def test_running_out_of_memory_is_told_apart_from_failing(engine: DockerEngine, tmp_path: Path) -> None:
+    around = surroundings_of(tmp_path, resources=RESOURCES.model_copy(update={"memory_gib": 0.0625}))
+    ending = ended(run_inside(engine, around, "x = bytearray(10**9)"))
+    assert ending.code != 0 and "memory ran out: its container may take 0.0625 GiB" in ending.cause  # type: ignore[attr-defined]
+    failed = ended(run_inside(engine, around, "import sys; sys.exit(3)"))
+    assert (failed.code, failed.cause) == (3, None)  # type: ignore[attr-defined]
+    killed = ended(run_inside(engine, around, "import os; os.kill(os.getpid(), 9)"))
+    assert killed.code == -9 and "SIGKILL" in killed.cause  # type: ignore[attr-defined]
+    assert engine.client.containers.list(all=True, filters={"label": f"{FOLDER}={around.folder.path}"}) == []
+
+
+@pytest.mark.docker
+def test_stop_asks_and_kill_ends(engine: DockerEngine, tmp_path: Path) -> None:
+    patient = (
+        "import signal, sys, time; signal.signal(15, lambda *a: sys.exit(75)); print('up', flush=True); time.sleep(99)"
+    )
+    around = surroundings_of(tmp_path)
+    stage = run_inside(engine, around, patient)
+    wait_for(lambda: around.folder.log.is_file() and "up" in around.folder.log.read_text())
+    stage.stop()
+    assert ended(stage, 10).code == 75  # type: ignore[attr-defined]
+    stage = run_inside(engine, around, "import time; time.sleep(99)")
+    before = time.monotonic()
+    stage.kill()
+    assert stage.poll() is not None and time.monotonic() - before < 5
+
+
+@pytest.mark.docker
+def test_a_removed_container_and_a_path_that_is_not_there_are_one_sentence(
+    engine: DockerEngine, tmp_path: Path
+) -> None:
+    around = surroundings_of(tmp_path)
+    stage = run_inside(engine, around, "import time; time.sleep(99)")
+    stage.container.remove(force=True)
+    assert ended(stage).cause  # type: ignore[attr-defined]
+    absent = tmp_path / "absent"
+    with pytest.raises(MachineError, match=r"train a cell: Docker cannot start its container: .*absent"):
+        engine.start(replace(around, mounts=(*around.mounts, Mount(absent, absent, True))))
+    assert engine.client.containers.list(all=True, filters={"label": f"{FOLDER}={around.folder.path}"}) == []
+
+
+@pytest.mark.docker
+def test_gpus_are_asked_of_the_engine(docker_host: DockerHost, engine: DockerEngine, tmp_path: Path) -> None:
+    around = surroundings_of(tmp_path, resources=RESOURCES.model_copy(update={"gpus": 2}))
+    try:
+        stage = run_inside(engine, around, "import os; print(os.environ['NVIDIA_VISIBLE_DEVICES'])")
+    except MachineError:
+        assert not docker_host.started_here
+        pytest.skip("the engine that runs here has neither GPUs nor a stand-in for them")
+    assert ended(stage).code == 0 and around.folder.log.read_text() == "0,1\n"  # type: ignore[attr-defined]
+
+
+@pytest.mark.docker
+def test_without_gpus_without_image_without_engine(
+    base_image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("docker", starting_obstacle())
+    around = surroundings_of(tmp_path)
+    with started_engine(nvidia=False) as bare:
+        monkeypatch.setenv("DOCKER_HOST", bare.variables["DOCKER_HOST"])
+        done = invoke("reproduce", str(MICRO), "--engine", "docker", "--runs", str(tmp_path / "runs"))
+        assert done.returncode == 2 and "no image essence-eval:cpu and no image essence-train:cpu here" in done.stderr
+        assert "make images FLAVOUR=cpu" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+        load_base(bare.client)
+        bare.client.images.get(base_image).tag("essence-download", "cpu")
+        asking = replace(around, resources=RESOURCES.model_copy(update={"gpus": 1}))
+        with pytest.raises(MachineError, match="need the NVIDIA Container Toolkit"):
+            DockerEngine("cpu").start(asking)
+    done = invoke("reproduce", str(MICRO), "--engine", "docker", "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 2 and "no Docker engine answers" in done.stderr and "--engine local" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.docker
+def test_the_printed_command_line_makes_the_same_container(engine: DockerEngine, tmp_path: Path) -> None:
+    resources = RESOURCES.model_copy(update={"memory_gib": 1.0, "ulimits": {"nofile": 4096}})
+    around = surroundings_of(tmp_path, resources=resources)
+    printed = argv(around, "essence-download:cpu")
+    line = ["docker", "create", *[word for word in printed[2:] if word != "--rm"]]
+    identifier = subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    typed = engine.client.containers.get(identifier)
+    made = engine.client.containers.create("essence-download:cpu", **creation(around, None, f"{CALLER}:{CALLER}"))
+    try:
+        for key in ("Memory", "NetworkMode", "ReadonlyRootfs", "CapDrop", "SecurityOpt", "ShmSize", "Tmpfs", "Ulimits"):
+            assert typed.attrs["HostConfig"][key] == made.attrs["HostConfig"][key], key
+        for key in ("Cmd", "User", "WorkingDir"):
+            assert typed.attrs["Config"][key] == made.attrs["Config"][key], key
+        assert sorted(typed.attrs["Config"]["Env"]) == sorted(made.attrs["Config"]["Env"])
+        mounts = [sorted((m["Source"], m["Destination"], m["RW"]) for m in c.attrs["Mounts"]) for c in (typed, made)]
+        assert mounts[0] == mounts[1]
+        assert made.attrs["HostConfig"]["Ulimits"] == [Ulimit(name="nofile", soft=4096, hard=4096)]
+    finally:
+        typed.remove(force=True)
+        made.remove(force=True)
+
+
+def containers_of(host: DockerHost, runs: Path) -> list[Container]:
+    found = host.client.containers.list(all=True, filters={"label": FOLDER})
+    return [container for container in found if container.labels[FOLDER].startswith(f"{runs}/")]
+
+
+def started(runs: Path) -> "subprocess.Popen[str]":
+    line = command_line("reproduce", str(MICRO), "--runs", str(runs), "--engine", "docker")
+    return subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def disturbed(docker_host: DockerHost, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The micro matrix under Docker: host process and containers killed in turn, then run to its end."""
+    del images
+    runs, chance = tmp_path_factory.mktemp("docker"), random.Random(6)
+    for turn in range(3):
+        host = started(runs)
+        wait_for(lambda host=host: containers_of(docker_host, runs) or host.poll() is not None)
+        time.sleep(chance.uniform(0.0, 8.0))
+        if turn % 2 == 0:
+            host.send_signal(signal.SIGKILL)
+            host.communicate()
+            for container in containers_of(docker_host, runs)[:turn]:
+                container.kill()
+        else:
+            for container in containers_of(docker_host, runs):
+                container.remove(force=True)
+            host.send_signal(signal.SIGINT)
+            host.communicate(timeout=120)
+    done = invoke("reproduce", str(MICRO), "--runs", str(runs), "--engine", "docker")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert containers_of(docker_host, runs) == []
+    yield runs
+
+
+def by_title(runs: Path) -> dict[str, dict[str, object]]:
+    """What must not depend on the engine, by the title of the stage: results, fingerprints, weights, verdicts."""
+    found = {}
+    for manifest in manifests(runs).values():
+        timed = ("metrics.jsonl", "samples.jsonl", "trackers/")
+        outputs = {o["path"]: o["sha256"] for o in manifest["outputs"] if not o["path"].startswith(timed)}
+        results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
+        data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
+        found[manifest["identity"]["title"]] = {"results": results, "data": data, "outputs": outputs}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_under_docker_and_disturbed_the_result_is_that_of_an_undisturbed_local_run(
+    micro: Path, disturbed: Path
+) -> None:
+    assert by_title(disturbed) == by_title(micro)
+    assert invoke("verify", str(disturbed)).returncode == 0
+    assert not list(disturbed.glob("stages/*/scratch")) and not list(disturbed.glob("stages/*/partial"))
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_the_manifest_names_engine_and_image(docker_host: DockerHost, disturbed: Path) -> None:
+    for manifest in manifests(disturbed).values():
+        image = manifest["image"]
+        assert image["engine"] == "docker" and image["engine_version"] == docker_host.client.version()["Version"]
+        assert image["digest"].startswith("sha256:") and image["base_digest"].startswith("sha256:")
+        assert manifest["hardware"]["host"] == os.uname().nodename
+        again = invoke("reproduce", str(MICRO), "--runs", str(disturbed), "--engine", "docker")
+        assert again.returncode == 0 and "were done before" in again.stdout
+        break
