@@ -191,7 +191,7 @@ def claims(_, experiment=None, runs=None, json=False):
 @task(
     auto_shortflags=False,
     positional=["folder"],
-    help={"folder": "run directory, or one experiment in it", "json": CHOICE["json"]},
+    help={"folder": "run directory, one experiment in it, or an exported archive", "json": CHOICE["json"]},
 )
 def verify(_, folder, json=False):
     """Recompute every hash of a run directory and say which file differs, as in: invoke verify runs"""
@@ -218,6 +218,23 @@ def compare(_, first, second, json=False):
 
     with _console() as console:
         _end(compare_runs(first, second, json, console))
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        **_help("experiment", "runs"),
+        "output": "file to write (default: <experiment>.tar.gz here)",
+        "weights": "with the trained weights",
+    },
+)
+def export(_, experiment="tiny", output=None, weights=False, runs=None):
+    """Write one archive of a run: records, metrics, samples, report, configuration; an RO-Crate."""
+    from essence.commands.export import write_archive
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        _end(write_archive(run_directory(runs), experiment, output, weights, console))
 
 
 @task(

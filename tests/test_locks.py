@@ -20,7 +20,7 @@ IMAGES = {
     "eval-cuda": ("eval", "vllm"),
 }
 EXTRAS |= IMAGES
-OWN_INPUT = ("bootstrap", "train-paper", "eval-paper")
+OWN_INPUT = ("bootstrap", "crate", "train-paper", "eval-paper")
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; (.+?))? \\$", re.MULTILINE)
 RENEW = "renew the locks: invoke lock"
 

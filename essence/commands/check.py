@@ -2,10 +2,12 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
+from essence.record.export import unpack
 from essence.record.verify import Verification, verify
 from essence.store import RunDirectory
 
@@ -14,13 +16,28 @@ GIB = 1 << 30
 
 def print_verification(folder: Path, experiment: str | None, as_json: bool, console: Console) -> int:
     """0 when all is as recorded, 1 with one sentence a finding."""
-    root, name = _run_directory_of(folder, experiment)
-    verification = verify(RunDirectory(root), name)
+    if folder.is_file():
+        verification = _verify_archive(folder)
+    else:
+        root, name = _run_directory_of(folder, experiment)
+        verification = verify(RunDirectory(root), name)
     if as_json:
         sys.stdout.write(json.dumps(verification.as_json(), indent=2) + "\n")
     else:
-        _say(verification, root, console)
+        _say(verification, folder, console)
     return 1 if verification.findings else 0
+
+
+def _verify_archive(archive: Path) -> Verification:
+    """Unpack beside nothing of the caller's, check, and remove it again."""
+    with tempfile.TemporaryDirectory(prefix="essence-verify-") as temporary:
+        root, wrong = unpack(archive, Path(temporary))
+        verification = verify(RunDirectory(root))
+        verification.findings[:0] = wrong
+        # The temporary folder means nothing to the reader.
+        verification.findings = [sentence.replace(f"{root}/", "") for sentence in verification.findings]
+        verification.unchecked = [sentence.replace(f"{root}/", "") for sentence in verification.unchecked]
+    return verification
 
 
 def _run_directory_of(folder: Path, experiment: str | None) -> tuple[Path, str | None]:

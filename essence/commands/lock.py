@@ -16,6 +16,7 @@ ON_CPU = ("--constraint", "locks/cpu.txt", "--override", "locks/override-cpu.txt
 PAPER_DATE = "2025-10-01T00:00:00Z"
 ARGUMENTS: dict[str, list[str]] = {
     "bootstrap": [],
+    "crate": [],
     "host": [],
     "cpu": [
         *("--extra", "download", "--extra", "train", "--extra", "eval"),

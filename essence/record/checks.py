@@ -47,12 +47,13 @@ def seal_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
         yield f"{folder.manifest}: edited after it was written: its content does not give its seal"
 
 
-def file_findings(folder: StageFolder, manifest: Manifest, known: dict[str, str]) -> Iterator[str]:
+def file_findings(folder: StageFolder, outputs: list[dict[str, Any]], known: dict[str, str]) -> Iterator[str]:
     """Whether every recorded file is there with the recorded content, and no other.
 
+    outputs: the recorded files that should be here.
     known: sha256 -> where such a file is recorded, to tell a file that was swapped for another one.
     """
-    recorded = {entry["path"]: entry for entry in manifest["outputs"]}
+    recorded = {entry["path"]: entry for entry in outputs}
     for path, entry in recorded.items():
         file = folder.output / path
         if not file.is_file():

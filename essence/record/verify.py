@@ -22,6 +22,7 @@ from essence.record.checks import (
     schema_findings,
     seal_findings,
 )
+from essence.record.export import left_out
 from essence.store import RunDirectory, StageFolder
 
 
@@ -47,10 +48,11 @@ def verify(run_directory: RunDirectory, experiment: str | None = None) -> Verifi
         raise RecordError(f"{run_directory.root}: no such run directory")
     folders = [run_directory.stage(name) for name in _stage_ids(run_directory, experiment)]
     found = Verification(unfinished=[folder.path.name for folder in folders if not folder.done])
+    absent = left_out(run_directory.root)
     records = dict(_records([folder for folder in folders if folder.done], found))
     known, planned = _known_files(records), _planned(run_directory)
     for folder, manifest in records.items():
-        _verify_stage(folder, manifest, known, found)
+        _verify_stage(folder, manifest, known, absent, found)
         _verify_chain(folder, manifest, planned, found)
     found.findings += _code_findings(run_directory, records)
     if not found.stages and not found.unfinished and not found.findings:
@@ -87,16 +89,20 @@ def _known_files(records: dict[StageFolder, Manifest]) -> dict[str, str]:
     }
 
 
-def _verify_stage(folder: StageFolder, manifest: Manifest, known: dict[str, str], found: Verification) -> None:
+def _verify_stage(
+    folder: StageFolder, manifest: Manifest, known: dict[str, str], absent: set[str], found: Verification
+) -> None:
     findings = list(seal_findings(folder, manifest))
-    if folder.output.is_dir() or not manifest["outputs"]:
-        findings += file_findings(folder, manifest, known)
-        present = [p for p in folder.output.rglob("*") if p.is_file()]
-        found.files += len(present)
-        found.bytes += sum(p.stat().st_size for p in present)
-    else:
-        size = sum(entry["bytes"] for entry in manifest["outputs"])
-        found.unchecked.append(f"{folder.path.name}: its output ({len(manifest['outputs'])} files, {size} bytes)")
+    expected = [e for e in manifest["outputs"] if f"stages/{folder.path.name}/output/{e['path']}" not in absent]
+    not_here = [entry for entry in manifest["outputs"] if entry not in expected]
+    if not folder.output.is_dir():
+        expected, not_here = [], manifest["outputs"]
+    if not_here:
+        size = sum(entry["bytes"] for entry in not_here)
+        found.unchecked.append(f"{folder.path.name}: {len(not_here)} files of its output, {size} bytes")
+    findings += file_findings(folder, expected, known)
+    found.files += len(expected)
+    found.bytes += sum(entry["bytes"] for entry in expected)
     if folder.spec.is_file():
         findings += key_findings(folder, manifest)
     else:
