@@ -155,14 +155,17 @@ def plan(
         _end((print_costs if costs else print_plan)(words, json, console))
 
 
-@task(help=_help("experiment", "runs", "json"), auto_shortflags=False)
-def status(_, experiment="tiny", runs=None, json=False):
+@task(help={**_help("experiment", "runs", "json"), "watch": "draw anew until it is over"}, auto_shortflags=False)
+def status(_, experiment="tiny", runs=None, json=False, watch=False):
     """Show how far each cell is; also while it runs, from another terminal."""
     from essence.commands.selection import run_directory
     from essence.commands.status import print_status
+    from essence.commands.watch import watch as keep_watching
 
     with _console() as console:
-        _end(print_status(run_directory(runs), experiment, json, console))
+        if watch:
+            _end(keep_watching(run_directory(runs), experiment, console))
+        _end(print_status(run_directory(runs), experiment, json, console) if not watch else 0)
 
 
 @task(help=_help("experiment", "runs", "json"), auto_shortflags=False)

@@ -20,6 +20,8 @@ SIGNS: dict[State, str] = {
     "left": "[dim]·[/dim]",
 }
 
+CELL_COLUMNS = ("cell", "tokenize", "train", "evaluate")
+
 
 def collect(run_directory: RunDirectory, experiment: str) -> dict[str, Any]:
     """State of every stage and cell of an experiment; RecordError when it never ran here."""
@@ -73,16 +75,21 @@ def print_status(run_directory: RunDirectory, experiment: str, as_json: bool, co
         sys.stdout.write(json.dumps(state, indent=2) + "\n")
         return 0
     table = Table(title=f"{experiment} in {run_directory.root}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("cell", "tokenize", "train", "evaluate"):
+    for heading in CELL_COLUMNS:
         table.add_column(heading)
     for cell in state["cells"]:
-        labels = cell["stages"]
-        evaluations = " ".join(SIGNS[s] for label, s in labels.items() if label.startswith(("generate", "grade")))
-        firsts = [SIGNS[labels[label]] if label in labels else "" for label in ("tokenize", "train")]
-        table.add_row(cell["name"], *firsts, evaluations)
+        table.add_row(*cell_row(cell))
     console.print(table)
     _print_running(state, console)
     return 0
+
+
+def cell_row(cell: dict[str, Any]) -> list[str]:
+    """Name and signs of a cell, by `CELL_COLUMNS`."""
+    labels = cell["stages"]
+    evaluations = " ".join(SIGNS[s] for label, s in labels.items() if label.startswith(("generate", "grade")))
+    firsts = [SIGNS[labels[label]] if label in labels else "" for label in ("tokenize", "train")]
+    return [cell["name"], *firsts, evaluations]
 
 
 def _print_running(state: dict[str, Any], console: Console) -> None:
