@@ -24,6 +24,7 @@ from essence.settings import (
     LoopSettings,
     ObjectiveSettings,
     OptimizerSettings,
+    ParallelSettings,
     ProtocolName,
     PublishedRows,
     Record,
@@ -97,7 +98,7 @@ class DecontaminationSection(Record):
     remove: bool
 
 
-class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings):
+class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings):
     """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py).
 
     `batch_rows` is the effective batch as stated, accumulation included.
@@ -333,9 +334,10 @@ def choose(loaded: LoadedExperiment, wanted: dict[str, Any]) -> list[Cell]:
 def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
     """All that determines the training of a cell."""
     protocol, training, data = PROTOCOLS[cell.protocol], experiment.training, experiment.data[cell.dataset]
-    batch_rows = training.batch_rows
+    batch_rows, batch_tokens = training.batch_rows, training.batch_tokens
     if not protocol.applies_gradient_accumulation:
         batch_rows = max(1, batch_rows // training.gradient_accumulation)
+        batch_tokens //= training.gradient_accumulation
     return TrainSettings(
         rows=RowsSettings(
             max_row_tokens=data.max_row_tokens,
@@ -355,8 +357,11 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
         ),
         validation_view=protocol.validation_view,
         objective=ObjectiveSettings(**part(training, ObjectiveSettings)),
-        optimizer=OptimizerSettings(**{**part(training, OptimizerSettings), "batch_rows": batch_rows}),
+        optimizer=OptimizerSettings(
+            **{**part(training, OptimizerSettings), "batch_rows": batch_rows, "batch_tokens": batch_tokens}
+        ),
         **part(training, LoopSettings),
+        **part(training, ParallelSettings),
         seed=cell.seed,
     )
 

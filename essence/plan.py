@@ -199,6 +199,8 @@ class _Planner:
         if identifier not in self.stages:
             section = self.loaded.experiment.resources
             resources = Resources(**part(section, Resources))
+            if stage != "train":
+                resources = resources.model_copy(update={"nodes": 1})
             if stage not in ("train", "generate"):
                 resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
             self.stages[identifier] = PlannedStage(

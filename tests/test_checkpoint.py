@@ -10,7 +10,10 @@ from essence.distill import checkpoint
 
 
 def write(folder: Path, step: int) -> Path:
-    return checkpoint.write(folder, step, {"weight/a": torch.full((3,), float(step))}, {"step": step})
+    return checkpoint.write(folder, step, {"weight/a": torch.full((3,), float(step))}, {"step": step}, kept=2)
+
+
+TENSORS = "tensors-00000-of-00001.safetensors"
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -19,7 +22,7 @@ def test_round_trip(tmp_path: Path) -> None:
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert (found.step, found.state) == (4, {"step": 4})
-    assert found.tensors["weight/a"].tolist() == [4.0, 4.0, 4.0]
+    assert found.tensor("weight/a").tolist() == [4.0, 4.0, 4.0]
 
 
 def test_two_are_kept_and_a_step_can_be_written_again(tmp_path: Path) -> None:
@@ -28,7 +31,7 @@ def test_two_are_kept_and_a_step_can_be_written_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
 
 
-@pytest.mark.parametrize("name", [checkpoint.TENSORS, checkpoint.STATE, checkpoint.HASHES])
+@pytest.mark.parametrize("name", [TENSORS, checkpoint.STATE, checkpoint.HASHES])
 @pytest.mark.parametrize("damage", ["cut", "missing", "changed"])
 def test_damaged_newest_gives_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
     write(tmp_path, 1)
@@ -41,7 +44,6 @@ def test_damaged_newest_gives_the_one_before(tmp_path: Path, name: str, damage: 
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.step == 1
-    assert [state["step"] for state in checkpoint.states(tmp_path)] == [1]
 
 
 def test_kill_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,30 +64,5 @@ def test_kill_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.M
 
 def test_no_pickle_is_written(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
-    assert sorted(p.name for p in path.iterdir()) == ["sha256.json", "state.json", "tensors.safetensors"]
+    assert sorted(p.name for p in path.iterdir()) == ["sha256.json", "state.json", TENSORS]
     assert json.loads((path / "state.json").read_text()) == {"step": 1}
-
-
-def test_optimizer_and_random_numbers_come_back(tmp_path: Path) -> None:
-    def model() -> torch.nn.Module:
-        torch.manual_seed(0)
-        return torch.nn.Linear(3, 2)
-
-    def step(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        module(torch.randn(4, 3)).square().sum().backward()
-        optimizer.step()
-
-    straight = model()
-    optimizer = torch.optim.AdamW(straight.parameters(), fused=True)
-    step(straight, optimizer)
-    checkpoint.write(tmp_path, 1, checkpoint.training_tensors(straight, optimizer), {})
-    step(straight, optimizer)
-
-    resumed = model()
-    optimizer = torch.optim.AdamW(resumed.parameters(), fused=True)
-    found = checkpoint.newest(tmp_path)
-    assert found is not None
-    checkpoint.restore_training(resumed, optimizer, found)
-    step(resumed, optimizer)
-    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))

@@ -204,11 +204,14 @@ def changed(value: Any) -> Any:
         "protocol": "math-verify",
         "0.5.2": "0.9.0",
         "vllm": "transformers",
+        "zero2": "zero3",
+        "replicated": "offloaded",
+        "sdpa": "flash_attention_2",
     }
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value * 2 if value > 1 else value / 2
+        return value * 2 if value > 1 else value / 2 if value else 4096
     if isinstance(value, list):
         return value[:1]
     return words[value]

@@ -11,6 +11,7 @@ from essence.settings import OptimizerSettings
 SETTINGS = OptimizerSettings(
     epochs=2,
     batch_rows=4,
+    batch_tokens=0,
     max_lr=4e-6,
     weight_decay=0.05,
     adam_beta2=0.999,

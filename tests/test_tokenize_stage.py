@@ -1,5 +1,6 @@
 """The tokenize and train stages on generated rows with a tokenizer made here, and on real ones where there are any."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,14 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from some_resources import some_resources  # noqa: E402
 
 from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
+from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.sequence import Example, fingerprint  # noqa: E402
 from essence.distill.tokens import TokenTable  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
 from essence.settings import TokenizeSettings, TrainSettings, ViewSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest  # noqa: E402
+from essence.stages.launch import check_devices  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -135,7 +138,12 @@ def train_settings(**changes: Any) -> TrainSettings:
             "end_divisor": 1e4,
             "beta1_low": 0.85,
             "beta1_high": 0.95,
+            "batch_tokens": 0,
         },
+        "parallel": "single",
+        "processes": 1,
+        "teacher_placement": "replicated",
+        "attention": "sdpa",
         "validations_per_epoch": 2,
         "compute_dtype": "float32",
         "activation_checkpointing": False,
@@ -295,8 +303,22 @@ def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there() -> None:
-    with pytest.raises(MachineError, match="sees no GPU"):
-        train.prepare_device(RESOURCES.model_copy(update={"gpus": 1}))
+    with pytest.raises(MachineError, match=r"processes = 1 need 1 GPUs on this machine, but PyTorch .* sees 0"):
+        check_devices(train_settings(), RESOURCES.model_copy(update={"gpus": 1}))
+
+
+def test_fewer_gpus_than_processes_or_another_number_of_ranks(prepared: dict[str, Path], tmp_path: Path) -> None:
+    four = train_settings(parallel="ddp", processes=4)
+    with pytest.raises(MachineError, match=r"processes = 4 on 2 machines need 2 GPUs each, but resources.gpus = 1"):
+        check_devices(four, RESOURCES.model_copy(update={"gpus": 1, "nodes": 2}))
+    with pytest.raises(MachineError, match=r"processes = 4, but 1 were started"):
+        train.train_as(ALONE, four, context(tmp_path, **inputs(prepared)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_attention_that_is_not_installed(prepared: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="flash-attn is not installed here: choose 'sdpa'"):
+        train.run(train_settings(attention="flash_attention_2"), context(tmp_path, **inputs(prepared)))
 
 
 def test_rope_theta_is_where_transformers_4_reads_it() -> None:

@@ -1,22 +1,27 @@
-"""How forward passes become optimiser steps: where the model lies, how gradients come together, what is stored."""
+"""How forward passes become optimiser steps: where the student lies and how the ranks' gradients come together."""
 
+import contextlib
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from essence.distill import checkpoint
+from essence.distill.adamw import MOMENTS, adamw, set_cycle
 from essence.distill.batches import Batch
 from essence.distill.checkpoint import Checkpoint
 from essence.distill.distiller import Distiller
+from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
-from essence.settings import OptimizerSettings
+from essence.settings import OptimizerSettings, Parallel
 
 
 class Backend(Protocol):
     """The training loop's view of the devices; every rank calls the same methods in the same order."""
 
+    student: nn.Module
     device: torch.device
+    ranks: Ranks
 
     def accumulate(
         self,
@@ -26,7 +31,10 @@ class Backend(Protocol):
         teacher_head: Tensor | None,
         last: bool,
     ) -> Tensor:
-        """Add a batch's share of the step's gradient; its loss, CE and KD, shape (3,). `last`: no more in this step."""
+        """Add a batch's share of the step's gradient; its loss, CE and KD, shape (3,). `last`: no more in this step.
+
+        The gradient of a step is the sum over all batches of all ranks: `weights` make it a mean.
+        """
 
     def step(self, point: CyclePoint) -> float:
         """Clip, update the weights, forget the gradient; returns the gradient's norm before clipping."""
@@ -34,41 +42,46 @@ class Backend(Protocol):
     def cross_entropy(self, batch: Batch, weights: Tensor) -> Tensor:
         """CE of a batch without gradient, a scalar."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint needs."""
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        """A whole parameter of the student, float32."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """The student's parameters by name, tied ones once."""
-
-    def restore(self, found: Checkpoint) -> None:
-        """Put the tensors of `tensors` back."""
+    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        """A whole moment (`MOMENTS`) of AdamW for a parameter, after the first step."""
 
 
-def adamw(student: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The optimiser, one group; its learning rate and betas are set before every step."""
-    return torch.optim.AdamW(
-        student.parameters(),
-        betas=(settings.beta1_high, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+def make_backend(
+    parallel: Parallel,
+    distiller: Distiller,
+    settings: OptimizerSettings,
+    ranks: Ranks,
+    device: torch.device,
+    found: Checkpoint | None,
+) -> Backend:
+    """The backend that the settings name; the student has the weights of `found` already."""
+    if parallel in ("zero2", "zero3"):
+        from essence.distill.zero import ZeroBackend  # slow to import
+
+        return ZeroBackend(distiller, settings, 2 if parallel == "zero2" else 3, ranks, device, found)
+    return ReplicatedBackend(distiller, settings, ranks, device, found)
 
 
-def set_cycle(optimizer: torch.optim.Optimizer, point: CyclePoint, settings: OptimizerSettings) -> None:
-    """Learning rate and beta1 of the coming step."""
-    for group in optimizer.param_groups:
-        group["lr"], group["betas"] = point.lr, (point.beta1, settings.adam_beta2)
+class ReplicatedBackend:
+    """The whole student on every rank: one process alone, or DDP."""
 
-
-class SingleBackend:
-    """One process on one device."""
-
-    def __init__(self, distiller: Distiller, settings: OptimizerSettings) -> None:
-        self.distiller, self.settings = distiller, settings
-        self.student = distiller.student
-        self.device = next(self.student.parameters()).device
+    def __init__(
+        self,
+        distiller: Distiller,
+        settings: OptimizerSettings,
+        ranks: Ranks,
+        device: torch.device,
+        found: Checkpoint | None,
+    ) -> None:
+        self.distiller, self.settings, self.ranks, self.device = distiller, settings, ranks, device
+        self.student = distiller.student.to(device)
+        self.parallel = _ddp(distiller) if ranks.processes > 1 else None
         self.optimizer = adamw(self.student, settings)
+        if found:
+            self._restore_moments(found)
 
     def accumulate(
         self,
@@ -78,9 +91,10 @@ class SingleBackend:
         teacher_head: Tensor | None,
         last: bool,
     ) -> Tensor:
-        del last
-        loss, ce, kd = self.distiller(batch, weights, teacher_states, teacher_head)
-        loss.backward()
+        waits = self.parallel.no_sync() if self.parallel and not last else contextlib.nullcontext()
+        with waits:
+            loss, ce, kd = (self.parallel or self.distiller)(batch, weights, teacher_states, teacher_head)
+            (loss * self.ranks.processes).backward()  # DDP takes the mean over the ranks
         return torch.stack([loss.detach(), ce, kd])
 
     def step(self, point: CyclePoint) -> float:
@@ -95,11 +109,26 @@ class SingleBackend:
             ce: Tensor = self.distiller(batch, weights)[1]
         return ce
 
-    def tensors(self) -> dict[str, Tensor]:
-        return checkpoint.training_tensors(self.student, self.optimizer)
+    def weight(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach()
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.student.named_parameters()}
+    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
+        moment: Tensor = self.optimizer.state[parameter][name]
+        return moment
 
-    def restore(self, found: Checkpoint) -> None:
-        checkpoint.restore_training(self.student, self.optimizer, found)
+    def _restore_moments(self, found: Checkpoint) -> None:
+        trained = [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]
+        moments = {
+            index: {
+                "step": torch.tensor(float(found.step)),
+                **{moment: found.tensor(f"{moment}/{name}") for moment in MOMENTS},
+            }
+            for index, (name, _) in enumerate(trained)
+        }
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _ddp(distiller: Distiller) -> DistributedDataParallel:
+    # Without this DDP orders its buckets anew after the first step, and a resumed run would sum in another order.
+    return DistributedDataParallel(distiller, find_unused_parameters=True, forward_sync_buffers=False)

@@ -2,82 +2,134 @@
 
 ```
 <folder>/step-00000040/
-    tensors.safetensors   weights, AdamW moments, random number states
-    state.json            step, best so far, counts: what the trainer puts in
-    sha256.json           hash of the two files above
+    tensors-00000-of-00002.safetensors   what rank 0 of 2 wrote: whole tensors by name, each by one rank
+    state.json                           step, best so far, counts: what the trainer puts in
+    sha256.json                          hashes of the files above, written last
 ```
 
-Written under a temporary name, flushed to disk, then renamed. The newest two are kept: where the newest is damaged (a
-full disk, a torn file), the one before is used. No pickle, so a checkpoint can be read without trusting it.
+Written under a temporary name, flushed to disk, then renamed. The newest few are kept: where the newest is damaged (a
+full disk, a torn file), the one before is used. Tensors are whole whatever the backend, so a checkpoint can be read by
+another backend and another number of ranks; there is no pickle in it, so it can be read without trusting it.
 """
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from essence.distill.ranks import ALONE, Ranks
 from essence.record.canonical import canonical_json, sha256_file
 
-KEPT = 2
-TENSORS, STATE, HASHES = "tensors.safetensors", "state.json", "sha256.json"
+STATE, HASHES = "state.json", "sha256.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `write` was given."""
+    """What `write` was given; tensors are read one by one as they are asked for."""
 
-    step: int
-    tensors: dict[str, Tensor]
+    path: Path
     state: dict[str, Any]
 
+    @property
+    def step(self) -> int:
+        return int(self.path.name.removeprefix("step-"))
 
-def write(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of a step and remove all but the newest two; returns its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    @cached_property
+    def _files(self) -> dict[str, Any]:
+        """Name of a tensor -> open file."""
+        opened = [safe_open(path, framework="pt") for path in sorted(self.path.glob("tensors-*.safetensors"))]
+        return {name: file for file in opened for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the CPU; KeyError where there is none of that name."""
+        found: Tensor = self._files[name].get_tensor(name)
+        return found
+
+
+def write(
+    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], kept: int, ranks: Ranks = ALONE
+) -> Path:
+    """Write the checkpoint of a step and remove all but the newest `kept`; returns its folder.
+
+    Every rank calls this with its own tensors; the first one puts the rest beside them and gives the folder its name.
+    """
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed attempt
-    temporary.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+    if ranks.first:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed attempt
+        temporary.mkdir(parents=True)
+    ranks.wait()
+    name = f"tensors-{ranks.rank:05d}-of-{ranks.processes:05d}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary / name)
+    flush_to_disk(temporary / name)
+    hashes = dict(ranks.all_of((name, sha256_file(temporary / name))))
+    if ranks.first:
+        _finish(temporary, final, state, hashes)
+        for old in _newest_first(folder)[kept:]:
+            shutil.rmtree(old)
+    ranks.wait()
+    return final
+
+
+def _finish(temporary: Path, final: Path, state: dict[str, Any], hashes: dict[str, str]) -> None:
     (temporary / STATE).write_text(canonical_json(state), encoding="utf-8")
-    hashes = {name: sha256_file(temporary / name) for name in (TENSORS, STATE)}
+    hashes = {**hashes, STATE: sha256_file(temporary / STATE)}
     (temporary / HASHES).write_text(canonical_json(hashes), encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
+    for path in (temporary / STATE, temporary / HASHES, temporary):
         flush_to_disk(path)
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
-    flush_to_disk(folder)
-    for old in _newest_first(folder)[KEPT:]:
-        shutil.rmtree(old)
-    return final
+    flush_to_disk(final.parent)
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint, its tensors on the CPU; None where there is none. Damaged ones are passed over."""
+def newest(folder: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """The newest whole checkpoint; None where there is none. Damaged ones are passed over, with a line in the log."""
+    chosen = _newest_whole(folder) if ranks.first else None
+    path = ranks.all_of(chosen)[0]
+    if path is None:
+        return None
+    return Checkpoint(path, json.loads((path / STATE).read_text(encoding="utf-8")))
+
+
+def _newest_whole(folder: Path) -> Path | None:
     for path in _newest_first(folder):
         if is_whole(path):
-            state = json.loads((path / STATE).read_text(encoding="utf-8"))
-            return Checkpoint(int(path.name.removeprefix("step-")), load_file(path / TENSORS), state)
+            return path
+        log.warning("%s: damaged, so the checkpoint before it is used", path)
     return None
 
 
 def states(folder: Path) -> list[dict[str, Any]]:
-    """What the stored checkpoints were given as `state`, newest first; damaged ones are passed over."""
-    return [json.loads((path / STATE).read_text(encoding="utf-8")) for path in _newest_first(folder) if is_whole(path)]
+    """What the stored checkpoints were given as `state`, newest first; unreadable ones are passed over."""
+    found = []
+    for path in _newest_first(folder):
+        try:
+            found.append(json.loads((path / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            continue
+    return found
 
 
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint's files are those that were written."""
     try:
         hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
-        return set(hashes) == {TENSORS, STATE} and all(sha256_file(path / n) == h for n, h in hashes.items())
+        return STATE in hashes and all(sha256_file(path / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return False
 
@@ -91,37 +143,20 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights, AdamW moments and random number states, by name; tied weights once."""
-    tensors = {"random/cpu": torch.get_rng_state()}
-    for device in range(torch.cuda.device_count()):
-        tensors[f"random/cuda{device}"] = torch.cuda.get_rng_state(device)
-    for name, parameter in model.named_parameters():
-        tensors[f"weight/{name}"] = parameter.detach()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if parameter in optimizer.state:
-                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    return tensors
+def random_states(rank: int) -> dict[str, Tensor]:
+    """States of this process's random number generators, by name."""
+    states = {f"random/{rank}/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[f"random/{rank}/cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
-def restore_training(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
-    """Put the tensors of `training_tensors` back; `optimizer` must hold `model.parameters()` as its only group."""
-    tensors = checkpoint.tensors
-    load_weights(model, {name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")})
-    moments = {
-        index: {
-            "step": torch.tensor(float(checkpoint.step)),
-            "exp_avg": tensors[f"exp_avg/{name}"],
-            "exp_avg_sq": tensors[f"exp_avg_sq/{name}"],
-        }
-        for index, (name, _) in enumerate(model.named_parameters())
-        if f"exp_avg/{name}" in tensors
-    }
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random/cpu"])
-    for device in range(torch.cuda.device_count()):
-        if f"random/cuda{device}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random/cuda{device}"], device)
+def restore_random_states(found: Checkpoint, rank: int) -> None:
+    """Put `random_states` back; a rank that was not there when they were written keeps its own."""
+    if f"random/{rank}/cpu" in found:
+        torch.set_rng_state(found.tensor(f"random/{rank}/cpu"))
+    if torch.cuda.is_available() and f"random/{rank}/cuda" in found:
+        torch.cuda.set_rng_state(found.tensor(f"random/{rank}/cuda"))
 
 
 def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -132,12 +167,14 @@ def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     temporary.replace(path)
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor] | Path) -> None:
-    """Overwrite a model's parameters in place with those of `save_weights`; KeyError where one is missing."""
-    found = load_file(weights) if isinstance(weights, Path) else weights
+def load_weights(model: nn.Module, weights: Checkpoint | Path) -> None:
+    """Overwrite a model's trained parameters in place with those that were stored; KeyError where one is missing."""
+    stored = load_file(weights) if isinstance(weights, Path) else {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(found[name])
+            if parameter.requires_grad:
+                whole = weights.tensor(f"weight/{name}") if isinstance(weights, Checkpoint) else stored[name]
+                parameter.copy_(whole)
 
 
 def _newest_first(folder: Path) -> list[Path]:

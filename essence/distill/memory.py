@@ -21,9 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from essence.distill.cost import Architecture
-
-Parallel = Literal["single", "ddp", "zero2", "zero3"]
-TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
+from essence.settings import Parallel, TeacherPlacement
 
 Dtype = Literal["float32", "bfloat16"]
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}

@@ -4,6 +4,7 @@ transformers 5 loads a checkpoint in the dtype it was saved in, fills missing we
 saves `rope_theta` where version 4 does not look for it (and uses 10,000 without a word). All three are met here.
 """
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from essence.atomic import read_json, write_json
 from essence.distill.checkpoint import flush_to_disk
-from essence.errors import InputError
+from essence.errors import InputError, MachineError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -49,17 +50,21 @@ def think_token_ids(tokenizer: Any, folder: Path) -> tuple[int, int]:
     return vocabulary["<think>"], vocabulary["</think>"]
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> nn.Module:
     """A causal language model whose every weight comes from the folder's safetensors files.
 
     Raises:
         InputError: a file is missing or damaged, a weight is missing, or the architecture is not a plain decoder.
+        MachineError: the package of the attention is not installed.
     """
     check_model_files(folder)
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise MachineError("attention = 'flash_attention_2', but flash-attn is not installed here: choose 'sdpa'")
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
+            attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

@@ -4,6 +4,7 @@
 <work>/
     checkpoints/               essence/distill/checkpoint.py
     best-00000040.safetensors  weights of the validation with the lowest CE so far
+    last.safetensors           weights at the end
     metrics.jsonl              a line a step or validation; on resume cut back to the checkpoint
 ```
 """
@@ -12,10 +13,17 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor, nn
 
 from essence.distill import checkpoint
+from essence.distill.adamw import MOMENTS
 from essence.distill.backends import Backend
+from essence.distill.checkpoint import Checkpoint
 from essence.distill.metrics import MetricsLog, OpenTrackers
+from essence.distill.ranks import ALONE, Ranks
+from essence.settings import Resources
 
 
 @dataclass
@@ -36,7 +44,7 @@ class State:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to. The student itself holds the last weights."""
+    """What a training came to. Alone or under DDP, the student itself holds the last weights."""
 
     steps: int
     best_step: int | None
@@ -57,34 +65,62 @@ class TrainResult:
     """Time spent in training steps, over all attempts."""
     energy_j: float | None
     """Joules of the GPUs of this machine from the first step to the last, as their driver counts; None without."""
-    best_weights: Path | None
+    last_weights: Path
     """For `checkpoint.load_weights`."""
+    best_weights: Path | None
+    """None where there was no validation."""
     metrics: Path
 
 
 class Storage:
-    """The folder of one training: restores and writes the tensors of a backend and the state beside them."""
+    """The folder of one training: restores and writes the tensors of a backend and the state beside them.
 
-    def __init__(self, work: Path, backend: Backend, open_trackers: OpenTrackers | None = None) -> None:
+    Every rank calls the same methods, since weights that are sharded come together only when all take part; what is
+    written once is written by the first.
+    """
+
+    def __init__(
+        self, work: Path, resources: Resources, ranks: Ranks = ALONE, open_trackers: OpenTrackers | None = None
+    ) -> None:
         work.mkdir(parents=True, exist_ok=True)
-        self.work, self.backend = work, backend
+        self.work, self.kept, self.ranks = work, resources.kept_checkpoints, ranks
         self.checkpoints = work / "checkpoints"
         self.metrics = MetricsLog(work / "metrics.jsonl", open_trackers)
         self.checkpointed_at = time.monotonic()
 
-    def restore(self) -> State:
-        """Go back to the newest whole checkpoint; a new state where there is none."""
-        found = checkpoint.newest(self.checkpoints)
-        if found:
-            self.backend.restore(found)
-        state = State(**found.state) if found else State()
-        self.metrics.cut_after(state.step)
-        return state
+    def __enter__(self) -> "Storage":
+        if self.ranks.first:
+            self.metrics.__enter__()
+        return self
 
-    def write(self, state: State) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.ranks.first:
+            self.metrics.__exit__(kind, error, traceback)
+
+    def restore(self, student: nn.Module) -> tuple[State, Checkpoint | None]:
+        """Give the student the weights of the newest whole checkpoint, whose state comes back; a new one without."""
+        found = checkpoint.newest(self.checkpoints, self.ranks)
+        if found:
+            checkpoint.load_weights(student, found)
+            checkpoint.restore_random_states(found, self.ranks.rank)
+        state = State(**found.state) if found else State()
+        if self.ranks.first:
+            self.metrics.cut_after(state.step)
+        return state, found
+
+    def record(self, **values: object) -> None:
+        """Append one record to the metrics."""
+        if self.ranks.first:
+            self.metrics.write(**values)
+
+    def write(self, state: State, backend: Backend) -> None:
         """Write a checkpoint of the finished step."""
-        self.metrics.flush_to_disk()  # so that a checkpoint never knows more steps than the metrics do
-        checkpoint.write(self.checkpoints, state.step, self.backend.tensors(), asdict(state))
+        if self.ranks.first:
+            self.metrics.flush_to_disk()  # so that a checkpoint never knows more steps than the metrics do
+        tensors = {**checkpoint.random_states(self.ranks.rank), **_own_tensors(backend)}
+        checkpoint.write(self.checkpoints, state.step, tensors, asdict(state), self.kept, self.ranks)
         self._remove_old_best(state)
         self.checkpointed_at = time.monotonic()
 
@@ -92,17 +128,36 @@ class Storage:
     def seconds_since_checkpoint(self) -> float:
         return time.monotonic() - self.checkpointed_at
 
-    def keep_best(self, state: State) -> None:
+    def keep_best(self, state: State, backend: Backend) -> None:
         """Write the weights of `state.best_step`, which is the step just validated."""
         assert state.best_step is not None, "nothing was validated"
-        checkpoint.save_weights(self.best_path(state.best_step), self.backend.weights())
+        self._save_weights(self.best_path(state.best_step), backend)
         self._remove_old_best(state)
+
+    def keep_last(self, backend: Backend) -> None:
+        """Write the weights at the end."""
+        self._save_weights(self.last_path, backend)
+
+    def _save_weights(self, path: Path, backend: Backend) -> None:
+        weights: dict[str, Tensor] = {}
+        for name, parameter in trained(backend.student):
+            whole = backend.weight(parameter)
+            if self.ranks.first:
+                weights[name] = whole.cpu()
+        if self.ranks.first:
+            checkpoint.save_weights(path, weights)
+
+    @property
+    def last_path(self) -> Path:
+        return self.work / "last.safetensors"
 
     def best_path(self, step: int) -> Path:
         return self.work / f"best-{step:08d}.safetensors"
 
     def _remove_old_best(self, state: State) -> None:
         """Remove best weights that neither the state nor a stored checkpoint speaks of."""
+        if not self.ranks.first:
+            return
         needed = {state.best_step} | {s["best_step"] for s in checkpoint.states(self.checkpoints)}
         for path in self.work.glob("best-*.safetensors"):
             if path not in {self.best_path(step) for step in needed if step is not None}:
@@ -121,6 +176,24 @@ class Storage:
             packed=packed,
             seconds=state.seconds,
             energy_j=state.energy_j,
+            last_weights=self.last_path,
             best_weights=None if state.best_step is None else self.best_path(state.best_step),
             metrics=self.metrics.path,
         )
+
+
+def trained(student: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are trained, by name; tied ones once."""
+    return [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+
+
+def _own_tensors(backend: Backend) -> dict[str, Tensor]:
+    """Weights and moments that this rank writes: every so-many-th parameter, whole."""
+    tensors: dict[str, Tensor] = {}
+    for index, (name, parameter) in enumerate(trained(backend.student)):
+        own = index % backend.ranks.processes == backend.ranks.rank
+        for kind in ("weight", *MOMENTS):
+            whole = backend.weight(parameter) if kind == "weight" else backend.moment(parameter, kind)
+            if own:
+                tensors[f"{kind}/{name}"] = whole.cpu()
+    return tensors

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_at
+from essence.distill.ranks import Ranks
+from essence.distill.zero import shard_frozen
+from essence.settings import TeacherPlacement
 
 
 class TeacherStates(Protocol):
@@ -26,11 +29,16 @@ class TeacherStates(Protocol):
 class LiveTeacher:
     """A frozen model that reads every batch."""
 
-    def __init__(self, model: nn.Module, compute_dtype: torch.dtype = torch.float32) -> None:
-        """Freeze `model`; float32 computes in the dtype of its weights, bfloat16 under autocast."""
+    def __init__(
+        self, model: nn.Module, compute_dtype: torch.dtype = torch.float32, head: Tensor | None = None
+    ) -> None:
+        """Freeze `model`; float32 computes in the dtype of its weights, bfloat16 under autocast.
+
+        `head` is given where the model's own does not lie whole on the device.
+        """
         self.model = model.eval().requires_grad_(False)
         self.compute_dtype = compute_dtype
-        self._head = head_weight(model).detach()
+        self._head = head_weight(model).detach() if head is None else head
 
     @property
     def head(self) -> Tensor:
@@ -44,3 +52,20 @@ class LiveTeacher:
 
     def read_packed_rows(self) -> bool:
         return use_row_attention(self.model)
+
+
+def place_teacher(
+    model: nn.Module, placement: TeacherPlacement, compute_dtype: torch.dtype, ranks: Ranks, device: torch.device
+) -> LiveTeacher:
+    """Put a teacher where the settings say, from main memory; its head lies whole on every device in any case."""
+    model.requires_grad_(False)
+    if placement == "replicated":
+        return LiveTeacher(model.to(device), compute_dtype)
+    head = head_weight(model).detach().clone().to(device)
+    if placement == "sharded":
+        shard_frozen(model, next(model.parameters()).dtype, ranks)
+    else:
+        from accelerate import cpu_offload  # slow to import
+
+        cpu_offload(model, device)
+    return LiveTeacher(model, compute_dtype, head)

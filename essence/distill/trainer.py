@@ -1,13 +1,13 @@
-"""The training loop: resumable to the bit on a CPU.
+"""The training loop: resumable to the bit on a CPU, the same for every backend.
 
-Rows are taken in the given order, the same in every epoch, as released. A step is `batch_rows` rows (the last one of an
-epoch may have fewer), reached by accumulating forward passes (`essence/distill/packing.py`); the loss is the mean over
-the step's rows. What lies on disk: `essence/distill/state.py`.
+Rows are taken in the given order, the same in every epoch, as released. A step is `batch_rows` rows or the rows that
+hold `batch_tokens` tokens (`essence/distill/dealing.py`), reached by accumulating the forward passes of all ranks; the
+loss is the mean over the step's rows. What lies on disk: `essence/distill/state.py`.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from essence.distill import packing
 from essence.distill.attention import use_row_attention
-from essence.distill.backends import SingleBackend
+from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
+from essence.distill.dealing import deal, steps_of_epoch
 from essence.distill.devices import GIB, EnergyMeter, peak_memory_bytes
 from essence.distill.distiller import COMPUTE_DTYPES, Distiller
 from essence.distill.metrics import OpenTrackers, progress_note
-from essence.distill.schedule import CyclePoint, one_cycle, steps_per_epoch, validation_steps
+from essence.distill.ranks import ALONE, Ranks
+from essence.distill.schedule import CyclePoint, one_cycle, validation_steps
 from essence.distill.sequence import Example
 from essence.distill.state import Storage, TrainResult
 from essence.distill.teacher import TeacherStates
 from essence.errors import KitError
 from essence.settings import Resources, TrainSettings
-from essence.stages.context import Progress, StopRequest
+from essence.stages.context import Progress, Stopped, StopRequest
 
 
 class DivergedError(KitError):
@@ -46,29 +48,36 @@ def train(
     stop: StopRequest,
     phase: str = "train",
     open_trackers: OpenTrackers | None = None,
+    ranks: Ranks = ALONE,
+    device: torch.device | None = None,
 ) -> TrainResult:
     """Train `student` in place, going on from the newest checkpoint under `work` where there is one.
 
     Args:
-        student: causal language model with float32 parameters, on the device to train on. All parameters are trained.
+        student: causal language model with float32 parameters. Those that require a gradient are trained.
         teacher: where its hidden states come from; None when `settings.objective.kd_weight` is 0 (plain fine-tuning).
         train_examples: rows in training order; at least one.
         validation_examples: may be empty: then there is no best checkpoint, only the last weights.
         settings: of these, `rows` and `view` are already in the examples and are not read here.
-        resources: `micro_batch_rows`, `micro_batch_tokens` and `checkpoint_every_s` are used.
+        resources: the sizes of micro batches, when to write checkpoints and how many to keep.
         work: folder for checkpoints, best weights and metrics; kept across attempts by the caller.
-        progress: told every step under the name `phase`.
-        stop: looked at after every step.
-        open_trackers: makes the trackers that are told what `metrics.jsonl` is told.
+        progress: told every step under the name `phase`, by the first rank.
+        stop: looked at after every step; a stop that any rank was asked for stops all.
+        open_trackers: makes the trackers that are told what `metrics.jsonl` is told, on the first rank.
+        ranks: the processes that train together, met already; each calls this with the same arguments.
+        device: to train on; None = where the student is.
 
     Raises:
         Stopped: a stop was asked for; a checkpoint of the last step is on disk.
         DivergedError: loss or gradient is NaN or infinite; names the rows.
     """
-    run = _Run(student, teacher, train_examples, validation_examples, settings, resources, work, open_trackers)
-    with run.storage.metrics:
+    run = _Run(student, teacher, train_examples, validation_examples, settings, resources, ranks)
+    storage = Storage(work, resources, ranks, open_trackers)
+    run.start(storage, device or next(student.parameters()).device)
+    with storage:
         run.go(progress, stop, phase)
-    return run.storage.result(run.state, run.packed)
+        storage.keep_last(run.backend)
+    return storage.result(run.state, run.packed)
 
 
 class _Run:
@@ -82,30 +91,31 @@ class _Run:
         validation_examples: Sequence[Example],
         settings: TrainSettings,
         resources: Resources,
-        work: Path,
-        open_trackers: OpenTrackers | None,
+        ranks: Ranks,
     ) -> None:
         if teacher is None and settings.objective.kd_weight > 0.0:
             raise ValueError(f"kd_weight = {settings.objective.kd_weight} needs a teacher")
-        self.teacher = teacher if settings.objective.kd_weight > 0.0 else None
+        self.student, self.teacher = student, teacher if settings.objective.kd_weight > 0.0 else None
         self.rows, self.validation_rows = train_examples, validation_examples
-        self.settings, self.resources = settings, resources
-        self.epoch_steps = steps_per_epoch(len(train_examples), settings.optimizer.batch_rows)
-        self.total_steps = self.epoch_steps * settings.optimizer.epochs
+        self.settings, self.resources, self.ranks = settings, resources, ranks
+        self.epoch = steps_of_epoch([row.input_ids.size for row in train_examples], settings.optimizer)
+        self.total_steps = len(self.epoch) * settings.optimizer.epochs
         self.validate_after = (
-            validation_steps(self.epoch_steps, settings.optimizer.epochs, settings.validations_per_epoch)
+            validation_steps(len(self.epoch), settings.optimizer.epochs, settings.validations_per_epoch)
             if validation_examples
             else frozenset()
         )
-        self.student = student
-        self.packed = self._prepare_models()
-        distiller = Distiller(student, settings.objective, COMPUTE_DTYPES[settings.compute_dtype])
-        self.backend = SingleBackend(distiller, settings.optimizer)
-        self.storage = Storage(work, self.backend, open_trackers)
-        self.energy = EnergyMeter(self.backend.device)
         self.note = ""
-        torch.manual_seed(settings.seed)
-        self.state = self.storage.restore()
+
+    def start(self, storage: Storage, device: torch.device) -> None:
+        """Go back to the newest checkpoint, or to a seeded start, and put the student where it trains."""
+        torch.manual_seed(self.settings.seed)
+        self.storage, self.energy = storage, EnergyMeter(device)
+        self.packed = self._prepare_models()
+        self.state, found = storage.restore(self.student)
+        distiller = Distiller(self.student, self.settings.objective, COMPUTE_DTYPES[self.settings.compute_dtype])
+        optimizer, parallel = self.settings.optimizer, self.settings.parallel
+        self.backend = make_backend(parallel, distiller, optimizer, self.ranks, device, found)
 
     def _prepare_models(self) -> bool:
         """Get the models ready; returns whether rows are packed."""
@@ -113,7 +123,8 @@ class _Run:
         if self.settings.activation_checkpointing:
             enable: Any = self.student.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if not (self.settings.packing and use_row_attention(self.student)):
+        rows = self.settings.packing and self.settings.attention == "sdpa"
+        if not (rows and use_row_attention(self.student)):
             return False
         return self.teacher is None or self.teacher.read_packed_rows()
 
@@ -123,25 +134,32 @@ class _Run:
             self._train_step()
             if self.state.step in self.validate_after:
                 self._validate()
-            progress.update(phase, self.state.step, self.total_steps, "steps", self.note)
-            due = self.storage.seconds_since_checkpoint >= self.resources.checkpoint_every_s
-            if due or stop:
-                self.storage.write(self.state)
-                stop.check()
+            if self.ranks.first:
+                progress.update(phase, self.state.step, self.total_steps, "steps", self.note)
+            due = self.ranks.first and self.storage.seconds_since_checkpoint >= self.resources.checkpoint_every_s
+            any_due, any_stop = self.ranks.total(torch.tensor([float(due), float(bool(stop))])).tolist()
+            if any_due or any_stop:
+                self.storage.write(self.state, self.backend)
+            if any_stop:
+                raise Stopped(stop.signal_name or "a signal to another rank")
 
     def _train_step(self) -> None:
         started = time.perf_counter()
-        rows = self._rows_of_step(self.state.step)
+        rows = [self.rows[index] for index in self.epoch[self.state.step % len(self.epoch)]]
         point = one_cycle(self.state.step, self.total_steps, self.settings.optimizer)
-        parts = list(self._parts(rows))
-        shares = [self._accumulate(part, len(rows), part is parts[-1]) for part in parts]
-        loss, ce, kd = torch.stack(shares).sum(0).tolist()
+        parts = self._deal(rows)
+        shares = [self._accumulate(part, len(rows), last=place == len(parts)) for place, part in enumerate(parts, 1)]
+        used = self.energy.since_last()
+        told = torch.cat([torch.stack(shares).sum(0).cpu(), torch.tensor([used is not None, used or 0.0])])
+        loss, ce, kd, metered, joules = self.ranks.total(told).tolist()
         norm = self.backend.step(point)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(
                 f"step {self.state.step + 1} of {self.total_steps}: loss {loss}, gradient norm {norm}, on rows "
                 f"{[row.row for row in rows]} of the data set: look at these rows, or lower max_lr"
             )
+        if metered:
+            self.state.energy_j = (self.state.energy_j or 0.0) + joules
         tokens = sum(row.input_ids.size for row in rows)
         self._record_step(point, (loss, ce, kd), norm, tokens, time.perf_counter() - started)
 
@@ -153,8 +171,6 @@ class _Run:
         self.state.last_loss = loss
         self.state.tokens += tokens
         self.state.seconds += seconds
-        used = self.energy.since_last()
-        self.state.energy_j = self.state.energy_j if used is None else (self.state.energy_j or 0.0) + used
         record: dict[str, float | None] = {
             "lr": point.lr,
             "beta1": point.beta1,
@@ -167,14 +183,12 @@ class _Run:
             "peak_memory_gib": round(peak_memory_bytes(self.backend.device) / GIB, 3),
         }
         self.note = progress_note(record)
-        self.storage.metrics.write(kind="step", step=self.state.step, **record)
+        self.storage.record(kind="step", step=self.state.step, **record)
 
     def _accumulate(self, part: Sequence[Example], rows_of_step: int, last: bool) -> Tensor:
         """Add the gradient of some of a step's rows; returns their share of loss, CE and KD, shape (3,)."""
-        batch = self._batch(part)
-        self.state.positions += batch.input_ids.numel()
-        self.state.passes += 1
-        weights = batch.weights / rows_of_step
+        batch, share = self._batch(part)
+        weights = batch.weights * share / rows_of_step
         if self.teacher is None:
             return self.backend.accumulate(batch, weights, None, None, last)
         return self.backend.accumulate(batch, weights, self.teacher.states(batch), self.teacher.head, last)
@@ -185,27 +199,38 @@ class _Run:
         if not math.isfinite(ce):
             raise DivergedError(f"validation after step {self.state.step}: CE is {ce}: lower max_lr")
         self.state.validations.append({"step": self.state.step, "ce": ce})
-        self.storage.metrics.write(kind="validation", step=self.state.step, ce=ce)
+        self.storage.record(kind="validation", step=self.state.step, ce=ce)
         if self.state.best_ce is None or ce < self.state.best_ce:
             self.state.best_step, self.state.best_ce = self.state.step, ce
-            self.storage.keep_best(self.state)
+            self.storage.keep_best(self.state, self.backend)
 
     def validation_ce(self) -> float:
         """Mean over validation rows of the mean CE over a row's supervised tokens."""
         self.student.eval()
-        batches = (self._batch(part) for part in self._parts(self.validation_rows))
-        total = sum(self.backend.cross_entropy(batch, batch.weights).item() for batch in batches)
+        total = 0.0
+        for part in self._deal(self.validation_rows, counted=False):
+            batch, share = self._batch(part)
+            total += self.backend.cross_entropy(batch, batch.weights * share).item()
         self.student.train()
-        return total / len(self.validation_rows)
+        return self.ranks.total(torch.tensor([total], dtype=torch.float64)).item() / len(self.validation_rows)
 
-    def _batch(self, part: Sequence[Example]) -> Batch:
-        return Batch.of(part, self.settings.pad_to_multiple, self.backend.device, self.packed)
+    def _deal(self, rows: Sequence[Example], counted: bool = True) -> list[list[Example]]:
+        """The forward passes of this rank over some rows; counts those of all ranks where they are trained on."""
+        lengths, multiple = [row.input_ids.size for row in rows], self.settings.pad_to_multiple
+        dealt = deal(lengths, self.ranks.processes, self.packed, multiple, self.resources)
+        if counted:
+            passes = [part for own in dealt for part in own if part]
+            shapes = [packing.shape(lengths, part, self.packed, multiple) for part in passes]
+            self.state.passes += len(passes)
+            self.state.positions += sum(shape.positions for shape in shapes)
+        return [[rows[index] for index in part] for part in dealt[self.ranks.rank]]
 
-    def _rows_of_step(self, step: int) -> Sequence[Example]:
-        first = step % self.epoch_steps * self.settings.optimizer.batch_rows
-        return self.rows[first : first + self.settings.optimizer.batch_rows]
+    def _batch(self, part: Sequence[Example]) -> tuple[Batch, float]:
+        """The tensors of a pass, and what its weights are multiplied by.
 
-    def _parts(self, rows: Sequence[Example]) -> Iterator[Sequence[Example]]:
-        lengths = [row.input_ids.size for row in rows]
-        shares = packing.micro_batches(lengths, self.packed, self.settings.pad_to_multiple, self.resources)
-        return ([rows[index] for index in share] for share in shares)
+        A rank that has nothing to read goes along with a short row that counts for nothing: the others cannot do
+        without it, and nothing is added to loss or gradient.
+        """
+        rows = part or [min(self.rows, key=lambda row: row.input_ids.size)]
+        batch = Batch.of(rows, self.settings.pad_to_multiple, self.backend.device, self.packed)
+        return batch, 1.0 if part else 0.0

@@ -30,7 +30,15 @@ from essence.settings.evaluation import (
     SamplingSettings,
 )
 from essence.settings.spec import SETTINGS, AnySettings, EnvironmentName, ProtocolName, Resources, Spec, StageName
-from essence.settings.training import LoopSettings, ObjectiveSettings, OptimizerSettings, TrainSettings
+from essence.settings.training import (
+    LoopSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    Parallel,
+    ParallelSettings,
+    TeacherPlacement,
+    TrainSettings,
+)
 
 __all__ = [
     "LSP",
@@ -48,6 +56,8 @@ __all__ = [
     "LoopSettings",
     "ObjectiveSettings",
     "OptimizerSettings",
+    "Parallel",
+    "ParallelSettings",
     "PositionsRecord",
     "ProtocolName",
     "PublishedRows",
@@ -61,6 +71,7 @@ __all__ = [
     "Span",
     "Spec",
     "StageName",
+    "TeacherPlacement",
     "TokenizeSettings",
     "TrainSettings",
     "ViewSettings",

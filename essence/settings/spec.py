@@ -20,6 +20,9 @@ class Resources(Record):
 
     threads: Annotated[int, Field(gt=0)]
     gpus: Annotated[int, Field(ge=0)]
+    """Of each machine."""
+    nodes: Annotated[int, Field(gt=0)]
+    """Machines that a training runs on; every other stage runs on one."""
     gpu_memory_gib: Annotated[float, Field(ge=0.0)]
     memory_gib: Annotated[float, Field(ge=0.0)]
     """Main memory that a container or job may take; 0 = no limit."""
@@ -37,6 +40,8 @@ class Resources(Record):
     """Of a GPU's memory, or of the free main memory without one: what vLLM may take."""
     checkpoint_every_s: Annotated[float, Field(ge=0.0)]
     """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
+    kept_checkpoints: Annotated[int, Field(ge=2)]
+    """The newest so many are kept while a training runs; where the newest is damaged, the one before is used."""
 
 
 AnySettings = DownloadSettings | TokenizeSettings | TrainSettings | GenerateSettings | GradeSettings

@@ -1,11 +1,17 @@
 """Settings of train: objective, optimiser, loop."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from essence.settings.base import Record
 from essence.settings.data import RowsSettings, ViewSettings
+
+Parallel = Literal["single", "ddp", "zero2", "zero3"]
+"""How processes train together: one alone; the whole student on each; gradients and moments sharded; weights too."""
+
+TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
+"""The whole teacher on every device; a share of it on each; in main memory, a layer at a time on the device."""
 
 
 class ObjectiveSettings(Record):
@@ -21,6 +27,8 @@ class OptimizerSettings(Record):
     epochs: Annotated[int, Field(gt=0)]
     batch_rows: Annotated[int, Field(gt=0)]
     """Effective batch: rows an optimiser step, whatever the number of devices (trap 1)."""
+    batch_tokens: Annotated[int, Field(ge=0)]
+    """Effective batch in tokens instead: a step takes the next rows up to so many tokens; 0 = `batch_rows` rows."""
     max_lr: Annotated[float, Field(gt=0.0)]
     weight_decay: Annotated[float, Field(ge=0.0)]
     adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -48,7 +56,30 @@ class LoopSettings(Record):
     """Several rows one after the other in a sequence, each seeing itself alone; changes rounding only."""
 
 
-class TrainSettings(LoopSettings):
+class ParallelSettings(Record):
+    """How many processes train together, and what each holds; the results agree up to rounding."""
+
+    parallel: Parallel
+    processes: Annotated[int, Field(gt=0)]
+    """Of all machines together; one for each GPU, where there are GPUs."""
+    teacher_placement: TeacherPlacement
+    attention: Literal["sdpa", "flash_attention_2"]
+    """`flash_attention_2` is of the package flash-attn, and rows are not packed with it."""
+
+    @model_validator(mode="after")
+    def fits_together(self) -> Self:
+        if self.parallel == "single" and self.processes > 1:
+            raise ValueError(
+                f"parallel = 'single' is one process, but processes = {self.processes}: choose ddp or zero2"
+            )
+        if self.teacher_placement == "sharded" and self.parallel not in ("zero2", "zero3"):
+            raise ValueError(
+                f"teacher_placement = 'sharded' needs parallel = 'zero2' or 'zero3', not '{self.parallel}'"
+            )
+        return self
+
+
+class TrainSettings(LoopSettings, ParallelSettings):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
     rows: RowsSettings

@@ -5,7 +5,6 @@ log), 2 a failure that the user can cure (one sentence), 75 stopped on request w
 """
 
 import argparse
-import ctypes
 import importlib
 import os
 import resource
@@ -22,17 +21,24 @@ from essence.record.canonical import sha256_file
 from essence.record.environment import hardware, software
 from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
 from essence.record.manifest import StageSettings as ManifestSettings
-from essence.settings import SETTINGS, Spec, StageName
+from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
 from essence.source import source_sha256
 from essence.stages.attempts import AttemptJournal, now
-from essence.stages.context import Progress, StageContext, StageOutcome, Stopped, StopRequest
+from essence.stages.context import (
+    EXIT_CURABLE,
+    EXIT_STOPPED,
+    Progress,
+    StageContext,
+    StageOutcome,
+    Stopped,
+    StopRequest,
+    die_with_parent,
+)
+from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.store import StageFolder, hold
 
-EXIT_CURABLE = 2
-EXIT_STOPPED = 75
 ORPHAN_GRACE_S = 60.0
 """How long to wait for a process of a killed host to notice that it is alone and let go of the folder."""
-PR_SET_PDEATHSIG = 1
 KIB = 1 << 10
 
 
@@ -41,7 +47,7 @@ def main() -> int:
     parser.add_argument("stage", choices=get_args(StageName))
     parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
     arguments = parser.parse_args()
-    _die_with_parent()
+    die_with_parent(signal.SIGTERM)
     stop = StopRequest()
     stop.install()
     try:
@@ -61,6 +67,8 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest) -> int:
             f"{spec_file}: was planned with another source of the kit than this environment holds; after a change, "
             "build the images anew (make images) and issue the command again"
         )
+    if helps(spec, os.environ):
+        return help_out(spec, spec_file, stop)
     command = f"python -m essence.stages {stage}"
     with hold(folder.path, f"stage {folder.path.name}", command, wait_s=ORPHAN_GRACE_S):
         if folder.done:
@@ -104,6 +112,8 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         progress=Progress(folder.progress),
         stop=stop,
     )
+    if isinstance(settings, TrainSettings) and starts_ranks(spec, os.environ):
+        return run_ranks(settings, context)  # without the imports that only ranks need
     module = importlib.import_module(f"essence.stages.{spec.stage}")
     outcome = module.run(settings, context)
     if not isinstance(outcome, StageOutcome):
@@ -133,7 +143,7 @@ def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: Att
         hardware=hardware(spec.resources.threads),
         seeds=outcome.seeds,
         results=outcome.results,
-        cost=_cost(outcome, sum(attempt.seconds for attempt in attempts), spec.resources.gpus),
+        cost=_cost(outcome, sum(attempt.seconds for attempt in attempts), spec.resources),
         outputs=list_outputs(folder.output),
         seal="",
     )
@@ -159,7 +169,7 @@ def _stage_inputs(folder: StageFolder, spec: Spec) -> dict[str, StageInput]:
     return inputs
 
 
-def _cost(outcome: StageOutcome, wall_s: float, gpus: int) -> Cost:
+def _cost(outcome: StageOutcome, wall_s: float, resources: Resources) -> Cost:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     torch = sys.modules.get("torch")
@@ -170,25 +180,15 @@ def _cost(outcome: StageOutcome, wall_s: float, gpus: int) -> Cost:
     return Cost(
         wall_s=round(wall_s, 3),
         cpu_s=round(usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime, 3),
-        gpu_hours=round(wall_s * gpus / 3600, 6),
-        peak_memory_gib=round(peak_kib / KIB**2, 4),
-        peak_gpu_memory_gib=gpu_peak,
+        gpu_hours=round(wall_s * resources.gpus * resources.nodes / 3600, 6),
+        peak_memory_gib=round(told.pop("peak_memory_gib", peak_kib / KIB**2), 4),
+        peak_gpu_memory_gib=told.pop("peak_gpu_memory_gib", gpu_peak),
         energy_j=told.pop("energy_j", None),
         tokens=told.pop("tokens", None),
         flops=told.pop("flops", None),
         flops_formula=told.pop("flops_formula", None),
         more=told,
     )
-
-
-def _die_with_parent() -> None:
-    """Where the host started this process itself: be told to stop when the host is killed (Linux)."""
-    parent = os.environ.get("ESSENCE_PARENT")
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):
-        raise SystemExit(EXIT_STOPPED)
 
 
 if __name__ == "__main__":

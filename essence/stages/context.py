@@ -1,8 +1,10 @@
 """What a running stage is given, and how it tells how far it is."""
 
+import ctypes
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,9 @@ from essence.atomic import write_atomically
 from essence.settings import Resources
 
 PROGRESS_EVERY_S = 0.5
+EXIT_CURABLE = 2
+EXIT_STOPPED = 75
+PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
@@ -40,6 +45,16 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Where the kit started this process itself: be sent a signal when the one that did is killed (Linux)."""
+    parent = os.environ.get("ESSENCE_PARENT")
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != int(parent):
+        raise SystemExit(EXIT_STOPPED)
 
 
 @dataclass

@@ -5,7 +5,9 @@ that can be wrong with the inputs is looked for before the first step.
 """
 
 import os
+import resource
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 
 from essence.distill import cost, preflight
 from essence.distill.checkpoint import load_weights
-from essence.distill.devices import MFU_FORMULA, model_flops_utilization, peak_of_device
+from essence.distill.devices import GIB, MFU_FORMULA, model_flops_utilization, peak_of_device
 from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load
 from essence.distill.models import (
@@ -25,15 +27,19 @@ from essence.distill.models import (
     save_model,
     think_token_ids,
 )
+from essence.distill.ranks import Ranks
 from essence.distill.selection import CellRows, load_cell_rows
 from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
-from essence.distill.teacher import LiveTeacher, TeacherStates
+from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
 from essence.settings import Resources, TrainSettings
 from essence.stages.context import StageContext, StageOutcome
+from essence.stages.launch import check_devices
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,21 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
         DivergedError: loss or gradient is no longer finite.
         Stopped: asked for; a checkpoint is in `scratch/`.
     """
-    setup = prepare(settings, context)
-    findings = look_first(settings, context, setup)
-    student = load_model(setup.student, torch.float32, setup.device)
-    teacher = load_teacher(setup.teacher, settings, setup.device) if setup.teacher else None
+    return train_as(Ranks.of(os.environ), settings, context)
+
+
+def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> StageOutcome:
+    """Be one of the processes that train together; each returns the outcome, the first one writes the output."""
+    if ranks.processes != settings.processes:
+        raise MachineError(f"processes = {settings.processes}, but {ranks.processes} were started (WORLD_SIZE)")
+    check_devices(settings, context.resources)
+    setup = prepare(settings, context, ranks)
+    findings = look_first(settings, context, setup) if ranks.first else {}
+    ranks.join(setup.device)
+    student: Any = load_model(setup.student, torch.float32, CPU, settings.attention)
     result = train(
         student,
-        teacher,
+        load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None,
         setup.rows.training.examples,
         setup.rows.validation.examples,
         settings,
@@ -78,11 +92,16 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
         open_trackers=lambda step: open_trackers(
             context.scratch / "trackers", step, context.partial.parent.name, os.environ
         ),
+        ranks=ranks,
+        device=setup.device,
     )
-    write_output(student, result, context.partial, setup.student)
-    write_events(context.scratch / "trackers" / "tensorboard", context.partial / "tensorboard")
-    done = outcome(settings, context.resources, setup, result)
-    return replace(done, executed={**done.executed, "preflight": findings})
+    if ranks.first:
+        write_output(result, context.partial, setup.student)
+        write_events(context.scratch / "trackers" / "tensorboard", context.partial / "tensorboard")
+    told = outcome(settings, context.resources, setup, result, student.config._attn_implementation)
+    told.cost.update(peak_memory(ranks))
+    ranks.leave()
+    return replace(told, executed={**told.executed, "preflight": findings})
 
 
 def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> dict[str, Any]:
@@ -98,9 +117,9 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
         labels=0,
         loss_bytes_per_logit=PLAIN_BYTES_PER_LOGIT,
         loss_bytes=0,
-        parallel="single",
-        devices=1,
-        teacher_placement="replicated",
+        parallel=settings.parallel,
+        devices=settings.processes,
+        teacher_placement=settings.teacher_placement,
     )
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(training, settings.optimizer.batch_rows, settings.packing, multiple, resources)
@@ -110,13 +129,26 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
     }
 
 
-def load_teacher(folder: Path, settings: TrainSettings, device: torch.device) -> TeacherStates:
+def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> TeacherStates:
     """The teacher that is computed here, in the dtype of the computation."""
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
-    return LiveTeacher(load_model(folder, dtype, device), dtype)
+    model = load_model(folder, dtype, CPU, settings.attention)
+    return place_teacher(model, settings.teacher_placement, dtype, ranks, device)
 
 
-def prepare(settings: TrainSettings, context: StageContext) -> Setup:
+def peak_memory(ranks: Ranks) -> dict[str, float]:
+    """Of all ranks of a training together in main memory, and of the fullest GPU; empty for one process alone."""
+    if ranks.processes == 1:
+        return {}
+    unit = GIB if sys.platform == "darwin" else GIB / 1024  # bytes there, KiB on Linux
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    on_gpu = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+    found = ranks.all_of((resident, on_gpu))
+    gpu = {"peak_gpu_memory_gib": max(one[1] for one in found)} if torch.cuda.is_available() else {}
+    return {"peak_memory_gib": sum(one[0] for one in found), **gpu}
+
+
+def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Setup:
     """Look at every input before any model is loaded; errors as in `run`."""
     student = context.inputs["student"] / "model"
     teacher = context.inputs["teacher"] / "model" if settings.objective.kd_weight > 0.0 else None
@@ -127,7 +159,7 @@ def prepare(settings: TrainSettings, context: StageContext) -> Setup:
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     rows = load_cell_rows(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
     setup = Setup(
-        device=prepare_device(context.resources),
+        device=prepare_device(context.resources, ranks),
         student=student,
         teacher=teacher,
         student_config=check_model_files(student),
@@ -140,15 +172,15 @@ def prepare(settings: TrainSettings, context: StageContext) -> Setup:
     return setup
 
 
-def prepare_device(resources: Resources) -> torch.device:
-    """The first GPU where one is asked for, else the CPU with the stated threads; sets PyTorch's global options."""
+def prepare_device(resources: Resources, ranks: Ranks) -> torch.device:
+    """This rank's GPU where GPUs are asked for, else the CPU with the stated threads; sets PyTorch's global options."""
     torch.set_num_threads(resources.threads)
     if resources.gpus == 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise MachineError(f"resources.gpus = {resources.gpus}, but PyTorch {torch.__version__} sees no GPU here")
+        return CPU
     torch.set_float32_matmul_precision("high")
-    return torch.device("cuda")
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -> None:
@@ -160,12 +192,12 @@ def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -
         )
 
 
-def write_output(student: Any, result: TrainResult, partial: Path, student_folder: Path) -> None:
-    """`last/`, `best/` and `metrics.jsonl`; leaves the best weights in `student`."""
-    save_model(student, partial / "last", tokenizer_from=student_folder)
-    if result.best_weights:
-        load_weights(student, result.best_weights)
-    save_model(student, partial / "best", tokenizer_from=student_folder)
+def write_output(result: TrainResult, partial: Path, student_folder: Path) -> None:
+    """`last/`, `best/` and `metrics.jsonl`; the student is read anew, since an engine may hold it in pieces."""
+    student = load_model(student_folder, torch.float32, CPU)
+    for name, weights in (("last", result.last_weights), ("best", result.best_weights or result.last_weights)):
+        load_weights(student, weights)
+        save_model(student, partial / name, tokenizer_from=student_folder)
     shutil.copyfile(result.metrics, partial / "metrics.jsonl")
 
 
@@ -187,8 +219,10 @@ def describe(part: Examples) -> dict[str, Any]:
     }
 
 
-def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult) -> StageOutcome:
-    """What the manifest is told."""
+def outcome(
+    settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult, attention: str
+) -> StageOutcome:
+    """What the manifest is told; `attention` is the implementation that the student ran with."""
     batch_rows = min(settings.optimizer.batch_rows, len(setup.rows.training.examples))
     return StageOutcome(
         results={
@@ -205,6 +239,14 @@ def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result:
         },
         executed={
             "batch_rows": batch_rows,
+            "batch_tokens": settings.optimizer.batch_tokens,
+            "parallel": {
+                "backend": settings.parallel,
+                "processes": settings.processes,
+                "nodes": resources.nodes,
+                "teacher": settings.teacher_placement if setup.teacher else None,
+            },
+            "attention": attention,
             "micro_batches": describe_micro_batches(resources, result),
             "optimizer_steps": result.steps,
             "dtype": settings.compute_dtype,
@@ -216,7 +258,7 @@ def outcome(settings: TrainSettings, resources: Resources, setup: Setup, result:
                 "teacher": setup.teacher_config["vocab_size"] if setup.teacher_config else None,
             },
         },
-        cost=count_cost(settings, resources, setup, result),
+        cost=count_cost(settings, setup, result),
         seeds={"train": settings.seed, "split": settings.rows.split_seed},
     )
 
@@ -235,7 +277,7 @@ def describe_micro_batches(resources: Resources, result: TrainResult) -> dict[st
     }
 
 
-def count_cost(settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult) -> dict[str, Any]:
+def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> dict[str, Any]:
     """Tokens and FLOPs of the whole training, from the lengths of the rows."""
     student = cost.Architecture.from_config(setup.student_config)
     teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
@@ -255,7 +297,7 @@ def count_cost(settings: TrainSettings, resources: Resources, setup: Setup, resu
         "training_s": result.seconds,
         "tokens_per_s": result.tokens / result.seconds if result.seconds else None,
         "energy_j": result.energy_j,
-        **describe_utilization(settings, setup, result, student, teacher, max(1, resources.gpus)),
+        **describe_utilization(settings, setup, result, student, teacher, settings.processes),
         "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype),
     }
 

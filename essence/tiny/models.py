@@ -105,7 +105,8 @@ def new_model(options: ModelOptions, tokenizer: Any) -> Any:
 
 def pretraining_settings(options: ModelOptions) -> TrainSettings:
     """Plain cross entropy on whole documents, validated once an epoch."""
-    optimizer = {name: getattr(options, name) for name in OptimizerSettings.model_fields}
+    named = [name for name in OptimizerSettings.model_fields if name != "batch_tokens"]
+    optimizer = {name: getattr(options, name) for name in named}
     return TrainSettings(
         rows=RowsSettings(
             max_row_tokens=options.max_positions,
@@ -125,12 +126,16 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         ),
         validation_view="same",
         objective=ObjectiveSettings(kd_weight=0.0, temperature=1.0),
-        optimizer=OptimizerSettings(**optimizer),
+        optimizer=OptimizerSettings(**optimizer, batch_tokens=0),
         validations_per_epoch=1,
         compute_dtype="float32",
         activation_checkpointing=False,
         pad_to_multiple=options.pad_to_multiple,
         packing=False,
+        parallel="single",
+        processes=1,
+        teacher_placement="replicated",
+        attention="sdpa",
         seed=options.seed,
     )
 

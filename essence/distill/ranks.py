@@ -1,0 +1,72 @@
+"""The processes that train together: who this one is, and what all of them agree on.
+
+A process that finds `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` in its environment is that rank, whoever
+started it (the kit, torchrun, srun); one that does not is alone.
+"""
+
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+LONGEST_WAIT = datetime.timedelta(hours=2)
+"""How long a rank waits for the others, who may be writing a checkpoint; a rank that died ends them all sooner."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `processes`."""
+
+    rank: int = 0
+    processes: int = 1
+    local_rank: int = 0
+    """Index among the processes of this machine, and of its GPU."""
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Ranks":
+        """As the environment says; alone where it says nothing."""
+        rank = int(environment.get("RANK", "0"))
+        return cls(rank, int(environment.get("WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", str(rank))))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def join(self, device: torch.device) -> None:
+        """Meet the others; returns when all are there. Nothing where this process is alone or has met them before."""
+        if "RANK" in os.environ and not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
+
+    def leave(self) -> None:
+        """Let go of the others."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, float64 on the CPU; the same on every rank."""
+        summed = values.detach().to("cpu", torch.float64)
+        if self.processes > 1:
+            dist.all_reduce(summed)
+        return summed
+
+    def all_of(self, value: Any) -> list[Any]:
+        """A small value of every rank, in order."""
+        if self.processes == 1:
+            return [value]
+        found: list[Any] = [None] * self.processes
+        dist.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        self.total(torch.zeros(1))
+
+
+ALONE = Ranks()

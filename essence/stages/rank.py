@@ -1,0 +1,84 @@
+"""One rank of a training: `RANK=1 WORLD_SIZE=2 ... python -m essence.stages.rank --spec runs/stages/.../spec.json`.
+
+Started by `essence/stages/launch.py`, torchrun or srun. Exit codes as those of a stage; why it failed is left in
+`scratch/ranks/failure-<rank>.json`, the first rank's outcome in `outcome.json` beside it.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from essence.atomic import read_json, write_json
+from essence.distill.ranks import Ranks
+from essence.errors import KitError
+from essence.settings import Spec, TrainSettings
+from essence.stages import train
+from essence.stages.context import (
+    EXIT_CURABLE,
+    EXIT_STOPPED,
+    Progress,
+    StageContext,
+    Stopped,
+    StopRequest,
+    die_with_parent,
+)
+from essence.stages.launch import REPORTS
+from essence.store import StageFolder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m essence.stages.rank", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
+    arguments = parser.parse_args()
+    # At once: another attempt may start as soon as the stage's process is gone, and must be alone.
+    die_with_parent(signal.SIGKILL)
+    stop = StopRequest()
+    stop.install()
+    return run_rank(arguments.spec.resolve(), stop)
+
+
+def run_rank(spec_file: Path, stop: StopRequest) -> int:
+    """Train as the rank that the environment names; returns the exit code."""
+    folder, spec = StageFolder(spec_file.parent), Spec.model_validate(read_json(spec_file))
+    ranks = Ranks.of(os.environ)
+    context = StageContext(
+        partial=folder.partial,
+        inputs={name: StageFolder((folder.path / place).resolve()).output for name, place in spec.inputs.items()},
+        resources=spec.resources,
+        progress=Progress(folder.progress),
+        stop=stop,
+    )
+    reports = context.scratch / REPORTS
+    try:
+        outcome = train.train_as(ranks, TrainSettings.model_validate(spec.settings), context)
+    except Stopped:
+        return EXIT_STOPPED
+    except Exception as error:  # noqa: BLE001 - whatever it is, the stage's process is to know
+        _report(error, ranks, reports)
+        return EXIT_CURABLE if isinstance(error, KitError) else 1
+    if ranks.first:
+        write_json(reports / "outcome.json", dataclasses.asdict(outcome))
+    return 0
+
+
+def _report(error: Exception, ranks: Ranks, reports: Path) -> None:
+    curable = isinstance(error, KitError)
+    if not curable:
+        traceback.print_exception(error)
+    text = str(error) if curable else "".join(traceback.format_exception(error)[-3:]).strip()
+    failure = {"rank": ranks.rank, "kind": type(error).__name__, "curable": curable, "message": text}
+    reports.mkdir(parents=True, exist_ok=True)
+    write_json(reports / f"failure-{ranks.rank:05d}.json", {**failure, "time": time.time()})
+
+
+if __name__ == "__main__":
+    # Not the end of the interpreter: a process group whose other end has died may wait in its threads.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
