@@ -253,6 +253,24 @@ def clean(_, experiment=None, runs=None, yes=False):
         _end(remove(run_directory(runs), experiment, yes, console))
 
 
+@task(
+    auto_shortflags=False,
+    positional=["file"],
+    help={
+        "file": 'JSON lines of {"gold", "completion"}; - is standard input',
+        "grader": "math-verify or lighteval-0.10",
+    },
+)
+def grade(_, file, grader="math-verify"):
+    """Grade any completions: a verdict a line on standard output, a summary on standard error."""
+    from rich.console import Console
+
+    from essence.commands.grade import grade as judge
+
+    with _console():
+        _end(judge(file, grader, Console(stderr=True)))
+
+
 @task
 def pin(_: Context) -> None:
     """Look up the commits that are still empty in experiments/pins.toml (needs network)."""

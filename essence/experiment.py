@@ -43,6 +43,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
 NO_EXPERIMENTS = ("defaults", "pins", "claims", "fingerprints")
 """Files of `experiments/` that hold other data."""
+PIN_FILES = (EXPERIMENTS / "pins.toml", *sorted((EXPERIMENTS / "benchmarks").glob("*.toml")))
+"""The catalogue: models and data sets, and a file for each benchmark."""
 CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
 
 Seed = Annotated[int, Field(strict=True, ge=0)]
@@ -221,7 +223,7 @@ def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     """Read an experiment with all that it extends, and the catalogue it refers to."""
     file = find_file(name)
     tables = _read_layers(file)
-    layers = [read_pins_file(EXPERIMENTS / "pins.toml")]
+    layers = [read_pins_file(file) for file in PIN_FILES]
     layers.append((str(file), {key: tables.pop(key) for key in CATALOGUE_TABLES if key in tables}))
     if pins is not None:
         layers.append(read_pins_file(pins))

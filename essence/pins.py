@@ -1,7 +1,7 @@
 """Models, data sets and benchmarks by short name: where each comes from, at which commit.
 
-`experiments/pins.toml` is the catalogue. An experiment, or a file given with `--pins`, may replace the origin of an
-entry: a local path instead of a repository is all that an offline machine needs.
+`experiments/pins.toml` and `experiments/benchmarks/` are the catalogue. An experiment, or a file given with
+`--pins`, may replace the origin of an entry: a local path instead of a repository is all that an offline machine needs.
 """
 
 import hashlib

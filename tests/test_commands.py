@@ -88,7 +88,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from rich.console import Console; from essence.errors import PinError\n"
         "from essence.commands.pin import pin\n"
-        "try: pin(Console(), Path(sys.argv[1]))\n"
+        "try: pin(Console(), [Path(sys.argv[1])])\n"
         "except PinError as error: print(error); sys.exit(2)"
     )
     pins = tmp_path / "pins.toml"

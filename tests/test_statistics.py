@@ -11,6 +11,7 @@ from essence.scoring.statistics import (
     Estimate,
     accuracy,
     difference,
+    majority_at_k,
     pass_at_k,
     pooled_accuracy,
     retention,
@@ -172,3 +173,30 @@ def test_refused_shapes_and_values() -> None:
 def test_the_host_side_can_use_it_without_torch() -> None:
     code = "import sys, essence.scoring.statistics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_majority_counts_votes_and_shares_ties() -> None:
+    answers = [[0, 0, 1, -1], [0, 1, 1, 0], [-1, -1, -1, -1], [0, 1, 2, 2]]
+    correct = [[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]
+    assert majority_at_k(answers, correct, 4, 0.95).value == pytest.approx((1 + 0.5 + 0 + 0) / 4)
+    one = majority_at_k(answers, correct, 1, 0.95)
+    assert one.value == pytest.approx(accuracy(correct, 0.95).value, abs=0.02)
+    assert one == majority_at_k(answers, correct, 1, 0.95)
+
+
+def test_majority_of_some_is_the_mean_over_all_draws() -> None:
+    answers, correct = np.array([[0, 0, 1, 1, 2, -1]]), np.array([[1, 1, 0, 0, 0, 0]])
+    shares = []
+    for chosen in combinations(range(6), 3):
+        votes = [answers[0, i] for i in chosen if answers[0, i] >= 0]
+        ahead = [name for name in set(votes) if votes.count(name) == max(map(votes.count, votes))]
+        shares.append((0 in ahead) / len(ahead))
+    found = majority_at_k(np.repeat(answers, 2, axis=0), np.repeat(correct, 2, axis=0), 3, 0.95)
+    assert found.value == pytest.approx(np.mean(shares), abs=0.04)
+
+
+def test_majority_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match=r"wanted answers of shape \(1, 2\), found \(1, 3\)"):
+        majority_at_k([[0, 1, 2]], [[1, 0]], 1, 0.95)
+    with pytest.raises(ValueError, match="k is 3, wanted: 1 to 2"):
+        majority_at_k([[0, 1]], [[1, 0]], 3, 0.95)

@@ -1,5 +1,6 @@
 """`invoke pin`: look up the commits of the pins that are empty, on a machine with network."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tomlkit
@@ -7,12 +8,19 @@ from rich.console import Console
 
 from essence.atomic import write_atomically
 from essence.errors import PinError
-from essence.experiment import EXPERIMENTS
+from essence.experiment import PIN_FILES
 
 TABLES = {"models": "model", "datasets": "dataset", "benchmarks": "dataset"}
 
 
-def pin(console: Console, file: Path = EXPERIMENTS / "pins.toml") -> int:
+def pin(console: Console, files: Sequence[Path] = PIN_FILES) -> int:
+    """Fill every empty commit of the catalogue."""
+    for file in files:
+        fill(console, file)
+    return 0
+
+
+def fill(console: Console, file: Path) -> None:
     """Fill every empty commit with the newest one of its repository; comments and order of the file stay."""
     document = tomlkit.parse(file.read_text(encoding="utf-8"))
     empty = [
@@ -26,7 +34,6 @@ def pin(console: Console, file: Path = EXPERIMENTS / "pins.toml") -> int:
         console.print(f"{name}: {entry['repository']} at {entry['commit']}", highlight=False)
         write_atomically(file, tomlkit.dumps(document))
     console.print(f"{file}: {len(empty)} pins filled" if empty else f"{file}: no pin is empty", highlight=False)
-    return 0
 
 
 def newest_commit(repository: str, kind: str, name: str) -> str:
