@@ -125,6 +125,48 @@ def reproduce(_, name, only=None, engine="local", flavour=None, pins=None, runs=
 
 
 @task(
+    auto_shortflags=False,
+    help={
+        "model": "a folder in Hugging Face format, or owner/name@COMMIT on the hub",
+        "benchmark": "benchmark by short name, as in aime25",
+        "samples": "completions a problem",
+        "decoder": "vllm or transformers (default: as the experiment says)",
+        "problems": "take only the first so many problems",
+        "max_new_tokens": "token cap of a completion (default: as the experiment says)",
+        "max_model_tokens": "prompt and completion together (default: as the experiment says)",
+        **_help("experiment", "protocol", "engine", "pins", "runs", "dry_run", "json"),
+    },
+)
+def evaluate(
+    _,
+    model,
+    benchmark,
+    samples=None,
+    decoder=None,
+    problems=None,
+    max_new_tokens=None,
+    max_model_tokens=None,
+    experiment=None,
+    protocol="released",
+    engine="local",
+    pins=None,
+    runs=None,
+    dry_run=False,
+    json=False,
+):
+    """Check any finished model, as in: invoke evaluate --model FOLDER --benchmark aime25 --samples 64"""
+    from essence.commands.evaluate import Asked
+    from essence.commands.evaluate import evaluate as start
+    from essence.commands.selection import Words
+
+    words = Words(experiment=experiment, protocol=protocol, engine=engine, pins=pins, runs=runs)
+    numbers = {"samples": samples, "problems": problems}
+    numbers.update(max_new_tokens=max_new_tokens, max_model_tokens=max_model_tokens)
+    with _console() as console:
+        _end(start(words, Asked(model, benchmark, decoder, numbers), dry_run, json, console))
+
+
+@task(
     help={**_help(*MATRIX_WORDS), "costs": "instead, computed time, memory and FLOPs at LSP 0.1 to 1.0 for each pair"},
     auto_shortflags=False,
 )

@@ -85,7 +85,8 @@ class CellPlan:
 class BaselinePlan:
     """A model that is evaluated as it comes."""
 
-    role: Literal["student", "teacher"]
+    role: Literal["student", "teacher", "model"]
+    """`model`: neither a student nor a teacher of the matrix, but one that was named on its own."""
     model: str
     protocol: ProtocolName
     evaluations: list[EvaluationPlan]
@@ -163,6 +164,19 @@ def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environm
     cell_plans = [planner.cell(cell) for cell in cells]
     baseline_plans = planner.baselines(cells) if baselines else []
     return Plan(loaded, cell_plans, baseline_plans, planner.stages)
+
+
+def make_evaluation_plan(
+    loaded: LoadedExperiment, model: str, protocol: ProtocolName, seed: int, environment: Environment
+) -> Plan:
+    """The plan for one finished model of the catalogue on the experiment's benchmarks, without any training."""
+    planner = _Planner(loaded, environment)
+    downloaded = planner.download("model", model)
+    evaluations = [
+        planner.evaluation(benchmark, downloaded, "model", protocol, seed, model)
+        for benchmark in loaded.experiment.evaluation.benchmarks
+    ]
+    return Plan(loaded, [], [BaselinePlan("model", model, protocol, evaluations)], planner.stages)
 
 
 def check_pins(plan: Plan, wanted: list[PlannedStage], done: Callable[[str], bool]) -> None:

@@ -29,7 +29,7 @@ from essence.settings import GenerateSettings
 from essence.stages import generate
 
 STOP_IDS = (256, 258)
-GREEDY = settings(decoder="vllm", samples=1, temperature=0.0, max_new_tokens=48)
+GREEDY = settings(decoder="vllm", samples=1, temperature=0.0, max_new_tokens=48, batch_sequences=256)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,15 @@ def test_seeds_caps_stops_and_times(inputs: dict[str, Path], engine: VllmDecoder
         assert stopped or len(completion.token_ids) == 40
         assert not set(completion.token_ids[:-1]) & set(STOP_IDS)
         assert 0.0 < completion.seconds < 120.0
+
+
+def test_more_prompts_than_a_step_can_read(inputs: dict[str, Path], engine: VllmDecoder) -> None:
+    """With its prompts read in pieces, vLLM's CPU build fails on seeded requests."""
+    asked = settings(decoder="vllm", samples=50, max_new_tokens=2)
+    requests = requests_of(inputs, asked)
+    assert sum(len(request.prompt.token_ids) for request in requests) > 2 * 4096
+    engine.llm.reset_prefix_cache()
+    assert len(decode(asked_of(engine, asked), requests)) == 250
 
 
 def test_what_is_present_is_not_generated_again(inputs: dict[str, Path], engine: VllmDecoder) -> None:

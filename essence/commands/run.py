@@ -37,18 +37,18 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     selection.engine.check(selection.left())
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
-        summary = _run_held(selection, console)
+        summary = run_held(selection, whole_plan(selection), console)
         _finish_report(selection, console)
     return say(selection, summary, command, console, as_json)
 
 
-def _run_held(selection: Selection, console: Console) -> Summary:
-    """Write the plan and the resolved settings, then run."""
+def run_held(selection: Selection, plan: Plan, console: Console) -> Summary:
+    """Write down the plan and the resolved settings, then run what is wanted."""
     code, diff = code_facts(PROJECT)
     saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
     if diff and not saved.is_file():
         write_atomically(saved, diff)
-    write_plan(selection.run_directory, whole_plan(selection), selection)
+    write_plan(selection.run_directory, plan, selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
     found = partial(_found, selection.run_directory)
     with RunDisplay(console, selection.wanted, selection.left(), parallel, found) as display:
@@ -94,7 +94,7 @@ def say(selection: Selection, summary: Summary, command: str, console: Console, 
     if as_json:
         sys.stdout.write(_summary_json(selection, summary) + "\n")
     else:
-        _say_failures(selection, summary, command, console)
+        say_failures(selection, summary, command, console)
         _say_end(selection, summary, command, console)
     if summary.interrupted:
         return EXIT_INTERRUPTED
@@ -112,7 +112,7 @@ def _say_end(selection: Selection, summary: Summary, command: str, console: Cons
         console.print(f"\n{selection.name}: all {count} stages {before}.", highlight=False)
 
 
-def _say_failures(selection: Selection, summary: Summary, command: str, console: Console) -> None:
+def say_failures(selection: Selection, summary: Summary, command: str, console: Console) -> None:
     titles = {stage.id: stage.title for stage in selection.wanted}
     for identifier in summary.failed:
         folder = selection.run_directory.stage(identifier)

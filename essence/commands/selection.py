@@ -97,9 +97,9 @@ def run_directory(runs: str | None) -> RunDirectory:
 
 def select(words: Words, baselines: bool) -> Selection:
     """Load the experiment and plan the cells that the words ask for."""
-    _check_word("--engine", "engine", words.engine, ENGINES)
-    _check_word("--flavour", "flavour", words.flavour, FLAVOURS)
-    _check_word("--only", "stage", words.only, ONLY)
+    check_word("--engine", "engine", words.engine, ENGINES)
+    check_word("--flavour", "flavour", words.flavour, FLAVOURS)
+    check_word("--only", "stage", words.only, ONLY)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
@@ -109,7 +109,8 @@ def select(words: Words, baselines: bool) -> Selection:
     return Selection(words, engine, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
 
 
-def _check_word(option: str, what: str, word: str | None, known: Iterable[str]) -> None:
+def check_word(option: str, what: str, word: str | None, known: Iterable[str]) -> None:
+    """ExperimentError for a word that is not known, with the nearest one that is."""
     if word is not None and word not in known:
         raise ExperimentError(f"{option} {word}: unknown {what}{nearest(word, known)} (known: {', '.join(known)})")
 

@@ -23,6 +23,8 @@ from essence.scoring.requests import Completion, FinishReason, Request, RequestK
 
 CPU_BLOCK_TOKENS = 128
 """vLLM's unit of key-value memory on a CPU."""
+CPU_STEP_TOKENS = 4096
+"""Tokens that one step reads and writes on a CPU, all sequences together; more where one sequence may be longer."""
 BYTES = {"float32": 4, "bfloat16": 2}
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -156,7 +158,12 @@ def _engine_options(settings: DecodeSettings) -> dict[str, Any]:
     }
     if resources.gpus:
         return options | {"gpu_memory_utilization": resources.decoder_memory_share}
-    return options | {"kv_cache_memory_bytes": _cpu_cache_bytes(settings)}
+    return options | {
+        "kv_cache_memory_bytes": _cpu_cache_bytes(settings),
+        # On a CPU vLLM 0.32 cannot set back the generator of a seeded request whose prompt was read in pieces.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(asked.max_model_tokens, CPU_STEP_TOKENS),
+    }
 
 
 def _cpu_cache_bytes(settings: DecodeSettings) -> int:

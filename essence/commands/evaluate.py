@@ -1,0 +1,179 @@
+"""`invoke evaluate`: one finished model on one benchmark, through the same stages as a matrix.
+
+Everything that is not said on the command line comes from an experiment (default: bespoke): sampling, grader, prompt.
+"""
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from essence.atomic import read_json
+from essence.commands.requirements import check_machine
+from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures
+from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
+from essence.engines import ENGINES, STARTING
+from essence.errors import ExperimentError, PinError
+from essence.experiment import EvaluationSection, LoadedExperiment, load, resolve_seed
+from essence.machine import this_machine
+from essence.pins import ModelPin, find_pin
+from essence.plan import check_pins, make_evaluation_plan
+from essence.protocol import PROTOCOLS
+from essence.report.words import percent
+from essence.runner import Summary
+from essence.store import RunDirectory, hold
+from essence.validation import validate
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was typed beside the words of every command; None = not given."""
+
+    model: str
+    benchmark: str
+    decoder: str | None
+    numbers: dict[str, str | None]
+    """samples, problems, max_new_tokens, max_model_tokens."""
+
+    def typed(self, words: Words) -> str:
+        """The command, to be repeated in a message."""
+        named = {"model": self.model, "benchmark": self.benchmark, "decoder": self.decoder, **self.numbers}
+        named.update({name: getattr(words, name) for name in ("experiment", "protocol", "engine", "pins", "runs")})
+        given = [(name, value) for name, value in named.items() if value is not None]
+        parts = [part for name, value in given for part in ("--" + name.replace("_", "-"), value)]
+        return shlex.join(["invoke", "evaluate", *parts])
+
+
+def evaluate(words: Words, asked: Asked, dry_run: bool, as_json: bool, console: Console) -> int:
+    """Download or copy the model, generate, grade, and print what came out; the exit code."""
+    selection = select_model(words, asked)
+    if dry_run:
+        return print_dry_run(selection, as_json, console)
+    check_pins(selection.plan, selection.wanted, lambda identifier: selection.run_directory.stage(identifier).done)
+    check_machine(selection)
+    selection.engine.check(selection.left())
+    folder, command = selection.run_directory.experiment(selection.name), asked.typed(words)
+    with hold(folder, f"run directory {folder}", command):
+        summary = run_held(selection, selection.plan, console)
+    return _say(selection, summary, command, as_json, console)
+
+
+def select_model(words: Words, asked: Asked) -> Selection:
+    """The stages that evaluate the model; ExperimentError or PinError for words that cannot be meant."""
+    check_word("--engine", "engine", words.engine, ENGINES)
+    check_word("--protocol", "protocol", words.protocol, PROTOCOLS)
+    root = run_directory(words.runs)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
+    find_pin(loaded.catalogue.benchmarks, asked.benchmark, "benchmark", "--benchmark")
+    name, pin = model_pin(asked.model)
+    loaded = _with(loaded, name, pin, asked, root)
+    engine = STARTING[words.engine]("cuda" if loaded.experiment.resources.gpus else "cpu")
+    seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
+    protocol: Any = words.protocol
+    plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment)
+    return Selection(words, engine, root, loaded, plan, plan.wanted())
+
+
+def model_pin(text: str) -> tuple[str, ModelPin]:
+    """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PinError(f"--model {text}: the folder holds no model, config.json is missing")
+        return _short(path.resolve().name), ModelPin(path=str(path.resolve()))
+    repository, _, commit = text.partition("@")
+    if not HUB_ID.fullmatch(repository) or path.is_absolute():
+        raise PinError(f"--model {text}: no such folder; a model of the hub is written owner/name@COMMIT")
+    if not COMMIT.fullmatch(commit):
+        found = f"'{commit}'" if commit else "none"
+        raise PinError(
+            f"--model {text}: no such folder, and a model of the hub needs its full commit of 40 hexadecimal digits "
+            f"(found: {found}), as in {repository}@0123456789abcdef0123456789abcdef01234567"
+        )
+    return _short(repository.split("/")[1]), ModelPin(repository=repository, commit=commit)
+
+
+def _short(name: str) -> str:
+    return re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-.") or "model"
+
+
+def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root: RunDirectory) -> LoadedExperiment:
+    """The experiment with this model, this benchmark, and the GPUs of this machine."""
+    changes: dict[str, Any] = {key: _number(key, text) for key, text in asked.numbers.items() if text is not None}
+    changes.update({"decoder": asked.decoder} if asked.decoder else {}, benchmarks=[asked.benchmark])
+    fields = {**loaded.experiment.evaluation.model_dump(), **changes}
+    section = validate(EvaluationSection, fields, "invoke evaluate")
+    machine = this_machine(root.root)
+    gpus = {"gpus": len(machine.gpus), "gpu_memory_gib": machine.gpu_memory_gib}
+    resources = loaded.experiment.resources.model_copy(update=gpus)
+    catalogue = loaded.catalogue.model_copy(update={"models": {**loaded.catalogue.models, name: pin}})
+    experiment = loaded.experiment.model_copy(
+        update={"title": f"{name} on {asked.benchmark}", "evaluation": section, "resources": resources}
+    )
+    return LoadedExperiment(f"evaluate-{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
+
+
+def _number(name: str, text: str) -> int:
+    option = "--" + name.replace("_", "-")
+    if not re.fullmatch(r"-?[0-9]+", text) or int(text) < 1:
+        raise ExperimentError(f"{option} {text}: must be an integer of at least 1")
+    return int(text)
+
+
+def _say(selection: Selection, summary: Summary, command: str, as_json: bool, console: Console) -> int:
+    """The result, or what failed and why."""
+    results = _results(selection) if summary.complete else None
+    if as_json:
+        sys.stdout.write(json.dumps({"model": selection.plan.baselines[0].model, "results": results}, indent=2) + "\n")
+    else:
+        say_failures(selection, summary, command, console)
+    if summary.interrupted:
+        console.print(f"Stopped. What is finished stays finished; to go on: [bold]{command}[/bold]", soft_wrap=True)
+        return EXIT_INTERRUPTED
+    if results is None:
+        return EXIT_FAILED
+    if not as_json:
+        for line in result_lines(results):
+            console.print(line, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _results(selection: Selection) -> dict[str, Any]:
+    """What the manifests of the two stages say."""
+    evaluation = selection.plan.baselines[0].evaluations[0]
+    generate, grade = (selection.run_directory.stage(id) for id in (evaluation.generate, evaluation.grade))
+    generated, graded = read_json(generate.manifest), read_json(grade.manifest)
+    return {
+        **{name: value for name, value in graded["results"].items() if name != "per_problem"},
+        "loops": generated["results"]["loops"],
+        "at_cap": generated["results"]["at_cap"],
+        "executed": generated["settings"]["executed"],
+        "samples_file": str(generate.output / "samples.jsonl"),
+        "verdicts_file": str(grade.output / "verdicts.jsonl"),
+    }
+
+
+def result_lines(results: dict[str, Any]) -> list[str]:
+    """Accuracy with its interval, how completions ended, how long they were, where to read them."""
+    low, high = results["interval"]
+    reasons = results["finish_reasons"]
+    completions = sum(reasons.values())
+    ends = ", ".join(f"{reason} {percent(count / completions)}" for reason, count in reasons.items())
+    executed, loops = results["executed"], results["loops"]
+    return [
+        f"{results['metric']}: {percent(results['accuracy'])} [{percent(low)}, {percent(high)}] "
+        f"({results['confidence']:.0%} interval, {results['method']})",
+        f"{completions} completions: {ends}; {loops['count']} loop; "
+        f"{results['mean_completion_tokens']:.0f} tokens on average, cap {executed['max_new_tokens']} "
+        f"({executed['decoder']})",
+        f"samples: {results['samples_file']}",
+        f"verdicts: {results['verdicts_file']}",
+    ]

@@ -1,0 +1,90 @@
+"""`invoke evaluate`: a finished model through the same stages, and one sentence for words that cannot be meant."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import invoke
+
+from essence.commands.evaluate import Asked, model_pin, select_model
+from essence.commands.selection import Words
+from essence.errors import KitError
+from essence.settings import GenerateSettings
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NONE = {"samples": None, "problems": None, "max_new_tokens": None, "max_model_tokens": None}
+
+
+def asked(model: str = f"Qwen/Qwen3-8B@{COMMIT}", benchmark: str = "aime25", **numbers: str) -> Asked:
+    return Asked(model, benchmark, numbers.pop("decoder", None), {**NONE, **numbers})
+
+
+def words(tmp_path: Path, **more: Any) -> Words:
+    return Words(**{"protocol": "released", "runs": str(tmp_path / "runs"), **more})
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ({"model": "/no/such/folder"}, ["--model /no/such/folder: no such folder", "owner/name@COMMIT"]),
+        ({"model": "Qwen/Qwen3-8B"}, ["full commit of 40 hexadecimal digits", "found: none"]),
+        ({"model": "Qwen/Qwen3-8B@main"}, ["full commit of 40 hexadecimal digits", "found: 'main'"]),
+        ({"model": "."}, ["--model .: the folder holds no model, config.json is missing"]),
+        ({"benchmark": "aime26"}, ["unknown benchmark 'aime26'; did you mean 'aime2"]),
+        ({"samples": "0"}, ["--samples 0: must be an integer of at least 1"]),
+        ({"samples": "many"}, ["--samples many: must be an integer of at least 1"]),
+        ({"max_new_tokens": "-5"}, ["--max-new-tokens -5: must be an integer of at least 1"]),
+        ({"decoder": "vlm"}, ["decoder = 'vlm'", "'transformers' or 'vllm'"]),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, typed: dict[str, str], sentence: list[str]) -> None:
+    with pytest.raises(KitError) as raised:
+        select_model(words(tmp_path), asked(**typed))
+    assert "\n" not in str(raised.value)
+    for part in sentence:
+        assert part in str(raised.value)
+
+
+def test_what_is_typed_reaches_the_stages_and_the_rest_comes_from_the_experiment(tmp_path: Path) -> None:
+    typed = asked(samples="8", decoder="transformers", problems="5", max_new_tokens="100")
+    plan = select_model(words(tmp_path, protocol="corrected"), typed).plan
+    assert [s.stage for s in plan.stages.values()] == ["download", "download", "generate", "grade"]
+    settings = next(s.settings for s in plan.stages.values() if s.stage == "generate")
+    assert isinstance(settings, GenerateSettings)
+    assert (settings.samples, settings.decoder, settings.benchmark.problems, settings.max_new_tokens) == (
+        *(8, "transformers", 5, 100),
+    )
+    assert (settings.temperature, settings.top_p, settings.seed, settings.stop_at_turn_end) == (0.6, 0.95, 1234, True)
+    download = next(iter(plan.stages.values())).settings
+    assert download.model_dump()["source"]["commit"] == COMMIT
+
+
+def test_a_folder_is_named_by_its_last_part(tmp_path: Path) -> None:
+    folder = tmp_path / "My Model (best)"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    name, pin = model_pin(str(folder))
+    assert (name, pin.path) == ("my-model-best", str(folder))
+
+
+@pytest.mark.slow
+def test_a_model_is_evaluated_and_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from sampling import make_inputs
+
+    model = make_inputs(tmp_path)["model"] / "model"
+    options = ["--experiment", "tiny", "--benchmark", "tiny-sums", "--problems", "3", "--samples", "2"]
+    command = ["evaluate", "--model", str(model), *options, "--runs", str(tmp_path / "runs")]
+    refused = invoke(*command, "--max-model-tokens", "10")
+    assert refused.returncode == 1
+    assert "leaves no room for a completion: max_model_tokens is 10" in refused.stdout
+    first = invoke(*command, "--max-new-tokens", "12")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "tiny-sums avg@2: " in first.stdout and "6 completions: stop" in first.stdout
+    again = invoke(*command, "--max-new-tokens", "12", "--json")
+    results = json.loads(again.stdout)["results"]
+    assert sum(results["finish_reasons"].values()) == 6 and results["executed"]["max_new_tokens"] == 12
+    assert "generate" not in again.stderr, "it was done before"
+    samples = Path(results["samples_file"]).read_text(encoding="utf-8").splitlines()
+    assert len(samples) == 6
