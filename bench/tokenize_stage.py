@@ -166,7 +166,6 @@ def measure_stage(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from essence.distill.sequence import Example
     from essence.distill.tokens import TokenTable
-    from essence.settings import Resources
     from essence.stages import tokenize
     from essence.stages.context import Progress, StageContext, StopRequest
 
@@ -179,7 +178,7 @@ def measure_stage(arguments: argparse.Namespace) -> dict[str, Any]:
         context = StageContext(
             partial=Path(partial) / "partial",
             inputs=inputs,
-            resources=Resources.model_validate(resources(arguments.threads)),
+            resources=resources(arguments.threads),
             progress=Progress(Path(partial) / "progress.json"),
             stop=StopRequest(),
         )
@@ -242,7 +241,7 @@ def large(arguments: argparse.Namespace, count: int) -> dict[str, Any]:
         inputs={"rows": "../rows", "tokenizer": "../tokenizer"},
         environment={},
         source_sha256="",
-        resources=resources(arguments.threads),  # type: ignore[arg-type]
+        resources=resources(arguments.threads),
         code=code_facts(PROJECT)[0],
         image={"engine": "local", "engine_version": None, "digest": None, "base_digest": None, "sif_sha256": None},
     )
@@ -330,16 +329,13 @@ def stage_settings() -> Any:
     )
 
 
-def resources(threads: int) -> dict[str, Any]:
-    zero = {"gpus": 0, "gpu_memory_gib": 0.0, "memory_gib": 0.0}
-    return {
-        "threads": threads,
-        **zero,
-        "shm_gib": 1.0,
-        "micro_batch_rows": 1,
-        "micro_batch_tokens": 4096,
-        "checkpoint_every_s": 900.0,
-    }
+def resources(threads: int) -> Any:
+    """Those of an experiment, without a GPU."""
+    from essence.experiment import load, part
+    from essence.settings import Resources
+
+    asked = part(load("tiny").experiment.resources, Resources)
+    return Resources.model_validate({**asked, "threads": threads})
 
 
 def view(lsp: float) -> Any:

@@ -10,6 +10,7 @@ from essence.report.page import statement
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
 from essence.report.rows import RowsView, rows_views
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
+from essence.report.tokens import LSP_COLUMNS, TokensView
 
 
 def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
@@ -33,7 +34,18 @@ def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure
 def _markdown_rows(view: RowsView) -> str:
     reasons = [f"{row.count:,} {row.fate}: {row.reason}" for row in view.reasons]
     lines = [f"{markdown_text(view.title)}: [{markdown_text(view.summary)}]({view.link})"]
-    return "\n".join([*lines, *(f"- {markdown_text(line)}" for line in (*reasons, *view.contamination))])
+    found = [*reasons, *view.contamination]
+    if view.tokens:
+        found += [view.tokens.sections, view.tokens.lengths]
+    lines += [f"- {markdown_text(line)}" for line in found]
+    return "\n".join([*lines, *(_markdown_tokens(view.tokens) if view.tokens else [])])
+
+
+def _markdown_tokens(view: TokensView) -> list[str]:
+    """What each proportion keeps, as a GitHub table."""
+    rows = [(row.lsp, row.kept_tokens, row.thought_end, row.boxed_answer) for row in view.by_lsp]
+    head = [_markdown_line(LSP_COLUMNS), _markdown_line(["--:"] * len(LSP_COLUMNS))]
+    return ["", *head, *(_markdown_line(row) for row in rows)]
 
 
 def markdown_claims(results: Results) -> str:

@@ -17,6 +17,7 @@ from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
 from essence.report.rows import rows_views
 from essence.report.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
+from essence.report.tokens import LSP_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) 
         "columns": COLUMNS,
         "missing": missing_lines(results),
         "rows": rows_views(results),
+        "lsp_columns": LSP_COLUMNS,
         "settings": settings_facts(results),
         "environment": environment_facts(results),
         "finished": finished_at(results),

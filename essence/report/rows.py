@@ -8,6 +8,7 @@ from essence.data.rejections import rejection_table
 from essence.errors import RecordError
 from essence.report.evidence import StageEvidence
 from essence.report.records import Results
+from essence.report.tokens import TokensView, tokens_lines, tokens_view
 from essence.store import StageFolder
 
 
@@ -30,6 +31,7 @@ class RowsView:
     summary: str
     reasons: tuple[ReasonRow, ...]
     contamination: tuple[str, ...]
+    tokens: TokensView | None
 
 
 def rows_lines(folder: StageFolder) -> list[str]:
@@ -37,7 +39,9 @@ def rows_lines(folder: StageFolder) -> list[str]:
     try:
         results = read_json(folder.manifest)["results"]
         lines = rejection_table(results) if "rejections" in results else []
-        return [*lines, f"  examples: {folder.output / 'rejections.json'}"] if len(lines) > 1 else lines
+        if len(lines) > 1:
+            lines.append(f"  examples: {folder.output / 'rejections.json'}")
+        return [*lines, *tokens_lines(results.get("statistics", {}))]
     except (RecordError, KeyError):
         return []
 
@@ -55,7 +59,14 @@ def _view(stage: StageEvidence) -> RowsView:
         for fate, group in (("rejected", "rejections"), ("kept", "remarks"))
         for reason, entry in found.get(group, {}).items()
     )
-    return RowsView(stage.title, stage.link, rejection_table(found)[0], reasons, tuple(_contamination(stage)))
+    return RowsView(
+        title=stage.title,
+        link=stage.link,
+        summary=rejection_table(found)[0],
+        reasons=reasons,
+        contamination=tuple(_contamination(stage)),
+        tokens=tokens_view(found.get("statistics", {})),
+    )
 
 
 def _contamination(stage: StageEvidence) -> Iterator[str]:
