@@ -47,7 +47,8 @@ def _sentence(record: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"key '{key}' is missing"
     reason = error["msg"].removeprefix("Value error, ")
-    return f"{key} = {error['input']!r}: {reason[0].lower()}{reason[1:]}"
+    value = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"  # of a whole section says nothing
+    return f"{key}{value}: {reason[0].lower()}{reason[1:]}"
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -33,7 +33,9 @@ def test_two_are_kept_and_a_step_can_be_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [TENSORS, checkpoint.STATE, checkpoint.HASHES])
 @pytest.mark.parametrize("damage", ["cut", "missing", "changed"])
-def test_damaged_newest_gives_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+def test_damaged_newest_gives_the_one_before(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path, 1)
     path = write(tmp_path, 2) / name
     content = path.read_bytes()
@@ -44,6 +46,7 @@ def test_damaged_newest_gives_the_one_before(tmp_path: Path, name: str, damage: 
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found.step == 1
+    assert f"{tmp_path / 'step-00000002'}: damaged, so the checkpoint before it is used" in caplog.text
 
 
 def test_kill_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

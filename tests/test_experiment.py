@@ -90,6 +90,12 @@ MATRIX = '[[matrix]]\ndataset = ["bespoke"]\npair = ["qwen3-8b_qwen3-4b-base"]\n
         (MATRIX.replace("_", "-") + "lsp = [0.5]", ["pair", "teacher_student"]),
         ("[training]\nmax_lrr = 1e-5", ["unknown key 'training.max_lrr'", "did you mean 'max_lr'"]),
         ("[training]\nkd_weight = 2", ["kd_weight", "2", "less than or equal to 1"]),
+        ('[training]\nparallel = "single"', ["mine.toml: training: parallel = 'single'", "processes = 4: choose ddp"]),
+        (
+            '[training]\nparallel = "ddp"\nteacher_placement = "sharded"',
+            ["'sharded' needs parallel = 'zero2'"],
+        ),
+        ("[resources]\nkept_checkpoints = 1", ["resources.kept_checkpoints", "1", "greater than or equal to 2"]),
         ("[evaluation]\nsamples = 0", ["evaluation.samples", "0", "greater than 0"]),
         ('[evaluation]\nbenchmarks = ["aime26"]', ["unknown benchmark 'aime26'", "did you mean 'aime2"]),
         ("[axes]\nseeds = [1]", ["unknown axis 'seeds'", "did you mean 'seed'"]),

@@ -91,6 +91,7 @@ def kill_all(stage: psutil.Process) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # six starts of three processes
 def test_three_kills_and_a_stop_end_in_the_same_bits(prepared: dict[str, Path], tmp_path: Path) -> None:
     undisturbed, folder = make_stage(tmp_path / "one", prepared), make_stage(tmp_path / "two", prepared)
     assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "log.txt").read_text()[-3000:]
