@@ -40,6 +40,7 @@ baselines = []
 samples = 2
 problems = 3
 max_new_tokens = 8
+decoder = "transformers"
 dtype = "float32"
 
 [resources]
