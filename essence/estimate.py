@@ -168,7 +168,8 @@ def _evaluation_gpu_hours(plan: CellPlan, student: Architecture | None, loaded: 
     """Tokens a second <= bandwidth / (mean context * bytes of keys and values a token)."""
     section = loaded.experiment.evaluation
     problems = [section.problems or loaded.catalogue.benchmarks[e.benchmark].problems for e in plan.evaluations]
-    if student is None or None in problems:
+    # What bounds vLLM; transformers, one batch after the other on one device, is bound otherwise.
+    if student is None or None in problems or section.decoder != "vllm":
         return None
     completions = sum(p for p in problems if p) * section.samples
     cache_bytes = 2 * 2 * student.layers * student.kv_heads * student.head_dim
