@@ -20,7 +20,8 @@ from test_tokenize_stage import RESOURCES, inputs, prepared, train_settings
 from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.settings import Spec
-from essence.stages.launch import Machine, _why, helps
+from essence.stages.context import StopRequest
+from essence.stages.launch import Machine, _why, helps, stopped
 
 __all__ = ["prepared"]  # a fixture
 STEPS = 10
@@ -151,6 +152,14 @@ def test_the_failure_that_came_first_is_told(tmp_path: Path) -> None:
     killed = _why({0: 1, 1: -11}, 2, tmp_path)
     assert isinstance(killed, StageError) and str(killed) == "rank 1 of 2 was killed by SIGSEGV"
     assert not isinstance(killed, InputError)
+
+
+def test_a_rank_that_was_not_up_yet_is_stopped_too() -> None:
+    nobody, somebody = StopRequest(), StopRequest()
+    somebody.signal_name = "SIGUSR1"
+    assert stopped({0: 75, 1: -signal.SIGTERM}, somebody) and stopped({0: 75, 1: 75}, nobody)
+    assert not stopped({0: 75, 1: -signal.SIGTERM}, nobody) and not stopped({0: 75, 1: -signal.SIGKILL}, somebody)
+    assert not stopped({0: 0, 1: 0}, somebody)
 
 
 def test_several_machines_are_told_apart_by_the_batch_system() -> None:

@@ -117,11 +117,17 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> StageOutcome:
     reports.mkdir()
     spec_file = context.partial.parent / "spec.json"
     codes = _run_here(settings.processes, context.resources.nodes, spec_file, context.stop)
-    if any(code not in (0, EXIT_STOPPED) for code in codes.values()):
-        raise _why(codes, settings.processes, reports)
-    if any(codes.values()):
+    if stopped(codes, context.stop):
         raise Stopped(context.stop.signal_name or "a signal to a rank")
+    if any(codes.values()):
+        raise _why(codes, settings.processes, reports)
     return StageOutcome(**json.loads((reports / "outcome.json").read_text(encoding="utf-8")))
+
+
+def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
+    """Whether ranks ended because they were asked to: with a checkpoint, or before they could know of signals."""
+    asked = (EXIT_STOPPED, -signal.SIGTERM) if stop else (EXIT_STOPPED,)
+    return any(codes.values()) and all(code in (0, *asked) for code in codes.values())
 
 
 def _run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest) -> dict[int, int]:
