@@ -243,8 +243,13 @@ def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock)
     loaded = load("bespoke")
     settings = train_settings(loaded.cells()[0], loaded.experiment)
     steps = WARM_UP_STEPS + arguments.steps
-    optimizer = settings.optimizer.model_copy(update={"epochs": steps, "batch_rows": arguments.rows})
-    changes = {"optimizer": optimizer, "activation_checkpointing": not arguments.keep_activations}
+    optimizer = settings.optimizer.model_copy(update={"epochs": steps, "batch_rows": arguments.rows, "batch_tokens": 0})
+    changes = {
+        "optimizer": optimizer,
+        "activation_checkpointing": not arguments.keep_activations,
+        "parallel": "single",
+        "processes": 1,
+    }
     given = {**part(loaded.experiment.resources, Resources), "micro_batch_tokens": arguments.micro_batch_tokens}
     resources = Resources.model_validate({**given, "threads": arguments.threads, "checkpoint_every_s": 1e9})
     with tempfile.TemporaryDirectory() as folder:
@@ -258,6 +263,7 @@ def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock)
             Path(folder),
             Marking(Path(folder) / "progress.json", clock),
             StopRequest(),
+            device=torch.device(arguments.device),
         )
         records = [json.loads(line) for line in result.metrics.read_text().splitlines()]
     return [record["loss"] for record in records]

@@ -16,11 +16,12 @@ import torch
 
 from essence.atomic import read_json, write_json
 from essence.distill import packing
+from essence.distill.dealing import deal, steps_of_epoch
 from essence.distill.devices import GIB, memory_bytes
 from essence.distill.memory import Load, estimate_memory, smallest_change
 from essence.distill.sequence import Example, fingerprint
 from essence.errors import InputError, MachineError
-from essence.settings import Resources
+from essence.settings import OptimizerSettings, Resources
 
 USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
 """Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
@@ -38,14 +39,20 @@ class Largest:
 
 
 def largest_pass(
-    examples: Sequence[Example], batch_rows: int, packed: bool, multiple: int, resources: Resources
+    examples: Sequence[Example],
+    optimizer: OptimizerSettings,
+    processes: int,
+    packed: bool,
+    multiple: int,
+    resources: Resources,
 ) -> Largest:
-    """Share out the rows of every step as the training will, and take the largest number of positions and of labels."""
+    """Deal the rows of every step out as the training will, and take the most positions and the most labels."""
     positions = labels = 0
-    for first in range(0, len(examples), batch_rows):
-        rows = examples[first : first + batch_rows]
+    for step in steps_of_epoch([row.input_ids.size for row in examples], optimizer):
+        rows = [examples[index] for index in step]
         lengths = [row.input_ids.size for row in rows]
-        for share in packing.micro_batches(lengths, packed, multiple, resources):
+        dealt = deal(lengths, processes, packed, multiple, resources)
+        for share in (share for passes in dealt for share in passes if share):
             positions = max(positions, packing.shape(lengths, share, packed, multiple).positions)
             labels = max(labels, sum(int(rows[index].supervised.sum()) for index in share))
     return Largest(positions, labels, max(row.input_ids.size for row in examples))

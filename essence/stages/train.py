@@ -122,7 +122,9 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
         teacher_placement=settings.teacher_placement,
     )
     multiple = settings.pad_to_multiple
-    largest = preflight.largest_pass(training, settings.optimizer.batch_rows, settings.packing, multiple, resources)
+    largest = preflight.largest_pass(
+        training, settings.optimizer, settings.processes, settings.packing, multiple, resources
+    )
     return {
         "memory": preflight.check_memory(load, largest, multiple, setup.device),
         "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
