@@ -62,7 +62,7 @@ def _console() -> Iterator["Console"]:
     """A console for messages; failures that the user can cure become one sentence and exit code 2."""
     from rich.console import Console
 
-    from essence.errors import KitError
+    from essence.errors import KitError, disk_error
 
     try:
         # Where there is no terminal to ask, lines are as wide as the tables need.
@@ -74,6 +74,10 @@ def _console() -> Iterator["Console"]:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if refused := disk_error(error, "the run directory"):
+            raise Exit(str(refused), code=EXIT_CURABLE) from None
+        raise
 
 
 def _end(code: int) -> None:

@@ -13,7 +13,7 @@ RUN --mount=type=bind,source=docker/install-environment.sh,target=/run/install.s
     --mount=type=bind,source=locks/bootstrap.txt,target=/locks/bootstrap.txt \
     --mount=type=bind,source=locks/download-cpu.txt,target=/locks/download-cpu.txt \
     --mount=type=bind,from=wheels,target=/wheels \
-    --mount=type=cache,target=/root/.cache,sharing=locked \
+    --mount=type=cache,target=/root/.cache \
     --mount=type=secret,id=certificates,required=false \
     sh /run/install.sh /locks/download-cpu.txt
 

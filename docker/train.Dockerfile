@@ -21,7 +21,7 @@ RUN --mount=type=bind,source=docker/install-environment.sh,target=/run/install.s
     --mount=type=bind,source=locks/bootstrap.txt,target=/locks/bootstrap.txt \
     --mount=type=bind,source=locks/train-${FLAVOUR}.txt,target=/locks/train-${FLAVOUR}.txt \
     --mount=type=bind,from=wheels,target=/wheels \
-    --mount=type=cache,target=/root/.cache,sharing=locked \
+    --mount=type=cache,target=/root/.cache \
     --mount=type=secret,id=certificates,required=false \
     sh /run/install.sh /locks/train-${FLAVOUR}.txt
 

@@ -4,6 +4,7 @@ The commands print the message without a traceback and exit with 2. Anything els
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -37,6 +38,29 @@ class StageError(KitError):
 
 class RecordError(KitError):
     """A record (manifest, spec, run directory) is missing, damaged or made by a newer schema."""
+
+
+class DiskError(KitError):
+    """A disk is full, or may not be written to."""
+
+
+DISK = {
+    errno.ENOSPC: "no space is left on its disk",
+    errno.EDQUOT: "the quota of its disk is used up",
+    errno.EROFS: "its disk is read-only",
+    errno.EACCES: "this user may not write there",
+}
+
+
+def disk_error(error: BaseException, where: object) -> DiskError | None:
+    """The sentence for a write that a disk refused; libraries that write by themselves tell it in words only."""
+    number = error.errno if isinstance(error, OSError) else None
+    if "No space left on device" in str(error):
+        number = errno.ENOSPC
+    if number not in DISK:
+        return None
+    place = getattr(error, "filename", None) or where
+    return DiskError(f"{place}: {DISK[number]}; make room there, or name another run directory with --runs")
 
 
 def nearest(found: str, allowed: Iterable[str]) -> str:

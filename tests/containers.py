@@ -207,9 +207,7 @@ def overlay(base: str) -> str:
         f'    "{pinned}" = "docker-image://{base}"\n'
         for pinned in sorted({image for file in files for image in bases(file).values()})
     )
-    # Compressing a layer of PyTorch takes longer than all the rest.
-    output = '  output = ["type=image,unpack=true,compression=uncompressed"]\n'
-    targets = [f'target "{file.stem}" {{\n  contexts = {{\n{lines}  }}\n{output}}}\n' for file in files]
+    targets = [f'target "{file.stem}" {{\n  contexts = {{\n{lines}  }}\n}}\n' for file in files]
     return "".join(targets)
 
 

@@ -290,7 +290,7 @@ def by_title(runs: Path) -> dict[str, dict[str, object]]:
     """What must not depend on the engine, by the title of the stage: results, fingerprints, weights, verdicts."""
     found = {}
     for manifest in manifests(runs).values():
-        timed = ("metrics.jsonl", "samples.jsonl", "trackers/")
+        timed = ("metrics.jsonl", "samples.jsonl", "tensorboard/")
         outputs = {o["path"]: o["sha256"] for o in manifest["outputs"] if not o["path"].startswith(timed)}
         results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
         data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}

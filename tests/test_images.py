@@ -1,19 +1,30 @@
 """The images: what their files say, and what they are when built."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT
-from containers import DockerHost
+from containers import (
+    BASE_IMAGE,
+    DockerHost,
+    load_base,
+    need,
+    overlay,
+    set_variables,
+    started_engine,
+    starting_obstacle,
+)
 
-from essence.commands.images import ENVIRONMENTS, bake_variables
+from essence.commands.images import ENVIRONMENTS, bake_command, bake_variables
 from essence.commands.lock import ARGUMENTS
 from essence.engines import FLAVOURS
 from essence.engines.images import BASE_LABEL, LOCK_LABEL, bases, recipe
 from essence.errors import MachineError
+from essence.record.canonical import sha256_file
 
 DOCKERFILES = sorted((PROJECT / "docker").glob("*.Dockerfile"))
 ALL = [(environment, flavour) for environment in ENVIRONMENTS for flavour in FLAVOURS]
@@ -101,3 +112,27 @@ def test_the_self_test_fails_where_a_compiled_package_is_broken(docker_host: Doc
     command = ["docker", "run", "--rm", "--network=none", "essence-download:cpu", "python", "-c", ruin]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "FAILED xxhash" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.docker
+def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    need("docker", starting_obstacle())
+    # Only containerd's store can write archives with all times set.
+    with started_engine(nvidia=False, containerd_store=True) as host, set_variables(host.variables):
+        load_base(host.client)
+        file = tmp_path / "overlay.hcl"
+        file.write_text(overlay(BASE_IMAGE), encoding="utf-8")
+        digests = [archive_digest(tmp_path / f"{turn}.tar", file) for turn in ("first", "second")]
+    assert digests[0] == digests[1]
+
+
+def archive_digest(archive: Path, file: Path) -> str:
+    """Build the image of downloads from nothing into an archive; the archive's hash."""
+    output = f"download.output=type=oci,dest={archive},rewrite-timestamp=true"
+    command = [*bake_command(["download"], file), "--no-cache", "--set", output]
+    done = subprocess.run(
+        command, cwd=PROJECT, env={**os.environ, **bake_variables("cpu")}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return sha256_file(archive)

@@ -1,6 +1,8 @@
 """`invoke run`, `invoke reproduce`: check, write down what will run, run it, say how it ended."""
 
+import errno
 import json
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from essence.commands.requirements import check_machine
 from essence.commands.selection import Selection, Words, select, whole_plan
 from essence.display import RunDisplay
 from essence.engines.surroundings import surroundings
-from essence.errors import RecordError
+from essence.errors import RecordError, disk_error
 from essence.experiment import PROJECT
 from essence.plan import Plan, PlannedStage, check_pins
 from essence.record.environment import code_facts
@@ -24,6 +26,7 @@ from essence.store import RunDirectory, StageFolder, hold
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 LOG_LINES = 8
+SMALLEST_FREE_BYTES = 1 << 14
 
 
 def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
@@ -135,7 +138,11 @@ def _why(folder: StageFolder) -> list[str]:
         failure = read_json(folder.failure)
     except RecordError:
         failure = {}
-    return str(failure["message"]).splitlines() if failure.get("curable") else last_lines(folder.log, LOG_LINES)
+    if failure.get("curable"):
+        return str(failure["message"]).splitlines()
+    if shutil.disk_usage(folder.path).free < SMALLEST_FREE_BYTES:
+        return [str(disk_error(OSError(errno.ENOSPC, ""), folder.path))]
+    return last_lines(folder.log, LOG_LINES)
 
 
 def _summary_json(selection: Selection, summary: Summary) -> str:

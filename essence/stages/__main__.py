@@ -5,6 +5,7 @@ log), 2 a failure that the user can cure (one sentence), 75 stopped on request w
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import resource
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from essence.atomic import read_json, write_json
-from essence.errors import InputError, KitError, RecordError
+from essence.errors import InputError, KitError, RecordError, disk_error
 from essence.record.canonical import sha256_file
 from essence.record.environment import hardware, software
 from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
@@ -88,13 +89,22 @@ def _attempt(folder: StageFolder, spec: Spec, stop: StopRequest) -> int:
         print(f"{folder.path.name}: stopped by {stopped}; start it again to go on")
         return EXIT_STOPPED
     except BaseException as error:
-        journal.end("failed")
-        curable = isinstance(error, KitError)
-        text = str(error) if curable else "".join(traceback.format_exception(error)[-3:]).strip()
-        write_json(folder.failure, {"kind": type(error).__name__, "curable": curable, "message": text, "time": now()})
+        refused = disk_error(error, folder.path)
+        # A full disk may not even take the reason; then the log, or the exit code, is all there is.
+        with contextlib.suppress(OSError):
+            _write_failure(folder, journal, refused or error)
+        if refused:
+            raise refused from error
         raise
     journal.end("finished")
     return 0
+
+
+def _write_failure(folder: StageFolder, journal: AttemptJournal, error: BaseException) -> None:
+    journal.end("failed")
+    curable = isinstance(error, KitError)
+    text = str(error) if curable else "".join(traceback.format_exception(error)[-3:]).strip()
+    write_json(folder.failure, {"kind": type(error).__name__, "curable": curable, "message": text, "time": now()})
 
 
 def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:

@@ -1,0 +1,51 @@
+"""A full disk and a read-only run directory: one sentence, and nothing that looks finished."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import MICRO, invoke
+
+from essence.errors import disk_error
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A small file system in memory; skipped where this user may not mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    runs = tmp_path / "small"
+    with mounted(runs, "size=300k"):
+        done = invoke("run", "--experiment", str(MICRO), "--only", "download", "--runs", str(runs))
+        assert done.returncode in (1, 2)
+        assert "no space is left on its disk; make room there" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        finished = {file.parent.name for file in runs.glob("stages/*/manifest.json")}
+        assert all((runs / "stages" / name / "output").is_dir() for name in finished)
+        assert len(finished) < 4
+
+
+def test_a_read_only_run_directory_is_one_sentence(tmp_path: Path) -> None:
+    runs = tmp_path / "frozen"
+    with mounted(runs, "size=1m,ro"):
+        done = invoke("run", "--experiment", str(MICRO), "--only", "download", "--runs", str(runs))
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert str(runs) in done.stderr and "its disk is read-only; make room there, or name another" in done.stderr
+
+
+def test_only_what_a_disk_refuses_is_told_so() -> None:
+    assert disk_error(FileNotFoundError(2, os.strerror(2), "x"), "runs") is None
+    assert "runs: no space" in str(disk_error(RuntimeError("I/O error: No space left on device (os error 28)"), "runs"))
