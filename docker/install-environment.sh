@@ -18,6 +18,7 @@ $uv pip sync --quiet --require-hashes --build-constraints "$lock" "$lock"
 rm -rf /opt/bootstrap
 # The lock that was installed is the identity of this environment in the record of every stage.
 cp "$lock" /opt/essence/essence-lock.txt
-# Bytecode without times, made by one process in one order: the same bytes each time. Some packages carry examples
+# Bytecode without times, made by one process in one order, also of what Python itself compiled meanwhile (-f) and
+# none by itself (-B): the same bytes each time. Some packages carry examples
 # that are no Python; they are nothing to fail for.
-/opt/essence/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/essence/lib >/dev/null || true
+/opt/essence/bin/python -B -m compileall -f -q -j 1 --invalidation-mode unchecked-hash /opt/essence/lib >/dev/null || true

@@ -3,4 +3,4 @@ set -eu
 mkdir -p /opt/essence-source
 cp -r /run/essence /opt/essence-source/essence
 find /opt/essence-source -name __pycache__ -prune -exec rm -rf {} +
-/opt/essence/bin/python -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/essence-source
+/opt/essence/bin/python -B -m compileall -f -q -j 1 --invalidation-mode unchecked-hash /opt/essence-source
