@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from some_resources import some_resources
+from some_resources import some_objective, some_resources
 from test_trainer import TRAIN, VALIDATION, ActAfter, model, settings
 
 from essence.distill.ranks import Ranks
@@ -64,7 +64,7 @@ def diverge(work: Path, ranks: Ranks) -> None:
     student = model(0)
     with torch.no_grad():
         student.model.norm.weight.fill_(float("inf"))
-    chosen = settings(processes=2, parallel="ddp", objective={"kd_weight": 0.0, "temperature": 1.0})
+    chosen = settings(processes=2, parallel="ddp", objective=some_objective(kd_weight=0.0))
     quiet = Progress(work.parent / "progress.json")
     try:
         train(student, None, TRAIN, [], chosen, some_resources(), work, quiet, StopRequest(), ranks=ranks, device=CPU)

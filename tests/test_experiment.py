@@ -205,6 +205,9 @@ def leaves(tables: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str
 def changed(value: Any) -> Any:
     """Another value of the same kind."""
     words = {
+        "forward_kl": "jsd",
+        "row": "token",
+        "float32": "weight",
         "student": "teacher",
         "bfloat16": "float32",
         "protocol": "math-verify",

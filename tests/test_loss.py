@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from some_resources import some_objective
 from torch import Tensor
 
 from essence.distill.loss import cross_entropy_of_rows, objective
@@ -14,7 +15,7 @@ from essence.settings import ObjectiveSettings
 
 
 def settings(kd_weight: float = 0.5, temperature: float = 1.0) -> ObjectiveSettings:
-    return ObjectiveSettings(kd_weight=kd_weight, temperature=temperature)
+    return some_objective(kd_weight=kd_weight, temperature=temperature)
 
 
 def naive(student: Tensor, teacher: Tensor, rows: list[list[int]], objective: ObjectiveSettings) -> tuple[float, float]:

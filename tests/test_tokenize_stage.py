@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from some_resources import some_resources  # noqa: E402
+from some_resources import some_objective, some_resources  # noqa: E402
 
 from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
@@ -124,7 +124,7 @@ def train_settings(**changes: Any) -> TrainSettings:
         "rows": {"max_row_tokens": 200, "train_rows": 20, "validation_rows": 6, "split_seed": 42, **NO_LIMIT},
         "view": view(),
         "validation_view": "full",
-        "objective": {"kd_weight": 0.5, "temperature": 1.0},
+        "objective": some_objective(kd_weight=0.5),
         "optimizer": {
             "epochs": 2,
             "batch_rows": 4,
@@ -263,7 +263,7 @@ def test_recorded_fingerprint_is_of_the_view(prepared: dict[str, Path], tmp_path
 
 def test_fine_tuning_needs_no_teacher(prepared: dict[str, Path], tmp_path: Path) -> None:
     chosen = {name: path for name, path in inputs(prepared).items() if name != "teacher"}
-    settings = train_settings(objective={"kd_weight": 0.0, "temperature": 1.0})
+    settings = train_settings(objective=some_objective(kd_weight=0.0))
     outcome = train.run(settings, context(tmp_path, **chosen))
     assert outcome.executed["vocabulary"]["teacher"] is None
 

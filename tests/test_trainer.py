@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from some_resources import some_resources
+from some_resources import some_objective, some_resources
 from torch import nn
 
 from essence.distill import checkpoint
@@ -60,7 +60,7 @@ def settings(**changes: Any) -> TrainSettings:
             "keep_context": False,
         },
         "validation_view": "same",
-        "objective": {"kd_weight": 0.5, "temperature": 1.0},
+        "objective": some_objective(kd_weight=0.5),
         "optimizer": {
             "epochs": 2,
             "batch_rows": 4,
@@ -91,7 +91,7 @@ def settings(**changes: Any) -> TrainSettings:
 
 
 RESOURCES = some_resources(threads=1, micro_batch_rows=2, micro_batch_tokens=1000, checkpoint_every_s=600.0)
-SFT = {"objective": {"kd_weight": 0.0, "temperature": 1.0}}
+SFT = {"objective": some_objective(kd_weight=0.0)}
 
 
 def examples(count: int, seed: int = 0) -> list[Example]:

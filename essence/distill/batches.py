@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from essence.distill.packing import padded
 from essence.distill.sequence import Example
+from essence.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,16 @@ class Batch:
             row_lengths=(*lengths, *([padding] if padding else [])) if packed else None,
         )
 
+    def step_weights(self, normalisation: Literal["row", "token"], step: Sequence[Example]) -> Tensor:
+        """Share of each label in the loss of an optimiser step that these rows are some of; float32, shape (N,).
+
+        `row`: 1 / (supervised tokens of the label's row * rows of the step). `token`: 1 / (supervised tokens of the
+        step).
+        """
+        if normalisation == "token":
+            return torch.ones_like(self.weights) / max(1, sum(int(np.count_nonzero(row.supervised)) for row in step))
+        return self.weights / len(step)
+
     def model_inputs(self) -> dict[str, Any]:
         """What the decoder of transformers is called with; packed, its attention must be `use_row_attention`'s."""
         inputs: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
@@ -89,6 +100,13 @@ def states_at(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def head_weight(model: nn.Module) -> Tensor:
-    """Weight of a causal language model's output layer, shape (V, H); the embedding's own where they are tied."""
-    weight: Tensor = model.get_output_embeddings().weight  # type: ignore[operator]
+    """Weight of a causal language model's output layer, shape (V, H); the embedding's own where they are tied.
+
+    Raises:
+        InputError: the output layer has a bias.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if getattr(head, "bias", None) is not None:
+        raise InputError("the model's output layer has a bias, which the objective leaves out: choose a model without")
+    weight: Tensor = head.weight
     return weight

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from essence.distill.batches import Batch, head_weight, states_at
-from essence.distill.loss import objective
-from essence.settings import ObjectiveSettings
+from essence.distill.objective import objective_from_states
+from essence.settings import LossResources, ObjectiveSettings
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -13,10 +13,12 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Distiller(nn.Module):
     """Computes the losses of a batch from the student's hidden states and head."""
 
-    def __init__(self, student: nn.Module, settings: ObjectiveSettings, compute_dtype: torch.dtype) -> None:
+    def __init__(
+        self, student: nn.Module, settings: ObjectiveSettings, loss: LossResources, compute_dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.student = student
-        self.objective = HeadObjective(student, settings)
+        self.objective = HeadObjective(student, settings, loss, compute_dtype)
         self.compute_dtype = compute_dtype
 
     def forward(
@@ -46,9 +48,11 @@ class Distiller(nn.Module):
 class HeadObjective(nn.Module):
     """The objective on states; a module, since ZeRO-3 brings a weight together where a module asks for it."""
 
-    def __init__(self, student: nn.Module, settings: ObjectiveSettings) -> None:
+    def __init__(
+        self, student: nn.Module, settings: ObjectiveSettings, loss: LossResources, compute_dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.loss, self.compute_dtype = settings, loss, compute_dtype
         self.cross_entropy = settings.model_copy(update={"kd_weight": 0.0})
         self._student = (student,)  # in a tuple: its weights are the student's, not this module's
 
@@ -60,9 +64,10 @@ class HeadObjective(nn.Module):
         teacher_states: Tensor | None,
         teacher_head: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        logits = states @ head_weight(self._student[0]).T
+        states, head = states.to(self.compute_dtype), head_weight(self._student[0])
         if teacher_states is None or teacher_head is None:
-            loss, ce, kd = objective(logits, None, labels, weights, self.cross_entropy)
-        else:
-            loss, ce, kd = objective(logits, teacher_states @ teacher_head.T, labels, weights, self.settings)
-        return loss, ce, kd
+            return objective_from_states(states, head, None, None, labels, weights, self.cross_entropy, self.loss)
+        teacher_states = teacher_states.to(self.compute_dtype)
+        return objective_from_states(
+            states, head, teacher_states, teacher_head, labels, weights, self.settings, self.loss
+        )

@@ -3,15 +3,19 @@
 Source: "Distilling the Essence", training objective `(1 - w) * CE + w * KD`. CE is the cross-entropy of the row's own
 tokens; KD is the teacher's, `-sum_v p_teacher(v) log p_student(v)`: forward KL without the teacher's entropy, which has
 the gradient of KL(teacher || student) and another value. Both are a mean over the supervised tokens of a row, then a
-mean over rows, so every row weighs the same whatever its length.
+mean over rows, so every row weighs the same whatever its length. `[training] divergence` puts another divergence in the
+place of KD, `normalisation = "token"` makes both a mean over all supervised tokens of a step.
+
+This is the reference; `essence/distill/chunked.py` computes the same without holding the logits.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, pad, softmax
+from torch.nn.functional import log_softmax, pad
 
+from essence.distill.divergence import FORMULAS, Pair
 from essence.errors import InputError
 from essence.settings import ObjectiveSettings
 
@@ -37,11 +41,11 @@ def objective(
     Args:
         student_logits: float, shape (N, student vocabulary): one line a supervised token, of any number of rows.
         teacher_logits: float, shape (N, teacher vocabulary), or None where `settings.kd_weight` is 0.
-        labels: int64, shape (N,): the tokens that follow in the rows.
-        weights: float, shape (N,): share of each token in the mean, 1 / (supervised tokens of its row * rows of the
-            batch). They need not sum to 1 here: the losses of a batch's parts add up to the loss of the batch.
-        settings: weight of KD and its temperature, which softens teacher and student alike. KD is not multiplied by
-            the square of the temperature, as the paper's is not.
+        labels: int64, shape (N,): the tokens that follow in the rows; below 0 = ignored.
+        weights: float, shape (N,): share of each token in the mean, as `Batch.step_weights` makes them; 0 = ignored.
+            They need not sum to 1 here: the losses of a batch's parts add up to the loss of the batch.
+        settings: the divergence, its weight and its temperature, which softens teacher and student alike. KD is not
+            multiplied by the square of the temperature, as the paper's is not.
 
     A teacher with a larger (padded) vocabulary is met by padding the student's logits with zeros, as released; CE is
     taken before that. Log-softmax keeps the loss and its gradient finite where probabilities underflow (trap 12).
@@ -50,16 +54,18 @@ def objective(
         InputError: the teacher's vocabulary is smaller than the student's.
         ValueError: `settings.kd_weight` is above 0 and there are no teacher logits.
     """
-    student_logits = _at_least_float32(student_logits)
+    student_logits, weights = _at_least_float32(student_logits), weights.masked_fill(labels < 0, 0.0)
     log_student = log_softmax(student_logits, dim=-1)
+    labels = labels.clamp(min=0)
     ce = -(log_student.gather(-1, labels.unsqueeze(-1)).squeeze(-1) * weights).sum()
     if settings.kd_weight == 0.0:
         return Losses(ce, ce.detach(), torch.zeros_like(ce.detach()))
     if teacher_logits is None:
         raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's logits")
     softened = _softened_student(student_logits, log_student, teacher_logits.shape[-1], settings.temperature)
-    teacher = softmax(_at_least_float32(teacher_logits) / settings.temperature, dim=-1)
-    kd = -((teacher * softened).sum(dim=-1) * weights).sum()
+    log_teacher = log_softmax(_at_least_float32(teacher_logits) / settings.temperature, dim=-1)
+    terms = FORMULAS[settings.divergence].terms(Pair.of(log_teacher, softened), settings)
+    kd = (terms.sum(dim=-1) * weights).sum()
     loss = (1.0 - settings.kd_weight) * ce + settings.kd_weight * kd
     return Losses(loss, ce.detach(), kd.detach())
 
@@ -72,15 +78,20 @@ def cross_entropy_of_rows(logits: Tensor, labels: Tensor, weights: Tensor) -> Te
 
 def _softened_student(logits: Tensor, log_student: Tensor, teacher_vocabulary: int, temperature: float) -> Tensor:
     """The student's log-probabilities over the teacher's vocabulary; shares CE's log-softmax where they are equal."""
-    missing = teacher_vocabulary - logits.shape[-1]
-    if missing < 0:
-        raise InputError(
-            f"the teacher's vocabulary ({teacher_vocabulary}) is smaller than the student's ({logits.shape[-1]}): "
-            "choose a teacher of the same model family"
-        )
+    missing = missing_vocabulary(logits.shape[-1], teacher_vocabulary)
     if missing == 0 and temperature == 1.0:
         return log_student
     return log_softmax(pad(logits, (0, missing)) / temperature, dim=-1)
+
+
+def missing_vocabulary(student: int, teacher: int) -> int:
+    """Entries that the student's vocabulary lacks; InputError where the teacher's is the smaller one."""
+    if teacher < student:
+        raise InputError(
+            f"the teacher's vocabulary ({teacher}) is smaller than the student's ({student}): "
+            "choose a teacher of the same model family"
+        )
+    return teacher - student
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

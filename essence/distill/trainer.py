@@ -113,7 +113,8 @@ class _Run:
         self.storage, self.energy = storage, EnergyMeter(device)
         self.packed = self._prepare_models()
         self.state, found = storage.restore(self.student)
-        distiller = Distiller(self.student, self.settings.objective, COMPUTE_DTYPES[self.settings.compute_dtype])
+        compute_dtype = COMPUTE_DTYPES[self.settings.compute_dtype]
+        distiller = Distiller(self.student, self.settings.objective, self.resources.loss, compute_dtype)
         optimizer, parallel = self.settings.optimizer, self.settings.parallel
         self.backend = make_backend(parallel, distiller, optimizer, self.ranks, device, found)
 
@@ -148,7 +149,7 @@ class _Run:
         rows = [self.rows[index] for index in self.epoch[self.state.step % len(self.epoch)]]
         point = one_cycle(self.state.step, self.total_steps, self.settings.optimizer)
         parts = self._deal(rows)
-        shares = [self._accumulate(part, len(rows), last=place == len(parts)) for place, part in enumerate(parts, 1)]
+        shares = [self._accumulate(part, rows, last=place == len(parts)) for place, part in enumerate(parts, 1)]
         used = self.energy.since_last()
         told = torch.cat([torch.stack(shares).sum(0).cpu(), torch.tensor([used is not None, used or 0.0])])
         loss, ce, kd, metered, joules = self.ranks.total(told).tolist()
@@ -185,10 +186,10 @@ class _Run:
         self.note = progress_note(record)
         self.storage.record(kind="step", step=self.state.step, **record)
 
-    def _accumulate(self, part: Sequence[Example], rows_of_step: int, last: bool) -> Tensor:
+    def _accumulate(self, part: Sequence[Example], step: Sequence[Example], last: bool) -> Tensor:
         """Add the gradient of some of a step's rows; returns their share of loss, CE and KD, shape (3,)."""
         batch, share = self._batch(part)
-        weights = batch.weights * share / rows_of_step
+        weights = batch.step_weights(self.settings.objective.normalisation, step) * share
         if self.teacher is None:
             return self.backend.accumulate(batch, weights, None, None, last)
         return self.backend.accumulate(batch, weights, self.teacher.states(batch), self.teacher.head, last)

@@ -29,8 +29,18 @@ from essence.settings.evaluation import (
     GradingSettings,
     SamplingSettings,
 )
-from essence.settings.spec import SETTINGS, AnySettings, EnvironmentName, ProtocolName, Resources, Spec, StageName
+from essence.settings.spec import (
+    SETTINGS,
+    AnySettings,
+    EnvironmentName,
+    LossResources,
+    ProtocolName,
+    Resources,
+    Spec,
+    StageName,
+)
 from essence.settings.training import (
+    Divergence,
     LoopSettings,
     ObjectiveSettings,
     OptimizerSettings,
@@ -47,6 +57,7 @@ __all__ = [
     "AnySettings",
     "BenchmarkSettings",
     "DecontaminationSettings",
+    "Divergence",
     "DownloadSettings",
     "EnvironmentName",
     "GenerateSettings",
@@ -54,6 +65,7 @@ __all__ = [
     "GraderName",
     "GradingSettings",
     "LoopSettings",
+    "LossResources",
     "ObjectiveSettings",
     "OptimizerSettings",
     "Parallel",

@@ -15,6 +15,19 @@ EnvironmentName = Literal["download", "train", "eval"]
 """The three environments that stages run in; each is an image, or all of them the one of `.venv/`."""
 
 
+class LossResources(Record):
+    """How heads and loss are computed; `essence/distill/chunked.py` says what each costs."""
+
+    form: Literal["chunked", "plain"]
+    """`plain` holds all logits, in float32: the reference."""
+    chunk_rows: Annotated[int, Field(gt=0)]
+    """Labels whose teacher and student logits are held at a time."""
+    gradient_rows: Annotated[int, Field(gt=0)]
+    """Labels whose gradient of the logits is kept for one product with the states."""
+    compiled: bool
+    """Compile the loss of a chunk; needs a C++ compiler, or Triton on a GPU."""
+
+
 class Resources(Record):
     """What a stage may use; changes speed only, so it is in no key."""
 
@@ -38,6 +51,7 @@ class Resources(Record):
     """GPUs that share one copy of a model when vLLM generates; the stage's other GPUs hold further copies."""
     decoder_memory_share: Annotated[float, Field(gt=0.0, le=1.0)]
     """Of a GPU's memory, or of the free main memory without one: what vLLM may take."""
+    loss: LossResources
     checkpoint_every_s: Annotated[float, Field(ge=0.0)]
     """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
     kept_checkpoints: Annotated[int, Field(ge=2)]

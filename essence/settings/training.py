@@ -13,12 +13,26 @@ Parallel = Literal["single", "ddp", "zero2", "zero3"]
 TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
 """The whole teacher on every device; a share of it on each; in main memory, a layer at a time on the device."""
 
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"]
+"""From teacher to student; formulas in essence/distill/divergence.py."""
+
 
 class ObjectiveSettings(Record):
     """`(1 - w) * CE + w * KD` at a temperature."""
 
     kd_weight: Annotated[float, Field(ge=0.0, le=1.0)]
     temperature: Annotated[float, Field(gt=0.0)]
+    divergence: Divergence
+    """What KD is; the paper's is `forward_kl`."""
+    jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the teacher in the mixture of `jsd`; no other divergence reads it."""
+    skew_alpha: Annotated[float, Field(gt=0.0, lt=1.0)]
+    """Share of the teacher in the mixture of `skew_kl`; no other divergence reads it."""
+    normalisation: Literal["row", "token"]
+    """Mean over a row's supervised tokens, then over rows (released); or over all supervised tokens of a step."""
+    head_gradient_sum: Literal["float32", "weight"]
+    """In what dtype the parts of the head's gradient are summed: float32, or the weight's own, which takes less memory
+    and is coarser where the weight is bfloat16."""
 
 
 class OptimizerSettings(Record):

@@ -16,6 +16,7 @@ import torch
 
 from essence.distill import cost, preflight
 from essence.distill.checkpoint import load_weights
+from essence.distill.chunked import chunked_bytes
 from essence.distill.devices import GIB, MFU_FORMULA, model_flops_utilization, peak_of_device
 from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load
@@ -35,7 +36,7 @@ from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
-from essence.settings import Resources, TrainSettings
+from essence.settings import LossResources, Resources, TrainSettings
 from essence.stages.context import StageContext, StageOutcome
 from essence.stages.launch import check_devices
 
@@ -104,9 +105,18 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     return replace(told, executed={**told.executed, "preflight": findings})
 
 
+def loss_bytes(setup: Setup, settings: TrainSettings, loss: LossResources) -> tuple[float, int]:
+    """What heads and loss take above the models: bytes a label and vocabulary entry, and bytes however many labels."""
+    if loss.form == "plain":
+        return PLAIN_BYTES_PER_LOGIT, 0
+    head = setup.student_config["vocab_size"], setup.student_config["hidden_size"]
+    return chunked_bytes(*head, COMPUTE_DTYPES[settings.compute_dtype], loss)
+
+
 def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> dict[str, Any]:
     """What can be known without a model: whether the memory will do, and that the rows are those of before."""
     resources, training = context.resources, setup.rows.training.examples
+    per_logit, fixed = loss_bytes(setup, settings, resources.loss)
     load = Load(
         student=cost.Architecture.from_config(setup.student_config),
         teacher=cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None,
@@ -115,8 +125,8 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
         packed=settings.packing,
         positions=0,
         labels=0,
-        loss_bytes_per_logit=PLAIN_BYTES_PER_LOGIT,
-        loss_bytes=0,
+        loss_bytes_per_logit=per_logit,
+        loss_bytes=fixed,
         parallel=settings.parallel,
         devices=settings.processes,
         teacher_placement=settings.teacher_placement,
