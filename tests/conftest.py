@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+
+# Other work on the machine makes an example slow; how fast things are is measured in bench/, not here.
+hypothesis_settings.register_profile("essence", deadline=None)
+hypothesis_settings.load_profile("essence")
 
 pytest_plugins = ["containers", "slurm_node"]
 """Fixtures of the engines."""

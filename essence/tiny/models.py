@@ -105,8 +105,7 @@ def new_model(options: ModelOptions, tokenizer: Any) -> Any:
 
 def pretraining_settings(options: ModelOptions) -> TrainSettings:
     """Plain cross entropy on whole documents, validated once an epoch."""
-    named = [name for name in OptimizerSettings.model_fields if name != "batch_tokens"]
-    optimizer = {name: getattr(options, name) for name in named}
+    optimizer = {name: getattr(options, name) for name in OptimizerSettings.model_fields}
     return TrainSettings(
         rows=RowsSettings(
             max_row_tokens=options.max_positions,
@@ -134,7 +133,7 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             normalisation="row",
             head_gradient_sum="float32",
         ),
-        optimizer=OptimizerSettings(**optimizer, batch_tokens=0),
+        optimizer=OptimizerSettings(**optimizer),
         validations_per_epoch=1,
         compute_dtype="float32",
         activation_checkpointing=False,
