@@ -76,7 +76,8 @@ def test_a_setting_whose_reference_solves_nothing_has_no_ratio() -> None:
     arms = (scored(0.5, 0.4), scored(1.0, 0.5), scored(0.5, 0.3, "aime24"), scored(1.0, -1.0, "aime24"))
     outcome = measure("retention-half", *arms)
     assert isinstance(outcome, Measured) and outcome.settings == 1
-    assert measure("retention-half", *arms[2:]) == "needs LSP 0.5 and 1.0 on the same benchmark"
+    assert measure("retention-half", *arms[2:]) == "there is no ratio: nothing is solved at LSP 1.0"
+    assert measure("retention-half", *arms[::2]) == "needs LSP 0.5 and 1.0 on the same benchmark"
 
 
 def test_pairing_makes_equal_arms_equal_in_every_resample() -> None:

@@ -44,15 +44,13 @@ Outcome = Measured | str
 def retention(claim: Claim, evidence: Evidence) -> Outcome:
     """Mean over settings of accuracy at `lsp` / accuracy at 1.0."""
     pairs = _against_full(claim, evidence)
-    return _measure(pairs, _mean_ratio) if pairs else _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
+    return _measure(pairs, _mean_ratio) if pairs else _no_ratio(claim, evidence)
 
 
 def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
     """Largest over settings of accuracy at `lsp` / accuracy at 1.0."""
     pairs = _against_full(claim, evidence)
-    if not pairs:
-        return _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
-    return _measure(pairs, _largest_ratio)
+    return _measure(pairs, _largest_ratio) if pairs else _no_ratio(claim, evidence)
 
 
 def sections(claim: Claim, evidence: Evidence) -> Outcome:
@@ -252,6 +250,14 @@ def _stages(pairs: Sequence[tuple[Trained, Trained]]) -> tuple[str, ...]:
         for cell in pair:
             found.update(dict.fromkeys(cell.stages))
     return tuple(found)
+
+
+def _no_ratio(claim: Claim, evidence: Evidence) -> str:
+    """Why there is no retention: nothing is graded at both proportions, or nothing is solved at 1.0."""
+    lsps = {arm.lsp for arm in evidence.of(claim)}
+    if {claim.lsp, FULL} <= lsps:
+        return "there is no ratio: nothing is solved at LSP 1.0"
+    return _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
 
 
 def _wanted(claim: Claim, cells: str) -> str:
