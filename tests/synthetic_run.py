@@ -244,3 +244,29 @@ def manifest(
         "seeds": {}, "results": results, "cost": full_cost, "outputs": [], "seal": "",
     }  # fmt: skip
     return Manifest.model_validate(record).sealed()
+
+
+def full_size_run(root: Path) -> SyntheticRun:
+    """Five data sets, two students, ten LSPs, five seeds: 500 cells with real manifests under one plan."""
+    lsps = [step / 10 for step in range(1, 11)]
+    accuracy = {lsp: 0.3 + 0.4 * lsp for lsp in lsps}
+    whole: SyntheticRun | None = None
+    for dataset in range(5):
+        for student in range(2):
+            part = SyntheticRun(
+                root,
+                lsps=lsps,
+                seeds=range(5),
+                dataset=f"data-{dataset}",
+                student=f"student-{student}",
+                accuracy=accuracy,
+            ).write()
+            if whole is None:
+                whole = part
+                continue
+            whole.plan["cells"] += part.plan["cells"]
+            whole.plan["baselines"] += part.plan["baselines"][:1]
+            whole.plan["stages"] |= part.plan["stages"]
+    assert whole
+    whole.write_plan()
+    return whole

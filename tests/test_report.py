@@ -1,5 +1,8 @@
 """The report, from a made-up run directory to its files."""
 
+import base64
+import hashlib
+import html
 import json
 import re
 from pathlib import Path
@@ -205,7 +208,14 @@ def test_odd_names_are_escaped_everywhere(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, benchmark=odd, dataset=odd, student="a&b", title=odd).write()
     report = write_report(run.root, "tiny")
     page = report.read_text()
-    assert "<script" not in page
+    # Two scripts, both the kit's: the data, in which no tag can stand, and the code, which the policy names by hash.
+    assert re.findall(r"<script[^>]*>", page) == ['<script type="application/json" id="explore-data">', "<script>"]
+    assert page.count("</script>") == 2
+    data = page.split('id="explore-data">')[1].split("</script>")[0]
+    assert "<" not in data and json.loads(data)["groups"][0]["dataset"] == odd
+    code = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(page)
     assert "&lt;script&gt;" in page
     assert json.loads((report.parent / "report.json").read_text())["title"] == odd
     tables = [line for line in (report.parent / "report.md").read_text().splitlines() if line.startswith("|")]

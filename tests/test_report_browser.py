@@ -1,15 +1,18 @@
 """The page in a real browser: at two widths, light and dark, without network."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import required
-from synthetic_run import SyntheticRun
+from synthetic_run import SyntheticRun, full_size_run
 
 from essence.report.build import write_report
+from essence.report.page import render_page
+from essence.report.results import read_results
 
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -17,6 +20,8 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync")  # fmt: skip
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 DARKEST_LIGHT, LIGHTEST_DARK = 200, 60
+LOAD_S = 2.0
+"""In which a full-size page is open and its chart drawn."""
 
 
 def no_browser(reason: str) -> None:
@@ -123,3 +128,82 @@ def test_wide_tables_scroll_by_keyboard(browser: Any, reports: dict[str, Path]) 
     page.keyboard.press("ArrowRight")
     page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
     page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_every_measure_is_drawn_and_every_select_works(
+    browser: Any, reports: dict[str, Path], width: int, scheme: str
+) -> None:
+    page, complaints = open_page(browser, reports["odd"], width, scheme)
+    measures = page.eval_on_selector_all("#explore [name=measure] option", "all => all.map(one => one.value)")
+    for measure in measures:
+        page.select_option("#explore [name=measure]", measure)
+        drawn = page.locator("#explore polyline").count()
+        assert (drawn == 0) == (measure == "energy"), measure
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.select_option("#explore [name=measure]", "accuracy")
+    for checkpoint, lines in (("last", 1), ("*", 2)):
+        page.select_option("#explore [name=checkpoint]", checkpoint)
+        assert page.locator("#explore polyline").count() == lines
+    assert page.locator("#explore label:has([name=dataset])").is_hidden()
+    assert complaints == []
+    page.close()
+
+
+def test_a_mark_leads_to_its_cells_by_keyboard(browser: Any, reports: dict[str, Path]) -> None:
+    page, _ = open_page(browser, reports["whole"], 1280, "light")
+    page.locator("#explore .point").nth(1).focus()
+    page.wait_for_function("document.querySelector('#explore-note').textContent.includes('LSP 0.5')")
+    assert "2 of 2 cells" in page.locator("#explore-note").inner_text()
+    links = page.eval_on_selector_all("#explore-note a", "all => all.map(one => one.getAttribute('href'))")
+    assert len(links) == 2
+    assert all((reports["whole"].parent / link).resolve().is_file() for link in links)
+    page.close()
+
+
+def test_curves_of_others_are_drawn_on_demand_and_labelled(browser: Any, reports: dict[str, Path]) -> None:
+    page, complaints = open_page(browser, reports["whole"], 390, "dark")
+    assert page.locator("#explore polyline").count() == 1
+    page.check("#explore-rivals")
+    assert page.locator("#explore polyline").count() == 5
+    labels = page.locator("#explore .keys li").all_inner_texts()
+    assert sum(label.startswith("others: P-ALIGN") for label in labels) == 4
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert complaints == []
+    page.close()
+
+
+def test_a_script_that_is_not_the_kits_does_not_run(browser: Any, reports: dict[str, Path], tmp_path: Path) -> None:
+    changed = tmp_path / "report.html"
+    injected = (
+        "<script>document.title = 'taken over'</script><p onclick=\"document.title = 'taken over'\" id=bait>x</p>"
+    )
+    changed.write_text(reports["whole"].read_text().replace("<main", injected + "<main", 1))
+    page, complaints = open_page(browser, changed, 1280, "light")
+    page.click("#bait")
+    assert page.title() != "taken over"
+    assert any("Content Security Policy" in complaint for complaint in complaints)
+    page.close()
+
+
+def test_a_full_size_matrix_opens_in_two_seconds(browser: Any, tmp_path: Path) -> None:
+    """500 cells; the figures beside the page, which it does not inline at this size, are not drawn here."""
+    results = read_results(full_size_run(tmp_path).root, "tiny")
+    assert len(results.cells) == 500
+    report = tmp_path / "tiny" / "report" / "report.html"
+    report.parent.mkdir()
+    report.write_text(render_page(results, {}), encoding="utf-8")
+    taken = []
+    for _ in range(2):
+        start = time.monotonic()
+        page, complaints = open_page(browser, report, 1280, "light")
+        page.wait_for_selector("#explore polyline", state="attached")
+        taken.append(time.monotonic() - start)
+        assert complaints == []
+        page.select_option("#explore [name=dataset]", "*")
+        assert page.locator("#explore polyline").count() == 5
+        page.close()
+        if taken[-1] < LOAD_S:
+            break
+    print(f"{report.stat().st_size / 1e6:.1f} MB, opened in {min(taken):.2f} s")
+    assert min(taken) < LOAD_S

@@ -49,7 +49,7 @@ def made_from(run_dir: Path, experiment: str) -> str:
     stages = {name: run.stage(name) for name in plan.get("stages", {})}
     seen = {name: sha256_file(s.manifest) if s.done else s.state() for name, s in stages.items()}
     package = Path(__file__).parent.parent
-    files = [*package.glob("report/*.[ph]*"), *package.glob("claims/*.py"), CLAIMS_FILE]
+    files = [*package.glob("report/*.[phj]*"), *package.glob("claims/*.py"), CLAIMS_FILE]
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
     return sha256_text(canonical_json([plan, seen, code.hexdigest()]))
 

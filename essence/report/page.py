@@ -1,4 +1,4 @@
-"""report.html: one file, no network, no script; every number leads to the manifest it comes from."""
+"""report.html: one file, no network, one script of its own; every number leads to the manifest it comes from."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from essence.claims.verdict import judge
 from essence.report import reported, words
 from essence.report.claims import claim_rows
+from essence.report.explore import embedded, explore_data, script, script_hash
 from essence.report.facts import builtin_sources, environment_facts, finished_at, settings_facts, total_wall_s
 from essence.report.findings import COST_NAMES, arm_at, findings
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
@@ -18,6 +19,15 @@ from essence.report.rows import rows_views
 from essence.report.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
 from essence.report.tokens import LSP_COLUMNS
+
+MOST_INLINED_GROUPS = 6
+"""With more, tables stand folded and figures are linked, not inlined: the charts show them all."""
+MOST_LINKS = 24
+"""Manifests that a row of the claims table links to."""
+FACETS = (
+    ("dataset", "Data set"), ("pair", "Pair"), ("benchmark", "Benchmark"), ("checkpoint", "Checkpoint"),
+    ("protocol", "Protocol"), ("span", "Span"), ("sections", "Sections"), ("rows", "Rows"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,17 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) 
         "reported_lsp": words.proportion(reported.RETENTION.lsp),
         "nothing": words.NOTHING,
         "citation": reported.CITATION,
+        "charts": any(cell.train.state == "done" for cell in results.cells),
+        "data": embedded(explore_data(results)),
+        "script": script(),
+        "script_hash": script_hash(script()),
+        "facets": FACETS,
+        "most_links": MOST_LINKS,
     }
-    return _environment().get_template("template.html").render(context)
+    # Macros see globals alone.
+    environment = _environment()
+    environment.globals["many"] = len(results.groups) > MOST_INLINED_GROUPS
+    return environment.get_template("template.html").render(context)
 
 
 def statement(results: Results) -> list[str]:
