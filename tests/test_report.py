@@ -344,3 +344,24 @@ def test_rows_are_told_with_their_reasons(run: SyntheticRun) -> None:
     assert "- 1 rejected: thought never closed" in text
     assert "- 1,234 kept: empty \\<answer\\>" in text
     assert "empty &lt;answer&gt;" in page and "<td>1,234</td>" in page
+
+
+def test_with_many_groups_figures_are_linked_and_tables_folded(
+    run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("essence.report.page.MOST_INLINED_GROUPS", 0)
+    report = write_report(run.root, "tiny")
+    text = report.read_text()
+    assert text.count("<svg") == 1  # the empty one that the chart is drawn into
+    assert '<details class="group">' in text
+    linked = re.findall(r'href="(figures/[^"]+)"', text)
+    assert len(linked) == 14
+    assert all((report.parent / name).is_file() for name in linked)
+
+
+def test_every_claim_that_was_measured_links_its_manifests(run: SyntheticRun) -> None:
+    report = write_report(run.root, "tiny")
+    row = report.read_text().split('id="claim-retention-half-corrected"')[1].split("</tr>")[0]
+    record = json.loads((report.parent / "report.json").read_text())
+    stages = next(claim["stages"] for claim in record["claims"] if claim["id"] == "retention-half")
+    assert re.findall(r"stages/([^/]+)/manifest\.json", row) == stages
