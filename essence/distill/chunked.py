@@ -29,7 +29,7 @@ from essence.distill.divergence import FORMULAS, Pair
 from essence.distill.loss import missing_vocabulary
 from essence.settings import LossResources, ObjectiveSettings
 
-BLOCK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 25}
+BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Logits that are turned into gradients at a time: on a CPU so few that they stay in its cache, on a GPU so many that
 its kernels take longer than their launch. Changes speed and memory only."""
 BLOCK_BUFFERS = 4
@@ -153,6 +153,9 @@ class _Work:
     def _add_to_head(self, gradients: Tensor, states: Tensor) -> None:
         if self._d_head is None and self.sum_dtype == gradients.dtype:
             self._d_head = gradients.T @ states
+            return
+        if self._d_head is not None and self.sum_dtype == gradients.dtype:
+            self._d_head.addmm_(gradients.T, states)
             return
         if self._d_head is None:
             self._d_head = torch.zeros(self.head.shape, dtype=self.sum_dtype, device=self.head.device)
