@@ -5,8 +5,8 @@
 
 Every form is given the same hidden states and heads and makes the loss, d states and d head; a round runs each once, in
 one process, and ratios are of medians over rounds. *released*: full logits and `log(softmax())` as the published
-formulas have it. *dense*: the same with log-softmax in the logits' dtype, as generic trainers do. *liger*: Liger's chunked
-JSD at beta 0 (CE and forward KL), where `liger_kernel` can be imported. *products*: the four products with the
+formulas have it. *dense*: the same with log-softmax in the logits' dtype, as generic trainers do. *liger*: Liger's
+chunked JSD at beta 0 (CE and forward KL), where `liger_kernel` can be imported. *products*: the four products with the
 vocabulary and nothing else. Threads that wait must not spin (OMP_WAIT_POLICY), or the CPU time of a busy machine counts
 their waiting. The error of d head is against float64, in a tenth of the vocabulary. Live bytes are counted under fake
 tensors, where a form allows it. Writes bench/results/loss.json.
