@@ -73,6 +73,10 @@ class Runner:
         except KeyboardInterrupt:
             summary.interrupted = True
             self._stop_all(summary)
+        except BaseException:
+            # A disk that refuses a spec, say: what runs must not be left without anybody who watches it.
+            self._stop_all(summary)
+            raise
         ended = {*summary.done_before, *summary.finished, *summary.failed}
         summary.blocked = [s.id for s in self.stages if s.id not in ended]
         return summary

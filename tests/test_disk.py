@@ -1,5 +1,6 @@
 """A full disk and a read-only run directory: one sentence, and nothing that looks finished."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MICRO, invoke
+from test_matrix import stage_processes
 
 from essence.errors import disk_error
 
@@ -36,6 +38,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_finished(tmp_
         finished = {file.parent.name for file in runs.glob("stages/*/manifest.json")}
         assert all((runs / "stages" / name / "output").is_dir() for name in finished)
         assert len(finished) < 4
+        # Otherwise the file system could not be taken away either.
+        assert stage_processes(runs) == []
+
+
+def test_a_host_that_cannot_go_on_leaves_no_stage_behind(tmp_path: Path) -> None:
+    words = ("run", "--experiment", str(MICRO), "--only", "download", "--runs", str(tmp_path))
+    second = json.loads(invoke(*words, "--dry-run", "--json").stdout)[1]["id"]
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / second).write_text("in the way of the stage's folder")
+    done = invoke(*words)
+    assert done.returncode == 1 and "FileExistsError" in done.stderr
+    assert stage_processes(tmp_path) == []
 
 
 def test_a_read_only_run_directory_is_one_sentence(tmp_path: Path) -> None:
