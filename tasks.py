@@ -288,6 +288,23 @@ def export(_, experiment="tiny", output=None, weights=False, runs=None):
 
 @task(
     auto_shortflags=False,
+    help={
+        **_help("experiment", "runs"),
+        "cell": "only cells with this text in their name",
+        "output": "folder to write to (default: runs/<experiment>/cards)",
+    },
+)
+def card(_, experiment="tiny", cell=None, output=None, runs=None):
+    """Write a model card (README.md for a hub) for each trained cell, from its records."""
+    from essence.commands.card import write_cards
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        _end(write_cards(run_directory(runs), experiment, cell, output, console))
+
+
+@task(
+    auto_shortflags=False,
     help={"experiment": "remove this experiment too", "runs": CHOICE["runs"], "yes": "really remove"},
 )
 def clean(_, experiment=None, runs=None, yes=False):
