@@ -1,0 +1,111 @@
+"""What the pages say is there: links and their anchors, commands and their flags, make targets, paths."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    [PROJECT / name for name in ("README.md", "DEVIATIONS.md", "CHANGELOG.md")] + list((PROJECT / "docs").glob("*.md")),
+    key=str,
+)
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+TICKS = re.compile(r"`([^`\n]+)`")
+COMMAND = re.compile(r"invoke ([a-z][a-z-]*)((?: +[^\s`#&|;()]+)*)")
+TARGET = re.compile(r"(?:^|[`&(] *)make ([a-z][a-z-]*)", re.MULTILINE)
+ROOTS = tuple(p.name for p in PROJECT.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "runs")
+
+
+def _ids(pages: list[Path]) -> list[str]:
+    return [str(page.relative_to(PROJECT)) for page in pages]
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ +(.+?) *$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _tasks() -> dict[str, set[str]]:
+    """Command -> its parameters, as tasks.py declares them."""
+    tree = ast.parse((PROJECT / "tasks.py").read_text())
+    return {
+        node.name: {argument.arg for argument in node.args.args}
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+        if any("task" in ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_links_resolve(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", page.read_text())):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name}: {link} leads nowhere"
+        if anchor:
+            assert anchor in _anchors(target), f"{page.name}: {link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_commands_exist_with_their_flags(page: Path) -> None:
+    known = _tasks()
+    for name, words in COMMAND.findall(page.read_text()):
+        assert name in known, f"{page.name}: no command invoke {name}"
+        for flag in re.findall(r"--([a-z-]+)", words):
+            assert flag.replace("-", "_") in known[name], f"{page.name}: invoke {name} has no --{flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_make_targets_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z%-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    patterns = [re.compile(target.replace("%", ".+") + "$") for target in targets]
+    for name in TARGET.findall(page.read_text()):
+        assert any(pattern.match(name) for pattern in patterns), f"{page.name}: no make {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+def test_paths_exist(page: Path) -> None:
+    for text in TICKS.findall(FENCE.sub("", page.read_text())):
+        path = text.rstrip("/")
+        if not re.fullmatch(r"[\w.*/-]+", path) or "/" not in path or path.split("/")[0] not in ROOTS:
+            continue
+        assert list(PROJECT.glob(path)), f"{page.name}: `{text}` is not in the project"
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(LINK.findall((PROJECT / "docs" / "README.md").read_text()))
+    pages = {page.name for page in (PROJECT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= linked
+
+
+def test_the_commands_are_found() -> None:
+    known = _tasks()
+    assert {"run", "evaluate", "verify", "images"} <= known.keys()
+    assert "dry_run" in known["run"]
+
+
+def _sentences() -> str:
+    """All strings of the kit, one a line, a NUL where a value is put in."""
+    lines: list[str] = []
+    for file in (PROJECT / "essence").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                lines.append("".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                lines.append(node.value)
+    return "\n".join(lines)
+
+
+def test_messages_of_the_troubleshooting_page_are_the_kits() -> None:
+    sentences = _sentences()
+    rows = re.findall(r"^\| (`.+?) \| ", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 15
+    for message in TICKS.findall("\n".join(rows)):
+        parts = re.split(r"\(?\.\.\.[)\]]?|\b[NMX]\b|\b[0-9]+\b|\[\.\.\.\]|'|\[data\.|nan", message)
+        for part in (part.strip(" ,:;()[]") for part in parts):
+            assert part in sentences, f"troubleshooting.md: no message of the kit has {part!r}"
