@@ -27,7 +27,8 @@ CHOICE = {
     "protocol": "released or corrected",
     "seed": "seed of the cell",
     "only": "stop after these stages: download, tokenize, train, generate, grade or evaluate",
-    "engine": "what runs the stages: local or docker",
+    "engine": "what runs the stages: local or docker; slurm prints jobs (with --dry-run)",
+    "site": "cluster for --engine slurm: a name in experiments/sites/ or a TOML file (default: generic)",
     "flavour": "images to run in: cuda, cpu or paper (default: cuda, or cpu when no GPU is asked for)",
     "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",
     "runs": "run directory (default: runs/)",
@@ -101,6 +102,7 @@ def run(
     flavour=None,
     pins=None,
     runs=None,
+    site=None,
     dry_run=False,
     json=False,
 ):
@@ -108,7 +110,9 @@ def run(
     from essence.commands.run import run as start
     from essence.commands.selection import Words
 
-    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, flavour, pins, runs)
+    words = Words(
+        experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, flavour, pins, runs, site
+    )
     with _console() as console:
         _end(start(words, whole=False, dry_run=dry_run, as_json=json, console=console))
 
@@ -116,14 +120,19 @@ def run(
 @task(
     auto_shortflags=False,
     positional=["name"],
-    help={"name": CHOICE["experiment"], **_help("only", "engine", "flavour", "pins", "runs", "dry_run", "json")},
+    help={
+        "name": CHOICE["experiment"],
+        **_help("only", "engine", "flavour", "pins", "runs", "site", "dry_run", "json"),
+    },
 )
-def reproduce(_, name, only=None, engine="local", flavour=None, pins=None, runs=None, dry_run=False, json=False):
+def reproduce(
+    _, name, only=None, engine="local", flavour=None, pins=None, runs=None, site=None, dry_run=False, json=False
+):
     """Run the whole matrix of an experiment with its baselines and write the report."""
     from essence.commands.run import run as start
     from essence.commands.selection import Words
 
-    words = Words(experiment=name, only=only, engine=engine, flavour=flavour, pins=pins, runs=runs)
+    words = Words(experiment=name, only=only, engine=engine, flavour=flavour, pins=pins, runs=runs, site=site)
     with _console() as console:
         _end(start(words, whole=True, dry_run=dry_run, as_json=json, console=console))
 

@@ -19,6 +19,7 @@ from conftest import PROJECT, invoke
         (("run", "--dataset", "bespok"), "unknown dataset 'bespok'; did you mean 'bespoke'?"),
         (("run", "--protocol", "relased"), "'relased'"),
         (("run", "--engine", "dokcer"), "--engine dokcer: unknown engine"),
+        (("run", "--site", "generic"), "--site generic: only --engine slurm has sites, not --engine local"),
         (("run", "--only", "trian"), "--only trian: unknown stage; did you mean 'train'?"),
         (("run", "--pins", "/no/such.toml"), "/no/such.toml: no such file"),
         (("reproduce", "tinny"), "unknown experiment 'tinny'; did you mean 'tiny'?"),

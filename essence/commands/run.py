@@ -14,9 +14,10 @@ from essence.atomic import read_json, write_atomically, write_json
 from essence.commands import report
 from essence.commands.requirements import check_machine
 from essence.commands.selection import Selection, Words, select, whole_plan
+from essence.commands.slurm import print_jobs
 from essence.display import RunDisplay
 from essence.engines.surroundings import surroundings
-from essence.errors import RecordError, disk_error
+from essence.errors import ExperimentError, RecordError, disk_error
 from essence.experiment import PROJECT
 from essence.plan import Plan, PlannedStage, check_pins
 from essence.record.environment import code_facts
@@ -31,6 +32,12 @@ SMALLEST_FREE_BYTES = 1 << 14
 
 def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
     """Run the chosen cells, or with `whole` the matrix with its baselines; the exit code."""
+    if words.engine == "slurm":
+        return print_jobs(words, whole, dry_run, as_json)
+    if words.site:
+        raise ExperimentError(
+            f"--site {words.site}: only --engine slurm has sites, not --engine {words.engine}; leave it out"
+        )
     selection = select(words, baselines=whole)
     if dry_run:
         return print_dry_run(selection, as_json, console)

@@ -35,6 +35,8 @@ class Words:
     flavour: str | None = None
     pins: str | None = None
     runs: str | None = None
+    site: str | None = None
+    """The cluster, with `engine` slurm."""
 
     def axes(self) -> dict[str, Any]:
         """Axis -> value, numbers as numbers."""
@@ -52,6 +54,8 @@ class Words:
                 start += [f"--{name}", value]
         if self.engine != "local":
             start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
+        if self.site:
+            start += ["--site", self.site]
         return shlex.join(start)
 
 

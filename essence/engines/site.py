@@ -1,0 +1,114 @@
+"""A cluster as its site file says: `experiments/sites/<name>.toml`. It changes no result."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from essence.errors import ExperimentError, nearest
+from essence.experiment import EXPERIMENTS
+from essence.settings import EnvironmentName, Record, StageName
+from essence.validation import read_toml, validate
+
+SITES = EXPERIMENTS / "sites"
+TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+/-]*")
+SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
+BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*)?(:(ro|rw))?")
+
+
+class StageLimits(Record):
+    """What a job of one kind of stage asks for."""
+
+    time: str
+    """`[days-]hours:minutes:seconds`. A training that needs longer writes a checkpoint and queues again."""
+    memory_gib: Annotated[int, Field(gt=0)]
+    """Main memory of each node, where the experiment names none (`resources.memory_gib = 0`)."""
+    cpus: Annotated[int, Field(gt=0)]
+    """Cores of each node."""
+
+    @field_validator("time")
+    @classmethod
+    def known_time(cls, time: str) -> str:
+        if not TIME.fullmatch(time):
+            raise ValueError("must be written [days-]hours:minutes:seconds, as in 12:00:00")
+        return time
+
+
+class Site(Record):
+    """One cluster."""
+
+    title: str
+    account: str
+    """Empty = the user's default account."""
+    partition: str
+    """Empty = the cluster's default partition."""
+    gpu_type: str
+    """As in `--gres=gpu:TYPE:N`; empty = any."""
+    modules: list[str]
+    """Loaded before the container starts."""
+    container: Literal["apptainer", "pyxis"]
+    images: dict[EnvironmentName, str]
+    """Files with a path (from the SIF folder where it is relative), or, with pyxis, also names that enroot knows."""
+    sif_folder: str
+    """Absolute; empty = every image is given with its whole path or name."""
+    binds: list[str]
+    """Further folders inside, `source[:target][:ro|rw]`."""
+    scratch: str
+    """Folder on the node for temporary files; variables in it are read when the job runs. Used with apptainer."""
+    network_none: bool
+    """Take the network from stages on one node; many clusters allow that only to root. Used with apptainer."""
+    no_privileges: bool
+    """`--no-privs`, for a root user without all of root's capabilities. Used with apptainer."""
+    signal_s: Annotated[int, Field(ge=30)]
+    """How long before the time limit a stage is asked to write a checkpoint."""
+    rest_wait_s: Annotated[int, Field(gt=0)]
+    """How long the other nodes may go on once the process on one has ended."""
+    limits: dict[StageName, StageLimits]
+
+    @field_validator("account", "partition", "gpu_type")
+    @classmethod
+    def one_word(cls, text: str) -> str:
+        if text and not WORD.fullmatch(text):
+            raise ValueError("must be one word of letters, digits and _ . : + / -")
+        return text
+
+    @field_validator("scratch")
+    @classmethod
+    def plain_path(cls, text: str) -> str:
+        if not SCRATCH.fullmatch(text):
+            raise ValueError("must be a path of letters, digits, _ . / - and variables as in ${SLURM_TMPDIR:-/tmp}")
+        return text
+
+    @field_validator("binds")
+    @classmethod
+    def absolute(cls, binds: list[str]) -> list[str]:
+        for bind in binds:
+            if not BIND.fullmatch(bind):
+                raise ValueError(f"'{bind}' must be written /source[:/target][:ro|rw], without spaces or commas")
+        return binds
+
+    @field_validator("images", "limits")
+    @classmethod
+    def complete(cls, table: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+        wanted = get_args(EnvironmentName if info.field_name == "images" else StageName)
+        if lacking := [name for name in wanted if name not in table]:
+            raise ValueError(f"{', '.join(lacking)} must be there too")
+        return table
+
+    def image(self, name: EnvironmentName) -> str:
+        """What the container flavour is told to run; a file of the SIF folder where there is one."""
+        image = self.images[name]
+        return str(Path(self.sif_folder) / image) if self.sif_folder else image
+
+
+def load_site(name: str) -> Site:
+    """A site by its name in `experiments/sites/`, or by the path of a file; ExperimentError for a mistake in it."""
+    file = Path(name).expanduser() if name.endswith(".toml") else SITES / f"{name}.toml"
+    known = sorted(path.stem for path in SITES.glob("*.toml"))
+    if not file.is_file() and not name.endswith(".toml"):
+        raise ExperimentError(
+            f"--site {name}: unknown site{nearest(name, known)} (known: {', '.join(known)}, or a path)"
+        )
+    return validate(Site, read_toml(file), str(file))
