@@ -314,6 +314,26 @@ def card(_, experiment="tiny", cell=None, output=None, runs=None):
 
 @task(
     auto_shortflags=False,
+    help={
+        **_help("experiment", "runs"),
+        "cell": "text that the name of one cell has",
+        "repository": "owner/name on the hub; made private when it is not there",
+        "checkpoint": "best or last",
+        "yes": "really upload",
+    },
+)
+def push(_, experiment, cell, repository, checkpoint="best", runs=None, yes=False):
+    """Show what would be uploaded of a trained model, with its card, after verifying it; with --yes upload it."""
+    from essence.commands.push import Upload
+    from essence.commands.push import push as start
+    from essence.commands.selection import run_directory
+
+    with _console() as console:
+        _end(start(run_directory(runs), Upload(experiment, cell, repository, checkpoint), yes, console))
+
+
+@task(
+    auto_shortflags=False,
     help={"experiment": "remove this experiment too", "runs": CHOICE["runs"], "yes": "really remove"},
 )
 def clean(_, experiment=None, runs=None, yes=False):

@@ -42,11 +42,12 @@ class Verification:
         return {**vars(self), "ok": not self.findings}
 
 
-def verify(run_directory: RunDirectory, experiment: str | None = None) -> Verification:
-    """Verify the stages of one experiment, or all that lie in the run directory."""
+def verify(run_directory: RunDirectory, experiment: str | None = None, stages: list[str] | None = None) -> Verification:
+    """Verify the named stages, those of one experiment, or all that lie in the run directory."""
     if not run_directory.root.is_dir():
         raise RecordError(f"{run_directory.root}: no such run directory")
-    folders = [run_directory.stage(name) for name in _stage_ids(run_directory, experiment)]
+    names = _stage_ids(run_directory, experiment) if stages is None else stages
+    folders = [run_directory.stage(name) for name in names]
     found = Verification(unfinished=[folder.path.name for folder in folders if not folder.done])
     absent = left_out(run_directory.root)
     records = dict(_records([folder for folder in folders if folder.done], found))
