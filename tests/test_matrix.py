@@ -35,8 +35,9 @@ def findings(runs: Path) -> dict[str, Any]:
     found = {}
     for identifier, manifest in manifests(runs).items():
         outputs = {o["path"]: o["sha256"] for o in manifest["outputs"]}
-        # These two hold times.
-        kept = {path: digest for path, digest in outputs.items() if path not in ("metrics.jsonl", "samples.jsonl")}
+        # These hold times.
+        timed = ("metrics.jsonl", "samples.jsonl", "tensorboard/")
+        kept = {path: digest for path, digest in outputs.items() if not path.startswith(timed)}
         results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
         data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
         found[identifier] = {"results": results, "data": data, "outputs": kept}
