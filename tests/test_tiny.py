@@ -49,6 +49,7 @@ MODEL: dict[str, Any] = {
     "initializer_range": 0.05,
     "epochs": 1,
     "batch_rows": 4,
+    "batch_tokens": 0,
     "max_lr": 3e-3,
     "weight_decay": 0.05,
     "adam_beta2": 0.999,

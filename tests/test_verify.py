@@ -136,5 +136,5 @@ def test_without_the_data_what_could_not_be_checked_is_named(runs: Path) -> None
     done = invoke("verify", str(runs), "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["ok"]
-    assert any(line.startswith("download-") and "its output (" in line for line in found["unchecked"])
+    assert any(line.startswith("download-") and " files of its output, " in line for line in found["unchecked"])
     assert any(line.startswith("train-") for line in found["unchecked"])
