@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from essence.engines.apptainer import apptainer_words, binds
 from essence.engines.local import SECRET
 from essence.engines.site import Site
 from essence.engines.surroundings import Surroundings
@@ -145,27 +146,21 @@ def task_text(around: Surroundings, site: Site) -> str:
     if site.container == "pyxis":
         return TASK.format(before="", names=" ".join(names), start=command, after="")
     before = f'work="{site.scratch}/essence-$SLURM_JOB_ID"\nmkdir -p "$work"\n'
-    start = f'{wrapped(apptainer_words(around, site))} --workdir="$work" \\\n  '
+    words = apptainer_words(
+        around,
+        mount_words(around, site),
+        no_network=site.network_none and around.resources.nodes == 1,
+        no_privileges=site.no_privileges,
+    )
+    start = f'{wrapped(words)} --workdir="$work" \\\n  '
     start += f"{shlex.quote(site.image(around.environment))} {command}"
     return TASK.format(before=before, names=" ".join(names), start=start, after='rm -rf "$work"\n')
 
 
-def apptainer_words(around: Surroundings, site: Site) -> list[str]:
-    """`apptainer exec` up to the image: nothing of the host but the folders that the stage is given."""
-    words = ["apptainer", "exec", "--containall", "--cleanenv", "--no-home"]
-    words += ["--no-privs"] if site.no_privileges else []
-    words += ["--nv"] if around.resources.gpus else []
-    if site.network_none and around.resources.nodes == 1 and not around.network:
-        words += ["--net", "--network=none"]
-    words += [f"--bind={bind}" for bind in mount_words(around, site)]
-    return [*words, f"--pwd={around.folder.path}"]
-
-
 def mount_words(around: Surroundings, site: Site) -> list[str]:
     """`source:target:ro|rw` of each folder; those of the site as it writes them."""
-    own = [f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}" for mount in around.mounts]
     whole = [bind if bind.count(":/") or ":" not in bind else _twice(bind) for bind in site.binds]
-    return own + [bind if ":" in bind else f"{bind}:{bind}" for bind in whole]
+    return binds(around.mounts) + [bind if ":" in bind else f"{bind}:{bind}" for bind in whole]
 
 
 def _twice(bind: str) -> str:
