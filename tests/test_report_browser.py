@@ -20,6 +20,7 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync")  # fmt: skip
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 DARKEST_LIGHT, LIGHTEST_DARK = 200, 60
+WAIT_S = 30.0
 LOAD_S = 2.0
 """In which a full-size page is open and its chart drawn."""
 
@@ -71,6 +72,15 @@ def open_page(browser: Any, report: Path, width: int, scheme: str) -> tuple[Any,
     )
     page.goto(report.as_uri())
     return page, complaints
+
+
+def eventually(page: Any, condition: str) -> None:
+    """Wait until a JavaScript expression holds. Playwright's wait_for_function evaluates inside the page, which the
+    page's Content-Security-Policy forbids from the second poll on; each evaluate here is the browser's own."""
+    last = time.monotonic() + WAIT_S
+    while not page.evaluate(condition):
+        assert time.monotonic() < last, f"not so within {WAIT_S:.0f} s: {condition}"
+        page.wait_for_timeout(20)
 
 
 @pytest.mark.parametrize("name", ["whole", "odd", "empty"])
@@ -126,7 +136,7 @@ def test_wide_tables_scroll_by_keyboard(browser: Any, reports: dict[str, Path]) 
     box = page.locator(".scroll").first
     box.focus()
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
+    eventually(page, "document.querySelector('.scroll').scrollLeft > 0")
     page.close()
 
 
@@ -153,7 +163,7 @@ def test_every_measure_is_drawn_and_every_select_works(
 def test_a_mark_leads_to_its_cells_by_keyboard(browser: Any, reports: dict[str, Path]) -> None:
     page, _ = open_page(browser, reports["whole"], 1280, "light")
     page.locator("#explore .point").nth(1).focus()
-    page.wait_for_function("document.querySelector('#explore-note').textContent.includes('LSP 0.5')")
+    eventually(page, "document.querySelector('#explore-note').textContent.includes('LSP 0.5')")
     assert "2 of 2 cells" in page.locator("#explore-note").inner_text()
     links = page.eval_on_selector_all("#explore-note a", "all => all.map(one => one.getAttribute('href'))")
     assert len(links) == 2
