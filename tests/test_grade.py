@@ -17,7 +17,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 
 from essence.errors import InputError
-from essence.scoring import extract
+from essence.scoring import extract, pieces
 from essence.scoring.grade import Item, grade_all
 from essence.scoring.graders import GRADERS, Verdict, grader_version
 from essence.settings import GraderName
@@ -157,6 +157,15 @@ PIECES = [
     "costs $5 and $6\nBut then \\( 5 \\)\n",
     "Let me think about it again, step by step.\n",
     "lines = 5\n\n-3 \\\\[2pt]\nNow 3,000 apples\n",
+    "0.5 * √(41 * 6675 / 164) = 0.5 * √(41 * 6675 / 164), ",
+    "which is 7 percentage points, plus 3 % or 4 pct; ",
+    "[ 4 ] and [ 5 ], x = 6: 7 ≡ 3 mod 8 ",
+    "boxed: \\boxed{3}, and \\(\\boxed{4}\\) ",
+    "$$\n\\boxed{5}\n$$ and $\\boxed{6}$, ",
+    "\\[ 1 \\]\n\\[\n\\boxed{\n7}\n\\] percent ",
+    " [\\boxed{8}] \n [9] ",
+    "$ 1 \\$ 2 \\boxed{10} $$ 3 ",
+    "the answer: 11, or \\frac{1}{2} and -\\frac{3}{4} ",
 ]
 
 
@@ -170,17 +179,35 @@ def whole_text_answer(text: str, boxed_priority: int) -> Any:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_reading_from_the_end_finds_what_reading_all_finds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 20)
     chooser = random.Random(seed)
     cut = 0
     for _ in range(60):
         text = "".join(chooser.choice(PIECES) for _ in range(chooser.randrange(1, 12)))[: chooser.randrange(10, 400)]
-        cut += len(list(extract._pieces(text))) > 1
+        cut += len(list(pieces.pieces(text))) > 1
         for priority in (50, 55):
             found = extract.find_answer(text, priority, 3, keep_text=True, skip_broken=False)
             expected = whole_text_answer(text, priority)
             assert (found.parsed() if found else []) == expected, text
     assert cut > 20
+
+
+def test_pieces_match_as_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 20)
+    chooser = random.Random(7)
+    cut = 0
+    for _ in range(400):
+        text = "".join(chooser.choice(PIECES) for _ in range(chooser.randrange(1, 12)))
+        text = text[chooser.randrange(9) : chooser.randrange(20, 500)]
+        parts = list(pieces.pieces(text))[::-1]
+        cut += len(parts) > 1
+        for pattern in extract.patterns(50):
+            ranges = parts if pattern.priority == extract.LAST_MATCH_PRIORITY else [(0, len(text))]
+            found = [
+                m.span() for start, end in ranges for m in extract._matches_within(pattern.regex, text, start, end)
+            ]
+            assert found == [m.span() for m in pattern.regex.finditer(text)], (pattern.priority, text)
+    assert cut > 200
 
 
 def test_an_integer_needs_no_grammar() -> None:

@@ -2,9 +2,9 @@
 
 math-verify's patterns, their order of preference and its parsing are used as they are. What is added changes no answer:
 
-- Where the last match wins, earlier text is read only if the later text held nothing that parses. The text is cut at
-  line ends that no match can cross (`_is_boundary` says why), so that a piece is read as it is within the whole.
-- Patterns whose fixed word the text lacks are not run.
+- Where the last match wins, earlier text is read only if the later text held nothing that parses. The text is cut
+  where no match can cross (`essence/scoring/pieces.py`), so that a piece is read as it is within the whole.
+- Patterns whose fixed word or sign the text lacks are not run, and a formula with a box is looked for around boxes.
 - An expression that was parsed before is not parsed again.
 """
 
@@ -15,17 +15,22 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
-PIECE_CHARACTERS = 2_000
-"""The text is read from its end in pieces of about this many characters."""
+from essence.scoring.pieces import first_start_around, pieces
+
+BOX = r"\boxed{"
+BOXED_FORMULA = r"(?:(?:(?<!\\)\$\$(?P<first_latexDisplayDollar>(?:[^$]|\$(?!\$))*?\\boxed{"
+"""How the pattern for a formula with a box in it begins; all its alternatives have the box."""
+FORMULA_GROUP, FORMULA_SIGNS = "first_latexDisplayDollar", "$\\["
+"""A group of each pattern that needs a formula or a fraction, and the signs of which every one of those has one."""
+SEEN_BEHIND = 2
+"""Characters behind a boundary that patterns are shown: the longest sign that a match can end before."""
 CACHED_CHARACTERS = 1_000
 """Longer matches are hardly ever seen twice."""
 CACHED_EXPRESSIONS = 8_192
 LAST_MATCH_PRIORITY = 300
 """Of math-verify's patterns that need no words around the answer: numbers, expressions, LaTeX."""
-_SAFE_AFTER_LINE_END = frozenset("ABCDEFGHIJKLMNOQRSTUVWXYZbcdefghijklmnqrstuvwxyz")
-"""ASCII letters that begin none of `and`, `or`, `percent`, `Percent`, `pct`, which join or end a match."""
 _INTEGER = re.compile(r"\\boxed\{([1-9]\d{0,17})\}|([1-9]\d{0,17})")
-_ANSWER = re.compile("(?i:answer)")
+_ANSWER, _FINAL_ANSWER = re.compile("(?i:answer)"), re.compile("(?i:final answer)")
 
 
 class Pattern(NamedTuple):
@@ -136,19 +141,21 @@ _parse_once = lru_cache(maxsize=CACHED_EXPRESSIONS)(_parse)
 
 def _worth_running(all_patterns: Sequence[Pattern], text: str) -> list[Pattern]:
     """Leave out the patterns whose fixed word does not stand in the text."""
-    boxed, answer = "\\boxed{" in text, _ANSWER.search(text) is not None
+    boxed, answer = BOX in text, _ANSWER.search(text) is not None
+    final = answer and _FINAL_ANSWER.search(text) is not None
     return [
         pattern
         for pattern in all_patterns
         if (boxed or r"\\boxed{" not in pattern.regex.pattern)
-        and (answer or not pattern.regex.pattern.startswith(("(?i:answer)", "(?i:final answer")))
+        and (answer or not pattern.regex.pattern.startswith("(?i:answer)"))
+        and (final or not pattern.regex.pattern.startswith("(?i:final answer"))
     ]
 
 
 def _rightmost_first(group: Sequence[Pattern], text: str) -> Iterator[Found]:
     """All matches of some patterns, by their end from the last to the first; of equal ends the earlier start first."""
     local = all(pattern.priority == LAST_MATCH_PRIORITY for pattern in group)
-    for start, end in _pieces(text) if local else ((0, len(text)),):
+    for start, end in pieces(text) if local else ((0, len(text)),):
         matches = [
             (match, pattern.target) for pattern in group for match in _matches_within(pattern.regex, text, start, end)
         ]
@@ -158,34 +165,24 @@ def _rightmost_first(group: Sequence[Pattern], text: str) -> Iterator[Found]:
 
 
 def _matches_within(regex: re.Pattern[str], text: str, start: int, end: int) -> Iterator[re.Match[str]]:
-    """Matches that begin from `start` to before `end`; the text behind `end` stays visible to the pattern."""
-    for match in regex.finditer(text, start):
-        if match.start() >= end:
+    """Matches that begin from `start` to before `end`, a boundary that none can cross, or the end of the text."""
+    if regex.pattern.startswith(BOXED_FORMULA):
+        yield from _around_boxes(regex, text)
+        return
+    if FORMULA_GROUP in regex.pattern and not any(text.find(sign, start, end) >= 0 for sign in FORMULA_SIGNS):
+        return
+    # What stands behind a boundary is seen, so that no pattern takes it for the end of the text.
+    for match in regex.finditer(text, start, end + SEEN_BEHIND):
+        if match.start() < end:
+            yield match
+
+
+def _around_boxes(regex: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """Matches of the pattern for formulas with a box in them, looked for only where one with the next box can begin."""
+    position = 0
+    while (box := text.find(BOX, position)) >= 0:
+        match = regex.search(text, max(position, first_start_around(text, box)))
+        if match is None:
             return
         yield match
-
-
-def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of pieces of the text from its end to its beginning, cut at boundaries."""
-    displays = text.find("$$"), text.rfind("$$")
-    end = len(text)
-    while end > 0:
-        start = end - PIECE_CHARACTERS
-        while start > 0 and not _is_boundary(text, start, displays):
-            start = text.rfind("\n", 0, start - 1) + 1
-        yield max(start, 0), end
-        end = start
-
-
-def _is_boundary(text: str, position: int, displays: tuple[int, int]) -> bool:
-    """Whether no match of a pattern of the last priority can cross this position.
-
-    Within a match a line ends only in `$$..$$`, in `\\[..\\]`, between two formulas joined by `and`, `or` or a comma,
-    before a percent sign or word, or in a plain expression of digits and operators: none of the last three goes on
-    with a letter of `_SAFE_AFTER_LINE_END`. displays: first and last position of `$$` in the text.
-    """
-    if text[position - 1] != "\n" or text[position] not in _SAFE_AFTER_LINE_END:
-        return False
-    if displays[0] < position <= displays[1]:
-        return False
-    return text.rfind("\\[", 0, position) <= text.rfind("\\]", 0, position)
+        position = match.end()

@@ -79,9 +79,9 @@ class _Pool:
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
     def start(self, workers: int) -> None:
-        """Start processes from a server that has no threads and has imported math-verify once."""
+        """Start processes from a server that has no threads and has imported and used math-verify once."""
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["math_verify", __name__])
+        self.context.set_forkserver_preload([__name__, "essence.scoring.warm"])
         for _ in range(workers):
             self._start_worker()
 
