@@ -10,7 +10,7 @@ ENGINE ?= local
 FLAVOUR ?=
 WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
-.PHONY: help setup setup-host images test test-engines lint clean reproduce-tiny
+.PHONY: help setup setup-host images sif test test-engines lint clean reproduce-tiny
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
@@ -31,6 +31,9 @@ reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-bespoke
 
 images: $(LOCKED) ## Build the images of a flavour, as in: make images FLAVOUR=cpu (default: cuda)
 	@$(INVOKE) images $(if $(FLAVOUR),--flavour $(FLAVOUR))
+
+sif: $(LOCKED) ## Make the SIFs of a flavour from its images, as in: make sif FLAVOUR=cpu (default: cuda)
+	@$(INVOKE) sif $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
 test: .venv/essence-dev.txt ## Run the tests
 	@.venv/bin/pytest --cov --cov-report=term:skip-covered

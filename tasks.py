@@ -388,3 +388,19 @@ def images(_, flavour="cuda", only=None):
 
     with _console() as console:
         _end(build(flavour, only, console))
+
+
+@task(
+    auto_shortflags=False,
+    help={
+        "flavour": "cuda, cpu or paper",
+        "only": "download, train or eval",
+        "archives": "folder of archives, train-cuda.tar and so on, that docker save wrote elsewhere",
+    },
+)
+def sif(_, flavour="cuda", only=None, archives=None):
+    """Make a SIF of each Docker image, for Apptainer and Slurm, as in: invoke sif --flavour cpu"""
+    from essence.commands.sif import build
+
+    with _console() as console:
+        _end(build(flavour, only, archives, console))

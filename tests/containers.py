@@ -28,7 +28,9 @@ from rich.console import Console
 
 import docker
 from essence.commands.images import ENVIRONMENTS, build
+from essence.commands.sif import build as build_sifs
 from essence.engines.images import bases, recipe
+from essence.settings import EnvironmentName
 
 START_TIMEOUT_S = 60.0
 BASE_IMAGE = "essence-test-base:latest"
@@ -280,3 +282,26 @@ def apptainer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apptainer]:
     }
     with set_variables(variables):
         yield Apptainer(program, variables, restricted)
+
+
+@dataclass(frozen=True)
+class Sifs:
+    """The three SIFs of the flavour without CUDA, in a folder that ESSENCE_SIF_FOLDER names for the session."""
+
+    folder: Path
+    apptainer: Apptainer
+
+    def file(self, environment: EnvironmentName) -> Path:
+        return self.folder / f"{environment}-cpu.sif"
+
+
+@pytest.fixture(scope="session")
+def sifs(apptainer: Apptainer, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sifs]:
+    """Made from the images of the session by the command that ships."""
+    del images
+    folder = tmp_path_factory.mktemp("sif")
+    with set_variables({"ESSENCE_SIF_FOLDER": str(folder)}):
+        assert build_sifs("cpu", None, None, Console(stderr=True)) == 0
+        yield Sifs(folder, apptainer)
+    # Some hundred MiB that no later look at a failed test needs.
+    shutil.rmtree(folder)

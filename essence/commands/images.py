@@ -9,9 +9,10 @@ from typing import get_args
 
 from rich.console import Console
 
+from essence.commands.selection import check_word
 from essence.engines import FLAVOURS
 from essence.engines.images import recipe, remember_digest
-from essence.errors import ExperimentError, MachineError, nearest
+from essence.errors import MachineError
 from essence.experiment import PROJECT
 from essence.record.environment import code_facts
 from essence.settings import EnvironmentName
@@ -21,10 +22,8 @@ ENVIRONMENTS: tuple[EnvironmentName, ...] = get_args(EnvironmentName)
 
 def build(flavour: str, only: str | None, console: Console, overlay: Path | None = None) -> int:
     """Build, and say what came out; MachineError when Docker or buildx is not there or the build fails."""
-    if flavour not in FLAVOURS:
-        raise ExperimentError(
-            f"--flavour {flavour}: unknown flavour{nearest(flavour, FLAVOURS)} (known: {', '.join(FLAVOURS)})"
-        )
+    check_word("--flavour", "flavour", flavour, FLAVOURS)
+    check_word("--only", "environment", only, ENVIRONMENTS)
     targets: list[str] = [only] if only else [*ENVIRONMENTS]
     command = bake_command(targets, overlay)
     variables = bake_variables(flavour)

@@ -78,9 +78,15 @@ class DockerEngine:
         if absent:
             raise MachineError(f"no image {' and no image '.join(absent)} here; build them: {self._cure()}")
         for name in names:
-            image = recipe(name, self.flavour)
-            image.check_labels(self._found(image).labels, f"the image {image.name}", self._cure())
+            self.built(name)
             self.image(name)
+
+    def built(self, name: EnvironmentName) -> Any:
+        """The image of an environment; MachineError when it is absent or of another state of the project."""
+        image = recipe(name, self.flavour)
+        found = self._found(image)
+        image.check_labels(found.labels, f"the image {image.name}", self._cure())
+        return found
 
     def _found(self, image: ImageRecipe) -> Any:
         try:
