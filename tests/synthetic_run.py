@@ -36,6 +36,8 @@ class SyntheticRun:
     benchmark: str = "sums-test"
     checkpoints: Sequence[str] = ("best",)
     spans: Sequence[str] = ("left",)
+    texts: bool = True
+    """Whether evaluations have problems, samples and verdicts line by line."""
     title: str = "The whole matrix in miniature"
     accuracy: dict[float, float] = field(default_factory=lambda: dict(ACCURACY))
     untrained: float = 0.08
@@ -108,7 +110,7 @@ class SyntheticRun:
             data={"train": {"rows": 2000, "tokens": int(400_000 * lsp)}, "validation": {"rows": 100, "tokens": 20_000}},
             cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
                   "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
-            metrics=[*step_metrics(lsp, seed), *({"kind": "validation", **check} for check in checks)],
+            lines={"metrics.jsonl": [*step_metrics(lsp, seed), *({"kind": "validation", **check} for check in checks)]},
         )  # fmt: skip
         accuracy = self.accuracy[lsp]
         return {
@@ -132,6 +134,18 @@ class SyntheticRun:
         self._stage(identifier, "tokenize", f"tokenize {name}", {}, results=results)
         return identifier
 
+    def _problems(self) -> str:
+        identifier = stage_id("download", self.benchmark)
+        source = {"kind": "benchmark", "name": self.benchmark, "builtin": "made by the kit"}
+        problems = (
+            {"id": f"sum-{n:02d}", "problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(PROBLEMS)
+        )
+        self._stage(
+            identifier, "download", f"download {self.benchmark}", {"source": source}, results={},
+            lines={"problems/problems.jsonl": problems if self.texts else ()},
+        )  # fmt: skip
+        return identifier
+
     def _download(self, name: str) -> str:
         identifier = stage_id("download", name)
         source = {"kind": "model", "name": name, "builtin": "made by the kit"}
@@ -144,12 +158,14 @@ class SyntheticRun:
         capped = round(total * 0.2 * (1.1 - lsp))
         reasons = {"stop": total - capped, "length": capped}
         lengths = {"finish_reasons": reasons, "mean_completion_tokens": 61.0 + 20 * lsp}
+        correct = per_problem(accuracy, seed)
+        problems = self._problems()
         self._stage(
             generate, "generate", f"generate with {of}", {"samples": SAMPLES, "temperature": 0.6, "top_p": 0.95},
             results={"samples": total, "problems": PROBLEMS, **lengths},
             cost={"wall_s": 9.0, "peak_memory_gib": 0.5, "flops": None},
+            lines={"samples.jsonl": sample_lines(correct, capped) if self.texts else ()},
         )  # fmt: skip
-        correct = per_problem(accuracy, seed)
         value = sum(c["correct"] for c in correct) / total
         error = math.sqrt(max(value * (1 - value), 1e-4) / PROBLEMS)
         results = {
@@ -158,8 +174,14 @@ class SyntheticRun:
             "confidence": 0.95, "method": "synthetic", "per_problem": correct,
             "statuses": {"graded": total, "no answer": 0, "timeout": 0}, **lengths,
         }  # fmt: skip
-        settings = {"grader": "math-verify", "timeout_s": 5.0, "confidence": 0.95}
-        self._stage(grade, "grade", f"grade {of}", settings, results=results)
+        fields = {"problem_field": "problem", "answer_field": "answer", "answer_type": "integer", "prompt": "{problem}"}
+        benchmark = {"name": self.benchmark, **fields, "problems": None}
+        settings = {"grader": "math-verify", "timeout_s": 5.0, "confidence": 0.95, "benchmark": benchmark}
+        self._stage(
+            grade, "grade", f"grade {of}", settings, results=results,
+            lines={"verdicts.jsonl": verdict_lines(correct) if self.texts else ()},
+            inputs={"samples": generate, "problems": problems},
+        )  # fmt: skip
         return {
             "benchmark": self.benchmark,
             "samples": SAMPLES,
@@ -170,16 +192,22 @@ class SyntheticRun:
 
     def _stage(
         self, identifier: str, stage: str, title: str, settings: dict[str, Any], results: dict[str, Any],
-        data: dict[str, Any] | None = None, cost: dict[str, Any] | None = None, metrics: Iterable[dict[str, Any]] = (),
+        data: dict[str, Any] | None = None, cost: dict[str, Any] | None = None,
+        lines: dict[str, Iterable[dict[str, Any]]] | None = None, inputs: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.plan["stages"][identifier] = {"stage": stage, "title": title, "key": identifier, "inputs": {}}
+        """`lines`: by file of the output, the records of its lines; no file where there are none."""
+        entry = {"stage": stage, "title": title, "key": identifier, "inputs": inputs or {}}
+        self.plan["stages"][identifier] = entry
         if not self.finished:
             return
         folder = self.root / "stages" / identifier
         (folder / "output").mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line) + "\n" for line in metrics)
-        if text:
-            (folder / "output" / "metrics.jsonl").write_text(text)
+        for name, records in (lines or {}).items():
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            file = folder / "output" / name
+            file.parent.mkdir(exist_ok=True)
+            if text and not file.exists():
+                file.write_text(text)
         (folder / "manifest.json").write_text(
             json.dumps(manifest(identifier, stage, title, settings, results, data or {}, cost or {}))
         )
@@ -195,6 +223,39 @@ def per_problem(accuracy: float, seed: int) -> list[dict[str, Any]]:
         {"problem": f"sum-{index:02d}", "correct": sum(chance.random() < p for _ in range(SAMPLES)), "samples": SAMPLES}
         for index, p in enumerate(ease)
     ]
+
+
+def sample_lines(correct: Sequence[dict[str, Any]], capped: int) -> Iterator[dict[str, Any]]:
+    """Lines of samples.jsonl; the last `capped` of them end at the cap."""
+    last = PROBLEMS * SAMPLES - capped
+    for index, (problem, number, right) in enumerate(samples_of(correct)):
+        text = (
+            f"<think>\n{'Carry the one. ' * (index % 5)}\n</think>\n\nThe sum is \\boxed{{{answer(problem, right)}}}."
+        )
+        yield {
+            "problem": problem, "sample": number, "seed": index, "prompt_sha256": "ef" * 32, "completion": text,
+            "tokens": 10 + index % 7, "finish_reason": "stop" if index < last else "length", "stop_token": None,
+            "loop_at": 12 if index % 50 == 49 else None, "seconds": 0.1,
+        }  # fmt: skip
+
+
+def verdict_lines(correct: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for problem, number, right in samples_of(correct):
+        found = answer(problem, right)
+        yield {
+            "problem": problem, "sample": number, "gold": answer(problem, True), "extracted": found, "answer": found,
+            "correct": right, "status": "graded",
+        }  # fmt: skip
+
+
+def samples_of(correct: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, bool]]:
+    """(problem, sample, whether it is right); the first ones of each problem are."""
+    for entry in correct:
+        yield from ((entry["problem"], number, number < entry["correct"]) for number in range(entry["samples"]))
+
+
+def answer(problem: str, right: bool) -> str:
+    return str(2 * int(problem.removeprefix("sum-")) + (0 if right else 1))
 
 
 def step_metrics(lsp: float, seed: int) -> Iterator[dict[str, Any]]:
@@ -260,6 +321,7 @@ def full_size_run(root: Path) -> SyntheticRun:
                 dataset=f"data-{dataset}",
                 student=f"student-{student}",
                 accuracy=accuracy,
+                texts=False,
             ).write()
             if whole is None:
                 whole = part

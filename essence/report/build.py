@@ -1,4 +1,4 @@
-"""Write the report of an experiment: report.html, report.md, report.json and figures/, all at once or not at all."""
+"""Write the report of an experiment: page, samples, report.md, report.json and figures/, all at once or not at all."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from essence.report.markdown import markdown_report
 from essence.report.page import render_page, statement
 from essence.report.records import Figure, Group, GroupKey, Results
 from essence.report.results import read_results
+from essence.report.samples import write_pieces
 from essence.report.table import arm_rows, cell_rows, missing_lines, row_record
 from essence.store import RunDirectory
 
@@ -64,7 +65,8 @@ def write_results(results: Results) -> Path:
     for figure in (figure for drawn in figures.values() for figure in drawn):
         (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (partial / "figures" / f"{figure.name}.png").write_bytes(figure.png)
-    (partial / "report.html").write_text(render_page(results, figures), encoding="utf-8")
+    pieces = write_pieces(results, partial, folder)
+    (partial / "report.html").write_text(render_page(results, figures, pieces), encoding="utf-8")
     (partial / "report.md").write_text(markdown_report(results, figures), encoding="utf-8")
     text = json.dumps(report_record(results, figures), indent=2, ensure_ascii=False, allow_nan=False)
     (partial / "report.json").write_text(text + "\n", encoding="utf-8")

@@ -36,6 +36,8 @@ class StageEvidence:
     """Empty unless the stage is done."""
     problem: str = ""
     """What is wrong with a manifest that is there."""
+    inputs: dict[str, str] = field(default_factory=dict, repr=False)
+    """Name of an input -> id of the stage that makes it, as planned."""
 
     def look(self, *keys: str) -> Any:
         """The value at `manifest[keys[0]][keys[1]]...`, or None where a group or key is missing."""
@@ -98,16 +100,17 @@ def read_stage(run: RunDirectory, stage_id: str, entry: dict[str, Any]) -> Stage
     """What a stage's folder shows; `entry` is the stage's object in plan.json."""
     folder = run.stage(stage_id)
     state = folder.state()
+    inputs = dict(entry.get("inputs", {}))
     common = (stage_id, str(entry["stage"]), str(entry["title"]), folder)
     if state != "done":
-        return StageEvidence(*common, state)
+        return StageEvidence(*common, state, inputs=inputs)
     try:
         manifest = read_json(folder.manifest)
         Manifest.model_validate(manifest)
     except RecordError as error:
-        return StageEvidence(*common, "failed", problem=str(error))
+        return StageEvidence(*common, "failed", problem=str(error), inputs=inputs)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        return StageEvidence(*common, "failed", problem=f"manifest.json: {place}: {first['msg']}")
-    return StageEvidence(*common, state, manifest)
+        return StageEvidence(*common, "failed", problem=f"manifest.json: {place}: {first['msg']}", inputs=inputs)
+    return StageEvidence(*common, state, manifest, inputs=inputs)

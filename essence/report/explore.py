@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -12,13 +11,15 @@ from markupsafe import Markup
 from essence.claims.definition import load_rivals
 from essence.report import reported, words
 from essence.report.curves import CURVE_POINTS, Curve, loss_curves
-from essence.report.records import FULL, Arm, Cell, Evaluation, Group, Results
+from essence.report.endings import ending_shares
+from essence.report.records import Arm, Evaluation, Group, GroupKey, Results
 from essence.report.svg import lsp_role
 from essence.scoring.statistics import Estimate
 
 POINTS = 60
 """Of one loss curve; the figures beside the page have more."""
-COSTS = ("time", "memory", "flops")
+SCRIPTS = ("shared.js", "charts.js", "samples.js")
+COSTS = ("time", "memory", "flops", "energy")
 
 
 def explore_data(results: Results) -> dict[str, Any]:
@@ -50,8 +51,9 @@ def embedded(data: dict[str, Any]) -> Markup:
 
 
 def script() -> Markup:
-    """The page's own script, as it stands between its tags."""
-    return Markup(files("essence.report").joinpath("explore.js").read_text(encoding="utf-8"))  # noqa: S704
+    """The page's own script, as it stands between its tags: one function around the files of `SCRIPTS`."""
+    texts = (files("essence.report").joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return Markup('"use strict";\n(() => {\n' + "\n".join(texts) + "})();\n")  # noqa: S704
 
 
 def script_hash(text: str) -> str:
@@ -59,8 +61,8 @@ def script_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _group(results: Results, group: Group) -> dict[str, Any]:
-    key = group.key
+def facets(key: GroupKey) -> dict[str, str]:
+    """What sets a group apart, by the facets of the page's selects."""
     rows = f"{key.train_rows:,} rows" if key.train_rows else "all rows"
     return {
         "dataset": key.dataset,
@@ -69,8 +71,14 @@ def _group(results: Results, group: Group) -> dict[str, Any]:
         "span": key.span,
         "sections": key.sections,
         "rows": f"{rows} of {key.token_budget:,} tokens" if key.token_budget else rows,
+    }
+
+
+def _group(results: Results, group: Group) -> dict[str, Any]:
+    return {
+        **facets(group.key),
         "scores": [_evaluation(results, group, evaluation) for evaluation in group.evaluations],
-        "costs": [_cost(results, group, arm) for arm in group.arms],
+        "costs": [_cost(arm) for arm in group.arms],
         "training": _losses(loss_curves(group, "training")),
         "validation": _losses(loss_curves(group, "validation")),
     }
@@ -98,7 +106,8 @@ def _score(arm: Arm, evaluation: Evaluation) -> dict[str, Any] | None:
         "retention": _interval(pooled.retention),
         "length": [_rounded(pooled.mean_tokens)],
         "cap": [_rounded(pooled.capped_share)],
-        "cells": [[cell.name, score.grade.link, _each(score.accuracy)] for cell, score in cells],
+        "endings": {reason: _rounded(share) for reason, share in ending_shares(pooled.scores).items()},
+        "cells": [[cell.name, score.grade.link, _each(score.accuracy), score.grade.id] for cell, score in cells],
     }
 
 
@@ -106,29 +115,14 @@ def _each(accuracy: Estimate | None) -> float | None:
     return _rounded(accuracy.value) if accuracy else None
 
 
-def _cost(results: Results, group: Group, arm: Arm) -> dict[str, Any]:
+def _cost(arm: Arm) -> dict[str, Any]:
     cells = [cell for cell in arm.cells if cell.train.state == "done"]
     return {
         "lsp": arm.lsp,
         "planned": len(arm.cells),
         **{word: [_rounded(arm.ratio.get(word))] for word in COSTS},
-        "energy": [_energy_ratio(results, group, arm)],
         "cells": [[cell.name, cell.train.link, None] for cell in cells],
     }
-
-
-def _energy_ratio(results: Results, group: Group, arm: Arm) -> float | None:
-    """Against the LSP 1.0 arm of the reference group; None where a driver told no energy."""
-    full = [
-        cell for other in results.groups if other.key == group.reference for cell in other.cells if cell.lsp == FULL
-    ]
-    ours, theirs = _mean_energy(arm.cells), _mean_energy(full)
-    return _rounded(ours / theirs) if ours is not None and theirs else None
-
-
-def _mean_energy(cells: Sequence[Cell]) -> float | None:
-    found = [value for cell in cells if (value := cell.train.number("cost", "energy_j")) is not None]
-    return sum(found) / len(found) if found else None
 
 
 def _losses(curves: dict[float, list[Curve]]) -> list[dict[str, Any]]:

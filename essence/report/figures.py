@@ -45,7 +45,7 @@ STYLE: dict[str, Any] = {
     "ytick.left": False,
     "legend.frameon": False,
 }
-COSTS = {"time": "Training time", "memory": "Peak memory", "flops": "Training FLOPs"}
+COSTS = {"time": "Training time", "memory": "Peak memory", "flops": "Training FLOPs", "energy": "Energy of training"}
 Draw = Callable[[Axes], None]
 
 
@@ -124,7 +124,8 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
-        _reported_mark(axes, mark, f"paper: {mark.words}", (0.97, 0.1))
+        if word != "energy":
+            _reported_mark(axes, mark, f"paper: {mark.words}", (0.97, 0.1))
         for arm in arms:
             full = arm.cost[word] / arm.ratio[word] if arm.ratio[word] else None
             each = [c.cost.of(word) for c in arm.cells]
@@ -137,12 +138,13 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
         _lsp_axis(axes)
 
     values = "; ".join(f"LSP {words.proportion(a.lsp)}: {words.times(a.ratio[word])}" for a in arms)
+    paper = "no energy" if word == "energy" else f"{mark.words} of each"
     return _figure(
         name,
         "cost",
         f"{COSTS[word]} against LSP",
         f"Ratio to LSP 1.0, mean over seeds; faint: each seed. Dashed: in proportion to LSP. {note}",
-        f"{COSTS[word]} as a ratio to LSP 1.0. {values}. The paper reports {mark.words} of each at LSP {mark.lsp:g}.",
+        f"{COSTS[word]} as a ratio to LSP 1.0. {values}. The paper reports {paper} at LSP {mark.lsp:g}.",
         draw,
         NARROW,
     )

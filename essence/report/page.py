@@ -10,12 +10,15 @@ from markupsafe import Markup, escape
 
 from essence.claims.verdict import judge
 from essence.report import reported, words
+from essence.report.browse import browser_data
 from essence.report.claims import claim_rows
+from essence.report.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.explore import embedded, explore_data, script, script_hash
 from essence.report.facts import builtin_sources, environment_facts, finished_at, settings_facts, total_wall_s
 from essence.report.findings import COST_NAMES, arm_at, findings
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
 from essence.report.rows import rows_views
+from essence.report.samples import PIECE_CHARACTERS, Pieces
 from essence.report.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
 from essence.report.tokens import LSP_COLUMNS
@@ -50,6 +53,7 @@ class EvaluationView:
     sentences: list[str]
     rows: list[Row]
     cells: list[Row]
+    endings: list[EndingRow]
     figures: list[Figure]
 
 
@@ -64,8 +68,12 @@ class GroupView:
     losses: list[Figure]
 
 
-def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
-    """The page as HTML; links lead from `<run_dir>/<experiment>/report/` to `<run_dir>/stages/`."""
+def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], pieces: Pieces | None = None) -> str:
+    """The page as HTML; links lead from `<run_dir>/<experiment>/report/` to `<run_dir>/stages/`.
+
+    Without `pieces` there is no sample browser.
+    """
+    pieces = pieces or Pieces()
     views = [_group_view(results, g, f"g{i}", figures.get(g.key, [])) for i, g in enumerate(results.groups, 1)]
     context: dict[str, Any] = {
         "results": results,
@@ -86,6 +94,10 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) 
         "citation": reported.CITATION,
         "charts": any(cell.train.state == "done" for cell in results.cells),
         "data": embedded(explore_data(results)),
+        "pieces": pieces,
+        "browser_data": embedded(browser_data(results, pieces)),
+        "piece_characters": PIECE_CHARACTERS,
+        "ending_columns": ENDING_COLUMNS,
         "script": script(),
         "script_hash": script_hash(script()),
         "facets": FACETS,
@@ -173,6 +185,7 @@ def _evaluation_view(
         sentences=findings(results, group, evaluation),
         rows=arm_rows(results, group, evaluation),
         cells=cell_rows(group, evaluation),
+        endings=ending_rows(results, group, evaluation),
         figures=[figure for figure in figures if figure.evaluation == evaluation],
     )
 

@@ -13,7 +13,9 @@ from essence.scoring.statistics import Estimate
 from essence.settings import ProtocolName, Sections, Span
 from essence.store import State
 
-COST_UNITS = {"time": "wall_s", "memory": "peak_memory_gib", "flops": "flops", "tokens": "kept_tokens"}
+COST_UNITS = {
+    "time": "wall_s", "memory": "peak_memory_gib", "flops": "flops", "energy": "energy_j", "tokens": "kept_tokens",
+}  # fmt: skip
 """What a cell's training costs: word in the report -> field of `Cost`."""
 FULL = 1.0
 """The proportion that everything is compared with."""
@@ -29,6 +31,8 @@ class Cost:
     peak_memory_gib: float | None = None
     """Device memory where there is a device, else resident memory of the process."""
     flops: float | None = None
+    energy_j: float | None = None
+    """Joules, where a driver tells."""
     kept_tokens: float | None = None
     """Tokens of the training rows after truncation."""
 
@@ -54,6 +58,8 @@ class Score:
     capped_share: float | None = None
     """Share of completions that ended at the token cap."""
     mean_tokens: float | None = None
+    finish_reasons: dict[str, int] = field(default_factory=dict, repr=False)
+    """How many completions ended how: `stop`, `length`, `loop`."""
     retention: Estimate | None = None
     """Against the cell of the same seed at LSP 1.0."""
 
@@ -112,6 +118,7 @@ class Cell:
             wall_s=train.number("cost", "wall_s"),
             peak_memory_gib=device if device is not None else train.number("cost", "peak_memory_gib"),
             flops=train.number("cost", "flops"),
+            energy_j=train.number("cost", "energy_j"),
             kept_tokens=train.number("inputs", "data", "train", "tokens"),
         )
 

@@ -102,6 +102,7 @@ def _graded_score(score: Score, results: dict[str, Any]) -> Score:
         samples=sum(c["samples"] for c in counts),
         capped_share=reasons.get("length", 0) / completions if completions else None,
         mean_tokens=results["mean_completion_tokens"],
+        finish_reasons=dict(reasons),
     )
 
 
