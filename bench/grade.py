@@ -3,14 +3,18 @@
     python bench/grade.py --rows all.jsonl aime.jsonl
 
 Each side grades in a process of its own, in turns: first cold (imports and the start of workers are in the time), then
-the same completions again with another first line. The files hold {"gold", "completion"} lines, repeated with distinct
+the same completions again with another first line. CPU time is of both passes, of every process, imports included; it
+hardly changes with what else the machine does. The files hold {"gold", "completion"} lines, repeated with distinct
 first lines until there are enough; completions that are long and cut off are made here: derivations without an answer.
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +33,7 @@ from essence.scoring.graders import gold_as_latex, grader_version
 PROJECT = Path(__file__).resolve().parents[1]
 Row = dict[str, str]
 SLOWEST_GOAL_S = 6.0
+PR_SET_CHILD_SUBREAPER = 36
 STEPS = (
     "Wait, let me check that again: $x_{n} = \\frac{a}{b} + c$, so $a = k b$.\n\n",
     "So the total is d + k = e, which is not an integer.\n\n",
@@ -102,6 +107,7 @@ def measure(rows: list[Row], arguments: argparse.Namespace) -> dict[str, object]
         "mean_characters": sum(len(row["completion"]) for row in rows) / len(rows),
         "cold": times(runs, "cold_s", len(rows)),
         "warm": times(runs, "warm_s", len(rows)),
+        "cpu": times(runs, "cpu_s", 2 * len(rows)),
         "equal_verdicts": sum(ours == serial for ours, serial in pairs) / len(pairs),
         "longest_wait_for_a_verdict_s": slowest,
         "within_goal": slowest <= SLOWEST_GOAL_S,
@@ -120,11 +126,25 @@ def times(runs: dict[str, list[dict[str, Any]]], clock: str, completions: int) -
 
 def run_side(side: str, file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--rows", str(file), "--side", side, "--workers", str(arguments.workers)]
+    before = cpu_of_ended_processes()
     done = subprocess.run(
         [*command, "--timeout", str(arguments.timeout)], stdout=subprocess.PIPE, text=True, check=True
     )
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return found | {"cpu_s": cpu_of_ended_processes() - before}
+
+
+def cpu_of_ended_processes() -> float:
+    """CPU seconds of all processes started so far, once the last of them has ended.
+
+    The server that workers are forked from outlives its side for a moment, and is then a child of this process.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def one_side(arguments: argparse.Namespace) -> None:

@@ -92,35 +92,37 @@ def read_gzip(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def recorded(assets: Path) -> list[tuple[dict[str, Any], str]]:
-    """(row with the recorded verdicts, completion), of the rows that all graders were run on."""
+    """(row with the recorded verdicts, completion) of every row."""
     texts = {hashlib.sha256(text.encode()).hexdigest(): text for text in published_completions(assets / "grading")}
     rows = read_gzip(assets / "grading" / "verdicts.jsonl.gz")
-    assert len(rows) == 6026 and all(row["completion_sha256"] in texts for row in rows)
-    return [(row, texts[row["completion_sha256"]]) for row in rows if row.get("math_verify_0.5.2") is not None]
+    return [(row, texts[row["completion_sha256"]]) for row in rows]
 
 
 @pytest.mark.assets
 @pytest.mark.parametrize(
-    ("grader", "column"),
-    [("math-verify", "math_verify_0.5.2"), ("lighteval-0.10", "lighteval_0.10.0_math_pass@1:1_samples")],
+    ("grader", "column", "exceptions"),
+    [
+        ("math-verify", "math_verify_0.5.2", set()),
+        # "... 2 wearers / 8 wearers * 100% = 50%\nA: 50": a percentage is no integer, and comparing it with 50 asks the
+        # document for a number of digits. That is lighteval 0.10.0's trap; the verdict recorded is that of 0.13.0.
+        ("lighteval-0.10", "lighteval_0.10.0_math_pass@1:1_samples", {("openai_gsm8k", 1159, 0)}),
+    ],
 )
 def test_agrees_with_every_recorded_verdict(
-    recorded: list[tuple[dict[str, Any], str]], grader: str, column: str
+    recorded: list[tuple[dict[str, Any], str]], grader: str, column: str, exceptions: set[tuple[str, int, int]]
 ) -> None:
-    """No exception on the 1,806 rows that these two were run on.
-
-    The other 4,220, of GSM8K, hold verdicts of lighteval 0.13.0 and the publisher's own only, which neither grader is.
-    """
+    """All 6,026 rows: its original's verdict on 1,806, and that of lighteval 0.13.0 on the 4,220 that have no other."""
     if grader_version() != "0.5.2":
         pytest.skip(f"recorded with math-verify 0.5.2, installed: {grader_version()}")
-    assert len(recorded) == 1806
     verdicts = verdicts_of([Item(row["gold"], text) for row, text in recorded], workers=2, grader=grader)
-    differing = [
-        (row["set"], row["pid"], row["sid"], verdict.status)
-        for (row, _), verdict in zip(recorded, verdicts, strict=True)
-        if verdict.correct != bool(row[column])
-    ]
-    assert differing == []
+    own, differing = 0, set()
+    for (row, _), verdict in zip(recorded, verdicts, strict=True):
+        assert verdict.status != "timeout"
+        own += column in row
+        if verdict.correct != bool(row.get(column, row["lighteval_0.13.0_pass_at_k_math"])):
+            differing.add((row["set"], row["pid"], row["sid"]))
+    assert (len(recorded), own) == (6026, 1806)
+    assert differing == exceptions
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,14 @@ PIECES = [
     " [\\boxed{8}] \n [9] ",
     "$ 1 \\$ 2 \\boxed{10} $$ 3 ",
     "the answer: 11, or \\frac{1}{2} and -\\frac{3}{4} ",
+    "up, right, up, 3 * 4x, right, 50 percent, mix 7 pct of it and 2 more, up, right, ",
+    "= 3 + 4 quickly; -8/3, which is 6; 2 or 9 ",
+    "The final answer up to here is 5, I hope. Final answer: 6. The final anſwer is 7. ",
+    "\\boxed{4} and $\\boxed{5}$, ",
+    "$x$ [ \\boxed{6} ] [\n \\boxed{3}\n ] ",
+    "\\[ a\n= \\boxed{7}\n\\] \\( \\boxed{8} \\), ",
+    "$$$ \\boxed{9}\n$$ \\] \\[ \\boxed{10} ",
+    "\n [\\boxed{11}] and \\(\\boxed{12}\\)\n",
 ]
 
 
