@@ -140,6 +140,71 @@ def reproduce(
 @task(
     auto_shortflags=False,
     help={
+        **_help(*MATRIX_WORDS, "only", "site"),
+        "offline": "what is still to be downloaded is missing, even where there is a network",
+    },
+)
+def doctor(
+    _,
+    experiment=None,
+    lsp=None,
+    dataset=None,
+    pair=None,
+    span=None,
+    sections=None,
+    protocol=None,
+    seed=None,
+    only=None,
+    engine="local",
+    flavour=None,
+    pins=None,
+    runs=None,
+    site=None,
+    offline=False,
+    json=False,
+):
+    """Say what is missing for a run before anything is queued, with what cures it; ends with 2 if anything is."""
+    from essence.commands.doctor import doctor as look
+    from essence.commands.selection import Words
+
+    words = Words(
+        experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, flavour, pins, runs, site
+    )
+    with _console() as console:
+        _end(look(words, offline, json, console))
+
+
+@task(help=_help(*MATRIX_WORDS), auto_shortflags=False)
+def download(
+    _,
+    experiment=None,
+    lsp=None,
+    dataset=None,
+    pair=None,
+    span=None,
+    sections=None,
+    protocol=None,
+    seed=None,
+    engine="local",
+    flavour=None,
+    pins=None,
+    runs=None,
+    json=False,
+):
+    """Bring in everything that chosen cells need from a network; the same as run --only download."""
+    from essence.commands.run import run as start
+    from essence.commands.selection import Words
+
+    words = Words(
+        experiment, lsp, dataset, pair, span, sections, protocol, seed, "download", engine, flavour, pins, runs
+    )
+    with _console() as console:
+        _end(start(words, whole=False, dry_run=False, as_json=json, console=console))
+
+
+@task(
+    auto_shortflags=False,
+    help={
         "model": "a folder in Hugging Face format, or owner/name@COMMIT on the hub",
         "benchmark": "benchmark by short name, as in aime25",
         "samples": "completions a problem",

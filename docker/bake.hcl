@@ -23,6 +23,15 @@ variable "TRAIN_BASE" {
 variable "EVAL_BASE" {
   default = "unknown"
 }
+variable "DOWNLOAD_SOURCE" {
+  default = "unknown"
+}
+variable "TRAIN_SOURCE" {
+  default = "unknown"
+}
+variable "EVAL_SOURCE" {
+  default = "unknown"
+}
 variable "SOURCE_DATE_EPOCH" {
   default = "0"
 }
@@ -49,6 +58,7 @@ target "image" {
     COMMIT            = COMMIT
     LOCK_SHA256       = { download = DOWNLOAD_LOCK, train = TRAIN_LOCK, eval = EVAL_LOCK }[image]
     BASE              = { download = DOWNLOAD_BASE, train = TRAIN_BASE, eval = EVAL_BASE }[image]
+    SOURCE_SHA256     = { download = DOWNLOAD_SOURCE, train = TRAIN_SOURCE, eval = EVAL_SOURCE }[image]
     SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
   }
   output = ["type=docker"]

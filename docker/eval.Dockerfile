@@ -43,12 +43,14 @@ ARG FLAVOUR
 ARG COMMIT=unknown
 ARG LOCK_SHA256=unknown
 ARG BASE=unknown
+ARG SOURCE_SHA256=unknown
 LABEL org.opencontainers.image.title="essence-eval" \
       org.opencontainers.image.revision="${COMMIT}" \
       org.opencontainers.image.base.name="${BASE}" \
       essence.environment="eval" \
       essence.flavour="${FLAVOUR}" \
-      essence.lock-sha256="${LOCK_SHA256}"
+      essence.lock-sha256="${LOCK_SHA256}" \
+      essence.source-sha256="${SOURCE_SHA256}"
 # A number: when a stage is run, the caller's own takes its place.
 USER 65532:65532
 WORKDIR /tmp

@@ -1,5 +1,7 @@
 """What this machine has that a run can use."""
 
+import errno
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +25,31 @@ class Machine:
         """Of the smallest GPU; 0 without one."""
         return min((float(str(gpu["memory_gib"])) for gpu in self.gpus), default=0.0)
 
+    @property
+    def driver(self) -> str:
+        """Version of the GPUs' driver; empty without one."""
+        return str(self.gpus[0]["driver_version"]) if self.gpus else ""
+
+    def describe_gpus(self) -> str:
+        return f"{len(self.gpus)} GPUs of {self.gpu_memory_gib:.0f} GiB" if self.gpus else "no GPU"
+
     def describe(self) -> str:
-        gpus = f"{len(self.gpus)} GPUs of {self.gpu_memory_gib:.0f} GiB" if self.gpus else "no GPU"
-        return f"{gpus}, {self.memory_gib:.0f} GiB of memory, {self.disk_gib:.0f} GiB of free disk"
+        return f"{self.describe_gpus()}, {self.memory_gib:.0f} GiB of memory, {self.disk_gib:.0f} GiB of free disk"
 
 
 def this_machine(run_directory: Path) -> Machine:
     """Look at GPUs, memory and the disk that the run directory is, or will be, on."""
-    existing = next(folder for folder in (run_directory, *run_directory.parents) if folder.is_dir())
     memory = psutil.virtual_memory().total / GIB
-    return Machine(query_gpus(), memory, shutil.disk_usage(existing).free / GIB)
+    return Machine(query_gpus(), memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
+
+
+def refusal(folder: Path) -> int | None:
+    """The errno with which a folder, or the one it would be made in, refuses writes; None = it can be written."""
+    existing = _existing(folder)
+    if os.access(existing, os.W_OK | os.X_OK):
+        return None
+    return errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.is_dir())

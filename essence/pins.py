@@ -168,11 +168,13 @@ def missing(source: Source) -> str | None:
     """Why the source cannot be brought in as it stands, in one sentence; None when nothing is missing."""
     if source.repository and not source.commit:
         return (
-            f"the pin of {source.kind} '{source.name}' ({source.repository}) is empty: "
+            f"the pin of {source.kind} '{source.name}' ({source.repository}) is empty; "
             "run `invoke pin` on a machine with network, or give a local `path` for it with --pins FILE"
         )
     if source.path and not Path(source.path).exists():
-        return f"{source.kind} '{source.name}': its local path {source.path} does not exist"
+        return (
+            f"{source.kind} '{source.name}': its local path {source.path} does not exist; give another with --pins FILE"
+        )
     return None
 
 

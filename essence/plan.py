@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from essence.errors import PinError
 from essence.experiment import Cell, LoadedExperiment, part, resolve_seed, tokenize_settings, train_settings
-from essence.pins import find_pin, missing, to_source
+from essence.pins import find_pin, to_source
 from essence.protocol import PROTOCOLS
 from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import (
@@ -177,15 +176,6 @@ def make_evaluation_plan(
         for benchmark in loaded.experiment.evaluation.benchmarks
     ]
     return Plan(loaded, [], [BaselinePlan("model", model, protocol, evaluations)], planner.stages)
-
-
-def check_pins(plan: Plan, wanted: list[PlannedStage], done: Callable[[str], bool]) -> None:
-    """PinError for the first source that is still to be brought in and cannot be."""
-    for stage in wanted:
-        if isinstance(stage.settings, DownloadSettings) and not done(stage.id):
-            sentence = missing(stage.settings.source)
-            if sentence:
-                raise PinError(f"{plan.loaded.name}: {sentence}")
 
 
 @dataclass

@@ -22,9 +22,11 @@ class LocalHub(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder = folder
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), _Handler)
+        self.folder, self.address = folder, address
+        self.authorizations: set[str] = set()
+        """What was sent as Authorization."""
         self.ranges: list[tuple[str, int, int]] = []
         """(file, first byte, bytes sent) of every answer."""
         self.breaks_at: list[int] = []
@@ -36,7 +38,7 @@ class LocalHub(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.address}:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Cut connections are what this server is for."""
@@ -65,6 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         api = f"/api/datasets/{REPOSITORY}"
+        self.server.authorizations.add(self.headers.get("Authorization", ""))
         path = self.path.partition("?")[0]
         if self._dead():
             self._hang_up()
@@ -143,9 +146,9 @@ def _etag(file: Path) -> str:
 
 
 @contextmanager
-def local_hub(folder: Path) -> Iterator[LocalHub]:
+def local_hub(folder: Path, address: str = "127.0.0.1") -> Iterator[LocalHub]:
     """Serve a folder while the context lasts."""
-    with LocalHub(folder) as server:
+    with LocalHub(folder, address) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

@@ -148,9 +148,9 @@ def test_a_download_has_network_and_reads_the_token_from_a_file(
 def test_without_a_login_there_is_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert token() is None
+    assert token(tmp_path) is None
     (tmp_path / "token").write_text("kept")
-    found = token()
+    found = token(tmp_path)
     assert found and found.file == tmp_path / "token" and not found.temporary
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from essence.errors import ExperimentError, KitError, PinError
+from essence.errors import ExperimentError, KitError
 from essence.experiment import EXPERIMENTS, PROJECT, available, choose, load
-from essence.plan import check_pins, make_plan
+from essence.plan import make_plan
 from essence.settings import SETTINGS, StageName
 from essence.source import imported_modules
 
@@ -143,13 +143,6 @@ def test_choosing_another_value_replaces_the_axis() -> None:
 def test_choosing_a_proportion_that_is_none_is_refused(value: float) -> None:
     with pytest.raises(ExperimentError, match="--lsp"):
         choose(load("bespoke"), {"lsp": value})
-
-
-def test_an_empty_pin_is_refused_with_its_cure() -> None:
-    loaded = load("openthoughts")
-    plan = make_plan(loaded, loaded.cells(), environment, baselines=False)
-    with pytest.raises(PinError, match="run `invoke pin` on a machine with network"):
-        check_pins(plan, plan.wanted(), lambda identifier: False)
 
 
 def test_a_pins_file_replaces_the_origin_and_nothing_else(tmp_path: Path) -> None:

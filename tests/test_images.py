@@ -22,7 +22,7 @@ from containers import (
 from essence.commands.images import ENVIRONMENTS, bake_command, bake_variables
 from essence.commands.lock import ARGUMENTS
 from essence.engines import FLAVOURS
-from essence.engines.images import BASE_LABEL, LOCK_LABEL, bases, recipe
+from essence.engines.images import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, bases, recipe
 from essence.errors import MachineError
 from essence.record.canonical import sha256_file
 
@@ -58,13 +58,16 @@ def test_the_same_base_has_the_same_digest_in_every_file() -> None:
     assert len(digests) == 3 and all(len(found) == 1 for found in digests.values())
 
 
-def test_an_image_of_another_lock_or_base_is_refused_with_the_cure() -> None:
+def test_an_image_of_another_lock_base_or_source_is_refused_with_the_cure() -> None:
     image = recipe("train", "cpu")
-    good = {LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base}
+    good = {LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base, SOURCE_LABEL: image.source_sha256}
     image.check_labels(good, image.name, "make images")
     for label in good:
         with pytest.raises(MachineError, match=f"essence-train:cpu was built from another state.*{label}.*make images"):
             image.check_labels({**good, label: "x"}, image.name, "make images")
+    # What a repository holds does not depend on who fetches it.
+    fetching = recipe("download", "cpu")
+    fetching.check_labels({LOCK_LABEL: fetching.lock_sha256, BASE_LABEL: fetching.base}, "it", "make images")
 
 
 def test_the_build_is_told_locks_and_bases_of_its_flavour() -> None:

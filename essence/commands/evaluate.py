@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from essence.atomic import read_json
-from essence.commands.requirements import check_machine
+from essence.commands.requirements import require
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures
 from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
 from essence.engines import ENGINES, STARTING
@@ -22,7 +22,7 @@ from essence.errors import ExperimentError, PinError
 from essence.experiment import EvaluationSection, LoadedExperiment, load, resolve_seed
 from essence.machine import this_machine
 from essence.pins import ModelPin, find_pin
-from essence.plan import check_pins, make_evaluation_plan
+from essence.plan import make_evaluation_plan
 from essence.protocol import PROTOCOLS
 from essence.report.words import percent
 from essence.runner import Summary
@@ -57,9 +57,7 @@ def evaluate(words: Words, asked: Asked, dry_run: bool, as_json: bool, console: 
     selection = select_model(words, asked)
     if dry_run:
         return print_dry_run(selection, as_json, console)
-    check_pins(selection.plan, selection.wanted, lambda identifier: selection.run_directory.stage(identifier).done)
-    check_machine(selection)
-    selection.engine.check(selection.left())
+    require(selection)
     folder, command = selection.run_directory.experiment(selection.name), asked.typed(words)
     with hold(folder, f"run directory {folder}", command):
         summary = run_held(selection, selection.plan, console)

@@ -65,6 +65,7 @@ def bake_variables(flavour: str) -> dict[str, str]:
         image = recipe(environment, flavour)
         variables[f"{environment.upper()}_LOCK"] = image.lock_sha256
         variables[f"{environment.upper()}_BASE"] = image.base
+        variables[f"{environment.upper()}_SOURCE"] = image.source_sha256
     return variables
 
 

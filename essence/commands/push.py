@@ -85,7 +85,7 @@ def _upload(asked: Upload, files: dict[str, Path], card: str) -> str:
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise MachineError("huggingface_hub is not installed here: run `make setup`, then issue this again") from None
-    key = token()
+    key = token(Path(asked.repository))
     if key is None:
         raise MachineError("no token for the hub: set HF_TOKEN, or log in with `hf auth login`")
     try:

@@ -1,31 +1,159 @@
-"""What a run needs against what this machine has; said before anything is started."""
+"""What a run needs and what is here: the list that `invoke doctor` prints, and that every run goes through first."""
+
+import os
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from essence.commands.selection import Selection
-from essence.errors import MachineError
+from essence.engines.images import cuda_of, least_driver, recipe
+from essence.engines.surroundings import fetches
+from essence.errors import DISK, KitError, MachineError
 from essence.estimate import download_gib, estimate
-from essence.machine import this_machine
+from essence.machine import Machine, refusal, this_machine
+from essence.pins import missing
+from essence.plan import PlannedStage
+from essence.record.verify import verify
+from essence.settings import DownloadSettings
+
+HUB = "https://huggingface.co"
+PROBE_S = 10.0
+LEAST_GIB = 1.0
+GPU_MEMORY_TOLERANCE = 0.95
+"""A GPU that is sold as 80 GiB tells a little less."""
 
 
-def check_machine(selection: Selection) -> None:
-    """MachineError naming what is missing for the stages that are left, and what can be run instead."""
+@dataclass(frozen=True)
+class Check:
+    """One thing that a run needs."""
+
+    name: str
+    found: str
+    """What is here, or a whole sentence where nothing is wanted in so many words."""
+    wanted: str = ""
+    cure: str = ""
+    """What to do; empty = nothing is missing."""
+
+    @property
+    def met(self) -> bool:
+        return not self.cure
+
+    def problem(self) -> str:
+        """What is wrong, without its cure."""
+        return f"needs {self.wanted} (here: {self.found})" if self.wanted else self.found
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.met}
+
+
+def require(selection: Selection) -> None:
+    """MachineError naming the first thing that is missing for the stages that are left, before anything is started."""
+    unmet = [check for check in checks(selection, thorough=False) if not check.met]
+    if unmet:
+        first, more = unmet[0], len(unmet) - 1
+        rest = f" (and {more} more: {doctor_command(selection)})" if more else ""
+        name = selection.name if first.wanted else f"{selection.name}:"
+        raise MachineError(f"{name} {first.problem()}; {first.cure}{rest}")
+
+
+def checks(selection: Selection, thorough: bool, offline: bool = False) -> Iterator[Check]:
+    """Every thing that the stages that are left need; `thorough` hashes what was downloaded, too.
+
+    `offline`: what is still to be fetched is missing, whether the hub answers or not.
+    """
     left = selection.left()
-    if not left:
-        return
+    if left:
+        machine = this_machine(selection.run_directory.root)
+        yield _writable(selection)
+        yield from _pins(left)
+        yield from _gpus(selection, left, machine)
+        yield from _memory(selection, machine)
+        yield _disk(selection, machine)
+        yield from _engine(selection, left)
+    yield from _downloads(selection, thorough, offline)
+
+
+def doctor_command(selection: Selection) -> str:
+    """The command that prints the whole list."""
+    return selection.words.typed(whole=False, command="doctor")
+
+
+def _writable(selection: Selection) -> Check:
+    root = selection.run_directory.root
+    if refused := refusal(root):
+        return Check("run directory", f"{root}: {DISK[refused]}", cure="make room there, or name another with --runs")
+    return Check("run directory", str(root))
+
+
+def _pins(left: list[PlannedStage]) -> Iterator[Check]:
+    sources = [stage.settings.source for stage in left if isinstance(stage.settings, DownloadSettings)]
+    lacking = [sentence for source in sources if (sentence := missing(source))]
+    for sentence in lacking:
+        yield _from_sentence("pin", sentence)
+    if not lacking:
+        yield Check("pins", f"{len(sources)} sources to bring in, each with its commit or a path that is there")
+
+
+def _from_sentence(name: str, sentence: str) -> Check:
+    """A message of the kit says what is wrong and, after `; `, what cures it."""
+    problem, _, cure = sentence.partition("; ")
+    return Check(name, problem, cure=cure or "see docs/troubleshooting.md")
+
+
+def _gpus(selection: Selection, left: list[PlannedStage], machine: Machine) -> Iterator[Check]:
     resources = selection.loaded.experiment.resources
-    machine = this_machine(selection.run_directory.root)
-    lacks: list[str] = []
-    if any(stage.resources.gpus for stage in left) and len(machine.gpus) < resources.gpus:
-        lacks.append(f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB (here: {machine.describe()})")
-    elif any(stage.resources.gpus for stage in left) and machine.gpu_memory_gib < resources.gpu_memory_gib * 0.95:
-        lacks.append(f"{resources.gpu_memory_gib:.0f} GiB on each GPU (here: {machine.gpu_memory_gib:.0f} GiB)")
-    disk = disk_gib(selection)
-    if disk > machine.disk_gib:
-        lacks.append(f"about {disk:.0f} GiB of disk (free in {selection.run_directory.root}: {machine.disk_gib:.0f})")
-    if lacks:
-        raise MachineError(
-            f"{selection.name} needs {' and '.join(lacks)}; the same matrix in miniature runs here: "
-            f"make reproduce-tiny; what this one takes: invoke plan --experiment {selection.name}"
-        )
+    if not any(stage.resources.gpus for stage in left):
+        yield Check("GPUs", "none is asked for")
+        return
+    wanted = f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB"
+    enough = machine.gpu_memory_gib >= resources.gpu_memory_gib * GPU_MEMORY_TOLERANCE
+    fits = len(machine.gpus) >= resources.gpus and enough
+    yield Check("GPUs", machine.describe_gpus(), wanted, "" if fits else _smaller(selection))
+    if machine.gpus and selection.contained:
+        yield _driver(selection, machine)
+
+
+def _driver(selection: Selection, machine: Machine) -> Check:
+    """The driver against the CUDA of the image: both numbers."""
+    image = recipe("train", selection.flavour)
+    here, cuda = machine.driver, cuda_of(image.base)
+    if cuda is None:
+        cure = "leave --flavour out, or choose cuda"
+        return Check("driver", f"{image.name}, which has no CUDA", "an image with CUDA for these GPUs", cure)
+    least = least_driver(cuda)
+    cure = "" if _version(here) >= _version(least) else "update the driver, or choose another flavour with --flavour"
+    return Check("driver", here, f"driver {least} or newer for CUDA {cuda} of {image.name}", cure)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def _memory(selection: Selection, machine: Machine) -> Iterator[Check]:
+    wanted = selection.loaded.experiment.resources.memory_gib
+    if wanted:
+        cure = "" if machine.memory_gib >= wanted else "lower memory_gib in [resources], or take a larger machine"
+        yield Check("memory", f"{machine.memory_gib:.0f} GiB", f"{wanted:g} GiB of memory", cure)
+
+
+def _disk(selection: Selection, machine: Machine) -> Check:
+    gib, where = disk_gib(selection), f"free in {selection.run_directory.root}: {_size(machine.disk_gib)}"
+    cure = "" if gib <= machine.disk_gib else "make room there, or name another run directory with --runs"
+    return Check("disk", where, f"about {_size(gib)} of disk", cure)
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.0f} GiB" if gib >= LEAST_GIB else f"{gib * 1024:.1f} MiB"
+
+
+def _smaller(selection: Selection) -> str:
+    return (
+        "the same matrix in miniature runs here: make reproduce-tiny; what this one takes: "
+        f"invoke plan --experiment {shlex.quote(selection.words.experiment or selection.name)}"
+    )
 
 
 def disk_gib(selection: Selection) -> float:
@@ -35,5 +163,68 @@ def disk_gib(selection: Selection) -> float:
     costs = [estimate(plan, selection.loaded, selection.run_directory) for plan in cells]
     scratch = max((cost.scratch_gib or 0.0 for cost in costs), default=0.0)
     at_once = min(len(cells), selection.loaded.experiment.resources.parallel_stages)
-    downloads = download_gib(cells, selection.loaded, selection.run_directory)
+    models = [plan for plan in selection.plan.cells if left & {plan.stages["student"], plan.stages["teacher"]}]
+    downloads = download_gib(models, selection.loaded, selection.run_directory)
     return sum(cost.disk_gib or 0.0 for cost in costs) + scratch * at_once + downloads
+
+
+def _engine(selection: Selection, left: list[PlannedStage]) -> Iterator[Check]:
+    """The engine, then what it needs for the stages of each environment; the same sentence once."""
+    engine = _asked(f"engine {selection.words.engine}", selection, [])
+    yield engine
+    found: dict[Check, list[str]] = {}
+    for environment in sorted({stage.runs_in for stage in left}) if engine.met else []:
+        asked = _asked("", selection, [stage for stage in left if stage.runs_in == environment])
+        found.setdefault(asked, []).append(environment)
+    for check, environments in found.items():
+        yield replace(check, name=f"environment {', '.join(environments)}")
+
+
+def _asked(name: str, selection: Selection, stages: list[PlannedStage]) -> Check:
+    try:
+        selection.engine.check(stages)
+    except KitError as error:
+        return _from_sentence(name, str(error))
+    return Check(name, "is there")
+
+
+def _downloads(selection: Selection, thorough: bool, offline: bool) -> Iterator[Check]:
+    """What was downloaded and verifies, and what is still to come from a network."""
+    downloads = [stage for stage in selection.wanted if stage.stage == "download"]
+    done = [stage for stage in downloads if selection.run_directory.stage(stage.id).done]
+    if thorough and done:
+        yield _verified(selection, done)
+    to_fetch = [stage for stage in downloads if fetches(stage) and stage not in done]
+    if not to_fetch:
+        yield Check("downloads", f"{sum(map(fetches, downloads))} from repositories, all here")
+        return
+    titles = ", ".join(stage.title.removeprefix("download ") for stage in to_fetch)
+    found = f"{len(to_fetch)} still to come: {titles}"
+    if offline or (answer := _hub_refuses()):
+        reason = "" if offline else f"; {answer}"
+        words = replace(selection.words, only=None, site=None)
+        cure = f"on a machine with network, into this run directory: {words.typed(whole=False, command='download')}"
+        yield Check("downloads", f"{found}{reason}", "all downloads", cure)
+    else:
+        yield Check("downloads", f"{found}; the hub answers")
+
+
+def _verified(selection: Selection, done: list[PlannedStage]) -> Check:
+    result = verify(selection.run_directory, stages=[stage.id for stage in done])
+    if result.findings:
+        more = f" (and {len(result.findings) - 1} more)" if len(result.findings) > 1 else ""
+        cure = "remove the folder of that stage and fetch it again with invoke download"
+        return Check("downloaded files", f"{result.findings[0]}{more}", cure=cure)
+    return Check("downloaded files", f"{result.files} files of {len(done)} downloads, every hash verified")
+
+
+def _hub_refuses() -> str | None:
+    """Why nothing can be fetched; None when the hub gives any answer at all."""
+    url = os.environ.get("HF_ENDPOINT") or HUB
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S):  # noqa: S310
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"{url} does not answer ({getattr(error, 'reason', error)})"

@@ -12,14 +12,14 @@ from rich.console import Console
 
 from essence.atomic import read_json, write_atomically, write_json
 from essence.commands import report
-from essence.commands.requirements import check_machine
+from essence.commands.requirements import require
 from essence.commands.selection import Selection, Words, select, whole_plan
 from essence.commands.slurm import print_jobs
 from essence.display import RunDisplay
 from essence.engines.surroundings import surroundings
 from essence.errors import ExperimentError, RecordError, disk_error
 from essence.experiment import PROJECT
-from essence.plan import Plan, PlannedStage, check_pins
+from essence.plan import Plan, PlannedStage
 from essence.record.environment import code_facts
 from essence.report.rows import rows_lines
 from essence.runner import Runner, Summary, last_lines
@@ -42,9 +42,7 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     if dry_run:
         return print_dry_run(selection, as_json, console)
     command = words.typed(whole)
-    check_pins(selection.plan, selection.wanted, lambda identifier: selection.run_directory.stage(identifier).done)
-    check_machine(selection)
-    selection.engine.check(selection.left())
+    require(selection)
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
         summary = run_held(selection, whole_plan(selection), console)

@@ -45,10 +45,10 @@ class Words:
         }
         return {axis: _number(axis, value) for axis, value in given.items() if value is not None}
 
-    def typed(self, whole: bool) -> str:
-        """The command as it was typed, to be repeated in a message."""
+    def typed(self, whole: bool, command: str = "run") -> str:
+        """The command as it was typed, to be repeated in a message; or another one with the same words."""
         names = ["dataset", "pair", "lsp", "span", "sections", "protocol", "seed", "only", "pins", "runs"]
-        start = ["invoke", "reproduce", str(self.experiment)] if whole else ["invoke", "run"]
+        start = ["invoke", "reproduce", str(self.experiment)] if whole else ["invoke", command]
         for name in names if whole else ["experiment", *names]:
             if (value := getattr(self, name)) is not None:
                 start += [f"--{name}", value]
@@ -90,6 +90,16 @@ class Selection:
     def name(self) -> str:
         return self.loaded.name
 
+    @property
+    def flavour(self) -> str:
+        """Of the images, where there are any."""
+        return _flavour(self.words, self.loaded)
+
+    @property
+    def contained(self) -> bool:
+        """Whether stages run in images."""
+        return self.words.engine != "local"
+
     def left(self) -> list[PlannedStage]:
         return [stage for stage in self.wanted if not self.run_directory.stage(stage.id).done]
 
@@ -107,10 +117,14 @@ def select(words: Words, baselines: bool) -> Selection:
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
-    # What asks for no GPU runs in the images without CUDA.
-    engine = STARTING[words.engine](words.flavour or ("cuda" if loaded.experiment.resources.gpus else "cpu"))
+    engine = STARTING[words.engine](_flavour(words, loaded))
     plan = make_plan(loaded, cells, engine.environment, baselines)
     return Selection(words, engine, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
+
+
+def _flavour(words: Words, loaded: LoadedExperiment) -> str:
+    """What asks for no GPU runs in the images without CUDA."""
+    return words.flavour or ("cuda" if loaded.experiment.resources.gpus else "cpu")
 
 
 def check_word(option: str, what: str, word: str | None, known: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ import docker
 from essence.engines.docker_stage import DockerStage
 from essence.engines.images import ImageRecipe, config_digest, recipe
 from essence.engines.surroundings import PRIVATE_TMP, Surroundings
-from essence.engines.token import Token, token
+from essence.engines.token import Token, left_token, token
 from essence.errors import MachineError
 from essence.plan import PlannedStage
 from essence.settings import EnvironmentName
@@ -31,6 +31,7 @@ FOLDER, HOST, PROCESS, BORN, LOG_START = (
     f"essence.{word}" for word in ("folder", "host", "process", "born", "log-start")
 )
 """Labels of a container: the stage's folder, who started it and when that process began, where its log begins."""
+TOOLKIT = "GPUs in containers need the NVIDIA Container Toolkit on this machine"
 TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"  # exec: compiled kernels are loaded from there
 
 
@@ -71,7 +72,7 @@ class DockerEngine:
         }
 
     def check(self, stages: list[PlannedStage]) -> None:
-        """MachineError without an engine, or without an image that was built from the project as it is."""
+        """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
         names = sorted({stage.runs_in for stage in stages})
         present = {tag for image in self.client.images.list() for tag in image.tags}
         absent = [name for name in (recipe(name, self.flavour).name for name in names) if name not in present]
@@ -80,6 +81,20 @@ class DockerEngine:
         for name in names:
             self.built(name)
             self.image(name)
+        if asking := [stage for stage in stages if stage.resources.gpus]:
+            self._try_gpus(asking[0])
+
+    def _try_gpus(self, stage: PlannedStage) -> None:
+        """MachineError when a container gets no GPUs, which would otherwise be told hours later, at the first one."""
+        image = self._found(recipe(stage.runs_in, self.flavour))
+        gpus = [_gpus(stage.resources.gpus)]
+        container = self.client.containers.create(image.id, ["true"], network_mode="none", device_requests=gpus)
+        try:
+            container.start()
+        except APIError as error:
+            raise MachineError(f"Docker gives its containers no GPUs ({_reason(error)}); {TOOLKIT}") from None
+        finally:
+            container.remove(force=True)
 
     def built(self, name: EnvironmentName) -> Any:
         """The image of an environment; MachineError when it is absent or of another state of the project."""
@@ -106,7 +121,9 @@ class DockerEngine:
         try:
             for container in self._left_behind(surroundings):
                 if container.status in ("created", "running", "paused") and container.attrs["State"]["Pid"]:
-                    return DockerStage(container, surroundings, int(container.labels[LOG_START]), _owned(container))
+                    mine = _owned(container)
+                    secret = left_token(surroundings.folder.path) if mine else None
+                    return DockerStage(container, surroundings, int(container.labels[LOG_START]), mine, secret)
                 container.remove(force=True)
             return self._start(surroundings)
         except (APIError, requests.RequestException) as error:
@@ -118,7 +135,7 @@ class DockerEngine:
 
     def _start(self, surroundings: Surroundings) -> DockerStage:
         log_start = surroundings.folder.log.stat().st_size if surroundings.folder.log.is_file() else 0
-        secret = token() if surroundings.network else None
+        secret = token(surroundings.folder.path) if surroundings.network else None
         image = self._found(recipe(surroundings.environment, self.flavour))
         container = None
         try:
@@ -143,7 +160,7 @@ class DockerEngine:
 def creation(surroundings: Surroundings, secret: Token | None, user: str) -> dict[str, Any]:
     """What `docker create` is told, in the words of docker-py."""
     resources = surroundings.resources
-    variables = surroundings.contained_variables() | (secret.variables if secret else {})
+    variables = surroundings.contained_variables() | (secret.variables(inside=True) if secret else {})
     mounts = [*surroundings.mounts, *([secret.mount] if secret else [])]
     memory = int(resources.memory_gib * GIB) or None
     return {
@@ -213,7 +230,7 @@ def _owned(container: Container) -> bool:
 def _cannot_start(surroundings: Surroundings, error: Exception) -> str:
     reason = _reason(error)
     if "could not select device driver" in reason or "nvidia" in reason.lower():
-        reason += "; GPUs in containers need the NVIDIA Container Toolkit on this machine"
+        reason += f"; {TOOLKIT}"
     return f"{surroundings.title}: Docker cannot start its container: {reason}"
 
 

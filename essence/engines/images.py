@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from essence.atomic import read_json, write_json
 from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
-from essence.record.canonical import sha256_file
-from essence.settings import EnvironmentName
+from essence.record.canonical import sha256_file, sha256_text
+from essence.settings import EnvironmentName, StageName
+from essence.source import source_sha256
 
 if TYPE_CHECKING:
     import docker
@@ -26,7 +27,19 @@ if TYPE_CHECKING:
 DOCKERFILES = PROJECT / "docker"
 LOCKS = PROJECT / "locks"
 DIGESTS = PROJECT / ".cache" / "image-digests.json"
-LOCK_LABEL, BASE_LABEL = "essence.lock-sha256", "org.opencontainers.image.base.name"
+LEAST_DRIVERS = {"13.0": "580.65.06", "12.6": "560.28.03"}
+"""CUDA of a base image -> the oldest driver for Linux that its release notes name."""
+LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
+    "essence.lock-sha256",
+    "org.opencontainers.image.base.name",
+    "essence.source-sha256",
+)
+STAGES: dict[EnvironmentName, tuple[StageName, ...]] = {
+    "download": ("download",),
+    "train": ("download", "tokenize", "train"),
+    "eval": ("generate", "grade"),
+}
+"""Which stages run in an environment."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,11 @@ class ImageRecipe:
         return sha256_file(self.lock)
 
     @property
+    def source_sha256(self) -> str:
+        """Hash of the kit's source, as far as the stages that run in it depend on it."""
+        return sha256_text("".join(source_sha256(stage) for stage in STAGES[self.environment]))
+
+    @property
     def base(self) -> str:
         """The pinned base, `name:tag@sha256:...`, as FROM has it."""
         return bases(self.dockerfile)["python" if self.environment == "download" else f"base-{self.flavour}"]
@@ -63,13 +81,30 @@ class ImageRecipe:
         return {"lock_sha256": self.lock_sha256, "base": self.base}
 
     def check_labels(self, labels: dict[str, str], found: str, cure: str) -> None:
-        """MachineError when an image was built from another lock or another base than the project has now."""
-        for label, wanted in ((LOCK_LABEL, self.lock_sha256), (BASE_LABEL, self.base)):
-            if labels.get(label) != wanted:
+        """MachineError when an image was built from another lock, base or source than the project has now.
+
+        What a repository holds at a commit does not depend on who fetches it: the source of downloads may be older.
+        """
+        wanted = {LOCK_LABEL: self.lock_sha256, BASE_LABEL: self.base}
+        if self.environment != "download":
+            wanted[SOURCE_LABEL] = self.source_sha256
+        for label, value in wanted.items():
+            if labels.get(label) != value:
                 raise MachineError(
                     f"{found} was built from another state of the project: its label {label} is "
-                    f"{labels.get(label, 'absent')}, wanted {wanted}; {cure}"
+                    f"{labels.get(label, 'absent')}, wanted {value}; {cure}"
                 )
+
+
+def cuda_of(base: str) -> str | None:
+    """The CUDA of a base image, `13.0.0`; None for one without."""
+    found = re.match(r"nvidia/cuda:([0-9.]+)-", base)
+    return found[1] if found else None
+
+
+def least_driver(cuda: str) -> str:
+    """The oldest driver that a CUDA, `13.0.0`, runs with."""
+    return LEAST_DRIVERS[cuda.rpartition(".")[0]]
 
 
 def recipe(environment: EnvironmentName, flavour: str) -> ImageRecipe:

@@ -12,8 +12,10 @@ from pathlib import Path
 import essence
 from essence.engines.contract import Ending
 from essence.engines.surroundings import Surroundings
+from essence.engines.token import token
+from essence.errors import MachineError
 from essence.plan import VLLM_LOCK, PlannedStage
-from essence.record.environment import layer_lock_sha256, lock_sha256, vllm_version
+from essence.record.environment import layer_lock_sha256, lock_sha256, torch_version, vllm_version
 from essence.settings import EnvironmentName, GenerateSettings
 
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
@@ -36,7 +38,9 @@ class LocalEngine:
         return {"engine": self.name, "engine_version": None, "digest": None, "base_digest": None, "sif_sha256": None}
 
     def check(self, stages: list[PlannedStage]) -> None:
-        """MachineError when a stage generates with vLLM, which this environment lacks."""
+        """MachineError when this environment lacks what a stage runs on: torch, its build for GPUs, or vLLM."""
+        if any(stage.runs_in != "download" for stage in stages):
+            check_torch(gpus=any(stage.resources.gpus for stage in stages))
         for stage in stages:
             if isinstance(stage.settings, GenerateSettings) and stage.settings.decoder == "vllm":
                 vllm_version()
@@ -50,14 +54,25 @@ class LocalEngine:
         return LocalStage(surroundings)
 
 
+def check_torch(gpus: bool) -> None:
+    """MachineError unless torch is installed, for GPUs in a build that knows them."""
+    if not (version := torch_version()):
+        raise MachineError("this environment has no torch; make setup, or run in images: --engine docker")
+    if gpus and "+cpu" in version:
+        raise MachineError(
+            f"GPUs are asked for, and this environment holds the CPU build of PyTorch ({version}); run in images: "
+            "make images, then --engine docker"
+        )
+
+
 def command(surroundings: Surroundings) -> list[str]:
     """The command line of a stage."""
     return [sys.executable, *surroundings.arguments]
 
 
 def variables(surroundings: Surroundings) -> dict[str, str]:
-    """The whole environment of a stage's process: the caller's, without secrets unless it downloads."""
-    inherited = {k: v for k, v in os.environ.items() if surroundings.network or not SECRET.search(k)}
+    """The whole environment of a stage's process: the caller's, without secrets."""
+    inherited = {k: v for k, v in os.environ.items() if not SECRET.search(k)}
     path = os.pathsep.join(p for p in (str(PACKAGE_ROOT), inherited.get("PYTHONPATH", "")) if p)
     return {**inherited, **surroundings.variables, "ESSENCE_PARENT": str(os.getpid()), "PYTHONPATH": path}
 
@@ -66,13 +81,15 @@ class LocalStage:
     """A running stage."""
 
     def __init__(self, surroundings: Surroundings) -> None:
+        self.secret = token(surroundings.folder.path) if surroundings.network else None
+        told = self.secret.variables(inside=False) if self.secret else {}
         with surroundings.folder.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command(surroundings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=variables(surroundings),
+                env=variables(surroundings) | told,
                 cwd=surroundings.folder.path,
                 # Ctrl-C reaches the host alone, which then asks each stage to stop.
                 start_new_session=True,
@@ -80,6 +97,8 @@ class LocalStage:
 
     def poll(self) -> Ending | None:
         code = self.process.poll()
+        if code is not None and self.secret:
+            self.secret.forget()
         return None if code is None else Ending(code, killed_by(-code) if code < 0 else None)
 
     def stop(self) -> None:
@@ -90,6 +109,7 @@ class LocalStage:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self.poll()
 
 
 def killed_by(number: int) -> str:

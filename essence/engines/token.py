@@ -1,6 +1,7 @@
-"""The caller's Hugging Face token: a file that is mounted into a download, and nowhere else.
+"""The caller's Hugging Face token: a file that a download reads, and nothing else sees.
 
-Never an environment variable, an argument or a line of a record.
+Never the environment of a stage, an argument or a line of a record. What is written for a stage lies in memory, in a
+place that the stage's folder names: what a killed host left there is found and removed by the next run.
 """
 
 import os
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from essence.engines.surroundings import Mount
+from essence.record.canonical import sha256_text
 
 INSIDE = Path("/run/secrets/hf_token")
 MEMORY = Path("/dev/shm")  # noqa: S108  memory instead of a disk
+DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,12 @@ class Token:
 
     @property
     def mount(self) -> Mount:
+        """For a container."""
         return Mount(self.file, INSIDE, read_only=True)
 
-    @property
-    def variables(self) -> dict[str, str]:
-        return {"HF_TOKEN_PATH": str(INSIDE)}
+    def variables(self, inside: bool) -> dict[str, str]:
+        """What tells a download where it is, `inside` a container or as a process of this machine."""
+        return {"HF_TOKEN_PATH": str(INSIDE if inside else self.file)}
 
     def forget(self) -> None:
         """Remove what was written for one stage."""
@@ -36,14 +40,26 @@ class Token:
             shutil.rmtree(self.file.parent, ignore_errors=True)
 
 
-def token() -> Token | None:
-    """From HF_TOKEN, or the file that the hub's own tools keep; None = not logged in."""
+def token(reader: Path) -> Token | None:
+    """From HF_TOKEN, or the file that the hub's own tools keep; None = not logged in. `reader`: the stage's folder."""
     if secret := os.environ.get("HF_TOKEN"):
-        folder = Path(tempfile.mkdtemp(prefix="essence-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
-        file = folder / "hf_token"
+        left_token(reader).forget()
+        place = left_token(reader).file.parent
+        try:
+            place.mkdir(mode=0o700)
+        except OSError:
+            # Somebody else took the name, or there is no such folder.
+            place = Path(tempfile.mkdtemp(prefix="essence-"))
+        file = place / "hf_token"
         file.touch(mode=0o600)
         file.write_text(secret, encoding="utf-8")
         return Token(file, temporary=True)
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
     return Token(file.resolve(), temporary=False) if file.is_file() else None
+
+
+def left_token(reader: Path) -> Token:
+    """Where a reader's token lies, if one was written for it."""
+    name = f"essence-{os.getuid()}-{sha256_text(str(reader))[:DIGITS]}"
+    return Token(MEMORY / name / "hf_token", temporary=True)

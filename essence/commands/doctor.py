@@ -1,0 +1,47 @@
+"""`invoke doctor`: what is missing for an experiment, with what cures it, before anything is queued."""
+
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from essence.commands.requirements import Check, checks
+from essence.commands.selection import Words, select
+
+EXIT_MISSING = 2
+
+
+def doctor(words: Words, offline: bool, as_json: bool, console: Console) -> int:
+    """Look at everything that the chosen cells need; 0, or 2 when something is missing. Nothing is written."""
+    selection = select(words, baselines=not words.axes())
+    found = list(checks(selection, thorough=True, offline=offline))
+    missing = sum(not check.met for check in found)
+    if as_json:
+        told = {
+            "experiment": selection.name,
+            "engine": words.engine,
+            "flavour": selection.flavour if selection.contained else None,
+            "stages_left": len(selection.left()),
+            "ready": not missing,
+            "checks": [check.as_json() for check in found],
+        }
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
+    else:
+        console.print(_table(found))
+        end = f"{missing} of {len(found)} things are missing" if missing else "nothing is missing"
+        console.print(f"{selection.name} (engine {words.engine}): {end}", highlight=False, soft_wrap=True)
+    return EXIT_MISSING if missing else 0
+
+
+def _table(found: list[Check]) -> Table:
+    table = Table(box=None, header_style="dim")
+    table.add_column("", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    table.add_column("here", overflow="fold")
+    table.add_column("cure", overflow="fold")
+    for check in found:
+        sign = "[green]✓[/green]" if check.met else "[bold red]✗[/bold red]"
+        here = check.problem() if not check.met else f"{check.found}{f' ({check.wanted})' * bool(check.wanted)}"
+        table.add_row(sign, check.name, here, check.cure)
+    return table
