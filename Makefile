@@ -5,10 +5,11 @@ LOCKED := .venv/essence-lock.txt
 # vLLM's CPU build has wheels for this platform alone; elsewhere its tests are skipped with that reason.
 VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),vllm)
 export PYTHON ?= python3
-# What runs the stages, and in which images: make reproduce-tiny ENGINE=docker FLAVOUR=cpu
+# What runs the stages, in which images, on which cluster: make reproduce-tiny ENGINE=docker FLAVOUR=cpu; SITE=my.toml
 ENGINE ?= local
 FLAVOUR ?=
-WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR))
+SITE ?=
+WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR)) $(if $(SITE),--site $(SITE))
 
 .PHONY: help setup setup-host images sif test test-engines lint clean reproduce-tiny
 

@@ -1,4 +1,4 @@
-"""Small files that a reader sees whole or not at all, and the sentence for one that is damaged."""
+"""Small files that a reader sees whole or not at all, and the sentence for one that is damaged; journals."""
 
 import json
 import os
@@ -35,3 +35,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RecordError(f"{path}: damaged, holds {type(value).__name__} where an object is expected")
     return value
+
+
+def append_json_line(path: Path, line: dict[str, Any]) -> None:
+    """Append to a journal of JSON lines, durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        # A line torn by a kill stays a line of its own, which no reader takes.
+        torn = file.tell() and not path.read_bytes().endswith(b"\n")
+        file.write(("\n" if torn else "") + json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]

@@ -40,6 +40,10 @@ class RecordError(KitError):
     """A record (manifest, spec, run directory) is missing, damaged or made by a newer schema."""
 
 
+class SchedulerError(KitError):
+    """Slurm does not answer, or refuses a job."""
+
+
 class DiskError(KitError):
     """A disk is full, or may not be written to."""
 

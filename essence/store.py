@@ -20,7 +20,8 @@ import psutil
 from essence.atomic import read_json, write_json
 from essence.errors import HeldError, RecordError
 
-State = Literal["done", "running", "failed", "interrupted", "left"]
+State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
+"""`queued`: a scheduler has it and has not started it; no look at the files tells that."""
 KEY_DIGITS = 16
 HOLDER_SILENT_S = 120.0
 
@@ -50,6 +51,11 @@ class StageFolder:
     @property
     def failure(self) -> Path:
         return self.path / "failure.json"
+
+    @property
+    def jobs(self) -> Path:
+        """Ids of its jobs under a scheduler, and how each ended."""
+        return self.path / "jobs.jsonl"
 
     @property
     def partial(self) -> Path:
@@ -168,6 +174,14 @@ def describe_holder(folder: Path) -> str:
         return "another process"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
     return f"process {holder['pid']} on {holder['host']} since {since} ({holder['command']})"
+
+
+def held_from_here(folder: Path) -> bool:
+    """Whether the process that last held a folder is one of this machine."""
+    try:
+        return bool(read_json(folder / "holder.json")["host"] == socket.gethostname())
+    except RecordError:
+        return False
 
 
 def holder_alive(folder: Path) -> bool:

@@ -1,8 +1,6 @@
 """The SIFs: what their definitions say, what `invoke sif` makes of them, and that no wrong one is taken."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from conftest import PROJECT, invoke
@@ -10,8 +8,7 @@ from containers import DockerHost, Sifs
 
 from essence.commands.images import ENVIRONMENTS
 from essence.engines.images import BASE_LABEL, LOCK_LABEL, config_digest, recipe
-from essence.engines.sif import DIGEST_LABEL, found_sif, read_sif, record_file, sif_file
-from essence.errors import MachineError
+from essence.engines.sif import DIGEST_LABEL, found_sif
 from essence.record.canonical import sha256_file
 
 

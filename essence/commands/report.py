@@ -5,6 +5,7 @@ import sys
 from rich.console import Console
 
 from essence.commands.status import not_run_here
+from essence.plan import PlannedStage
 from essence.report.table import print_results
 from essence.store import RunDirectory
 
@@ -29,6 +30,14 @@ def write(run_directory: RunDirectory, experiment: str, console: Console) -> Non
     if not report_is_current(run_directory.root, experiment):
         with console.status("writing the report"):
             write_report(run_directory.root, experiment)
+
+
+def write_once_graded(
+    run_directory: RunDirectory, experiment: str, stages: list[PlannedStage], console: Console
+) -> None:
+    """The report of what there is, once one of these stages is a grading that is done."""
+    if any(run_directory.stage(stage.id).done for stage in stages if stage.stage == "grade"):
+        write(run_directory, experiment, console)
 
 
 def print_tables(run_directory: RunDirectory, experiment: str, console: Console) -> None:

@@ -5,22 +5,20 @@ import json
 import shutil
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from essence.atomic import read_json, write_atomically, write_json
+from essence.atomic import read_json
 from essence.commands import report
 from essence.commands.requirements import require
 from essence.commands.selection import Selection, Words, select, whole_plan
-from essence.commands.slurm import print_jobs
+from essence.commands.slurm import run_on_slurm
+from essence.commands.written import write_down
 from essence.display import RunDisplay
 from essence.engines.surroundings import surroundings
 from essence.errors import ExperimentError, RecordError, disk_error
-from essence.experiment import PROJECT
 from essence.plan import Plan, PlannedStage
-from essence.record.environment import code_facts
 from essence.report.rows import rows_lines
 from essence.runner import Runner, Summary, last_lines
 from essence.store import RunDirectory, StageFolder, hold
@@ -33,7 +31,7 @@ SMALLEST_FREE_BYTES = 1 << 14
 def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
     """Run the chosen cells, or with `whole` the matrix with its baselines; the exit code."""
     if words.engine == "slurm":
-        return print_jobs(words, whole, dry_run, as_json)
+        return run_on_slurm(words, whole, dry_run, as_json, console)
     if words.site:
         raise ExperimentError(
             f"--site {words.site}: only --engine slurm has sites, not --engine {words.engine}; leave it out"
@@ -46,17 +44,13 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
         summary = run_held(selection, whole_plan(selection), console)
-        _finish_report(selection, console)
+        report.write_once_graded(selection.run_directory, selection.name, selection.wanted, console)
     return say(selection, summary, command, console, as_json)
 
 
 def run_held(selection: Selection, plan: Plan, console: Console) -> Summary:
     """Write down the plan and the resolved settings, then run what is wanted."""
-    code, diff = code_facts(PROJECT)
-    saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
-    if diff and not saved.is_file():
-        write_atomically(saved, diff)
-    write_plan(selection.run_directory, plan, selection)
+    code = write_down(plan, selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
     found = partial(_found, selection.run_directory)
     with RunDisplay(console, selection.wanted, selection.left(), parallel, found) as display:
@@ -66,35 +60,6 @@ def run_held(selection: Selection, plan: Plan, console: Console) -> Summary:
 def _found(run_directory: RunDirectory, stage: PlannedStage) -> list[str]:
     """What to tell of a stage that has just finished."""
     return rows_lines(run_directory.stage(stage.id)) if stage.stage == "tokenize" else []
-
-
-def write_plan(run_directory: RunDirectory, plan: Plan, selection: Selection) -> None:
-    """plan.json, and every setting as resolved, before anything runs."""
-    _write_changed(run_directory.plan(plan.loaded.name), plan.as_json())
-    resolved = {
-        "schema_version": 1,
-        "experiment": plan.loaded.experiment.model_dump(mode="json"),
-        "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
-        "engine": selection.words.engine,
-        "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
-    }
-    _write_changed(run_directory.resolved(plan.loaded.name), resolved)
-
-
-def _write_changed(file: Path, value: dict[str, Any]) -> None:
-    """A run that changes nothing leaves every file as it is."""
-    try:
-        if read_json(file) == value:
-            return
-    except RecordError:
-        pass
-    write_json(file, value)
-
-
-def _finish_report(selection: Selection, console: Console) -> None:
-    """The report of what there is, once something is graded."""
-    if any(selection.run_directory.stage(s.id).done for s in selection.wanted if s.stage == "grade"):
-        report.write(selection.run_directory, selection.name, console)
 
 
 def say(selection: Selection, summary: Summary, command: str, console: Console, as_json: bool) -> int:

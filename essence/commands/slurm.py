@@ -1,15 +1,18 @@
-"""`invoke run --engine slurm --dry-run`: the jobs of what is left, as a shell text that queues them."""
+"""`invoke run --engine slurm`: the jobs of what is left, queued, or with `--dry-run` printed as a shell text."""
 
 import json
 import sys
 from dataclasses import replace
 
+from rich.console import Console
+
 from essence.commands.selection import Selection, Words, select
-from essence.engines.images import recipe
+from essence.engines.images import ImageRecipe, recipe
+from essence.engines.sif import checked_sif, known_sif
 from essence.engines.site import Site, load_site
 from essence.engines.slurm_text import Job, batch_text, submit_text
 from essence.engines.surroundings import fetches, surroundings
-from essence.errors import ExperimentError
+from essence.errors import MachineError
 from essence.experiment import PROJECT
 from essence.plan import PlannedStage
 from essence.record.environment import code_facts
@@ -18,17 +21,20 @@ from essence.runner import make_spec
 DEFAULT_SITE = "generic"
 
 
-def print_jobs(words: Words, whole: bool, dry_run: bool, as_json: bool) -> int:
-    """Print the jobs; ExperimentError where they were to be submitted, which the user does with what is printed."""
-    if not dry_run:
-        typed = words.typed(whole)
-        raise ExperimentError(
-            f"--engine slurm: only prints the jobs; queue them yourself on a login node: {typed} --dry-run > jobs.sh, "
-            "then bash jobs.sh (docs/cluster.md)"
-        )
+def run_on_slurm(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
+    """Queue what is left and end, or print it; the exit code."""
     site = load_site(words.site or DEFAULT_SITE)
     # The same image has the same identity under every container engine, and so have the stages that run in it.
-    selection = select(replace(words, engine="docker"), baselines=whole)
+    selection = replace(select(replace(words, engine="docker"), baselines=whole), words=words)
+    if dry_run:
+        return print_jobs(selection, site, as_json)
+    from essence.commands.submit import queue_left
+
+    return queue_left(selection, site, whole, as_json, console)
+
+
+def print_jobs(selection: Selection, site: Site, as_json: bool) -> int:
+    """Print the jobs; nothing is checked but the input, nothing is written."""
     jobs = [(job, batch_text(job, site)) for job in planned_jobs(selection, site)]
     if as_json:
         told = [
@@ -36,35 +42,65 @@ def print_jobs(words: Words, whole: bool, dry_run: bool, as_json: bool) -> int:
         ]
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
-        sys.stdout.write(submit_text(jobs) + _about(selection, words, whole, len(jobs)))
+        sys.stdout.write(submit_text(jobs) + _about(selection, len(jobs)))
     return 0
 
 
-def planned_jobs(selection: Selection, site: Site) -> list[Job]:
-    """A job for each stage that is left and needs no network, once for all cells that share it."""
+def planned_jobs(selection: Selection, site: Site, check: bool = False) -> list[Job]:
+    """A job for each stage that is left and needs no network, once for all cells that share it.
+
+    With `check` the images must be there and be those of this state of the project (MachineError).
+    """
     code, _ = code_facts(PROJECT)
     left = {stage.id: stage for stage in selection.left() if not fetches(stage)}
+    recipes = {identifier: image_recipe(stage, selection) for identifier, stage in left.items()}
+    facts = {image: image_facts(image, site, check) for image in set(recipes.values())}
     return [
         Job(
             surroundings(stage, selection.run_directory),
-            make_spec(stage, code, image_facts(stage, selection, site)),
+            make_spec(stage, code, facts[recipes[stage.id]]),
+            site.image(recipes[stage.id]),
             tuple(dict.fromkeys(identifier for identifier in stage.inputs.values() if identifier in left)),
         )
         for stage in left.values()
     ]
 
 
-def image_facts(stage: PlannedStage, selection: Selection, site: Site) -> dict[str, str | None]:
-    """What is known of the image before the job runs: the base that its Dockerfile names."""
-    flavour = selection.words.flavour or ("cuda" if selection.loaded.experiment.resources.gpus else "cpu")
-    base = recipe(stage.runs_in, flavour).base.split("@")[1]
-    unknown = dict.fromkeys(("engine_version", "digest", "sif_sha256"))
-    return {"engine": site.container, "base_digest": base, **unknown}
+def image_recipe(stage: PlannedStage, selection: Selection) -> ImageRecipe:
+    """The image that a stage runs in."""
+    return recipe(stage.runs_in, selection.flavour)
 
 
-def _about(selection: Selection, words: Words, whole: bool, jobs: int) -> str:
-    lines = [f"# {selection.name}: {jobs} jobs (site {words.site or DEFAULT_SITE})"]
+def image_facts(image: ImageRecipe, site: Site, check: bool) -> dict[str, str | None]:
+    """What is known of an image before a job runs: of a SIF its hash and what it was made of, if it lies here."""
+    file = site.image_file(image)
+    if check and file and not file.is_file():
+        raise MachineError(
+            f"{file}: no such file, the image for {image.environment} as the site file says (sif_folder, images); "
+            f"make it with make sif FLAVOUR={image.flavour} and copy it there"
+        )
+    sif = None
+    if file and site.container == "apptainer":
+        cure = f"make it anew: make images sif FLAVOUR={image.flavour}"
+        sif = checked_sif(file, image, cure) if check else known_sif(file)
+    return {
+        "engine": site.container,
+        "engine_version": None,
+        "digest": sif.config_digest if sif else None,
+        "base_digest": image.base.split("@")[1],
+        "sif_sha256": sif.sha256 if sif else None,
+    }
+
+
+def fetch_command(selection: Selection) -> str:
+    """The command that brings in, where there is a network, what compute nodes cannot."""
+    words = replace(selection.words, engine="local", flavour=None, site=None, only=None)
+    return words.typed(whole=False, command="download")
+
+
+def _about(selection: Selection, jobs: int) -> str:
+    lines = [f"# {selection.name}: {jobs} jobs (site {selection.words.site or DEFAULT_SITE})"]
     if downloads := sum(fetches(stage) for stage in selection.left()):
-        fetch = replace(words, engine="local", flavour=None, site=None, only="download").typed(whole)
+        fetch = fetch_command(selection)
         lines.append(f"# first, where there is a network: {downloads} downloads: {fetch}")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,7 @@
-"""`invoke status`: how far each cell is, from files alone, so also from another terminal or over ssh."""
+"""`invoke status`: how far each cell is, from files alone, so also from another terminal or over ssh.
+
+Where stages were queued on a cluster, Slurm is asked too; where none answers, the files have to do.
+"""
 
 import json
 import sys
@@ -8,41 +11,74 @@ from rich.console import Console
 from rich.table import Table
 
 from essence.atomic import read_json
+from essence.commands.queued import SchedulerView, failure_of_job, look_at_scheduler, state_with_job
+from essence.engines.stage_jobs import NEVER_STARTED, StageJob
 from essence.errors import RecordError
 from essence.report.words import duration
-from essence.store import RunDirectory, State, describe_holder, holder_alive
+from essence.store import RunDirectory, StageFolder, State, describe_holder, holder_alive
 
 SIGNS: dict[State, str] = {
     "done": "[green]✓[/green]",
     "running": "[cyan]▶[/cyan]",
     "failed": "[bold red]✗[/bold red]",
+    "queued": "[blue]◦[/blue]",
     "interrupted": "[yellow]‖[/yellow]",
     "left": "[dim]·[/dim]",
 }
 
+MOST_QUEUED = 10
+"""Jobs that are named; of a large matrix hundreds wait."""
 CELL_COLUMNS = ("cell", "tokenize", "train", "evaluate")
 
 
-def collect(run_directory: RunDirectory, experiment: str) -> dict[str, Any]:
-    """State of every stage and cell of an experiment; RecordError when it never ran here."""
+def collect(run_directory: RunDirectory, experiment: str, view: SchedulerView | None = None) -> dict[str, Any]:
+    """State of every stage and cell of an experiment; RecordError when it never ran here.
+
+    `view` is what the scheduler was seen to say, None where none has to do with it.
+    """
     file = run_directory.plan(experiment)
     if not file.is_file():
         raise not_run_here(run_directory, experiment)
     plan = read_json(file)
-    states = {identifier: run_directory.stage(identifier).state() for identifier in plan["stages"]}
+    jobs = view.jobs if view else {}
+    states = {i: state_with_job(run_directory.stage(i), jobs.get(i)) for i in plan["stages"]}
     folder = run_directory.experiment(experiment)
+
+    def told(state: State) -> list[tuple[str, dict[str, Any]]]:
+        return [(i, {"stage": i, "title": plan["stages"][i]["title"]}) for i, s in states.items() if s == state]
+
     return {
         "experiment": experiment,
         "held_by": describe_holder(folder) if holder_alive(folder) else None,
+        "scheduler": view.as_json() if view else None,
         "counts": {state: list(states.values()).count(state) for state in SIGNS},
         "cells": [_cell(entry, states) for entry in plan["cells"] + plan["baselines"]],
         "running": [
-            {"stage": i, "title": plan["stages"][i]["title"], **(run_directory.stage(i).progress_record() or {})}
-            for i, state in states.items()
-            if state == "running"
+            {**about, **(run_directory.stage(i).progress_record() or {}), **_job(jobs.get(i))}
+            for i, about in told("running")
         ],
-        "failed": [_failure(run_directory, plan, i) for i, state in states.items() if state == "failed"],
+        "queued": [{**about, **_job(jobs.get(i))} for i, about in told("queued")],
+        "blocked": [
+            {**about, **_job(jobs[i])} for i, about in told("left") if i in jobs and jobs[i].cause == NEVER_STARTED
+        ],
+        "failed": [{**about, **_failure(run_directory.stage(i), jobs.get(i))} for i, about in told("failed")],
     }
+
+
+def collect_with_queue(run_directory: RunDirectory, experiment: str) -> dict[str, Any]:
+    """As `collect`, after a look at the queue."""
+    return collect(run_directory, experiment, see_queue(run_directory, experiment))
+
+
+def see_queue(run_directory: RunDirectory, experiment: str) -> SchedulerView | None:
+    """What the scheduler says of an experiment's stages."""
+    file = run_directory.plan(experiment)
+    stages = read_json(file)["stages"] if file.is_file() else []
+    return look_at_scheduler(run_directory, experiment, stages)
+
+
+def _job(job: StageJob | None) -> dict[str, Any]:
+    return {"scheduler_job": job.as_json()} if job else {}
 
 
 def not_run_here(run_directory: RunDirectory, experiment: str) -> RecordError:
@@ -62,15 +98,14 @@ def _cell(entry: dict[str, Any], states: dict[str, State]) -> dict[str, Any]:
     return {"name": name, "stages": {label: states[identifier] for label, identifier in stages.items()}}
 
 
-def _failure(run_directory: RunDirectory, plan: dict[str, Any], identifier: str) -> dict[str, Any]:
-    folder = run_directory.stage(identifier)
-    title = plan["stages"][identifier]["title"]
-    return {"stage": identifier, "title": title, "log": str(folder.log), **read_json(folder.failure)}
+def _failure(folder: StageFolder, job: StageJob | None) -> dict[str, Any]:
+    why = failure_of_job(folder, job) if job and job.cause else read_json(folder.failure)
+    return {"log": str(folder.log), **why}
 
 
 def print_status(run_directory: RunDirectory, experiment: str, as_json: bool, console: Console) -> int:
     """Print the state of an experiment."""
-    state = collect(run_directory, experiment)
+    state = collect_with_queue(run_directory, experiment)
     if as_json:
         sys.stdout.write(json.dumps(state, indent=2) + "\n")
         return 0
@@ -96,14 +131,42 @@ def _print_running(state: dict[str, Any], console: Console) -> None:
     for stage in state["running"]:
         part = f"{stage['phase']} {stage['done']}/{stage['total']} {stage['unit']}" if "phase" in stage else "starting"
         left = f", {duration(stage['seconds_left'])} left" if stage.get("seconds_left") is not None else ""
-        console.print(f"[cyan]▶[/cyan] {stage['title']}: {part}{left}", highlight=False)
+        console.print(f"[cyan]▶[/cyan] {stage['title']}: {part}{left}{job_words(stage)}", highlight=False)
+    for line in queued_lines(state["queued"]):
+        console.print(f"[blue]◦[/blue] {line}", highlight=False)
     for stage in state["failed"]:
         first = str(stage["message"]).strip().splitlines()[-1]
-        console.print(f"[bold red]✗[/bold red] {stage['title']}: {first}", highlight=False)
+        console.print(f"[bold red]✗[/bold red] {stage['title']}: {first}", highlight=False, soft_wrap=True)
         console.print(f"  log: {stage['log']}", highlight=False, soft_wrap=True)
+    for stage in state["blocked"]:
+        console.print(f"[dim]·[/dim] {stage['title']}: {NEVER_STARTED}{job_words(stage)}", highlight=False)
     counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
-    console.print(
-        f"stages: {counts}; {'held by ' + state['held_by'] if state['held_by'] else 'nothing runs'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.print(f"stages: {counts}; {who_works(state)}", highlight=False, soft_wrap=True)
+
+
+def queued_lines(stages: list[dict[str, Any]], most: int = MOST_QUEUED) -> list[str]:
+    """A line for each stage that only waits for the cluster, and how many wait for other stages first."""
+    turns = [stage for stage in stages if stage["scheduler_job"]["reason"] != "Dependency"]
+    lines = [f"{stage['title']}: queued{job_words(stage)}" for stage in turns[:most]]
+    if rest := len(stages) - len(lines):
+        lines.append(f"{rest} {'more ' if lines else ''}queued{' behind those' if len(turns) <= most else ''}")
+    return lines
+
+
+def job_words(stage: dict[str, Any]) -> str:
+    """`, job 12 (Priority), queued again 2 times`, for a stage that a scheduler has."""
+    job = stage.get("scheduler_job")
+    if not job:
+        return ""
+    reason = f" ({job['reason']})" if job["reason"] and not job["cause"] else ""
+    again = f", queued again {job['restarts']} {'time' if job['restarts'] == 1 else 'times'}"
+    return f", job {job['job']}{reason}{again if job['restarts'] else ''}"
+
+
+def who_works(state: dict[str, Any]) -> str:
+    """Who holds the run directory, or how the queue stands."""
+    if state["held_by"]:
+        return f"held by {state['held_by']}"
+    if state["scheduler"] and not state["scheduler"]["answers"]:
+        return f"shown from files alone, as no scheduler answers: {state['scheduler']['message']}"
+    return "Slurm has them" if state["queued"] or (state["scheduler"] and state["running"]) else "nothing runs"

@@ -1,7 +1,7 @@
 """`invoke status --watch`: a matrix while it runs, from files alone, so on a login node or over ssh as well.
 
 Looks at the run directory every second or two and never takes a lock, so it disturbs nothing and can be ended or
-started again at any moment.
+started again at any moment. A scheduler that has stages of it is asked less often.
 """
 
 import time
@@ -16,11 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from essence.atomic import read_json
-from essence.commands.status import CELL_COLUMNS, cell_row, collect
+from essence.commands.queued import SchedulerView
+from essence.commands.status import CELL_COLUMNS, cell_row, collect, job_words, queued_lines, see_queue, who_works
 from essence.report.words import duration
 from essence.store import RunDirectory
 
 REFRESH_S = 2.0
+ASK_SCHEDULER_S = 10.0
+MOST_QUEUED = 4
 LINES_AROUND_CELLS = 8
 """Of the screen, beside cells, running stages and failures."""
 
@@ -33,11 +36,20 @@ class Watch:
     experiment: str
     _walls: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Finished stage -> its kind and wall time; a manifest never changes."""
+    _asked: float | None = None
+    _view: SchedulerView | None = None
+    """What the scheduler said then."""
 
     def look(self) -> dict[str, Any]:
         """State of the matrix, and how long it will still take as far as finished stages tell."""
-        state = collect(self.run_directory, self.experiment)
+        state = collect(self.run_directory, self.experiment, self._queue())
         return {**state, "seconds_left": self._seconds_left(state)}
+
+    def _queue(self) -> SchedulerView | None:
+        if self._asked is None or time.monotonic() - self._asked > ASK_SCHEDULER_S:
+            self._view = see_queue(self.run_directory, self.experiment)
+            self._asked = time.monotonic()
+        return self._view
 
     def _seconds_left(self, state: dict[str, Any]) -> float | None:
         """Mean time of the finished stages of each kind times those that are left; None while a kind has none."""
@@ -79,22 +91,24 @@ def is_over(state: dict[str, Any]) -> bool:
     """Whether nothing will change any more: everything is done, or something failed and nobody works on the rest."""
     counts = state["counts"]
     left = sum(number for name, number in counts.items() if name != "done")
-    return left == 0 or (counts["failed"] > 0 and not state["held_by"] and not state["running"])
+    works = state["held_by"] or state["running"] or state["queued"]
+    return left == 0 or (counts["failed"] > 0 and not works)
 
 
 def screen(state: dict[str, Any], height: int) -> RenderableType:
     """The whole view in as many lines as the terminal has."""
     running = [part for stage in state["running"] for part in _running(stage)]
     failures = [_failure(stage) for stage in state["failed"]]
-    taken = LINES_AROUND_CELLS + len(running) + 2 * len(failures)
-    return Group(_head(state), _all_stages(state), *running, *failures, _cells(state, max(3, height - taken)))
+    queued = _queued(state["queued"])
+    taken = LINES_AROUND_CELLS + len(running) + 2 * len(failures) + len(queued)
+    return Group(_head(state), _all_stages(state), *running, *queued, *failures, _cells(state, max(3, height - taken)))
 
 
 def _head(state: dict[str, Any]) -> Text:
     counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
     head = Text(f"{state['experiment']}  ", style="bold")
     head.append(f"{time.strftime('%H:%M:%S')}  {counts}", style="dim")
-    head.append(f"\n{'held by ' + state['held_by'] if state['held_by'] else 'nothing holds it'}", style="dim")
+    head.append(f"\n{who_works(state)}", style="dim")
     return head
 
 
@@ -109,8 +123,14 @@ def _running(stage: dict[str, Any]) -> list[RenderableType]:
     known = stage.get("seconds_left")
     left = f", {duration(known)} left" if known is not None else ""
     note = f"{stage.get('unit', '')} {stage.get('phase', 'starting')}{left}  {stage.get('note', '')}".strip()
-    title = Text(f"▶ {stage['title']}", style="cyan", overflow="ellipsis", no_wrap=True)
+    title = Text(f"▶ {stage['title']}{job_words(stage)}", style="cyan", overflow="ellipsis", no_wrap=True)
     return [title, _bar(stage.get("done", 0), max(1, stage.get("total", 1)), note)]
+
+
+def _queued(stages: list[dict[str, Any]]) -> list[Text]:
+    """The first few that wait in a scheduler's queue, with why."""
+    lines = [f"◦ {line}" for line in queued_lines(stages, MOST_QUEUED)]
+    return [Text(line, style="blue", overflow="ellipsis", no_wrap=True) for line in lines]
 
 
 def _bar(done: int, total: int, note: str) -> Progress:

@@ -83,11 +83,24 @@ def found_sif(image: ImageRecipe, cure: str) -> SifRecord:
         raise MachineError(
             f"no SIF {file} here; build it: {cure}, or name the folder it lies in with {FOLDER_VARIABLE}"
         )
+    return checked_sif(file, image, cure)
+
+
+def checked_sif(file: Path, image: ImageRecipe, cure: str) -> SifRecord:
+    """What a SIF is; MachineError when it is damaged, or of another lock or base than the image has now."""
     record = read_sif(file)
     if not record.config_digest.startswith("sha256:"):
         raise MachineError(f"{file}: its label {DIGEST_LABEL} does not say which Docker image it was made of; {cure}")
     image.check_labels(record.labels, str(file), cure)
     return record
+
+
+def known_sif(file: Path) -> SifRecord | None:
+    """The record beside a SIF, where it is of this very file."""
+    with contextlib.suppress(RecordError, ValidationError, FileNotFoundError):
+        known = SifRecord.model_validate(read_json(record_file(file)))
+        return known if known.is_of(file) else None
+    return None
 
 
 def read_sif(file: Path) -> SifRecord:

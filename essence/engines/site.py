@@ -6,6 +6,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from essence.engines.images import ImageRecipe
+from essence.engines.sif import sif_folder
 from essence.errors import ExperimentError, nearest
 from essence.experiment import EXPERIMENTS
 from essence.settings import EnvironmentName, Record, StageName
@@ -15,6 +17,7 @@ SITES = EXPERIMENTS / "sites"
 TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+/-]*")
 SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
+FLAVOUR = "{flavour}"
 BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*)?(:(ro|rw))?")
 
 
@@ -50,9 +53,10 @@ class Site(Record):
     """Loaded before the container starts."""
     container: Literal["apptainer", "pyxis"]
     images: dict[EnvironmentName, str]
-    """Files with a path (from the SIF folder where it is relative), or, with pyxis, also names that enroot knows."""
+    """Files with a path (from the SIF folder where it is relative), or, with pyxis, also names that enroot knows.
+    `{flavour}` in them is cuda, cpu or paper."""
     sif_folder: str
-    """Absolute; empty = every image is given with its whole path or name."""
+    """Absolute. Empty = `sif/` of the project or the folder that ESSENCE_SIF_FOLDER names, with pyxis none."""
     binds: list[str]
     """Further folders inside, `source[:target][:ro|rw]`."""
     scratch: str
@@ -81,6 +85,13 @@ class Site(Record):
             raise ValueError("must be a path of letters, digits, _ . / - and variables as in ${SLURM_TMPDIR:-/tmp}")
         return text
 
+    @field_validator("sif_folder")
+    @classmethod
+    def whole_path(cls, text: str) -> str:
+        if text and not text.startswith("/"):
+            raise ValueError("must be an absolute path, or empty")
+        return text
+
     @field_validator("binds")
     @classmethod
     def absolute(cls, binds: list[str]) -> list[str]:
@@ -97,10 +108,24 @@ class Site(Record):
             raise ValueError(f"{', '.join(lacking)} must be there too")
         return table
 
-    def image(self, name: EnvironmentName) -> str:
+    @field_validator("images")
+    @classmethod
+    def known_placeholder(cls, images: dict[EnvironmentName, str]) -> dict[EnvironmentName, str]:
+        for name, image in images.items():
+            if set("{}") & set(image.replace(FLAVOUR, "")):
+                raise ValueError(f"{name} = '{image}' may hold {FLAVOUR} and no other braces")
+        return images
+
+    def image(self, recipe: ImageRecipe) -> str:
         """What the container flavour is told to run; a file of the SIF folder where there is one."""
-        image = self.images[name]
-        return str(Path(self.sif_folder) / image) if self.sif_folder else image
+        image = self.images[recipe.environment].replace(FLAVOUR, recipe.flavour)
+        folder = Path(self.sif_folder) if self.sif_folder else sif_folder() if self.container == "apptainer" else None
+        return str(folder / image) if folder else image
+
+    def image_file(self, recipe: ImageRecipe) -> Path | None:
+        """The file of an image; None for one that only enroot knows, by name."""
+        image = self.image(recipe)
+        return Path(image) if self.container == "apptainer" or image.startswith("/") else None
 
 
 def load_site(name: str) -> Site:

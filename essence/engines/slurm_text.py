@@ -76,6 +76,8 @@ class Job:
 
     surroundings: Surroundings
     spec: Spec
+    image: str
+    """What the site's container flavour is told to run."""
     after: tuple[str, ...]
 
 
@@ -96,8 +98,8 @@ def batch_text(job: Job, site: Site) -> str:
         spec_file=shlex.quote(str(around.folder.spec)),
         spec=json.dumps(job.spec.model_dump(mode="json"), ensure_ascii=True),
         rendezvous=rendezvous if nodes > 1 else "",
-        task=task_text(around, site),
-        srun=wrapped(srun_words(around, site)),
+        task=task_text(job, site),
+        srun=wrapped(srun_words(job, site)),
         stopped=EXIT_STOPPED,
     )  # fmt: skip
 
@@ -108,7 +110,8 @@ def header(job: Job, site: Site) -> list[str]:
     resources = around.resources
     # A login shell: modules are a function of its profile.
     lines = ["#!/bin/bash -l", f"# {around.title}"]
-    options = [f"--job-name={around.stage_id}", f"--output={around.folder.log}", "--open-mode=append"]
+    options = [f"--job-name={around.stage_id}", f"--chdir={around.folder.path}"]
+    options += [f"--output={around.folder.log}", "--open-mode=append"]
     options += [
         f"--{name}={value}" for name, value in (("account", site.account), ("partition", site.partition)) if value
     ]
@@ -120,14 +123,15 @@ def header(job: Job, site: Site) -> list[str]:
     return [*lines, *(f"#SBATCH {option}" for option in options)]
 
 
-def srun_words(around: Surroundings, site: Site) -> list[str]:
+def srun_words(job: Job, site: Site) -> list[str]:
     """srun with one task a node; with pyxis it starts the container too."""
+    around = job.surroundings
     nodes, cpus = around.resources.nodes, site.limits[around.stage].cpus
     words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
     # The first machine's task goes on after the others, to write the manifest.
     words += ["--kill-on-bad-exit=0", f"--wait={site.rest_wait_s}"]
     if site.container == "pyxis":
-        words += [f"--container-image={site.image(around.environment)}", "--no-container-mount-home"]
+        words += [f"--container-image={job.image}", "--no-container-mount-home"]
         words += [
             f"--container-workdir={around.folder.path}",
             f"--container-mounts={','.join(mount_words(around, site))}",
@@ -135,8 +139,9 @@ def srun_words(around: Surroundings, site: Site) -> list[str]:
     return words
 
 
-def task_text(around: Surroundings, site: Site) -> str:
+def task_text(job: Job, site: Site) -> str:
     """What runs on each node: the container around the stage, or within pyxis the stage alone."""
+    around = job.surroundings
     names = [name for name in JOB_TIME if around.resources.nodes > 1 or not name.startswith(("MASTER", "SLURM_NODEID"))]
     pairs = {
         name: value for name, value in around.contained_variables().items() if name not in (*JOB_TIME, "ESSENCE_HOST")
@@ -153,7 +158,7 @@ def task_text(around: Surroundings, site: Site) -> str:
         no_privileges=site.no_privileges,
     )
     start = f'{wrapped(words)} --workdir="$work" \\\n  '
-    start += f"{shlex.quote(site.image(around.environment))} {command}"
+    start += f"{shlex.quote(job.image)} {command}"
     return TASK.format(before=before, names=" ".join(names), start=start, after='rm -rf "$work"\n')
 
 
@@ -191,7 +196,7 @@ def variable(identifier: str) -> str:
 
 def check_path(path: Path) -> None:
     """ExperimentError for a path that cannot be told to sbatch and a container's list of folders."""
-    if found := next((sign for sign in str(path) if sign in ":,%\"'\\" or sign.isspace()), None):
+    if found := next((sign for sign in str(path) if sign in ":,|%\"'\\" or sign.isspace()), None):
         raise ExperimentError(
             f"{path}: holds {found!r}, which a batch text cannot name; choose a run directory without it with --runs"
         )

@@ -1,0 +1,225 @@
+"""Queue the jobs of what is left, each behind those it needs, and leave: no process stays on the login node.
+
+What is done is skipped, what is in the queue already is not queued again, and the rest is queued, in an order in which
+a job comes after all that it needs. So each prefix of the jobs is whole, should Slurm take no more.
+"""
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from essence.commands import report
+from essence.commands.selection import Selection, whole_plan
+from essence.commands.slurm import DEFAULT_SITE, fetch_command, planned_jobs
+from essence.commands.written import write_down
+from essence.engines import scheduler
+from essence.engines.scheduler import NEVER, NO_MORE, JobState
+from essence.engines.site import Site
+from essence.engines.slurm_text import Job, batch_text
+from essence.engines.stage_jobs import note_submission
+from essence.engines.surroundings import fetches
+from essence.errors import MachineError, PinError, SchedulerError
+from essence.pins import missing
+from essence.settings import DownloadSettings
+from essence.stages.attempts import now
+from essence.store import hold
+
+COMPLETING = "COMPLETING"
+
+
+@dataclass
+class Submission:
+    """Jobs as they go into the queue."""
+
+    site: Site
+    site_name: str
+    queue: list[JobState] = field(default_factory=list)
+    jobs: dict[str, str] = field(default_factory=dict)
+    """Stage id -> the job that works on it."""
+    fresh: list[Job] = field(default_factory=list)
+    """Queued now; the others were in the queue."""
+    refusal: str | None = None
+    """Why Slurm takes no more jobs now."""
+
+    def add(self, job: Job) -> None:
+        """Find a stage's job in the queue, or queue one."""
+        folder = str(job.surroundings.folder.path)
+        active = [state for state in self.queue if state.folder == folder and not state.ended]
+        needed = [self.jobs[stage] for stage in job.after]
+        for state in active:
+            if state.state == "PENDING" and in_vain(state, needed):
+                scheduler.cancel([state.job])
+            elif state.state != COMPLETING:
+                self.jobs[job.surroundings.stage_id] = state.job
+                return
+        # One that is just ending either succeeds, and the new job finds that, or the new one takes over.
+        ending = [state.job for state in active if state.state == COMPLETING]
+        self.jobs[job.surroundings.stage_id] = self._queue(job, needed, ending)
+        self.fresh.append(job)
+
+    def _queue(self, job: Job, needed: list[str], ending: list[str]) -> str:
+        folder = job.surroundings.folder.path
+        text = batch_text(job, self.site)
+        there = folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return scheduler.submit(text, needed, ending)
+        except SchedulerError:
+            if not there:
+                folder.rmdir()
+            raise
+
+    def add_all(self, jobs: list[Job]) -> None:
+        """Queue all; when a job is refused for good, or on Ctrl-C, those queued so far are cancelled."""
+        try:
+            for job in jobs:
+                self.add(job)
+        except SchedulerError as error:
+            if self.fresh and NO_MORE.search(str(error)):
+                self.refusal = str(error)
+            else:
+                gone = self._withdraw()
+                raise SchedulerError(f"{job.surroundings.title}: {self._sentence(job, str(error))}{gone}") from None
+        except BaseException:
+            self._withdraw()
+            raise
+        for job in self.fresh:
+            identifier = job.surroundings.stage_id
+            after = [self.jobs[stage] for stage in job.after]
+            note_submission(job.surroundings.folder, self.jobs[identifier], self.site_name, after, now())
+
+    def _withdraw(self) -> str:
+        """Cancel what was queued by this call; how to say so."""
+        queued = [self.jobs[job.surroundings.stage_id] for job in self.fresh]
+        try:
+            scheduler.cancel(queued)
+        except SchedulerError as error:
+            return f"; {len(queued)} jobs before it are queued still: scancel {' '.join(queued)} ({error})"
+        for job in self.fresh:
+            # Only what this call made, and nothing has written to since.
+            folder = job.surroundings.folder.path
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        return f"; the {len(queued)} jobs queued before it were cancelled" if queued else ""
+
+    def _sentence(self, job: Job, words: str) -> str:
+        """A refusal with the key of the site file that it is about."""
+        site, stage = self.site_name, job.surroundings.stage
+        if re.search("account", words, re.IGNORECASE):
+            value = f"account = '{self.site.account}', partition = '{self.site.partition}'"
+            return f"{words}; {value} in site {site}: set one that you may use (sacctmgr show associations user=$USER)"
+        if re.search("partition", words, re.IGNORECASE):
+            there = ", ".join(scheduler.partitions())
+            return f"{words}; partition = '{self.site.partition}' in site {site}: set one of those here ({there})"
+        if re.search("configuration|memory|cpu|node|gres|time", words, re.IGNORECASE):
+            limits = self.site.limits[stage]
+            asked = f"limits.{stage} = {limits.time}, {limits.memory_gib} GiB, {limits.cpus} cores"
+            gpus = job.surroundings.resources.gpus
+            asked += f", gpu_type = '{self.site.gpu_type}' with {gpus} GPUs" if gpus else ""
+            return f"{words}; {asked} in site {site}: ask for what a node has (sinfo --Node --long)"
+        return words
+
+
+def in_vain(state: JobState, needed: list[str]) -> bool:
+    """Whether a waiting job waits for one that has failed, or not for the one that now makes what it needs."""
+    listed = re.findall(r"after\w+:(\d+)", state.dependency)
+    return state.reason == NEVER or "(failed)" in state.dependency or not set(needed) <= set(listed)
+
+
+def queue_left(selection: Selection, site: Site, whole: bool, as_json: bool, console: Console) -> int:
+    """Queue what is left; with nothing left, write the report. Returns the exit code."""
+    left = selection.left()
+    run_directory = selection.run_directory
+    check_downloads(selection)
+    planned_jobs(selection, site, check=True)
+    command = selection.words.typed(whole)
+    submission = Submission(site, selection.words.site or DEFAULT_SITE)
+    if left:
+        scheduler.queue()  # nothing is written where no Slurm answers
+    folder = run_directory.experiment(selection.name)
+    with hold(folder, f"run directory {folder}", command):
+        if left:
+            # Before the look at what is left: a job that ends in between is then not queued again.
+            submission.queue = scheduler.queue()
+        jobs = planned_jobs(selection, site, check=True)
+        write_down(whole_plan(selection), selection)
+        submission.add_all(jobs)
+        if not jobs:
+            report.write_once_graded(run_directory, selection.name, selection.wanted, console)
+    if as_json:
+        sys.stdout.write(json.dumps(_as_json(selection, submission, jobs), indent=2) + "\n")
+    elif jobs:
+        _say(selection, submission, jobs, command, console)
+    else:
+        report.print_tables(run_directory, selection.name, console)
+        console.print(f"\n{selection.name}: all {len(selection.wanted)} stages were done before.", highlight=False)
+    return 0
+
+
+def check_downloads(selection: Selection) -> None:
+    """MachineError when something is left that jobs cannot do, PinError for a local path that is not there."""
+    left = selection.left()
+    if downloads := sum(fetches(stage) for stage in left):
+        raise MachineError(
+            f"{selection.name}: {downloads} downloads are left, and compute nodes have no network; first, where there "
+            f"is one: {fetch_command(selection)}"
+        )
+    for stage in left:
+        if isinstance(stage.settings, DownloadSettings) and (sentence := missing(stage.settings.source)):
+            raise PinError(f"{selection.name}: {sentence}")
+
+
+def _as_json(selection: Selection, submission: Submission, jobs: list[Job]) -> dict[str, Any]:
+    fresh = {job.surroundings.stage_id for job in submission.fresh}
+    told = [
+        {
+            "stage": job.surroundings.stage_id,
+            "title": job.surroundings.title,
+            "job": submission.jobs[job.surroundings.stage_id],
+            "after": [submission.jobs[stage] for stage in job.after],
+            "queued_now": job.surroundings.stage_id in fresh,
+        }
+        for job in jobs
+        if job.surroundings.stage_id in submission.jobs
+    ]
+    return {
+        "experiment": selection.name,
+        "jobs": told,
+        "done_before": len(selection.wanted) - len(jobs),
+        "not_taken": len(jobs) - len(told),
+        "refusal": submission.refusal,
+    }
+
+
+def _say(selection: Selection, submission: Submission, jobs: list[Job], command: str, console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("job", "stage", "after", ""):
+        table.add_column(heading, overflow="fold")
+    fresh = {job.surroundings.stage_id for job in submission.fresh}
+    for job in jobs:
+        if identifier := submission.jobs.get(job.surroundings.stage_id):
+            after = " ".join(submission.jobs[stage] for stage in job.after)
+            said = "queued" if job.surroundings.stage_id in fresh else "was in the queue"
+            table.add_row(identifier, job.surroundings.title, after, said)
+    console.print(table, highlight=False)
+    console.print(f"\n{_counts(selection, submission, jobs)}", highlight=False, soft_wrap=True)
+    if submission.refusal:
+        console.print(f"Slurm takes no more now ({submission.refusal}); later, the rest: {command}", soft_wrap=True)
+    words = ["invoke", "status", "--experiment", selection.name]
+    words += ["--runs", selection.words.runs] if selection.words.runs else []
+    console.print(f"how far it is: {shlex.join(words)}", highlight=False, soft_wrap=True)
+    console.print(f"once all have ended, the report; or what failed, again: {command}", highlight=False, soft_wrap=True)
+
+
+def _counts(selection: Selection, submission: Submission, jobs: list[Job]) -> str:
+    there = len(submission.jobs) - len(submission.fresh)
+    text = f"{selection.name}: {len(submission.fresh)} jobs queued"
+    text += f", {there} were in the queue" if there else ""
+    text += f", {left} not taken" if (left := len(jobs) - len(submission.jobs)) else ""
+    return text + f", {len(selection.wanted) - len(jobs)} of {len(selection.wanted)} stages done before"

@@ -1,0 +1,39 @@
+"""What is written down before anything runs: the plan, every setting as resolved, the code as it differs from git."""
+
+from pathlib import Path
+from typing import Any
+
+from essence.atomic import read_json, write_atomically, write_json
+from essence.commands.selection import Selection
+from essence.errors import RecordError
+from essence.experiment import PROJECT
+from essence.plan import Plan
+from essence.record.environment import code_facts
+
+
+def write_down(plan: Plan, selection: Selection) -> dict[str, Any]:
+    """Write plan.json, experiment.json and the diff of uncommitted code; what the specs say of the code."""
+    code, diff = code_facts(PROJECT)
+    saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
+    if diff and not saved.is_file():
+        write_atomically(saved, diff)
+    _write_changed(selection.run_directory.plan(plan.loaded.name), plan.as_json())
+    resolved = {
+        "schema_version": 1,
+        "experiment": plan.loaded.experiment.model_dump(mode="json"),
+        "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
+        "engine": selection.words.engine,
+        "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
+    }
+    _write_changed(selection.run_directory.resolved(plan.loaded.name), resolved)
+    return code
+
+
+def _write_changed(file: Path, value: dict[str, Any]) -> None:
+    """A run that changes nothing leaves every file as it is."""
+    try:
+        if read_json(file) == value:
+            return
+    except RecordError:
+        pass
+    write_json(file, value)

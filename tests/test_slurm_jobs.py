@@ -1,0 +1,217 @@
+"""Stages as Slurm jobs, for real, on one node; where the container would be, the stage runs in this environment."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MICRO, PROJECT, invoke
+from slurm_node import SlurmNode
+
+from essence.commands.status import collect_with_queue
+from essence.engines import scheduler
+from essence.engines.images import BASE_LABEL, LOCK_LABEL, ImageRecipe, recipe
+from essence.engines.sif import SifRecord, record_file
+from essence.record.canonical import sha256_file
+from essence.store import RunDirectory
+
+pytestmark = pytest.mark.slurm
+WAIT_S = 240.0
+TOKEN = "hf_planted_4711"
+
+# Options and image are left out. A file named after the stage's kind says what happens instead of the stage.
+STAND_IN = """\
+#!/bin/bash
+kind=$(sed -E 's/.*essence.stages ([a-z]+) .*/\\1/' <<< "$*")
+spec="${{@: -1}}"
+[ "$kind" != download ] || kind=$(grep -oE '"kind": "[a-z]+"' "$spec" | cut -d '"' -f 4)
+echo "$kind $(grep -oE 'CUDA_VISIBLE_DEVICES=\\S+' <<< "$*")" >> {folder}/devices
+env >> {folder}/environment
+[ ! -e {folder}/act-$kind ] || {{ . {folder}/act-$kind; exit; }}
+shift
+while [[ $1 == --* ]]; do shift; done
+shift 2
+exec env -i PATH={path} PYTHONPATH={project} "$@"
+"""
+
+
+@dataclass
+class Cluster:
+    """A site file for the one node, and a folder for what happens instead of stages."""
+
+    folder: Path
+    node: SlurmNode
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "site.toml"
+
+    def site_with(self, name: str, **changes: str) -> Path:
+        """Another site file, with other values."""
+        text = self.site.read_text()
+        for key, value in changes.items():
+            text, count = re.subn(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
+            assert count
+        file = self.folder / f"{name}.toml"
+        file.write_text(text)
+        return file
+
+    def act(self, kind: str, script: str | None) -> None:
+        file = self.folder / f"act-{kind}"
+        file.unlink(missing_ok=True) if script is None else file.write_text(script)
+
+    def run(self, runs: Path, *words: str, site: Path | None = None, experiment: Path = MICRO) -> Any:
+        line = ("--experiment", str(experiment), "--lsp", "0.5", "--runs", str(runs), *words)
+        return invoke("run", *line, "--engine", "slurm", "--site", str(site or self.site))
+
+
+@pytest.fixture(scope="module")
+def cluster(slurm: SlurmNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    program = folder / "bin" / "apptainer"
+    program.parent.mkdir()
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    program.write_text(STAND_IN.format(folder=folder, path=path, project=PROJECT))
+    program.chmod(0o755)
+    (folder / ".bash_profile").write_text(f"export PATH={program.parent}:$PATH\n")  # as a module would
+    (folder / "sif").mkdir()
+    for name in ("download", "train", "eval"):
+        stand_in_sif(folder / "sif" / f"{name}-cpu.sif", recipe(name, "cpu"))
+    text = (PROJECT / "experiments" / "sites" / "generic.toml").read_text()
+    text = re.sub(r"memory_gib = \d+, cpus = \d+", "memory_gib = 1, cpus = 1", text)
+    (folder / "site.toml").write_text(re.sub(r"^sif_folder.*", f'sif_folder = "{folder}/sif"', text, flags=re.M))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield Cluster(folder, slurm)
+
+
+def stand_in_sif(file: Path, image: ImageRecipe) -> None:
+    """A file that is no SIF, with the record of one."""
+    file.write_text(f"in the place of {image.name}")
+    found = file.stat()
+    record = SifRecord(
+        sha256=sha256_file(file),
+        bytes=found.st_size,
+        modified_ns=found.st_mtime_ns,
+        config_digest="sha256:" + "ab" * 32,
+        apptainer_version="1",
+        labels={LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base},
+        definition_sha256=None,
+    )
+    record_file(file).write_text(record.model_dump_json())
+
+
+@pytest.fixture(autouse=True)
+def nothing_else(cluster: Cluster) -> Iterator[None]:
+    """Each test begins and ends with no job in the queue and no stage replaced."""
+    yield
+    subprocess.run(["scancel", "--me"], check=True)
+    for file in cluster.folder.glob("act-*"):
+        file.unlink()
+
+
+def status(runs: Path, experiment: str = "micro") -> dict[str, Any]:
+    return collect_with_queue(RunDirectory(runs), experiment)
+
+
+def wait_for(condition: Callable[[], Any], runs: Path | None = None) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        logs = "".join(f"\n{log}:\n{log.read_text()[-1500:]}" for log in runs.glob("stages/*/log.txt")) if runs else ""
+        assert time.monotonic() < deadline, f"waited too long: {scheduler.queue()}{logs}"
+        time.sleep(0.2)
+    return found
+
+
+def jobs_of(done: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any]]:
+    """Kind of stage -> its job, as `--json` says; of several downloads the last."""
+    assert done.returncode == 0, done.stderr
+    return {told["stage"].split("-")[0]: told for told in json.loads(done.stdout)["jobs"]}
+
+
+def state_of(job: str) -> str:
+    return next(state.state for state in scheduler.queue() if state.job == job)
+
+
+def test_how_jobs_end_is_told_by_name(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.act("model", "python3 -c 'b = [bytearray(1 << 26) for _ in range(100)]'; exit 9")
+    cluster.act("dataset", "echo no such luck; exit 7")
+    cluster.act("benchmark", "sleep 600")
+    jobs = jobs_of(cluster.run(tmp_path, "--only", "tokenize", "--json"))
+    wait_for(lambda: len(status(tmp_path)["failed"]) == 2, tmp_path)
+    scheduler.cancel(state.job for state in scheduler.queue() if state.state == "RUNNING")
+    wait_for(lambda: len(status(tmp_path)["failed"]) == 3, tmp_path)
+    told = status(tmp_path)
+    failed = {stage["title"]: stage for stage in told["failed"]}
+    assert {title: stage["cause"] for title, stage in failed.items()} == {
+        "download model tiny-student": "out of memory",
+        "download dataset tiny": "job failure",
+        "download benchmark tiny-sums": "cancelled",
+    }
+    assert re.fullmatch(r"job \d+: job failure, exit code 7: no such luck", failed["download dataset tiny"]["message"])
+    blocked = [stage["scheduler_job"] for stage in told["blocked"]]
+    assert [(job["job"], job["cause"]) for job in blocked] == [(jobs["tokenize"]["job"], "dependency never satisfied")]
+    # Nobody needs Slurm to remember what was seen once; without Slurm the files are shown, and that is said.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        shown = invoke("status", "--experiment", "micro", "--runs", str(tmp_path)).stdout
+    assert "out of memory; raise its memory_gib in the site file" in shown
+    assert "shown from files alone, as no scheduler answers: squeue is not on PATH" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"partition": '"nope"'}, r"partition = 'nope' in site \S+: set one of those here \(closed, tests\)"),
+        ({"partition": '"closed"'}, r"account = '', partition = 'closed' in site \S+: set one that you may use"),
+        ({"sif_folder": '"/nonexistent"'}, r"/nonexistent/\w+-cpu.sif: no such file, the image for \w+ as the site"),
+        (
+            {"tokenize": '{ time = "01:00:00", memory_gib = 99999, cpus = 1 }'},
+            r"limits.tokenize = 01:00:00, 99999 GiB, 1 cores in site .*; the 3 jobs queued before it were cancelled",
+        ),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_leaves_nothing(
+    cluster: Cluster, tmp_path: Path, changes: dict[str, str], sentence: str
+) -> None:
+    done = cluster.run(tmp_path, "--only", "tokenize", site=cluster.site_with("refused", **changes))
+    assert done.returncode == 2 and re.search(sentence, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    wait_for(lambda: all(state.ended for state in scheduler.queue() if str(tmp_path) in state.folder))
+    assert not list(tmp_path.glob("stages/*/jobs.jsonl"))
+
+
+def test_without_slurm_or_downloads_it_says_what_to_do(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        done = cluster.run(tmp_path / "runs")
+    assert done.returncode == 2 and "squeue is not on PATH" in done.stderr and not (tmp_path / "runs").exists()
+    words = ("run", "--lsp", "0.5", "--engine", "slurm", "--site", str(cluster.site), "--runs", str(tmp_path / "runs"))
+    done = invoke(*words, "--experiment", "bespoke")
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+
+
+def test_what_is_queued_is_not_queued_again_and_what_waits_in_vain_is(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.act("dataset", "sleep 600")
+    first = jobs_of(cluster.run(tmp_path, "--only", "tokenize", "--json"))
+    again = jobs_of(cluster.run(tmp_path, "--only", "train", "--json"))
+    assert again["tokenize"]["job"] == first["tokenize"]["job"] and not again["tokenize"]["queued_now"]
+    assert again["train"]["queued_now"] and first["tokenize"]["job"] in again["train"]["after"]
+    # A new job for the data set; whatever waited for the old one is replaced too.
+    old = next(state.job for state in scheduler.queue() if state.state == "RUNNING" and is_stage(state.folder, "tiny"))
+    cluster.act("dataset", None)
+    scheduler.cancel([old])
+    third = jobs_of(cluster.run(tmp_path, "--only", "train", "--json"))
+    assert int(third["tokenize"]["job"]) > int(again["train"]["job"])
+    assert third["tokenize"]["job"] in third["train"]["after"] and old not in third["tokenize"]["after"]
+
+
+def is_stage(folder: str, dataset: str) -> bool:
+    return f'"title": "download dataset {dataset}"' in (Path(folder) / "spec.json").read_text()
