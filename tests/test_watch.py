@@ -2,15 +2,19 @@
 
 import io
 import json
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import invoke
 from rich.console import Console
 from synthetic_run import SyntheticRun
 
-from essence.commands.watch import Watch, is_over, screen, watch
+from essence.commands.watch import Watch, is_over, screen, short_names, watch
+from essence.stages import gpu_use
+from essence.stages.gpu_use import GIB
 from essence.store import RunDirectory
 
 
@@ -23,9 +27,9 @@ def terminal(height: int = 40, width: int = 110) -> Console:
     return Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
 
 
-def drawn(run: SyntheticRun, height: int = 40) -> str:
-    console = terminal(height)
-    console.print(screen(Watch(RunDirectory(run.root), run.experiment).look(), height))
+def drawn(run: SyntheticRun, height: int = 40, width: int = 110) -> str:
+    console = terminal(height, width)
+    console.print(screen(Watch(RunDirectory(run.root), run.experiment).look(), height, width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -41,6 +45,7 @@ def start(run: SyntheticRun, stage: str) -> None:
     progress = {
         "phase": "train", "done": 40, "total": 120, "unit": "steps", "note": "loss 1.234, 9,800 tokens/s, 31.2 GiB",
         "seconds_left": 600.0, "updated": time.time(), "pid": os.getpid(),
+        "gpus": [{"busy_percent": busy, "memory_gib": 31.2, "total_gib": 79.6} for busy in (90.0, 96.0)],
     }  # fmt: skip
     (folder / "progress.json").write_text(json.dumps(progress))
 
@@ -59,13 +64,40 @@ def test_what_is_left_is_estimated_from_what_is_finished(run: SyntheticRun) -> N
     assert state["seconds_left"] == pytest.approx(9.0 + 2.0)
 
 
+def test_what_runs_counts_with_what_it_says_itself(run: SyntheticRun) -> None:
+    train = run.stage_of(0, "train")
+    run.leave(train, run.stage_of(0, "generate"), run.stage_of(0, "grade"))
+    start(run, train)
+    state = Watch(RunDirectory(run.root), run.experiment).look()
+    assert state["seconds_left"] == pytest.approx(600.0 + 9.0 + 2.0)
+
+
 def test_a_failure_is_shown_first_with_its_log(run: SyntheticRun) -> None:
     run.fail(run.stage_of(7, "train"), "no GPU here")
     shown = drawn(run, height=16)
     assert "no GPU here" in shown and "log.txt" in shown
-    cells = [line for line in shown.splitlines() if "/lsp-" in line and "train" not in line]
-    assert "lsp-1.00" in cells[0] and "more" in shown
-    assert len(shown.splitlines()) <= 16
+    cells = shown[shown.index("cell ") :].splitlines()
+    assert cells[1].startswith("lsp-1.00 seed-2") and "more" in shown
+    assert len(shown.splitlines()) < 16
+
+
+def test_a_small_terminal_holds_running_failed_and_cells(run: SyntheticRun) -> None:
+    for cell in (0, 1):
+        train = run.stage_of(cell, "train")
+        run.leave(train, run.stage_of(cell, "generate"), run.stage_of(cell, "grade"))
+        start(run, train)
+    for cell in (4, 5, 6, 7):
+        run.fail(run.stage_of(cell, "grade"), "no answer of the grader, " * 20)
+    shown = drawn(run, height=24, width=80)
+    assert len(shown.splitlines()) < 24 and max(map(len, shown.splitlines())) <= 80
+    assert "train lsp-0.25 seed-1" in shown and "2 GPUs 93 % busy on average, the fullest 31.2 of 79.6 GiB" in shown
+    assert "more failed: invoke status" in shown and "log.txt" in shown
+
+
+def test_names_of_cells_are_the_parts_in_which_they_differ() -> None:
+    names = ["a/x_y/lsp-0.50/p+cot+a/seed-1", "a/x_y/lsp-1.00/p+cot+a/seed-1", "teacher x as it comes"]
+    assert list(short_names(names).values()) == ["lsp-0.50", "lsp-1.00", "teacher x as it comes"]
+    assert short_names(["a/b/seed-1"]) == {"a/b/seed-1": "a/b/seed-1"}
 
 
 def test_it_ends_when_everything_is_done(run: SyntheticRun) -> None:
@@ -97,3 +129,35 @@ def test_it_goes_on_while_somebody_works(run: SyntheticRun) -> None:
 def test_the_command_watches_a_finished_run_and_ends(run: SyntheticRun) -> None:
     done = invoke("status", "--watch", "--experiment", run.experiment, "--runs", str(run.root))
     assert done.returncode == 0 and "lsp-0.25" in done.stdout
+
+
+def no_such_gpu(name: str) -> int:
+    raise RuntimeError(f"{name}: a part of a GPU")
+
+
+DRIVER = SimpleNamespace(
+    NVMLError=RuntimeError,
+    nvmlInit=lambda: None,
+    nvmlDeviceGetCount=lambda: 3,
+    nvmlDeviceGetHandleByIndex=lambda index: index,
+    nvmlDeviceGetHandleByUUID=no_such_gpu,
+    nvmlDeviceGetMemoryInfo=lambda index: SimpleNamespace(used=index * GIB, total=80 * GIB),
+    nvmlDeviceGetUtilizationRates=lambda index: SimpleNamespace(gpu=30 * index),
+)
+"""NVML as far as it is asked: three GPUs, of which each is busier than the one before."""
+
+
+@pytest.mark.parametrize(
+    ("visible", "busy"), [(None, [0, 30, 60]), ("2,0", [60, 0]), ("", []), ("MIG-1", [])], ids=repr
+)
+def test_the_gpus_told_are_those_that_are_visible(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, busy: list[int]
+) -> None:
+    """No driver here: the stand-in answers as NVML's documentation says."""
+    monkeypatch.setitem(sys.modules, "pynvml", DRIVER)  # type: ignore[arg-type]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    gpu_use._handles.cache_clear()
+    assert [gpu["busy_percent"] for gpu in gpu_use.gpu_use()] == busy
+    gpu_use._handles.cache_clear()

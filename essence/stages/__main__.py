@@ -119,7 +119,7 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         partial=folder.partial,
         inputs={name: place.output for name, place in inputs.items()},
         resources=spec.resources,
-        progress=Progress(folder.progress),
+        progress=Progress(folder.progress, watch_gpus=spec.resources.gpus > 0),
         stop=stop,
     )
     if isinstance(settings, TrainSettings) and starts_ranks(spec, os.environ):

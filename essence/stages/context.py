@@ -13,6 +13,7 @@ from typing import Any
 
 from essence.atomic import write_atomically
 from essence.settings import Resources
+from essence.stages.gpu_use import gpu_use
 
 PROGRESS_EVERY_S = 0.5
 EXIT_CURABLE = 2
@@ -62,7 +63,8 @@ class Progress:
     """How far a stage is, as `progress.json` in its folder: read by the host, by `invoke status`, over ssh."""
 
     path: Path
-    started: float = field(default_factory=time.time)
+    watch_gpus: bool = False
+    """Whether to tell how busy the GPUs are, too."""
     _last_write: float = 0.0
     _phase: str = ""
     _phase_started: float = 0.0
@@ -87,6 +89,7 @@ class Progress:
             "seconds_left": left_s,
             "updated": now,
             "pid": os.getpid(),
+            "gpus": gpu_use() if self.watch_gpus else [],
         }
         write_atomically(self.path, json.dumps(record))
 

@@ -50,7 +50,7 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
         partial=folder.partial,
         inputs={name: StageFolder((folder.path / place).resolve()).output for name, place in spec.inputs.items()},
         resources=spec.resources,
-        progress=Progress(folder.progress),
+        progress=Progress(folder.progress, watch_gpus=spec.resources.gpus > 0),
         stop=stop,
     )
     reports = context.scratch / REPORTS
