@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from essence.record.manifest import Manifest
+from essence.record.manifest import Manifest, seal_of
 
 ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
 PROBLEMS = 40
@@ -86,12 +86,14 @@ class SyntheticRun:
         )
 
     def damage(self, stage: str, **changes: Any) -> None:
-        """Change groups of a stage's manifest."""
+        """Change groups of a stage's manifest as if the stage had written it so: under a new seal."""
         path = self.root / "stages" / stage / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        record = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({**record, "seal": seal_of(record)}))
 
     def _cell(self, span: str, lsp: float, seed: int) -> dict[str, Any]:
         name = f"{self.dataset}/{self.teacher}_{self.student}/lsp-{lsp:.2f}/p+cot+a/{self.protocol}/seed-{seed}"
+        name += "" if span == "left" else f"/{span}"
         downloads = {
             role: self._download(model) for role, model in (("student", self.student), ("teacher", self.teacher))
         }
@@ -102,15 +104,15 @@ class SyntheticRun:
             "objective": {"kd_weight": 0.5, "temperature": 1.0}, "seed": seed,
             "optimizer": {"epochs": 2, "batch_rows": 16, "max_lr": 1e-3, "weight_decay": 0.05},
         }  # fmt: skip
-        checks = list(validation_curve(lsp))
+        checks, steps = list(validation_curve(lsp)), list(step_metrics(lsp, seed))
         self._stage(
             train, "train", f"train {name}", settings,
-            results={"steps": STEPS, "best_step": STEPS, "best_validation_ce": checks[-1]["ce"], "last_loss": 0.41,
-                     "validations": checks},
+            results={"steps": STEPS, "best_step": STEPS, "best_validation_ce": checks[-1]["ce"],
+                     "last_loss": steps[-1]["loss"], "validations": checks},
             data={"train": {"rows": 2000, "tokens": int(400_000 * lsp)}, "validation": {"rows": 100, "tokens": 20_000}},
             cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
                   "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
-            lines={"metrics.jsonl": [*step_metrics(lsp, seed), *({"kind": "validation", **check} for check in checks)]},
+            lines={"metrics.jsonl": [*steps, *({"kind": "validation", **check} for check in checks)]},
         )  # fmt: skip
         accuracy = self.accuracy[lsp]
         return {

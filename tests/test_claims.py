@@ -164,11 +164,33 @@ def test_the_word_is_computed_from_the_manifest(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path).write()
     before = judged(run, "flops-half").word
     for cell in (i for i, c in enumerate(run.plan["cells"]) if c["lsp"] == 0.5):
-        path = tmp_path / "stages" / run.stage_of(cell, "train") / "manifest.json"
-        record = json.loads(path.read_text())
-        record["cost"]["flops"] *= 1.8
-        path.write_text(json.dumps(record))
+        train = run.stage_of(cell, "train")
+        cost = json.loads((tmp_path / "stages" / train / "manifest.json").read_text())["cost"]
+        run.damage(train, cost={**cost, "flops": cost["flops"] * 1.8})
     assert (before, judged(run, "flops-half").word) == ("reproduced", "not reproduced")
+
+
+@pytest.mark.parametrize("stage", ["train", "grade"])
+def test_a_record_edited_by_hand_counts_for_nothing_and_is_named(tmp_path: Path, stage: str) -> None:
+    """One number in one manifest: no word may come from it, and nothing may happen in silence."""
+    run = SyntheticRun(tmp_path, seeds=(1,)).write()
+    cell = next(i for i, c in enumerate(run.plan["cells"]) if c["lsp"] == 0.5)
+    edited = run.stage_of(cell, stage)
+    path = tmp_path / "stages" / edited / "manifest.json"
+    record = json.loads(path.read_text())
+    record["cost"]["flops"] = 1.0
+    path.write_text(json.dumps(record))
+    done = invoke("claims", "--runs", str(tmp_path), "--json")
+    found = json.loads(done.stdout)
+    rows = {row["id"]: row for row in found["claims"]}
+    touched = rows["flops-half"] if stage == "train" else rows["retention-half"]
+    assert touched["word"] == "not run" and "1 records are there but are not counted" in touched["advice"]
+    assert edited not in {name for row in found["claims"] for name in row["stages"]}
+    assert list(found["not_counted"]) == [edited] and "edited after it was written" in found["not_counted"][edited]
+    shown = invoke("report", "--experiment", run.experiment, "--runs", str(tmp_path))
+    assert shown.returncode == 0 and "edited after it was written" in shown.stdout
+    page = (tmp_path / run.experiment / "report" / "report.html").read_text()
+    assert edited in page and "records cannot be believed" in page
 
 
 def test_two_experiments_are_judged_together_and_shared_stages_count_once(tmp_path: Path) -> None:

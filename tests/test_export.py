@@ -1,7 +1,9 @@
 """One archive of a run: the same bytes each time, checked where nothing else is, and a valid RO-Crate."""
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,6 +12,9 @@ from pathlib import Path
 import pytest
 import rocrate
 from conftest import PROJECT, invoke, required
+
+from essence.errors import RecordError
+from essence.record.export import unpack
 
 VALIDATOR_LOCK = PROJECT / "locks" / "crate.txt"
 VOCABULARY = Path(rocrate.__file__).parent / "data" / "ro-crate.jsonld"
@@ -92,6 +97,99 @@ def test_a_damaged_archive_is_one_sentence(archive: Path, tmp_path: Path, kept: 
     done = invoke("verify", str(damaged))
     assert done.returncode == 2 and f"{damaged}: damaged, or not an archive" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_copied_elsewhere_gives_the_same_bytes(archive: Path, micro: Path, tmp_path: Path) -> None:
+    """Another folder, other times and modes, another order of files on disk."""
+    runs = tmp_path / "elsewhere" / "copied runs"
+    for file in sorted((p for p in micro.rglob("*") if p.is_file()), reverse=True):
+        copy = runs / file.relative_to(micro)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        copy.chmod(0o600)
+        os.utime(copy, (1e9, 1e9))
+    again = tmp_path / "again.tar.gz"
+    done = invoke("export", "--experiment", "micro", "--runs", str(runs), "--output", str(again))
+    assert done.returncode == 0, done.stderr
+    assert again.read_bytes() == archive.read_bytes()
+
+
+def test_the_checksum_file_is_one_that_sha256sum_takes(unpacked: Path) -> None:
+    done = subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=unpacked)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["output", "manifest"])
+def test_what_is_not_as_recorded_is_not_exported(micro: Path, tmp_path: Path, kind: str) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    file = sorted(
+        runs.glob("stages/grade-*/output/verdicts.jsonl" if kind == "output" else "stages/grade-*/manifest.json")
+    )[0]
+    file.write_text(file.read_text().replace("false", "true", 1))
+    done = invoke("export", "--experiment", "micro", "--runs", str(runs), "--output", str(tmp_path / "x.tar.gz"))
+    assert done.returncode == 2 and f"{file}: " in done.stderr and "not exported" in done.stderr
+    assert not list(tmp_path.glob("*x.tar.gz*"))
+
+
+def hostile(target: Path, *members: tuple[str, bytes, str]) -> Path:
+    """An archive of (name, tar type, link target)."""
+    with tarfile.open(target, "w:gz") as packed:
+        for name, kind, link in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, link
+            packed.addfile(member)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ((("micro/../../evil", tarfile.REGTYPE, ""),), "outside the destination"),
+        ((("micro/link", tarfile.SYMTYPE, "/etc/passwd"),), "is a link or a device"),
+        ((("micro/link", tarfile.LNKTYPE, "../../etc/passwd"),), "is a link or a device"),
+        ((("micro/device", tarfile.CHRTYPE, ""),), "is a link or a device"),
+        ((("micro/pipe", tarfile.FIFOTYPE, ""),), "is a link or a device"),
+        ((("micro/a", tarfile.REGTYPE, ""), ("micro/a", tarfile.REGTYPE, "")), "is in it twice"),
+        ((("micro/a", tarfile.REGTYPE, ""),), "it has no SHA256SUMS"),
+    ],
+)
+def test_a_hostile_archive_writes_nothing_elsewhere(
+    tmp_path: Path, members: tuple[tuple[str, bytes, str], ...], sentence: str
+) -> None:
+    folder = tmp_path / "inner" / "folder"
+    folder.mkdir(parents=True)
+    with pytest.raises(RecordError, match=sentence):
+        unpack(hostile(tmp_path / "hostile.tar.gz", *members), folder)
+    assert {p.name for p in tmp_path.iterdir()} == {"inner", "hostile.tar.gz"} and not list(tmp_path.rglob("evil"))
+
+
+def test_an_archive_of_more_than_fits_is_one_sentence(tmp_path: Path) -> None:
+    """The header of an archive claims an exbibyte; nothing of it is written."""
+    member = tarfile.TarInfo("micro/bomb")
+    member.size = 1 << 60
+    bomb = tmp_path / "bomb.tar.gz"
+    bomb.write_bytes(gzip.compress(member.tobuf() + bytes(1 << 20)))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RecordError, match="holds more than fits"):
+        unpack(bomb, tmp_path / "folder")
+    assert not list((tmp_path / "folder").rglob("bomb"))
+
+
+def test_bytes_changed_inside_an_archive_are_one_sentence(archive: Path, tmp_path: Path) -> None:
+    content = bytearray(archive.read_bytes())
+    damaged = tmp_path / "damaged.tar.gz"
+    for place in range(1, 10):
+        changed = content.copy()
+        changed[len(content) * place // 10] ^= 0xFF
+        damaged.write_bytes(changed)
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        try:
+            _, findings = unpack(damaged, folder)
+        except RecordError as error:
+            findings = [str(error)]
+        assert findings
 
 
 def test_nothing_to_export_is_one_sentence(tmp_path: Path) -> None:

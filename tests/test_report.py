@@ -161,7 +161,7 @@ def test_an_unfinished_stage_shows_its_last_words(run: SyntheticRun) -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{", "damaged"), ("[]", "damaged"), ('{"schema_version": 2}', "schema_version")],
+    [("{", "damaged"), ("[]", "damaged"), ('{"schema_version": 2}', "newer kit"), ("{}", "identity")],
 )
 def test_a_manifest_that_cannot_be_read_counts_as_failed(run: SyntheticRun, text: str, problem: str) -> None:
     grade = run.stage_of(0, "grade")

@@ -102,11 +102,22 @@ def test_a_removed_stage_that_another_one_read(runs: Path) -> None:
     assert all(finding.endswith("as 'model': removed") for finding in found.findings)
 
 
-def test_a_missing_cell_is_unfinished_in_its_experiment(runs: Path) -> None:
+def test_a_missing_cell_is_named_and_a_finding_where_a_report_was_made_from_it(runs: Path) -> None:
     grade = folder_of(runs, "grade")
     shutil.rmtree(grade)
-    found = verify(RunDirectory(runs), "micro")
-    assert found.findings == [] and found.unfinished == [grade.name]
+    cell = cells(runs)[0]["name"]
+    sentence = f"micro: {cell}: missing, not finished: {grade.name}"
+    for experiment in ("micro", None):
+        found = verify(RunDirectory(runs), experiment)
+        assert found.findings == [] and found.unfinished == [sentence]
+    manifest = grade / "manifest.json"
+    report = runs / "micro/report/report.json"
+    done = invoke("verify", str(runs))
+    assert done.returncode == 1 and f"✗ {manifest}: removed: {report} was made from it" in done.stdout
+    assert sentence in done.stdout
+    shutil.rmtree(report.parent)
+    done = invoke("verify", str(runs))
+    assert done.returncode == 0 and sentence in done.stdout
 
 
 def test_two_records_of_one_stage(runs: Path) -> None:
@@ -114,6 +125,131 @@ def test_two_records_of_one_stage(runs: Path) -> None:
     copy = grade.with_name("grade-0123456789abcdef")
     shutil.copytree(grade, copy)
     assert only(runs) == f"{copy}: holds the record of {grade.name}: two records of one stage"
+
+
+def test_two_records_for_one_cell(runs: Path) -> None:
+    file = runs / "micro/plan.json"
+    first, second = folder_of(runs, "train", 0).name, folder_of(runs, "train", 1).name
+    edit(file, lambda plan: plan["cells"][1].update(name=plan["cells"][0]["name"]))
+    sentence = f"{file}: two records for one cell, {cells(runs)[0]['name']}: {first} and {second}"
+    assert sentence in checked(runs).findings
+    done = invoke("report", "--experiment", "micro", "--runs", str(runs))
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_plan_that_says_otherwise_than_its_trainings(runs: Path) -> None:
+    file = runs / "micro/plan.json"
+    edit(file, lambda plan: plan["cells"][0].update(lsp=0.9))
+    cell, train = cells(runs)[0]["name"], folder_of(runs, "train").name
+    assert only(runs) == f"{file}: {cell} says lsp = 0.9, but {train} trained with 0.5"
+
+
+def test_two_images_of_one_environment(runs: Path) -> None:
+    images = {"generate": "sha256:" + "1" * 64, "grade": "sha256:" + "2" * 64}
+    for stage, digest in images.items():
+        edit(folder_of(runs, stage) / "manifest.json", lambda m, d=digest: m["image"].update(digest=d), reseal=True)
+    sentence = f"digest of its image is {images['grade']}, but {folder_of(runs, 'generate').name} was planned for the"
+    assert any(sentence in finding for finding in checked(runs).findings)
+
+
+@pytest.mark.parametrize(
+    ("stage", "group", "change", "sentence"),
+    [
+        ("grade", "results", {"interval": [0.0, 0.01]}, "interval high 0.01 recorded, "),
+        ("grade", "results", {"statuses": {"graded": 1}}, "status graded 1 recorded, "),
+        ("generate", "results", {"mean_completion_tokens": 1.5}, "mean_completion_tokens 1.5 recorded, "),
+        ("train", "results", {"last_loss": 0.5}, "last_loss 0.5 recorded, "),
+        ("train", "results", {"best_validation_ce": 0.1}, "best_validation_ce 0.1 recorded, "),
+        ("train", "inputs", {"data": {"train": {"rows": 95}}}, "train_rows = 96 declared, 95 executed"),
+        ("train", "seeds", {"train": 7}, "seed 1 declared, 7 used"),
+        ("grade", "results", {"benchmark": "aime25"}, "benchmark.name = tiny-sums declared, aime25 executed"),
+    ],
+)
+def test_a_number_that_its_files_do_not_give_even_under_a_new_seal(
+    runs: Path, stage: str, group: str, change: dict[str, Any], sentence: str
+) -> None:
+    file = folder_of(runs, stage) / "manifest.json"
+    edit(file, lambda record: record[group].update(change), reseal=True)
+    assert any(f"{file}: {sentence}" in finding for finding in checked(runs).findings), checked(runs).findings
+
+
+@pytest.mark.parametrize("stage", ["download", "tokenize", "train", "generate", "grade"])
+def test_a_record_without_what_its_stage_writes_is_findings_and_no_traceback(runs: Path, stage: str) -> None:
+    """Each key of each group taken away, or given another type, under a new seal: never a traceback, never silence."""
+    folder = next((runs / "stages").glob(f"{stage}-*"))
+    whole = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    for group in ("settings", "inputs", "results", "seeds", "identity"):
+        for key in whole[group]:
+            for value in (None, "x", [], {}):
+                record = json.loads(json.dumps(whole))
+                record[group][key] = value
+                record["seal"] = seal_of(record)
+                (folder / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
+                verify(RunDirectory(runs), stages=[folder.name])
+                if record["seal"] != whole["seal"] and stage != "grade":  # no stage reads a grade
+                    name = next(e for e in runs.glob("stages/*/manifest.json") if folder.name[-16:] in e.read_text()
+                                and e.parent != folder).parent.name  # fmt: skip
+                    assert verify(RunDirectory(runs), stages=[name]).findings
+                    break
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"cost": NaN}', "not valid JSON (holds NaN)"),
+        (b"[" * 100_000, "not valid JSON (maximum recursion"),
+        (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON (Exceeds the limit"),
+        (b'{"a": "\\ud800"}', "not valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b"[]", "holds list where an object is expected"),
+    ],
+)
+def test_a_record_that_is_no_json(runs: Path, content: bytes, sentence: str) -> None:
+    file = folder_of(runs, "grade") / "manifest.json"
+    file.write_bytes(content)
+    assert only(runs).startswith(f"{file}: damaged, ") and sentence in only(runs)
+
+
+def test_other_commands_on_a_damaged_record(runs: Path) -> None:
+    """They say what they can; none ends in a traceback."""
+    (folder_of(runs, "grade") / "manifest.json").write_text("[" * 100_000, encoding="utf-8")
+    said = {}
+    for command in ("status", "report", "claims", "card"):
+        done = invoke(command, "--experiment", "micro", "--runs", str(runs))
+        assert "Traceback" not in done.stderr, done.stderr
+        said[command] = done.returncode, done.stdout + done.stderr
+    assert [code for code, _ in said.values()] == [0, 0, 0, 2]
+    assert all("damaged, not valid JSON" in said[command][1] for command in ("report", "claims", "card"))
+    done = invoke("compare", f"{runs}/micro:lsp-0.50", f"{runs}/micro:lsp-1.00")
+    assert done.returncode == 2 and "damaged, not valid JSON" in done.stderr
+
+
+def test_an_output_outside_of_its_folder(runs: Path) -> None:
+    file = folder_of(runs, "grade") / "manifest.json"
+    outside = {"path": "../../../../../../etc/hostname", "bytes": 1, "sha256": "ab" * 32}
+    edit(file, lambda record: record["outputs"].append(outside), reseal=True)
+    assert only(runs) == f"{file}: output '../../../../../../etc/hostname' lies outside of its folder"
+    target = runs.parent / "out.tar.gz"
+    done = invoke("export", "--experiment", "micro", "--runs", str(runs), "--output", str(target))
+    assert done.returncode == 2 and "lies outside of its folder" in done.stderr and not target.exists()
+
+
+@pytest.mark.parametrize("file", ["report.html", "figures/flops.svg", "report.json"])
+def test_a_report_edited_by_hand(runs: Path, file: str) -> None:
+    path = runs / "micro/report" / file
+    assert path.is_file(), sorted(path.parent.iterdir())
+    path.write_text(path.read_text(encoding="utf-8").replace("1", "2"), encoding="utf-8")
+    done = invoke("verify", str(runs))
+    assert done.returncode == 1 and f"{path}: edited after it was written" in done.stdout
+
+
+def test_a_report_of_other_records(runs: Path) -> None:
+    """A record made anew, whole in itself, is not the one that the report was made from."""
+    file = folder_of(runs, "grade") / "manifest.json"
+    edit(file, lambda record: record["cost"].update(wall_s=0.5), reseal=True)
+    assert checked(runs).findings == []
+    done, report = invoke("verify", str(runs)), runs / "micro/report/report.json"
+    assert done.returncode == 1 and f"{file}: changed since {report} was made from it" in done.stdout
 
 
 def test_a_record_of_a_newer_kit(runs: Path) -> None:

@@ -29,14 +29,19 @@ class Judged:
 
 def judge(results: Iterable[Results]) -> list[Judged]:
     """Every claim under every protocol that anything was run under, in the order of the file."""
-    evidence = gather(results)
-    return [_judge(claim, name, evidence.under(name)) for claim in load_claims() for name in evidence.protocols]
+    read = list(results)
+    evidence = gather(read)
+    refused = len({stage.id for one in read for stage in one.refused})
+    return [
+        _judge(claim, name, evidence.under(name), refused) for claim in load_claims() for name in evidence.protocols
+    ]
 
 
-def _judge(claim: Claim, protocol: str, evidence: Evidence) -> Judged:
+def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> Judged:
     outcome = MEASURES[claim.measure](claim, evidence)
     if isinstance(outcome, str):
-        return Judged(claim, protocol, "not run", None, outcome)
+        note = f" ({refused} records are there but are not counted)" if refused and claim.measure != "none" else ""
+        return Judged(claim, protocol, "not run", None, outcome + note)
     word = decide(outcome, claim.band)
     return Judged(claim, protocol, word, outcome, _advice(outcome, claim.band) if word == "undecided" else "")
 

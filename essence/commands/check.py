@@ -6,9 +6,11 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from essence.record.export import unpack
 from essence.record.verify import Verification, verify
+from essence.report.check import report_findings
 from essence.store import RunDirectory
 
 GIB = 1 << 30
@@ -20,7 +22,7 @@ def print_verification(folder: Path, experiment: str | None, as_json: bool, cons
         verification = _verify_archive(folder)
     else:
         root, name = _run_directory_of(folder, experiment)
-        verification = verify(RunDirectory(root), name)
+        verification = verify_with_reports(RunDirectory(root), name)
     if as_json:
         sys.stdout.write(json.dumps(verification.as_json(), indent=2) + "\n")
     else:
@@ -28,15 +30,27 @@ def print_verification(folder: Path, experiment: str | None, as_json: bool, cons
     return 1 if verification.findings else 0
 
 
+def verify_with_reports(run_directory: RunDirectory, experiment: str | None) -> Verification:
+    """Verify records and, where there is nothing to say against these, the reports made from them."""
+    verification = verify(run_directory, experiment)
+    if verification.findings:
+        return verification
+    for name in [experiment] if experiment else run_directory.experiments():
+        findings, unchecked = report_findings(run_directory, name)
+        verification.findings += findings
+        verification.unchecked += unchecked
+    return verification
+
+
 def _verify_archive(archive: Path) -> Verification:
     """Unpack beside nothing of the caller's, check, and remove it again."""
     with tempfile.TemporaryDirectory(prefix="essence-verify-") as temporary:
         root, wrong = unpack(archive, Path(temporary))
-        verification = verify(RunDirectory(root))
+        verification = verify_with_reports(RunDirectory(root), None)
         verification.findings[:0] = wrong
         # The temporary folder means nothing to the reader.
-        verification.findings = [sentence.replace(f"{root}/", "") for sentence in verification.findings]
-        verification.unchecked = [sentence.replace(f"{root}/", "") for sentence in verification.unchecked]
+        for sentences in (verification.findings, verification.unchecked, verification.unfinished):
+            sentences[:] = [sentence.replace(f"{root}/", "") for sentence in sentences]
     return verification
 
 
@@ -48,15 +62,18 @@ def _run_directory_of(folder: Path, experiment: str | None) -> tuple[Path, str |
 
 
 def _say(verification: Verification, root: Path, console: Console) -> None:
-    for finding in verification.findings:
-        console.print(f"[bold red]✗[/bold red] {finding}", highlight=False, soft_wrap=True)
-    for sentence in verification.unchecked:
-        console.print(f"[yellow]?[/yellow] not checked: {sentence}", highlight=False, soft_wrap=True)
+    for sign, sentences in (
+        (Text("✗ ", style="bold red"), verification.findings),
+        (Text("? not checked: ", style="yellow"), verification.unchecked),
+        (Text("· ", style="dim"), verification.unfinished),
+    ):
+        for sentence in sentences:
+            console.print(sign + Text(sentence), soft_wrap=True)
     size = verification.bytes / GIB
     console.print(
         f"{root}: {verification.stages} stages, {verification.files} files, {size:.3f} GiB checked; "
         f"{len(verification.findings)} findings, {len(verification.unchecked)} not checked, "
-        f"{len(verification.unfinished)} stages not finished",
+        f"{len(verification.unfinished)} not finished",
         highlight=False,
         soft_wrap=True,
     )

@@ -22,10 +22,17 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     real = [results for results in read if not builtin_sources(results)]
     used = read if experiment else real or read
     judged = judge(used)
+    refused = {stage.id: stage.problem for one in used for stage in one.refused}
     if as_json:
-        record = {"experiments": [one.experiment for one in used], "claims": [judged_record(one) for one in judged]}
+        record = {
+            "experiments": [one.experiment for one in used],
+            "not_counted": refused,
+            "claims": [judged_record(one) for one in judged],
+        }
         sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         print_claims(claim_rows(judged), console)
+        for identifier, problem in refused.items():
+            console.print(f"[bold red]not counted:[/bold red] {identifier}: {problem}", highlight=False, soft_wrap=True)
         console.print(f"Measured on: {', '.join(one.experiment for one in used)}", highlight=False)
     return 0

@@ -1,32 +1,43 @@
 """What one stage's record is checked for: each check gives sentences, none when all is as recorded.
 
 The record's own seal, every file of the output, the inputs it read, the key it is named after, counts as executed
-against counts as declared, and results against the lines they were computed from.
+against counts as declared. Results are computed again in `recount.py`.
 """
 
-import json
-from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jsonschema
 
 from essence.atomic import read_json
-from essence.errors import RecordError
 from essence.record.canonical import canonical_json, sha256_file, sha256_text
 from essence.record.manifest import SCHEMA_FILE, SCHEMA_VERSION, seal_of
 from essence.store import StageFolder, stage_id
 
 Manifest = dict[str, Any]
 DECLARED = {
-    "generate": {"samples_per_problem": "samples", "max_new_tokens": "max_new_tokens", "dtype": "dtype"},
-    "grade": {"grader": "grader"},
-    "train": {"dtype": "compute_dtype"},
+    "generate": {
+        "settings.executed.samples_per_problem": "samples",
+        "settings.executed.max_new_tokens": "max_new_tokens",
+        "settings.executed.stop_loops": "stop_loops",
+        "settings.executed.dtype": "dtype",
+    },
+    "grade": {
+        "settings.executed.grader": "grader",
+        "settings.executed.samples_per_problem": "samples",
+        "results.benchmark": "benchmark.name",
+        "results.confidence": "confidence",
+    },
+    "train": {
+        "settings.executed.dtype": "compute_dtype",
+        "settings.executed.batch_tokens": "optimizer.batch_tokens",
+        "settings.executed.parallel.backend": "parallel",
+        "settings.executed.parallel.processes": "processes",
+    },
 }
-"""Stage -> what it says it executed -> the setting that it was told."""
-LINES = {"generate": "samples.jsonl", "grade": "verdicts.jsonl"}
-CLOSE = 1e-9
+"""Stage -> where its record says what was executed -> the setting that it was told."""
+IMAGE_FIELDS = ("digest", "base_digest", "sif_sha256")
 
 
 def schema_findings(file: Path, manifest: Manifest) -> Iterator[str]:
@@ -56,7 +67,9 @@ def file_findings(folder: StageFolder, outputs: list[dict[str, Any]], known: dic
     recorded = {entry["path"]: entry for entry in outputs}
     for path, entry in recorded.items():
         file = folder.output / path
-        if not file.is_file():
+        if not inside(path):
+            yield f"{folder.manifest}: output {path!r} lies outside of its folder"
+        elif not file.is_file():
             yield f"{file}: missing"
         elif file.stat().st_size != entry["bytes"] and _cut_off(file, entry["bytes"]):
             yield f"{file}: truncated: {file.stat().st_size} of {entry['bytes']} bytes, ends in the middle of a line"
@@ -64,6 +77,11 @@ def file_findings(folder: StageFolder, outputs: list[dict[str, Any]], known: dic
             yield _swapped(file, found, known) or f"{file}: content differs from its recorded sha256 " + entry["sha256"]
     present = {p.relative_to(folder.output).as_posix() for p in folder.output.rglob("*") if p.is_file()}
     yield from (f"{folder.output / path}: not in the record" for path in sorted(present - recorded.keys()))
+
+
+def inside(path: str) -> bool:
+    """Whether a recorded path stays below the folder that it is relative to."""
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts and "\0" not in path
 
 
 def _cut_off(file: Path, wanted_bytes: int) -> bool:
@@ -115,48 +133,54 @@ def key_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
 
 
 def executed_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether what was executed is what was declared: counts, caps, grader, seeds."""
-    resolved, executed = manifest["settings"]["resolved"], manifest["settings"]["executed"]
-    for name, setting in DECLARED.get(manifest["identity"]["stage"], {}).items():
-        if name in executed and executed[name] != resolved[setting]:
-            yield f"{folder.manifest}: {setting} = {resolved[setting]} declared, {executed[name]} executed"
-    if "seed" in resolved and resolved["seed"] not in manifest["seeds"].values():
-        yield f"{folder.manifest}: seed {resolved['seed']} declared, {manifest['seeds']} used"
+    """Whether what was executed is what was declared: rows, batch, counts, caps, grader, seeds.
+
+    KeyError or TypeError where the record lacks what such a stage declares.
+    """
+    resolved = manifest["settings"]["resolved"]
+    for executed, setting in DECLARED.get(manifest["identity"]["stage"], {}).items():
+        found, declared = look(manifest, executed), look(resolved, setting)
+        if found is not None and found != declared:
+            yield f"{folder.manifest}: {setting} = {declared} declared, {found} executed"
+    if manifest["identity"]["stage"] == "train":
+        yield from _row_findings(folder, manifest, resolved["rows"])
+    used = manifest["seeds"].get(manifest["identity"]["stage"])
+    if "seed" in resolved and resolved["seed"] != used:
+        yield f"{folder.manifest}: seed {resolved['seed']} declared, {used} used"
 
 
-def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether the results follow from the lines that were written: every sample once, accuracy from the verdicts."""
-    stage = manifest["identity"]["stage"]
-    file = folder.output / LINES.get(stage, "")
-    if stage not in LINES or not file.is_file():
-        return
-    try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        samples = Counter((str(line["problem"]), line["sample"]) for line in lines)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{file}: not the lines of a {stage} stage ({error})") from None
-    twice = [name for name, count in samples.items() if count > 1]
-    if twice:
-        yield f"{file}: sample {twice[0][1]} of problem {twice[0][0]} is there {samples[twice[0]]} times"
-    results = manifest["results"]
-    if stage == "generate" and len(lines) != results["samples"]:
-        yield f"{folder.manifest}: {results['samples']} samples recorded, {len(lines)} in {file.name}"
-    if stage == "grade":
-        yield from _accuracy_findings(folder, results, lines)
+def _row_findings(folder: StageFolder, manifest: Manifest, rows: dict[str, Any]) -> Iterator[str]:
+    """Rows trained on and rows left out with a reason are together those declared; a token budget has its own."""
+    for part in ("train", "validation"):
+        data = manifest["inputs"]["data"].get(part)
+        if data is None or (part == "train" and rows.get("token_budget")):
+            continue
+        found = data["rows"] + sum(data.get("skipped", {}).values())
+        if found != rows[f"{part}_rows"]:
+            yield f"{folder.manifest}: {part}_rows = {rows[f'{part}_rows']} declared, {found} executed"
+    batch, trained = look(manifest, "settings.executed.batch_rows"), look(manifest, "inputs.data.train.rows")
+    declared = look(manifest, "settings.resolved.optimizer.batch_rows")
+    if None not in (batch, trained, declared) and batch != min(declared, trained):
+        yield f"{folder.manifest}: optimizer.batch_rows = {declared} declared, {batch} executed"
 
 
-def _accuracy_findings(folder: StageFolder, results: dict[str, Any], lines: list[dict[str, Any]]) -> Iterator[str]:
-    correct: dict[str, list[bool]] = {}
-    for line in lines:
-        correct.setdefault(str(line["problem"]), []).append(bool(line["correct"]))
-    recorded = {str(p["problem"]): (p["correct"], p["samples"]) for p in results["per_problem"]}
-    counted = {problem: (sum(marks), len(marks)) for problem, marks in correct.items()}
-    if recorded != counted:
-        first = next(p for p in sorted(recorded.keys() | counted.keys()) if recorded.get(p) != counted.get(p))
-        yield (
-            f"{folder.manifest}: problem {first}: (correct, samples) {recorded.get(first)} recorded, "
-            f"{counted.get(first)} in verdicts.jsonl"
-        )
-    mean = sum(c / n for c, n in counted.values()) / len(counted) if counted else 0.0
-    if abs(mean - results["accuracy"]) > CLOSE:
-        yield f"{folder.manifest}: accuracy {results['accuracy']} recorded, {mean} from verdicts.jsonl"
+def look(value: Any, dotted: str) -> Any:
+    """The value at `a.b.c` of nested objects, or None where it is not there."""
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def image_findings(records: dict[StageFolder, Manifest]) -> Iterator[str]:
+    """Whether all stages of an experiment that were planned for one environment ran in one image, base and SIF."""
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for folder, manifest in records.items():
+        environment = read_json(folder.spec)["environment"] if folder.spec.is_file() else {}
+        for field in IMAGE_FIELDS:
+            found = manifest["image"].get(field)
+            if not environment or found is None:  # a download is the same in any image
+                continue
+            other, first = seen.setdefault((canonical_json(environment), field), (folder.path.name, found))
+            if found != first:
+                where = f"{folder.manifest}: {field.replace('_', ' ')} of its image is {found}"
+                yield f"{where}, but {other} was planned for the same environment and ran in {first}"

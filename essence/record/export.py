@@ -7,7 +7,10 @@ of others, and weights unless asked for) is listed in `export.json` with its has
 import gzip
 import io
 import json
+import shutil
 import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,12 +19,16 @@ from typing import Any
 from essence.atomic import read_json
 from essence.errors import RecordError
 from essence.record.canonical import sha256_file, sha256_text
+from essence.record.checks import inside, schema_findings, seal_findings
 from essence.record.crate import crate_metadata
 from essence.store import RunDirectory, StageFolder
 
 CHECKSUMS, LEFT_OUT, CRATE = "SHA256SUMS", "export.json", "ro-crate-metadata.json"
 NOT_OF_THE_RUN = ("lock", "holder.json")
 COMPRESSION = 6
+MOST_MEMBERS = 1_000_000
+KEPT_FREE_BYTES = 1 << 28
+"""What unpacking leaves of a disk."""
 
 
 @dataclass
@@ -32,6 +39,8 @@ class Contents:
     texts: dict[str, str] = field(default_factory=dict)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recorded: dict[str, str] = field(default_factory=dict)
+    """sha256 that a manifest states, by path in the archive."""
 
 
 def export(run_directory: RunDirectory, experiment: str, project: Path, target: Path, weights: bool) -> Contents:
@@ -78,14 +87,22 @@ def collect(run_directory: RunDirectory, experiment: str, project: Path, weights
 def _add_stage(folder: StageFolder, contents: Contents, weights: bool) -> None:
     name = folder.path.name
     manifest = read_json(folder.manifest)
+    wrong = [*schema_findings(folder.manifest, manifest)] or [*seal_findings(folder, manifest)]
+    wrong = wrong or [
+        f"output {e['path']!r} lies outside of its folder" for e in manifest["outputs"] if not inside(e["path"])
+    ]
+    if wrong:
+        raise RecordError(f"{wrong[0]}: not exported; `invoke verify` says more")
     contents.manifests[name] = manifest
     contents.files[f"stages/{name}/manifest.json"] = folder.manifest
-    contents.files[f"stages/{name}/spec.json"] = folder.spec
+    if folder.spec.is_file():
+        contents.files[f"stages/{name}/spec.json"] = folder.spec
     for entry in manifest["outputs"]:
         path = f"stages/{name}/output/{entry['path']}"
         file = folder.output / entry["path"]
         if file.is_file() and _is_exported(manifest["identity"]["stage"], entry["path"], weights):
             contents.files[path] = file
+            contents.recorded[path] = entry["sha256"]
         else:
             contents.left_out.append({**entry, "path": path})
 
@@ -99,14 +116,25 @@ def _is_exported(stage: str, path: str, weights: bool) -> bool:
 
 
 def _add_folder(folder: Path, place: str, contents: Contents) -> None:
-    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in NOT_OF_THE_RUN and p.name[0] != ".")
+    """Files of a folder; links could lead anywhere, and are left."""
+    files = (
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and not p.is_symlink() and p.name not in NOT_OF_THE_RUN and p.name[0] != "."
+    )
     for file in sorted(files):
         contents.files[f"{place}/{file.relative_to(folder).as_posix()}"] = file
 
 
 def _hashes(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Of every file; RecordError for one that is not as its manifest states."""
     for path, file in contents.files.items():
-        yield path, sha256_file(file)
+        digest = sha256_file(file)
+        if contents.recorded.get(path, digest) != digest:
+            raise RecordError(
+                f"{file}: content differs from its recorded sha256: not exported; `invoke verify` says more"
+            )
+        yield path, digest
     for path, text in contents.texts.items():
         yield path, sha256_text(text)
 
@@ -142,8 +170,8 @@ def unpack(archive: Path, folder: Path) -> tuple[Path, list[str]]:
     """
     try:
         with tarfile.open(archive, "r:gz") as packed:
-            packed.extractall(folder, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
+            packed.extractall(folder, members=_members(packed, archive, shutil.disk_usage(folder).free), filter="data")
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
         raise RecordError(f"{archive}: damaged, or not an archive: {error}") from None
     roots = [path.parent for path in folder.glob(f"*/{CHECKSUMS}")]
     if len(roots) != 1:
@@ -151,12 +179,34 @@ def unpack(archive: Path, folder: Path) -> tuple[Path, list[str]]:
     return roots[0], list(_checksum_findings(roots[0]))
 
 
+def _members(packed: tarfile.TarFile, archive: Path, free_bytes: int) -> Iterator[tarfile.TarInfo]:
+    """Files and folders, each once, of no more bytes than there is room for; an export holds nothing else."""
+    size, seen = 0, set[str]()
+    for member in packed:
+        size += member.size
+        if not (member.isfile() or member.isdir()):
+            raise RecordError(f"{archive}: {member.name!r} is a link or a device: not an archive of this kit")
+        if member.name in seen:
+            raise RecordError(f"{archive}: {member.name!r} is in it twice: not an archive of this kit")
+        if size > free_bytes - KEPT_FREE_BYTES or len(seen) > MOST_MEMBERS:
+            raise RecordError(
+                f"{archive}: holds more than fits: at least {len(seen)} files and {size} bytes, {free_bytes} bytes are "
+                f"free in {tempfile.gettempdir()} (set TMPDIR to a larger disk if you trust it)"
+            )
+        seen.add(member.name)
+        yield member
+
+
 def _checksum_findings(root: Path) -> Iterator[str]:
-    lines = (root / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-    listed = {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
+    try:
+        lines = (root / CHECKSUMS).read_text(encoding="utf-8").splitlines()
+        listed = {path: digest for digest, path in (line.split("  ", 1) for line in lines)}
+    except ValueError as error:
+        yield f"{CHECKSUMS}: damaged: {error}"
+        return
     for path, digest in listed.items():
         file = root / path
-        if not file.is_file():
+        if not inside(path) or not file.is_file():
             yield f"{path}: missing from the archive"
         elif sha256_file(file) != digest:
             yield f"{path}: content differs from its line in {CHECKSUMS}"
@@ -167,7 +217,10 @@ def _checksum_findings(root: Path) -> Iterator[str]:
 def left_out(root: Path) -> set[str]:
     """Paths below a run directory that its export left out; empty where it is no export."""
     file = root / LEFT_OUT
-    return {str(entry["path"]) for entry in read_json(file)["left_out"]} if file.is_file() else set()
+    try:
+        return {str(entry["path"]) for entry in read_json(file)["left_out"]} if file.is_file() else set()
+    except (KeyError, TypeError):
+        raise RecordError(f"{file}: not the list of what an export of this kit leaves out") from None
 
 
 def _json(value: Any) -> str:

@@ -4,7 +4,7 @@ Findings are sentences; none means that everything that could be checked is as r
 where only the records were copied and not the data, is named and is no finding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,18 @@ from essence.record.checks import (
     changed_inputs,
     executed_findings,
     file_findings,
+    image_findings,
     key_findings,
-    result_findings,
     schema_findings,
     seal_findings,
 )
 from essence.record.export import left_out
+from essence.record.planned import Plans, plan_findings, read_plans, unfinished_lines
+from essence.record.recount import result_findings
 from essence.store import RunDirectory, StageFolder
+
+ODD = (RecordError, KeyError, TypeError, ValueError, AttributeError)
+"""What reading a record of another shape than its stage writes ends in."""
 
 
 @dataclass
@@ -37,34 +42,41 @@ class Verification:
     unchecked: list[str] = field(default_factory=list)
     """What is not here and could therefore not be checked."""
     unfinished: list[str] = field(default_factory=list)
+    """A sentence for each cell or baseline that lacks something, and for each stage that no plan here speaks of."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "ok": not self.findings}
 
 
 def verify(run_directory: RunDirectory, experiment: str | None = None, stages: list[str] | None = None) -> Verification:
-    """Verify the named stages, those of one experiment, or all that lie in the run directory."""
+    """Verify the named stages, those of one experiment, or all that lie in the run directory or are planned there."""
     if not run_directory.root.is_dir():
         raise RecordError(f"{run_directory.root}: no such run directory")
-    names = _stage_ids(run_directory, experiment) if stages is None else stages
-    folders = [run_directory.stage(name) for name in names]
-    found = Verification(unfinished=[folder.path.name for folder in folders if not folder.done])
+    found = Verification()
+    plans = read_plans(run_directory, found.findings)
+    names = _stage_ids(run_directory, plans, experiment) if stages is None else stages
+    done = [folder for name in names if (folder := run_directory.stage(name)).done]
+    if not (done or names or found.findings):
+        raise RecordError(f"{run_directory.root}: holds no stages; is it a run directory?")
     absent = left_out(run_directory.root)
-    records = dict(_records([folder for folder in folders if folder.done], found))
-    known, planned = _known_files(records), _planned(run_directory)
+    records = dict(_records(done, found))
+    known, planned = _known_files(records), {name for plan in plans.values() for name in plan["stages"]}
     for folder, manifest in records.items():
         _verify_stage(folder, manifest, known, absent, found)
         _verify_chain(folder, manifest, planned, found)
+    if stages is None:
+        asked = {name: plan for name, plan in plans.items() if experiment in (None, name)}
+        _verify_plans(run_directory, asked, records, found)
+        found.unfinished += unfinished_lines(run_directory, asked, names)
     found.findings += _code_findings(run_directory, records)
-    if not found.stages and not found.unfinished and not found.findings:
-        raise RecordError(f"{run_directory.root}: holds no stages; is it a run directory?")
     return found
 
 
-def _stage_ids(run_directory: RunDirectory, experiment: str | None) -> list[str]:
-    if experiment is None:
-        return sorted(p.name for p in run_directory.stages.glob("*-*") if p.is_dir())
-    return sorted(read_json(run_directory.plan(experiment))["stages"])
+def _stage_ids(run_directory: RunDirectory, plans: Plans, experiment: str | None) -> list[str]:
+    if experiment is not None:
+        return sorted(plans[experiment]["stages"]) if experiment in plans else []
+    present = {p.name for p in run_directory.stages.glob("*-*") if p.is_dir()}
+    return sorted(present.union(*(plan["stages"] for plan in plans.values())))
 
 
 def _records(folders: list[StageFolder], found: Verification) -> Iterator[tuple[StageFolder, Manifest]]:
@@ -105,13 +117,26 @@ def _verify_stage(
     found.files += len(expected)
     found.bytes += sum(entry["bytes"] for entry in expected)
     if folder.spec.is_file():
-        findings += key_findings(folder, manifest)
+        findings += _sentences(folder, manifest, key_findings)
     else:
         found.unchecked.append(f"{folder.path.name}: its key, spec.json is not here")
-    findings += executed_findings(folder, manifest)
+    findings += _sentences(folder, manifest, executed_findings)
     if not any(str(folder.output) in finding for finding in findings):  # damaged lines are named by their hash
-        findings += result_findings(folder, manifest)
+        findings += _sentences(folder, manifest, result_findings)
     found.findings += findings
+
+
+def _sentences(
+    folder: StageFolder, manifest: Manifest, check: Callable[[StageFolder, Manifest], Iterable[str]]
+) -> list[str]:
+    """What a check finds; a record without what its stage writes is a finding itself."""
+    sentences: list[str] = []
+    try:
+        sentences.extend(check(folder, manifest))
+    except ODD as error:
+        stage = manifest["identity"]["stage"]
+        sentences.append(f"{folder.path}: not the record of a {stage} stage: {type(error).__name__}: {error}")
+    return sentences
 
 
 def _verify_chain(folder: StageFolder, manifest: Manifest, planned: set[str], found: Verification) -> None:
@@ -125,6 +150,18 @@ def _verify_chain(folder: StageFolder, manifest: Manifest, planned: set[str], fo
             found.unchecked.append(sentence)
 
 
+def _verify_plans(
+    run_directory: RunDirectory, plans: Plans, records: dict[StageFolder, Manifest], found: Verification
+) -> None:
+    for name, plan in plans.items():
+        mine = {folder: manifest for folder, manifest in records.items() if folder.path.name in plan["stages"]}
+        try:
+            found.findings += plan_findings(run_directory.plan(name), plan, {f.path.name: m for f, m in mine.items()})
+            found.findings += image_findings(mine)
+        except ODD as error:
+            found.findings.append(f"{run_directory.plan(name)}: not a plan of this kit, at {error!r}")
+
+
 def _code_findings(run_directory: RunDirectory, records: dict[StageFolder, Manifest]) -> Iterator[str]:
     """Whether the uncommitted changes that a stage ran with are the ones that were kept."""
     for sha256 in sorted({str(m["code"]["diff_sha256"]) for m in records.values() if m["code"]["diff_sha256"]}):
@@ -133,8 +170,3 @@ def _code_findings(run_directory: RunDirectory, records: dict[StageFolder, Manif
             yield f"{file}: missing: the uncommitted changes that stages ran with"
         elif sha256_file(file) != sha256:
             yield f"{file}: content differs from its name"
-
-
-def _planned(run_directory: RunDirectory) -> set[str]:
-    """Ids of all stages that any plan in the run directory speaks of."""
-    return {name for e in run_directory.experiments() for name in read_json(run_directory.plan(e))["stages"]}

@@ -13,6 +13,7 @@ from essence.claims.definition import CLAIMS_FILE
 from essence.claims.verdict import judge, judged_record
 from essence.errors import RecordError
 from essence.record.canonical import canonical_json, sha256_file, sha256_text
+from essence.record.manifest import seal_of
 from essence.report.findings import findings
 from essence.report.markdown import markdown_report
 from essence.report.page import render_page, statement
@@ -22,7 +23,7 @@ from essence.report.samples import write_pieces
 from essence.report.table import arm_rows, cell_rows, missing_lines, row_record
 from essence.store import RunDirectory
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def write_report(run_dir: Path, experiment: str) -> Path:
@@ -38,7 +39,8 @@ def report_is_current(run_dir: Path, experiment: str) -> bool:
     folder = RunDirectory(run_dir).report(experiment)
     try:
         record = read_json(folder / "report.json")
-        return bool(record.get("made_from") == made_from(run_dir, experiment)) and (folder / "report.html").is_file()
+        whole = record.get("seal") == seal_of(record) and (folder / "report.html").is_file()
+        return whole and bool(record.get("made_from") == made_from(run_dir, experiment))
     except RecordError:
         return False
 
@@ -68,7 +70,9 @@ def write_results(results: Results) -> Path:
     pieces = write_pieces(results, partial, folder)
     (partial / "report.html").write_text(render_page(results, figures, pieces), encoding="utf-8")
     (partial / "report.md").write_text(markdown_report(results, figures), encoding="utf-8")
-    text = json.dumps(report_record(results, figures), indent=2, ensure_ascii=False, allow_nan=False)
+    files = {p.relative_to(partial).as_posix(): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+    record = {**report_record(results, figures), "files": files}
+    text = json.dumps({**record, "seal": seal_of(record)}, indent=2, ensure_ascii=False, allow_nan=False)
     (partial / "report.json").write_text(text + "\n", encoding="utf-8")
     _replace_folder(folder, partial)
     return folder / "report.html"
@@ -85,6 +89,7 @@ def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]
         "note": results.note,
         "statement": statement(results),
         "done": results.done,
+        "records": {s.id: sha256_file(s.folder.manifest) for s in results.stages if s.folder.done},
         "claims": [judged_record(one) for one in judge([results])],
         "groups": [_group_record(results, group, drawn.get(group.key, ())) for group in results.groups],
         "missing": missing_lines(results),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from essence.atomic import read_json
 from essence.errors import RecordError
-from essence.record.manifest import Manifest
+from essence.record.manifest import SCHEMA_VERSION, Manifest, seal_of
 from essence.store import RunDirectory, StageFolder, State
 
 STATE_WORDS: dict[State, str] = {
@@ -35,7 +35,7 @@ class StageEvidence:
     manifest: dict[str, Any] = field(default_factory=dict, repr=False)
     """Empty unless the stage is done."""
     problem: str = ""
-    """What is wrong with a manifest that is there."""
+    """What is wrong with a manifest that is there; it then counts for nothing."""
     inputs: dict[str, str] = field(default_factory=dict, repr=False)
     """Name of an input -> id of the stage that makes it, as planned."""
 
@@ -106,11 +106,24 @@ def read_stage(run: RunDirectory, stage_id: str, entry: dict[str, Any]) -> Stage
         return StageEvidence(*common, state, inputs=inputs)
     try:
         manifest = read_json(folder.manifest)
-        Manifest.model_validate(manifest)
     except RecordError as error:
         return StageEvidence(*common, "failed", problem=str(error), inputs=inputs)
+    problem = _problem(manifest)
+    if problem:
+        return StageEvidence(*common, "failed", problem=problem, inputs=inputs)
+    return StageEvidence(*common, state, manifest, inputs=inputs)
+
+
+def _problem(manifest: dict[str, Any]) -> str:
+    """Why no number of a manifest may be used: of a newer kit, of another shape, or not as it was written."""
+    version = manifest.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        return f"manifest.json: written by a newer kit (schema {version}, known up to {SCHEMA_VERSION}): update the kit"
+    try:
+        Manifest.model_validate(manifest)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return StageEvidence(*common, "failed", problem=f"manifest.json: {place}: {first['msg']}", inputs=inputs)
-    return StageEvidence(*common, state, manifest, inputs=inputs)
+        return f"manifest.json: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    if seal_of(manifest) != manifest["seal"]:
+        return "manifest.json: edited after it was written, so it is not counted: `invoke verify` says more"
+    return ""

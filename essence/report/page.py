@@ -111,6 +111,12 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], 
 
 def statement(results: Results) -> list[str]:
     """What this run is, and what it is not."""
+    refused = [f"{stage.id} ({stage.problem})" for stage in results.refused]
+    warning = [f"Not counted, because their records cannot be believed: {'; '.join(refused)}."] if refused else []
+    return warning + _statement(results)
+
+
+def _statement(results: Results) -> list[str]:
     made = builtin_sources(results)
     if not made:
         return [

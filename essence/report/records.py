@@ -240,6 +240,11 @@ class Results:
         return tuple(cell for group in self.groups for cell in group.cells)
 
     @property
+    def refused(self) -> tuple[StageEvidence, ...]:
+        """Stages whose record is there and counts for nothing: edited, damaged, or of a newer kit."""
+        return tuple(stage for stage in self.stages if stage.problem)
+
+    @property
     def done(self) -> bool:
         """Whether every stage of the plan is."""
         return all(stage.state == "done" for stage in self.stages)

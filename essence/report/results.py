@@ -48,6 +48,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
     try:
         stages = {name: read_stage(run, name, entry) for name, entry in plan["stages"].items()}
         cells = [_cell(entry, stages) for entry in plan["cells"]]
+        refuse_twins(run.plan(experiment), plan)
         baselines = tuple(_baseline(entry, stages) for entry in plan["baselines"])
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{run.plan(experiment)}: not a plan of this kit, at {error}") from error
@@ -62,13 +63,23 @@ def read_results(run_dir: Path, experiment: str) -> Results:
     )
 
 
+def refuse_twins(file: Path, plan: dict[str, Any]) -> None:
+    """RecordError where a plan has one cell twice: its trainings would count as two seeds."""
+    trainings: dict[str, str] = {}
+    for name, train in ((entry["name"], entry["stages"]["train"]) for entry in plan["cells"]):
+        if name in trainings:
+            raise RecordError(f"{file}: two records for one cell, {name}: {trainings[name]} and {train}")
+        trainings[name] = train
+
+
 def _cell(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Cell:
     used = list(entry["stages"].values())
     used += [e[stage] for e in entry["evaluations"] for stage in ("generate", "grade")]
+    train = stages[entry["stages"]["train"]]
     return Cell(
         **{axis: entry[axis] for axis in AXES},
-        train=stages[entry["stages"]["train"]],
-        scores=tuple(_score(evaluation, stages) for evaluation in entry["evaluations"]),
+        train=train,
+        scores=tuple(_score(evaluation, stages, train) for evaluation in entry["evaluations"]),
         stages=tuple(stages[name] for name in dict.fromkeys(used)),
     )
 
@@ -78,10 +89,12 @@ def _baseline(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Baseli
     return Baseline(entry["role"], entry["model"], entry["protocol"], scores)
 
 
-def _score(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Score:
+def _score(entry: dict[str, Any], stages: dict[str, StageEvidence], *trained: StageEvidence) -> Score:
+    """The score of one evaluation; without a number where a record that it rests on counts for nothing."""
     grade = stages[entry["grade"]]
     score = Score(entry["benchmark"], entry["checkpoint"], grade)
-    if grade.number("results", "accuracy") is None:
+    rests_on = (grade, stages[entry["generate"]], *trained)
+    if grade.number("results", "accuracy") is None or any(stage.problem for stage in rests_on):
         return score
     try:
         return _graded_score(score, grade.manifest["results"])

@@ -1,0 +1,112 @@
+"""Results computed again from the files that a stage wrote: samples, verdicts, training metrics."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from essence.scoring.statistics import accuracy
+from essence.store import StageFolder
+
+Manifest = dict[str, Any]
+Line = dict[str, Any]
+CLOSE = 1e-9
+
+
+def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
+    """Whether the results follow from the lines that were written; nothing where these are not here.
+
+    KeyError, TypeError or ValueError where results or lines are not those of such a stage.
+    """
+    stage, results = manifest["identity"]["stage"], manifest["results"]
+    if stage not in LINES or not (folder.output / LINES[stage]).is_file():
+        return
+    lines = _read(folder.output / LINES[stage])
+    where = f"{folder.manifest}: "
+    if stage == "train":
+        yield from (where + finding for finding in _training(results, lines))
+        return
+    yield from _twice(folder.output / LINES[stage], lines)
+    found = _completions(results, lines) if stage == "generate" else _verdicts(results, lines)
+    yield from (where + finding for finding in found)
+
+
+LINES = {"generate": "samples.jsonl", "grade": "verdicts.jsonl", "train": "metrics.jsonl"}
+
+
+def _read(file: Path) -> list[Line]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _twice(file: Path, lines: list[Line]) -> Iterator[str]:
+    samples = Counter((str(line["problem"]), line["sample"]) for line in lines)
+    name, count = max(samples.items(), key=lambda item: item[1], default=(("", 0), 0))
+    if count > 1:
+        yield f"{file}: sample {name[1]} of problem {name[0]} is there {count} times"
+
+
+def _training(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
+    """Of a step written twice, after a resume, the later counts."""
+    steps = {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+    checks = {line["step"]: line["ce"] for line in lines if line["kind"] == "validation"}
+    yield from _differs("steps", results["steps"], max(steps, default=0), "metrics.jsonl")
+    yield from _differs("last_loss", results["last_loss"], steps.get(results["steps"]), "metrics.jsonl")
+    recorded = {check["step"]: check["ce"] for check in results["validations"]}
+    for step in sorted(recorded.keys() | checks.keys()):
+        yield from _differs(f"validation at step {step}", recorded.get(step), checks.get(step), "metrics.jsonl")
+    best = recorded.get(results["best_step"])
+    yield from _differs("best_validation_ce", results["best_validation_ce"], best, "the validations")
+
+
+def _completions(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
+    reasons = Counter(str(line["finish_reason"]) for line in lines)
+    tokens = sum(line["tokens"] for line in lines) / len(lines) if lines else 0.0
+    counted = {
+        "samples": len(lines),
+        "problems": len({str(line["problem"]) for line in lines}),
+        "mean_completion_tokens": tokens,
+    }
+    for name, value in counted.items():
+        yield from _differs(name, results[name], value, "samples.jsonl")
+    for reason in sorted(results["finish_reasons"].keys() | reasons.keys()):
+        recorded = results["finish_reasons"].get(reason, 0)
+        yield from _differs(f"finish reason {reason}", recorded, reasons[reason], "samples.jsonl")
+
+
+def _verdicts(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
+    marks: dict[str, list[bool]] = {}
+    for line in lines:
+        marks.setdefault(str(line["problem"]), []).append(bool(line["correct"]))
+    recorded = {str(p["problem"]): (p["correct"], p["samples"]) for p in results["per_problem"]}
+    counted = {problem: (sum(found), len(found)) for problem, found in marks.items()}
+    for problem in sorted(recorded.keys() | counted.keys()):
+        if recorded.get(problem) != counted.get(problem):
+            first = f"{recorded.get(problem)} recorded, {counted.get(problem)} in verdicts.jsonl"
+            yield f"problem {problem}: (correct, samples) {first}"
+            break
+    statuses = Counter(str(line["status"]) for line in lines)
+    for status in sorted(results["statuses"].keys() | statuses.keys()):
+        yield from _differs(f"status {status}", results["statuses"].get(status, 0), statuses[status], "verdicts.jsonl")
+    yield from _score(results, list(marks.values()))
+
+
+def _score(results: dict[str, Any], marks: list[list[bool]]) -> Iterator[str]:
+    """Accuracy, and where the method is the one of this kit also its error and interval."""
+    if not marks or len({len(found) for found in marks}) != 1:
+        return
+    estimate = accuracy(marks, results["confidence"])
+    yield from _differs("accuracy", results["accuracy"], estimate.value, "verdicts.jsonl")
+    if results["method"] == estimate.method:
+        yield from _differs("standard_error", results["standard_error"], estimate.standard_error, "verdicts.jsonl")
+        for name, recorded, value in zip(
+            ("low", "high"), results["interval"], (estimate.low, estimate.high), strict=True
+        ):
+            yield from _differs(f"interval {name}", recorded, value, "verdicts.jsonl")
+
+
+def _differs(name: str, recorded: Any, value: Any, source: str) -> Iterator[str]:
+    numbers = isinstance(recorded, int | float) and isinstance(value, int | float)
+    if recorded != value and not (numbers and math.isclose(recorded, value, rel_tol=CLOSE, abs_tol=CLOSE)):
+        yield f"{name} {recorded} recorded, {value} from {source}"
