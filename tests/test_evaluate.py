@@ -10,6 +10,7 @@ from conftest import invoke
 from essence.commands.evaluate import Asked, model_pin, select_model
 from essence.commands.selection import Words
 from essence.errors import KitError
+from essence.experiment import load
 from essence.settings import GenerateSettings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -60,6 +61,51 @@ def test_what_is_typed_reaches_the_stages_and_the_rest_comes_from_the_experiment
     assert download.model_dump()["source"]["commit"] == COMMIT
 
 
+def test_released_asks_as_lighteval_0_10_did(tmp_path: Path) -> None:
+    """Prompt, sampling and cap of the published scores: its AIME task, the engine settings of the released script."""
+    plan = select_model(words(tmp_path), asked()).plan
+    stage = next(s for s in plan.stages.values() if s.stage == "generate")
+    found = stage.settings.model_dump()
+    expected = {"samples": 64, "temperature": 0.6, "top_p": 0.95, "max_new_tokens": 32_768, "max_model_tokens": 32_768}
+    expected |= {"dtype": "bfloat16", "seed": 1234, "decoder": "vllm", "stop_at_turn_end": False, "stop_loops": False}
+    assert {name: found[name] for name in expected} == expected
+    resources = load("bespoke").experiment.resources
+    assert (resources.decoder_memory_share, resources.tensor_parallel) == (0.8, 1)
+    grade = next(s for s in plan.stages.values() if s.stage == "grade")
+    assert grade.settings.model_dump()["grader"] == "lighteval-0.10"
+    prompt = found["benchmark"]["prompt"]
+    told, blank, problem = prompt.split("\n")
+    assert (blank, problem) == ("", "{problem}")
+    assert told.startswith("Solve the following math problem efficiently and clearly.  The last line of your response")
+    assert r"'Therefore, the final answer is: $\boxed{ANSWER}$. I hope it is correct'" in told
+    assert told.endswith("Think step by step before answering.")
+    assert load("bespoke").catalogue.benchmarks["aime24"].prompt == prompt
+
+
+OWN_BENCHMARK = """
+extends = "tiny"
+title = "A benchmark of one's own"
+
+[benchmarks.sums]
+{place}
+problem_field = "question"
+answer_field = "solution"
+answer_type = "gsm8k"
+prompt = "Put the answer in \\\\boxed{{}}. {{problem}}"
+"""
+
+
+def test_a_benchmark_of_the_hub_is_a_table_in_a_toml(tmp_path: Path) -> None:
+    place = f'repository = "someone/sums"\ncommit = "{COMMIT}"\nfiles = ["test.jsonl"]'
+    (tmp_path / "own.toml").write_text(OWN_BENCHMARK.format(place=place))
+    plan = select_model(words(tmp_path, experiment=str(tmp_path / "own.toml")), asked(benchmark="sums")).plan
+    sources = [s.settings.model_dump()["source"] for s in plan.stages.values() if s.stage == "download"]
+    (source,) = (source for source in sources if source["kind"] == "benchmark")
+    assert (source["repository"], source["commit"], source["files"]) == ("someone/sums", COMMIT, ["test.jsonl"])
+    generate = next(s for s in plan.stages.values() if s.stage == "generate").settings.model_dump()
+    assert generate["benchmark"]["answer_type"] == "gsm8k"
+
+
 def test_a_folder_is_named_by_its_last_part(tmp_path: Path) -> None:
     folder = tmp_path / "My Model (best)"
     folder.mkdir()
@@ -74,14 +120,17 @@ def test_a_model_is_evaluated_and_what_is_done_is_not_done_again(tmp_path: Path)
     from sampling import make_inputs
 
     model = make_inputs(tmp_path)["model"] / "model"
-    options = ["--experiment", "tiny", "--benchmark", "tiny-sums", "--problems", "3", "--samples", "2"]
+    (tmp_path / "own.toml").write_text(OWN_BENCHMARK.format(place='path = "own.jsonl"'))
+    rows = [{"question": f"{n} + {n}?", "solution": f"It is\n#### {2 * n}"} for n in range(4)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--experiment", str(tmp_path / "own.toml"), "--benchmark", "sums", "--problems", "3", "--samples", "2"]
     command = ["evaluate", "--model", str(model), *options, "--runs", str(tmp_path / "runs")]
     refused = invoke(*command, "--max-model-tokens", "10")
     assert refused.returncode == 1
     assert "leaves no room for a completion: max_model_tokens is 10" in refused.stdout
     first = invoke(*command, "--max-new-tokens", "12")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "tiny-sums avg@2: " in first.stdout and "6 completions: stop" in first.stdout
+    assert "sums avg@2: " in first.stdout and "6 completions: stop" in first.stdout
     again = invoke(*command, "--max-new-tokens", "12", "--json")
     results = json.loads(again.stdout)["results"]
     assert sum(results["finish_reasons"].values()) == 6 and results["executed"]["max_new_tokens"] == 12

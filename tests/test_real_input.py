@@ -27,6 +27,8 @@ train_rows = 1
 validation_rows = 1
 
 [training]
+parallel = "single"  # several processes: test_parallel.py
+processes = 1
 validations_per_epoch = 1
 activation_checkpointing = false
 compute_dtype = "float32"

@@ -80,8 +80,10 @@ def real_rows(assets: Path) -> Iterator[dict[str, Any]]:
     for name in ("bespoke_stratos_17k.real2.jsonl", "sky_t1_format.real_traces.jsonl"):
         for line in (assets / "traces" / name).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            if "conversations" in row:
-                yield row
+            if "conversations" not in row:  # the trace alone, with irregular newlines around its markers
+                texts = {"user": row.get("user_value", "What is it?"), "assistant": row["assistant_value"]}
+                row = {"conversations": [{"from": role, "value": text} for role, text in texts.items()]}
+            yield row
 
 
 def truncated(items: list[Any], p: float, span: str) -> list[Any]:
