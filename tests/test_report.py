@@ -14,6 +14,8 @@ from synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 from essence.errors import RecordError
 from essence.report import words
 from essence.report.build import report_is_current, write_report
+from essence.report.endings import ENDING_COLUMNS, ending_rows
+from essence.report.facts import environment_facts
 from essence.report.findings import findings
 from essence.report.records import Results
 from essence.report.results import read_results
@@ -81,6 +83,43 @@ def test_device_memory_counts_where_there_is_a_device(run: SyntheticRun) -> None
     cost = json.loads((run.root / "stages" / train / "manifest.json").read_text())["cost"]
     run.damage(train, cost={**cost, "peak_gpu_memory_gib": 38.5})
     assert read(run).cells[0].cost.peak_memory_gib == 38.5
+
+
+def test_how_completions_end_stands_beside_the_accuracy(run: SyntheticRun) -> None:
+    results = read(run)
+    rows = ending_rows(results, results.groups[0], EVALUATION)
+    assert [row.label for row in rows] == ["untrained student", "0.25", "0.50", "0.75", "1.00", "teacher"]
+    total = PROBLEMS * SAMPLES
+    capped = round(total * 0.2 * (1.1 - 0.25))
+    shown = dict(zip(ENDING_COLUMNS, rows[1].numbers, strict=True))
+    assert shown["At the cap"] == words.percent(capped / total)
+    assert shown["Stopped"] == words.percent(1 - capped / total)
+    assert (shown["Mean tokens"], shown["Longest"]) == ("66", words.NOTHING)
+
+
+def test_energy_is_a_ratio_where_a_driver_tells(run: SyntheticRun) -> None:
+    for cell, joules in ((2, 300.0), (3, 300.0), (6, 600.0), (7, 400.0)):
+        train = run.stage_of(cell, "train")
+        cost = json.loads((run.root / "stages" / train / "manifest.json").read_text())["cost"]
+        run.damage(train, cost={**cost, "energy_j": joules})
+    half = read(run).groups[0].arms[1]
+    assert half.ratio["energy"] == pytest.approx(0.6)
+    assert "figures/energy.svg" in files(write_report(run.root, "tiny"))
+
+
+def test_the_environment_names_inputs_images_software_and_hardware(run: SyntheticRun) -> None:
+    grade = run.stage_of(0, "grade")
+    hardware = json.loads((run.root / "stages" / grade / "manifest.json").read_text())["hardware"]
+    run.damage(grade, hardware={**hardware, "gpus": [{"name": "H100", "memory_gib": 79.6}] * 2, "driver": "570.1"})
+    found = {title: {f.name: f.values for f in facts} for title, facts in environment_facts(read(run)).items()}
+    assert list(found) == ["Inputs", "Code and images", "Software", "Hardware"]
+    assert found["Inputs"]["model tiny-teacher"] == ("made by the kit",)
+    assert found["Hardware"]["GPU"] == ("none", "2 × H100, 80 GiB") and found["Software"]["driver"] == ("570.1",)
+
+
+def test_nothing_is_said_of_the_order_where_nothing_is_solved(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, accuracy=dict.fromkeys((0.25, 0.5, 0.75, 1.0), 0.0), untrained=0.0).write()
+    assert "rises" not in sentences(run)
 
 
 def test_the_table_has_baselines_around_the_arms(run: SyntheticRun) -> None:
@@ -210,9 +249,9 @@ def test_odd_names_are_escaped_everywhere(tmp_path: Path) -> None:
     page = report.read_text()
     # Data, in which no tag can stand, and one script, the kit's own, which the policy names by hash.
     tags = re.findall(r"<script[^>]*>", page)
-    data = r'<script type="(application/json" id="(explore|samples)-data|text/plain" id="piece-[a-z0-9.-]+)">'
-    assert [tag for tag in tags if not re.fullmatch(data, tag)] == ["<script>"] and len(tags) > 10
-    assert page.count("</script>") == 2
+    data_tag = r'<script type="(application/json" id="(explore|samples)-data|text/plain" id="piece-[a-z0-9.-]+)">'
+    assert [tag for tag in tags if not re.fullmatch(data_tag, tag)] == ["<script>"] and len(tags) > 10
+    assert page.count("</script>") == len(tags)
     data = page.split('id="explore-data">')[1].split("</script>")[0]
     assert "<" not in data and json.loads(data)["groups"][0]["dataset"] == odd
     code = page.split("<script>")[1].split("</script>")[0]

