@@ -71,12 +71,12 @@ class Estimate:
 def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> Estimate:
     """The estimate for one cell."""
     settings = train_settings(plan.cell, loaded.experiment)
-    row, measured = _mean_row(plan, loaded, run_directory)
+    row, measured = mean_row(plan, loaded, run_directory)
     row_tokens = float(row.lengths[0]) if row else None
     student = architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
     teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory)
     kept = tokens_read(row, settings.view) if row else None
-    rows = _rows(settings, kept)
+    rows = rows_trained(settings, kept)
     flops = _training_flops(settings, student, teacher, kept, row, rows)
     gpus = loaded.experiment.resources.gpus
     return Estimate(
@@ -111,13 +111,13 @@ def tokens_read(row: Bounds, view: ViewSettings) -> int:
     return int(windows.stop[0] - windows.first_read[0])
 
 
-def _rows(settings: TrainSettings, kept: int | None) -> int:
+def rows_trained(settings: TrainSettings, kept: int | None) -> int:
     """Rows trained on; with a token budget, as many as it pays for."""
     rows, budget = settings.rows.train_rows, settings.rows.token_budget
     return min(rows, max(1, budget // kept)) if budget and kept else rows
 
 
-def _mean_row(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> tuple[Bounds | None, bool]:
+def mean_row(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> tuple[Bounds | None, bool]:
     """A row of mean length and mean sections, and whether they were counted; assumed rows are all chain of thought."""
     folder = run_directory.stage(plan.stages["tokenize"])
     if folder.done:
@@ -158,7 +158,9 @@ def _training_flops(
     if not (student and teacher and kept and row):
         return None
     checkpointing, epochs = settings.activation_checkpointing, settings.optimizer.epochs
-    step = distillation_flops(student, teacher, [kept], activation_checkpointing=checkpointing)
+    step = distillation_flops(
+        student, teacher, [kept], activation_checkpointing=checkpointing, teacher_form=settings.teacher
+    )
     validation = forward_flops(student, tokens_read(row, validation_view(settings)))
     validations = epochs * settings.validations_per_epoch * settings.rows.validation_rows
     return float(step * epochs * rows + validation * validations)
@@ -185,9 +187,9 @@ def _gpu_memory_gib(
     if not (student and teacher):
         return None
     static = (
-        sharded_static_bytes(student, teacher, gpus)
+        sharded_static_bytes(student, teacher, gpus, settings.teacher)
         if gpus > 1
-        else static_bytes(student, teacher, settings.compute_dtype)
+        else static_bytes(student, teacher, settings.compute_dtype, settings.teacher)
     )
     longest = tokens_read(_row(0, settings.rows.max_row_tokens - 1, 0), settings.view)
     return (static + LOSS_BYTES_PER_LOGIT * longest * student.vocabulary) / GIB

@@ -33,6 +33,7 @@ from essence.settings import (
     SamplingSettings,
     Sections,
     Span,
+    TeacherChoice,
     TokenizeSettings,
     TrainSettings,
     ViewSettings,
@@ -100,7 +101,7 @@ class DecontaminationSection(Record):
     remove: bool
 
 
-class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings):
+class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings, TeacherChoice):
     """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py).
 
     `batch_rows` is the effective batch as stated, accumulation included.
@@ -364,6 +365,7 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
         ),
         **part(training, LoopSettings),
         **part(training, ParallelSettings),
+        **part(training, TeacherChoice),
         seed=cell.seed,
     )
 

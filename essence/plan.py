@@ -26,6 +26,7 @@ from essence.settings import (
 )
 from essence.source import source_sha256
 from essence.store import stage_id
+from essence.teaching import teacher_settings
 
 ModelFolder = Literal["model", "best", "last"]
 VLLM_LOCK = "vllm_lock_sha256"
@@ -33,6 +34,7 @@ VLLM_LOCK = "vllm_lock_sha256"
 ONLY: dict[str, tuple[StageName, ...]] = {
     "download": ("download",),
     "tokenize": ("tokenize",),
+    "teacher": ("teacher",),
     "train": ("train",),
     "generate": ("generate",),
     "grade": ("grade",),
@@ -76,7 +78,7 @@ class CellPlan:
 
     cell: Cell
     stages: dict[str, str]
-    """tokenize, train, student, teacher -> stage id."""
+    """tokenize, train, student, teacher (the model) -> stage id; `states` where the teacher is paid once."""
     evaluations: list[EvaluationPlan]
 
 
@@ -205,7 +207,9 @@ class _Planner:
             resources = Resources(**part(section, Resources))
             if stage != "train":
                 resources = resources.model_copy(update={"nodes": 1})
-            if stage not in ("train", "generate"):
+            if stage == "teacher":
+                resources = resources.model_copy(update={"gpus": min(1, resources.gpus)})
+            elif stage not in ("train", "generate"):
                 resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
             self.stages[identifier] = PlannedStage(
                 identifier, stage, key, title, settings, inputs, resources, runs_in, environment, source
@@ -225,14 +229,14 @@ class _Planner:
     def cell(self, cell: Cell) -> CellPlan:
         experiment, protocol = self.loaded.experiment, PROTOCOLS[cell.protocol]
         student, teacher = self.download("model", cell.student), self.download("model", cell.teacher)
-        tokenizer = experiment.data[cell.dataset].tokenizer
+        tokenizer = student if experiment.data[cell.dataset].tokenizer == "student" else teacher
         tokens = self.add(
             "tokenize",
-            f"tokenize {cell.dataset} for {getattr(cell, tokenizer)} ({cell.protocol})",
+            f"tokenize {cell.dataset} for {getattr(cell, experiment.data[cell.dataset].tokenizer)} ({cell.protocol})",
             tokenize_settings(cell.dataset, cell.protocol, self.loaded),
             {
                 "rows": self.download("dataset", cell.dataset),
-                "tokenizer": student if tokenizer == "student" else teacher,
+                "tokenizer": tokenizer,
                 **{
                     f"problems-{name}": self.download("benchmark", name)
                     for name in experiment.decontamination.benchmarks
@@ -240,14 +244,21 @@ class _Planner:
             },
         )
         settings = train_settings(cell, experiment)
-        inputs = {"tokens": tokens, "student": student, "teacher": teacher}
-        train = self.add("train", f"train {cell.name}", settings, inputs)
+        stages = {"tokenize": tokens, "student": student, "teacher": teacher}
+        if settings.teacher != "live":
+            stages["states"] = self.add(
+                "teacher",
+                f"teacher {cell.teacher} reads {cell.dataset} ({cell.protocol})",
+                teacher_settings(cell, settings, self.loaded),
+                {"tokens": tokens, "tokenizer": tokenizer, "teacher": teacher},
+            )
+        inputs = {"tokens": tokens, "student": student, "teacher": stages.get("states", teacher)}
+        stages["train"] = train = self.add("train", f"train {cell.name}", settings, inputs)
         evaluations = [
             self.evaluation(benchmark, train, checkpoint, cell.protocol, cell.seed, cell.name)
             for benchmark in experiment.evaluation.benchmarks
             for checkpoint in protocol.evaluated_checkpoints
         ]
-        stages = {"tokenize": tokens, "train": train, "student": student, "teacher": teacher}
         return CellPlan(cell, stages, evaluations)
 
     def evaluation(

@@ -7,13 +7,14 @@ values are in the key themselves, the texts of errors and the way progress is wr
 import ast
 import functools
 from pathlib import Path
+from typing import get_args
 
 from essence.record.canonical import sha256_text
 from essence.settings import StageName
 
 PACKAGE = Path(__file__).resolve().parent
 WITHOUT_EFFECT = {"essence.settings", "essence.errors", "essence.atomic"}
-ENTRY = {stage: f"essence.stages.{stage}" for stage in ("download", "tokenize", "train", "generate", "grade")}
+ENTRY = {stage: f"essence.stages.{stage}" for stage in get_args(StageName)}
 
 
 @functools.cache

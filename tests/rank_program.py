@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from some_resources import some_objective, some_resources
 from test_trainer import TRAIN, VALIDATION, ActAfter, model, settings
 
+from essence.distill.batches import Batch, head_weight, states_of_rows
+from essence.distill.cached_teacher import CachedTeacher
 from essence.distill.ranks import Ranks
 from essence.distill.state import TrainResult
-from essence.distill.teacher import place_teacher
+from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow
+from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trainer import DivergedError, train
 from essence.stages.context import Progress, Stopped, StopRequest
 
@@ -25,17 +29,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero3": {"parallel": "zero3"},
     "zero3-sharded": {"parallel": "zero3", "teacher_placement": "sharded"},
     "ddp-offloaded-packed": {"parallel": "ddp", "teacher_placement": "offloaded", "packing": True},
+    "ddp-cached": {"parallel": "ddp", "teacher": "cached", "packing": True},
     "zero3-bfloat16": {"parallel": "zero3", "compute_dtype": "bfloat16", "activation_checkpointing": True},
     "ddp-bfloat16": {"parallel": "ddp", "compute_dtype": "bfloat16", "activation_checkpointing": True},
 }
-RESUMED = ("ddp", "zero2", "zero3-sharded")
+RESUMED = ("ddp", "zero2", "zero3-sharded", "ddp-cached")
+CACHE = "cache"
 CPU = torch.device("cpu")
 
 
 def train_on_this_rank(work: Path, ranks: Ranks, stop: StopRequest, progress: Progress, **changes: Any) -> TrainResult:
     chosen = settings(processes=ranks.processes, **changes)
     dtype = torch.bfloat16 if chosen.compute_dtype == "bfloat16" else torch.float32
-    teacher = place_teacher(model(1, hidden=24).to(dtype), chosen.teacher_placement, dtype, ranks, CPU)
+    teacher: TeacherStates
+    if chosen.teacher == "cached":
+        teacher = CachedTeacher(work.parent / CACHE, CPU)
+    else:
+        teacher = place_teacher(model(1, hidden=24).to(dtype), chosen.teacher_placement, dtype, ranks, CPU)
     resources = some_resources(micro_batch_rows=1, checkpoint_every_s=600.0)
     return train(model(0), teacher, TRAIN, VALIDATION, chosen, resources, work, progress, stop, ranks=ranks, device=CPU)
 
@@ -72,10 +82,26 @@ def diverge(work: Path, ranks: Ranks) -> None:
         (work / f"diverged-{ranks.rank}.txt").write_text(str(error))
 
 
+def store_teacher(output: Path) -> None:
+    """As the teacher stage does, in files of three rows."""
+    whole = model(1, hidden=24).eval().requires_grad_(False)
+    writer = RowWriter(output / ROWS, {})
+    for first in range(0, len(TRAIN), 3):
+        rows = TRAIN[first : first + 3]
+        states = states_of_rows(whole, Batch.of(rows, 16, CPU))
+        pairs = zip(rows, states, strict=True)
+        writer.add([StoredRow(row.row, torch.from_numpy(row.input_ids), {"states": of}) for row, of in pairs])
+    (output / MODEL).mkdir()
+    save_file({"head": head_weight(whole).detach().clone()}, output / MODEL / HEAD)
+
+
 def main(folder: Path, ways: list[str]) -> None:
     torch.set_num_threads(1)
     ranks = Ranks.of(os.environ)
     ranks.join(CPU)
+    if ranks.first:
+        store_teacher(folder / CACHE)
+    ranks.wait()
     for way in ways or WAYS:
         train_on_this_rank(folder / way, ranks, StopRequest(), Progress(folder / "progress.json"), **WAYS[way])
         if way in RESUMED:

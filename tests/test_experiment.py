@@ -209,6 +209,7 @@ def changed(value: Any) -> Any:
         "zero2": "zero3",
         "replicated": "offloaded",
         "sdpa": "flash_attention_2",
+        "live": "cached",
     }
     if isinstance(value, bool):
         return not value
@@ -230,7 +231,9 @@ def test_every_setting_of_an_experiment_changes_a_key() -> None:
     """The released code parsed its batch accumulation and never used it; here a setting without effect fails."""
     tables = tomllib.loads((EXPERIMENTS / "defaults.toml").read_text(encoding="utf-8"))
     loaded = load("halves")
-    keys = set(make_plan(loaded, loaded.cells(), environment, baselines=False).stages)
+    # No other span can be taught by stored states.
+    cells = [cell for cell in loaded.cells() if cell.span == "left"]
+    keys = set(make_plan(loaded, cells, environment, baselines=False).stages)
     for section in ("training", "evaluation", "grading", "data"):
         for path in leaves({section: tables[section] if section != "data" else {"bespoke": tables["data"]["bespoke"]}}):
             if path in NOT_IN_A_KEY:
@@ -242,7 +245,7 @@ def test_every_setting_of_an_experiment_changes_a_key() -> None:
             target[path[-1]] = changed(target[path[-1]])
             experiment = type(loaded.experiment).model_validate(fields)
             other = type(loaded)(loaded.name, loaded.file, experiment, loaded.catalogue)
-            assert set(make_plan(other, other.cells(), environment, baselines=False).stages) != keys, path
+            assert set(make_plan(other, cells, environment, baselines=False).stages) != keys, path
 
 
 NOT_READ = {

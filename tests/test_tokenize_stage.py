@@ -143,6 +143,7 @@ def train_settings(**changes: Any) -> TrainSettings:
         "parallel": "single",
         "processes": 1,
         "teacher_placement": "replicated",
+        "teacher": "live",
         "attention": "sdpa",
         "validations_per_epoch": 2,
         "compute_dtype": "float32",

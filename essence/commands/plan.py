@@ -13,6 +13,7 @@ from essence.estimate import ASSUMPTIONS, Estimate, estimate
 from essence.machine import this_machine
 from essence.plan import CellPlan
 from essence.report.rows import rows_lines
+from essence.teacher_costs import StoredTeacher, stored_teachers
 
 
 def print_plan(words: Words, as_json: bool, console: Console) -> int:
@@ -65,6 +66,8 @@ def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[
     experiment = selection.loaded.experiment
     done = len(selection.wanted) - len(selection.left())
     hours = sum((c.training_gpu_hours or 0) + (c.evaluation_gpu_hours or 0) for _, c in rows)
+    stored = _stored(selection)
+    hours += sum(one.gpu_hours for one in stored if one.stage)
     baselines = f" and {len(selection.plan.baselines)} untrained models" if selection.plan.baselines else ""
     resources = experiment.resources
     wants = f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"
@@ -75,7 +78,12 @@ def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[
         f"this machine has {this_machine(selection.run_directory.root).describe()}",
         f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
     ]
+    lines += [one.sentence() for one in stored]
     return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
+
+
+def _stored(selection: Selection) -> list[StoredTeacher]:
+    return stored_teachers(selection.plan.cells, selection.loaded, selection.run_directory)
 
 
 def _rows_lines(selection: Selection) -> list[str]:
@@ -100,6 +108,7 @@ def _as_json(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> dic
             }
             for plan, cost in rows
         ],
+        "stored_teachers": [one.as_json() for one in _stored(selection)],
         "stages": len(selection.wanted),
         "stages_left": len(selection.left()),
         "disk_gib": disk_gib(selection),

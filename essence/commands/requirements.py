@@ -18,6 +18,7 @@ from essence.pins import missing
 from essence.plan import PlannedStage
 from essence.record.verify import verify
 from essence.settings import DownloadSettings
+from essence.teacher_costs import stored_teachers
 
 HUB = "https://huggingface.co"
 PROBE_S = 10.0
@@ -157,7 +158,7 @@ def _smaller(selection: Selection) -> str:
 
 
 def disk_gib(selection: Selection) -> float:
-    """Disk that what is left is estimated to take: models saved and downloaded, scratch of what runs at once."""
+    """Disk that what is left is estimated to take: models saved and downloaded, stored states, scratch."""
     left = {stage.id for stage in selection.left()}
     cells = [plan for plan in selection.plan.cells if plan.stages["train"] in left]
     costs = [estimate(plan, selection.loaded, selection.run_directory) for plan in cells]
@@ -165,7 +166,9 @@ def disk_gib(selection: Selection) -> float:
     at_once = min(len(cells), selection.loaded.experiment.resources.parallel_stages)
     models = [plan for plan in selection.plan.cells if left & {plan.stages["student"], plan.stages["teacher"]}]
     downloads = download_gib(models, selection.loaded, selection.run_directory)
-    return sum(cost.disk_gib or 0.0 for cost in costs) + scratch * at_once + downloads
+    stored = stored_teachers(selection.plan.cells, selection.loaded, selection.run_directory)
+    states = sum(one.disk_gib for one in stored if one.stage in left)
+    return sum(cost.disk_gib or 0.0 for cost in costs) + scratch * at_once + downloads + states
 
 
 def _engine(selection: Selection, left: list[PlannedStage]) -> Iterator[Check]:

@@ -1,5 +1,6 @@
 """From examples to the tensors of one forward pass, and from a model to the states that its labels need."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,8 +96,21 @@ def states_at(model: nn.Module, batch: Batch) -> Tensor:
     state by itself. `model` is a causal language model of transformers with a linear head, as
     `essence/distill/models.py` loads it.
     """
+    return _states(model, batch).index_select(0, batch.predictors)
+
+
+def states_of_rows(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """Last hidden states of every token of each row of a batch, shape (L, H) each, in the order of the rows."""
+    states, lengths = _states(model, batch), [row.input_ids.size for row in batch.examples]
+    width = batch.input_ids.shape[1]
+    starts = [*itertools.accumulate(lengths, initial=0)] if batch.row_lengths else range(0, len(states), width)
+    return [states[start : start + length] for start, length in zip(starts, lengths, strict=False)]
+
+
+def _states(model: nn.Module, batch: Batch) -> Tensor:
+    """Shape (rows * T, H)."""
     states: Tensor = model.base_model(**batch.model_inputs()).last_hidden_state  # type: ignore[operator]
-    return states.reshape(-1, states.shape[-1]).index_select(0, batch.predictors)
+    return states.reshape(-1, states.shape[-1])
 
 
 def head_weight(model: nn.Module) -> Tensor:

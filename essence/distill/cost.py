@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from essence.errors import InputError
+from essence.settings import TeacherForm
 
 FLOPS_FORMULA = (
     "matrix products only, no padding, logits for every token read; a row of T tokens: "
     "layers = 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers, head = 2 * vocabulary * hidden * T; "
     "student 3 * (layers + head) a training row (4 * layers + 3 * head with activation checkpointing), "
-    "teacher layers + head; validation rows layers + head"
+    "teacher layers + head (stored states: head alone); validation rows layers + head"
 )
 FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
 MASTER_BYTES = 4 * FLOAT32_BYTES
@@ -120,38 +121,66 @@ def training_flops(model: Architecture, tokens: int, *, activation_checkpointing
 
 
 def distillation_flops(
-    student: Architecture, teacher: Architecture | None, lengths: Iterable[int], *, activation_checkpointing: bool
+    student: Architecture,
+    teacher: Architecture | None,
+    lengths: Iterable[int],
+    *,
+    activation_checkpointing: bool,
+    teacher_form: TeacherForm = "live",
 ) -> int:
     """FLOPs of one training pass over rows of these lengths (tokens read); without a teacher, of fine-tuning."""
     return sum(
         training_flops(student, length, activation_checkpointing=activation_checkpointing)
-        + (forward_flops(teacher, length) if teacher else 0)
+        + (teaching_flops(teacher, length, teacher_form) if teacher else 0)
         for length in lengths
     )
 
 
+def teaching_flops(teacher: Architecture, tokens: int, form: TeacherForm) -> int:
+    """FLOPs of the teacher on one row in a training: layers and head, or the head alone on stored states."""
+    return head_flops(teacher, tokens) + (layer_flops(teacher, tokens) if form == "live" else 0)
+
+
+def stored_bytes_per_token(teacher: Architecture, compute_dtype: Literal["float32", "bfloat16"]) -> int:
+    """What a teacher's stored states take: the state in the dtype of the computation, and the token's id."""
+    return teacher.hidden * (FLOAT32_BYTES if compute_dtype == "float32" else BFLOAT16_BYTES) + 4
+
+
 def static_bytes(
-    student: Architecture, teacher: Architecture | None, compute_dtype: Literal["float32", "bfloat16"]
+    student: Architecture,
+    teacher: Architecture | None,
+    compute_dtype: Literal["float32", "bfloat16"],
+    teacher_form: TeacherForm = "live",
 ) -> int:
     """Bytes on one device that do not depend on sequence length: 16 a student parameter, and the teacher.
 
     Under bfloat16 the student has a copy of 2 bytes a parameter and the teacher takes 2; under float32 the teacher 4.
+    Of a teacher whose states are stored only the head is there.
     """
+    taught = teacher_parameters(teacher, teacher_form) if teacher else 0
     if compute_dtype == "float32":
-        return MASTER_BYTES * student.parameters + (FLOAT32_BYTES * teacher.parameters if teacher else 0)
-    copy = BFLOAT16_BYTES * student.parameters
-    return MASTER_BYTES * student.parameters + copy + (BFLOAT16_BYTES * teacher.parameters if teacher else 0)
+        return MASTER_BYTES * student.parameters + FLOAT32_BYTES * taught
+    return MASTER_BYTES * student.parameters + BFLOAT16_BYTES * (student.parameters + taught)
 
 
-def sharded_static_bytes(student: Architecture, teacher: Architecture | None, devices: int) -> int:
+def teacher_parameters(teacher: Architecture, form: TeacherForm) -> int:
+    """Parameters of the teacher that a training loads."""
+    return teacher.parameters if form == "live" else teacher.head_parameters
+
+
+def sharded_static_bytes(
+    student: Architecture, teacher: Architecture | None, devices: int, teacher_form: TeacherForm = "live"
+) -> int:
     """The same on each of `devices` under full sharding (FSDP, ZeRO-3) with bfloat16 compute.
 
     `(16 P_student + 2 P_teacher) / devices`, and what is gathered: two layers of each model, and the embeddings and
-    heads, the student's with their gradient.
+    heads, the student's with their gradient. A head beside stored states lies whole on each.
     """
     shard = MASTER_BYTES * student.parameters
     gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
-    if teacher:
+    if teacher and teacher_form != "live":
+        gathered += teacher_parameters(teacher, teacher_form)
+    elif teacher:
         shard += BFLOAT16_BYTES * teacher.parameters
         gathered += 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
     return round(shard / devices + BFLOAT16_BYTES * gathered)

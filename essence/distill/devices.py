@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from essence.errors import MachineError
+from essence.settings import Resources
+
 TABLE = Path(__file__).with_name("devices.json")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GIB = 1 << 30
@@ -51,6 +54,27 @@ def model_flops_utilization(model_flops: float, seconds: float, device: torch.de
     """MFU: FLOPs that the method needs (no recomputation) a second, as a share of the devices' peak."""
     peak = peak_of_device(device)
     return model_flops / seconds / (peak.flops * devices) if peak and seconds > 0.0 else None
+
+
+def prepare_device(resources: Resources, index: int) -> torch.device:
+    """A GPU of this machine where GPUs are asked for, else the CPU with the stated threads; sets PyTorch's options.
+
+    Raises:
+        MachineError: there is no such GPU.
+    """
+    torch.set_num_threads(resources.threads)
+    if resources.gpus == 0:
+        return torch.device("cpu")
+    seen = torch.cuda.device_count()
+    if seen <= index:
+        raise MachineError(
+            f"resources.gpus = {resources.gpus}, but PyTorch {torch.__version__} sees {seen} GPUs here: give the stage "
+            "a GPU, or set gpus = 0"
+        )
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -51,6 +51,8 @@ class Load:
     parallel: Parallel
     devices: int
     teacher_placement: TeacherPlacement
+    teacher_stored: bool = False
+    """Its states come from a teacher stage, and only its head is here."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def _teacher_static(load: Load) -> int:
     teacher, size = load.teacher, BYTES[load.compute_dtype]
     if teacher is None:
         return 0
+    if load.teacher_stored:
+        return size * teacher.head_parameters
     gathered = 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
     if load.teacher_placement == "sharded" and load.devices > 1:
         return round(size * (teacher.parameters / load.devices + gathered))
@@ -93,7 +97,7 @@ def _teacher_static(load: Load) -> int:
 
 def _teacher_reading(load: Load) -> int:
     """One layer's largest moment: the residual, its norm, and the three intermediates of the feed-forward layer."""
-    if load.teacher is None:
+    if load.teacher is None or load.teacher_stored:
         return 0
     return load.positions * BYTES[load.compute_dtype] * (3 * load.teacher.hidden + 3 * load.teacher.intermediate)
 

@@ -126,6 +126,14 @@ def span_windows(bounds: Bounds, view: ViewSettings) -> Windows:
     return Windows(np.zeros_like(start) if has_context else start, start, start + kept)
 
 
+def reads_prefix(view: ViewSettings) -> bool:
+    """Whether a view reads every row from its first token on, whatever it supervises.
+
+    Then, since models are causal, the states of what it reads are those of the whole row.
+    """
+    return view.keep_context or view.lsp == 1.0 or view.span in ("left", "right-with-context", "cot-lead")
+
+
 def validation_view(settings: TrainSettings) -> ViewSettings:
     """The training view, or with `validation_view = "full"` the same sections of whole rows (trap 8)."""
     if settings.validation_view == "same":

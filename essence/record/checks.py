@@ -29,6 +29,7 @@ DECLARED = {
         "results.benchmark": "benchmark.name",
         "results.confidence": "confidence",
     },
+    "teacher": {"settings.executed.dtype": "compute_dtype"},
     "train": {
         "settings.executed.dtype": "compute_dtype",
         "settings.executed.batch_tokens": "optimizer.batch_tokens",

@@ -73,14 +73,18 @@ class Difference:
 
 
 def read_chain(run_directory: RunDirectory, identifier: str, place: str) -> Chain:
-    """The manifest of a stage and of all stages that it comes from; what is not there is left out."""
+    """The manifest of a stage and of all stages that it comes from; what is not there is left out.
+
+    A teacher paid once stands at `train.states`, and the model behind it where a live teacher stands: `train.teacher`.
+    """
     file = run_directory.stage(identifier).manifest
     if not file.is_file():
         return {}
     manifest = read_json(file)
     chain = {place: manifest}
     for name, entry in manifest["inputs"]["stages"].items():
-        chain |= read_chain(run_directory, stage_id(entry["stage"], entry["key"]), f"{place}.{name}")
+        below = f"{place.removesuffix('.states')}.{'states' if entry['stage'] == 'teacher' else name}"
+        chain |= read_chain(run_directory, stage_id(entry["stage"], entry["key"]), below)
     return chain
 
 

@@ -1,4 +1,4 @@
-"""The settings of the five stages, as they stand in a spec, a stage's key and a manifest.
+"""The settings of the six stages, as they stand in a spec, a stage's key and a manifest.
 
 Every field changes a result, so every field is in the key. What only changes speed (threads, where files lie) is not
 here but in `Resources`. There are no defaults: values come from `experiments/*.toml` and the protocol table
@@ -46,7 +46,10 @@ from essence.settings.training import (
     OptimizerSettings,
     Parallel,
     ParallelSettings,
+    TeacherChoice,
+    TeacherForm,
     TeacherPlacement,
+    TeacherSettings,
     TrainSettings,
 )
 
@@ -83,7 +86,10 @@ __all__ = [
     "Span",
     "Spec",
     "StageName",
+    "TeacherChoice",
+    "TeacherForm",
     "TeacherPlacement",
+    "TeacherSettings",
     "TokenizeSettings",
     "TrainSettings",
     "ViewSettings",

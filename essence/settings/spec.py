@@ -7,10 +7,10 @@ from pydantic import Field
 from essence.settings.base import Record
 from essence.settings.data import DownloadSettings, TokenizeSettings
 from essence.settings.evaluation import GenerateSettings, GradeSettings
-from essence.settings.training import TrainSettings
+from essence.settings.training import TeacherSettings, TrainSettings
 
 ProtocolName = Literal["released", "corrected"]
-StageName = Literal["download", "tokenize", "train", "generate", "grade"]
+StageName = Literal["download", "tokenize", "teacher", "train", "generate", "grade"]
 EnvironmentName = Literal["download", "train", "eval"]
 """The three environments that stages run in; each is an image, or all of them the one of `.venv/`."""
 
@@ -54,14 +54,17 @@ class Resources(Record):
     loss: LossResources
     checkpoint_every_s: Annotated[float, Field(ge=0.0)]
     """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
+    teacher_shard_mib: Annotated[float, Field(gt=0.0)]
+    """Size of the files that a teacher's states are stored in; a kill loses at most one of them."""
     kept_checkpoints: Annotated[int, Field(ge=2)]
     """The newest so many are kept while a training runs; where the newest is damaged, the one before is used."""
 
 
-AnySettings = DownloadSettings | TokenizeSettings | TrainSettings | GenerateSettings | GradeSettings
+AnySettings = DownloadSettings | TokenizeSettings | TeacherSettings | TrainSettings | GenerateSettings | GradeSettings
 SETTINGS: dict[StageName, type[AnySettings]] = {
     "download": DownloadSettings,
     "tokenize": TokenizeSettings,
+    "teacher": TeacherSettings,
     "train": TrainSettings,
     "generate": GenerateSettings,
     "grade": GradeSettings,

@@ -1,4 +1,4 @@
-"""Settings of train: objective, optimiser, loop."""
+"""Settings of train (objective, optimiser, loop) and of teacher, which stores what a training is taught by."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,6 +12,9 @@ Parallel = Literal["single", "ddp", "zero2", "zero3"]
 
 TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
 """The whole teacher on every device; a share of it on each; in main memory, a layer at a time on the device."""
+
+TeacherForm = Literal["live", "cached"]
+"""Computed again by every training, or its states stored once for all of them, which is exact."""
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"]
 """From teacher to student; formulas in essence/distill/divergence.py."""
@@ -93,7 +96,13 @@ class ParallelSettings(Record):
         return self
 
 
-class TrainSettings(LoopSettings, ParallelSettings):
+class TeacherChoice(Record):
+    """Where a training takes its teacher from."""
+
+    teacher: TeacherForm
+
+
+class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
     rows: RowsSettings
@@ -103,3 +112,15 @@ class TrainSettings(LoopSettings, ParallelSettings):
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
     seed: Annotated[int, Field(ge=0)]
+
+
+class TeacherSettings(Record):
+    """What a teacher gives for the whole training rows of a data set, stored once for all cells that read them."""
+
+    rows: RowsSettings
+    """Those of a cell without token budget. Validation rows are split off and not read: validation is CE alone."""
+    compute_dtype: Literal["float32", "bfloat16"]
+    """Of the computation and of the stored states."""
+    attention: Literal["sdpa", "flash_attention_2"]
+    packing: bool
+    pad_to_multiple: Annotated[int, Field(gt=0)]

@@ -15,9 +15,16 @@ from typing import Any
 import torch
 
 from essence.distill import cost, preflight
+from essence.distill.cached_teacher import CachedTeacher
 from essence.distill.checkpoint import load_weights
 from essence.distill.chunked import chunked_bytes
-from essence.distill.devices import GIB, MFU_FORMULA, model_flops_utilization, peak_of_device
+from essence.distill.devices import (
+    GIB,
+    MFU_FORMULA,
+    model_flops_utilization,
+    peak_of_device,
+    prepare_device,
+)
 from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load
 from essence.distill.models import (
@@ -32,6 +39,7 @@ from essence.distill.ranks import Ranks
 from essence.distill.selection import CellRows, load_cell_rows
 from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
+from essence.distill.stored_rows import ROWS, StoredRows
 from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
@@ -130,19 +138,25 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
         parallel=settings.parallel,
         devices=settings.processes,
         teacher_placement=settings.teacher_placement,
+        teacher_stored=settings.teacher != "live",
     )
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(
         training, settings.optimizer, settings.processes, settings.packing, multiple, resources
     )
+    rows = setup.rows.training.examples
+    stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
     return {
         "memory": preflight.check_memory(load, largest, multiple, setup.device),
+        "teacher_bytes": stored.check(rows, resources.threads) if stored else None,
         "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
     }
 
 
 def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> TeacherStates:
-    """The teacher that is computed here, in the dtype of the computation."""
+    """The teacher that is computed here, in the dtype of the computation, or what a teacher stage has stored."""
+    if settings.teacher != "live":
+        return CachedTeacher(folder.parent, device)
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
     model = load_model(folder, dtype, CPU, settings.attention)
     return place_teacher(model, settings.teacher_placement, dtype, ranks, device)
@@ -171,7 +185,7 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     rows = load_cell_rows(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
     setup = Setup(
-        device=prepare_device(context.resources, ranks),
+        device=prepare_device(context.resources, ranks.local_rank),
         student=student,
         teacher=teacher,
         student_config=check_model_files(student),
@@ -182,17 +196,6 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     )
     check_token_ids(rows.training, rows.validation, setup.student_config["vocab_size"])
     return setup
-
-
-def prepare_device(resources: Resources, ranks: Ranks) -> torch.device:
-    """This rank's GPU where GPUs are asked for, else the CPU with the stated threads; sets PyTorch's global options."""
-    torch.set_num_threads(resources.threads)
-    if resources.gpus == 0:
-        return CPU
-    torch.set_float32_matmul_precision("high")
-    device = torch.device("cuda", ranks.local_rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -> None:
@@ -256,7 +259,7 @@ def outcome(
                 "backend": settings.parallel,
                 "processes": settings.processes,
                 "nodes": resources.nodes,
-                "teacher": settings.teacher_placement if setup.teacher else None,
+                "teacher": describe_teacher(settings) if setup.teacher else None,
             },
             "attention": attention,
             "micro_batches": describe_micro_batches(resources, result),
@@ -273,6 +276,11 @@ def outcome(
         cost=count_cost(settings, setup, result),
         seeds={"train": settings.seed, "split": settings.rows.split_seed},
     )
+
+
+def describe_teacher(settings: TrainSettings) -> str:
+    """Where the teacher was: `replicated`, `sharded`, `offloaded`; or `cached`."""
+    return settings.teacher_placement if settings.teacher == "live" else settings.teacher
 
 
 def describe_micro_batches(resources: Resources, result: TrainResult) -> dict[str, Any]:
@@ -295,7 +303,11 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
     teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
     lengths = [example.input_ids.size for example in setup.rows.training.examples]
     epoch = cost.distillation_flops(
-        student, teacher, lengths, activation_checkpointing=settings.activation_checkpointing
+        student,
+        teacher,
+        lengths,
+        activation_checkpointing=settings.activation_checkpointing,
+        teacher_form=settings.teacher,
     )
     validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
     training_flops, validation_flops = epoch * settings.optimizer.epochs, validation * len(result.validations)
@@ -310,7 +322,7 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         "tokens_per_s": result.tokens / result.seconds if result.seconds else None,
         "energy_j": result.energy_j,
         **describe_utilization(settings, setup, result, student, teacher, settings.processes),
-        "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype),
+        "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype, settings.teacher),
     }
 
 
@@ -324,7 +336,9 @@ def describe_utilization(
 ) -> dict[str, Any]:
     """MFU of the training steps; null where the device's peak is not known."""
     lengths = [example.input_ids.size for example in setup.rows.training.examples]
-    needed = cost.distillation_flops(student, teacher, lengths, activation_checkpointing=False)
+    needed = cost.distillation_flops(
+        student, teacher, lengths, activation_checkpointing=False, teacher_form=settings.teacher
+    )
     peak = peak_of_device(setup.device)
     used = model_flops_utilization(needed * settings.optimizer.epochs, result.seconds, setup.device, devices)
     return {

@@ -142,6 +142,7 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         parallel="single",
         processes=1,
         teacher_placement="replicated",
+        teacher="live",
         attention="sdpa",
         seed=options.seed,
     )

@@ -1,0 +1,43 @@
+"""A teacher that was computed before: `essence/stages/teacher.py` has stored its states, this looks them up."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from essence.distill.batches import Batch
+from essence.distill.stored_rows import HEAD, MODEL, ROWS, StoredRows
+
+
+class CachedTeacher:
+    """Looks up the states of the tokens that predict a label. Exact: the states of a row's first tokens are the same
+    whatever follows them, so only rounding differs from a live teacher, which reads rows in other batches."""
+
+    def __init__(self, output: Path, device: torch.device) -> None:
+        """Map a teacher stage's output; the head alone is loaded.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        self.rows = StoredRows(output / ROWS)
+        self._device = device
+        self._head: Tensor = load_file(output / MODEL / HEAD)["head"].to(device)
+
+    @property
+    def head(self) -> Tensor:
+        return self._head
+
+    def states(self, batch: Batch) -> Tensor:
+        parts = []
+        for example in batch.examples:
+            predictors = np.flatnonzero(example.supervised) - 1
+            first = int(predictors[0])
+            kept = self.rows.values("states", example, first, int(predictors[-1]) + 1)
+            parts.append(kept[torch.from_numpy(predictors - first)])
+        return torch.cat(parts).to(self._device)
+
+    def read_packed_rows(self) -> bool:
+        """Rows are looked up one by one, however they are packed."""
+        return True
