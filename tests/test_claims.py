@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from conftest import invoke
 from synthetic_run import SyntheticRun
 
+from essence.claims.advice import Spread, advise, wanted_shrink
 from essence.claims.definition import Claim, load_claims
 from essence.claims.evidence import Evidence, Scored, Setting, Trained, gather
 from essence.claims.measures import MEASURES, Measured
@@ -91,6 +93,27 @@ def test_supervision_with_the_chain_of_thought_is_compared_at_its_worst() -> Non
     arms = [scored(1.0, accuracy, sections=name) for name, accuracy in names.items()]
     assert value(measure("sections", *arms)) == pytest.approx(0.3, abs=0.02)
     assert measure("sections", *arms[2:]) == "needs supervisions with and without the chain of thought at LSP 1"
+
+
+def test_supervisions_with_the_chain_of_thought_are_compared_with_each_other() -> None:
+    names = {"cot": 0.5, "cot+a": 0.53, "p+cot": 0.51, "p+cot+a": 0.52}
+    arms = [scored(1.0, accuracy, sections=name) for name, accuracy in names.items()]
+    assert value(measure("sections-inside", *arms)) == pytest.approx(0.03, abs=0.01)
+    assert "needs the four supervisions" in str(measure("sections-inside", *arms[1:]))
+
+
+def test_losses_of_the_halves() -> None:
+    def half(span: str, ce: float, lsp: float = 0.5) -> tuple[Trained, ...]:
+        return tuple(replace(trained(lsp, seed, time=1.0), span=span, validation_ce=ce + seed / 100) for seed in (1, 2))
+
+    cells = (*half("left", 1.0, lsp=1.0), *half("left", 1.02), *half("right", 1.5))
+    outcome = measure("halves-loss", trained=cells)
+    assert value(outcome) == pytest.approx(0.08, abs=0.01)
+    assert isinstance(outcome, Measured) and decide(outcome, CLAIMS["halves-loss"].band) == "reproduced"
+    assert "left 1.02, right 1.49" in outcome.note
+    cells = (*half("left", 1.0, lsp=1.0), *half("left", 1.02), *half("right", 1.03))
+    assert value(measure("halves-loss", trained=cells)) < 0.0
+    assert "needs left and right spans" in str(measure("halves-loss", trained=cells[:4]))
 
 
 def test_left_is_compared_with_right_of_the_same_setting() -> None:
@@ -191,6 +214,65 @@ def test_a_record_edited_by_hand_counts_for_nothing_and_is_named(tmp_path: Path,
     assert shown.returncode == 0 and "edited after it was written" in shown.stdout
     page = (tmp_path / run.experiment / "report" / "report.html").read_text()
     assert edited in page and "records cannot be believed" in page
+
+
+def drawn(seed: int, seeds: int, samples: int) -> list[Scored]:
+    """Arms at 0.5 and 1.0 of a made-up truth: 30 problems, seeds that differ by 3 points."""
+    rng = np.random.default_rng(seed)
+    ease, arms = rng.normal(0.0, 0.2, 30), []
+    for lsp, accuracy in ((0.5, 0.5), (1.0, 0.55)):
+        chances = [np.clip(accuracy + ease + rng.normal(0.0, 0.03), 0.01, 0.99) for _ in range(seeds)]
+        shares = [{f"p{i}": float(k) / samples for i, k in enumerate(rng.binomial(samples, c))} for c in chances]
+        arms.append(replace(scored(lsp, 0.5), shares=tuple(shares), samples=samples))
+    return arms
+
+
+def test_the_foretold_error_is_the_one_that_more_samples_and_seeds_give() -> None:
+    now = [measure("retention-half", *drawn(s, 2, 8)) for s in range(8)]
+    spreads = [one.spread for one in now if isinstance(one, Measured)]
+    for samples, seeds in ((4, 1), (1, 3)):
+        found = [measure("retention-half", *drawn(100 + s, 2 * seeds, 8 * samples)) for s in range(8)]
+        errors = [one.estimate.standard_error for one in found if isinstance(one, Measured)]
+        foretold = np.mean([spread.variance(samples, seeds) for spread in spreads if spread]) ** 0.5
+        assert foretold == pytest.approx(np.mean(np.square(np.array(errors, dtype=float))) ** 0.5, rel=0.3)
+
+
+def test_what_would_decide_decides() -> None:
+    """The wanted number is the smallest whose foretold interval has no edge inside."""
+    outcome = measure("retention-half", *drawn(3, 2, 8))
+    assert isinstance(outcome, Measured) and outcome.spread
+    assert outcome.estimate.value and outcome.estimate.low and outcome.estimate.high
+    shrink = wanted_shrink(outcome.estimate.value, outcome.estimate.low, outcome.estimate.high, (0.5, 0.8))
+    advice = advise(outcome.estimate, (0.5, 0.8), outcome.spread)
+    seeds = advice.wanted["seeds"]
+    assert shrink < 1.0 and f"about {seeds} seeds instead of 2" in advice.sentence
+    goal = shrink * outcome.spread.variance()
+    assert outcome.spread.variance(seeds=seeds / 2) <= goal < outcome.spread.variance(seeds=(seeds - 1) / 2)
+
+
+def test_what_nothing_is_known_about_is_not_advised() -> None:
+    estimate = Estimate(0.80, 0.05, 0.70, 0.90, 30, "")
+    one_seed = advise(estimate, BAND, Spread(64, 1, 30, 0.0025, 0.0025, 0.0024))
+    assert "seeds" not in one_seed.sentence and one_seed.wanted.keys() == {"samples"}
+    one_sample = advise(estimate, BAND, Spread(1, 1, 30, 0.0025, 0.0025, 0.0))
+    assert one_sample.wanted.keys() == {"problems"} and one_sample.wanted["problems"] > 30
+    runs = advise(Estimate(0.5, 0.02, 0.25, 0.75, 2, ""), (0.45, 0.55), None)
+    assert runs.wanted == {"runs": 4} and "4 pairs of runs instead of 2" in runs.sentence
+    assert "any number of runs" in advise(Estimate(0.86, 0.1, 0.5, 1.2, 30, ""), BAND, None).sentence
+
+
+def test_fine_tuning_without_a_teacher_and_other_recipes_are_not_mixed_in(tmp_path: Path) -> None:
+    first = SyntheticRun(tmp_path, experiment="one", seeds=(1,)).write()
+    other = SyntheticRun(tmp_path, experiment="two", seeds=(9,), dataset="more").write()
+    for kd_weight, settings in ((0.0, 1), (0.25, 2)):
+        for cell in range(len(other.plan["cells"])):
+            train = other.stage_of(cell, "train")
+            told = json.loads((tmp_path / "stages" / train / "manifest.json").read_text())["settings"]
+            told["resolved"]["objective"]["kd_weight"] = kd_weight
+            other.damage(train, settings=told)
+        outcome = judge([read_results(tmp_path, run.experiment) for run in (first, other)])
+        measured = next(one.measured for one in outcome if one.claim.id == "retention-half")
+        assert measured is not None and measured.settings == settings
 
 
 def test_two_experiments_are_judged_together_and_shared_stages_count_once(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ Measure = Literal[
     "cost-ratio",
     "fits-only-truncated",
     "sections",
+    "sections-inside",
+    "loss-of-halves",
     "left-over-right",
     "largest-change",
     "rise-and-saturation",
@@ -52,6 +54,8 @@ class Claim(Record):
     cost: Literal["time", "memory", "flops"] | None = None
     memory_gb: Annotated[float, Field(gt=0.0)] | None = None
     saturated: Share | None = None
+    near: Share | None = None
+    """How far, as a share, two losses may lie apart and still be near each other."""
     teachers: list[str] = Field(default_factory=list)
     """Empty: all."""
     students: list[str] = Field(default_factory=list)
@@ -94,6 +98,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "cost-ratio": ("lsp", "cost"),
     "fits-only-truncated": ("lsp", "memory_gb"),
     "sections": ("lsp",),
+    "sections-inside": ("lsp",),
+    "loss-of-halves": ("lsp", "near"),
     "left-over-right": ("lsp",),
     "largest-change": ("students",),
     "rise-and-saturation": ("lsp", "saturated"),

@@ -6,10 +6,13 @@ sides of a comparison.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from essence.claims.definition import Claim
+from essence.record.canonical import canonical_json, sha256_text
 from essence.report.records import COST_UNITS, Arm, Group, GroupKey, Results, Score
+
+RECIPE = ("rows", "objective", "optimizer", "compute_dtype")
 
 
 class Setting(NamedTuple):
@@ -22,6 +25,8 @@ class Setting(NamedTuple):
     train_rows: int | None
     benchmark: str
     """Empty where the cost of training is compared."""
+    recipe: str = ""
+    """Hash of objective, optimizer and selection of rows: arms that were trained otherwise are not compared."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Trained:
     """By word of `COST_UNITS`."""
     on_gpu: bool
     stages: tuple[str, ...]
+    validation_ce: float | None = None
+    """Lowest cross-entropy on the validation rows."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,12 @@ class Evidence:
             and _named(arm.setting, claim)
         ]
 
-    def costs_of(self, claim: Claim) -> list[Trained]:
+    def trainings_of(self, claim: Claim, *, any_span: bool = False) -> list[Trained]:
         """The trainings that a claim speaks of."""
         return [
             cell
             for cell in self.trained
-            if (cell.lsp == 1.0 or cell.span == claim.span)
+            if (any_span or cell.lsp == 1.0 or cell.span == claim.span)
             and cell.sections == claim.sections
             and _named(cell.setting, claim)
         ]
@@ -109,11 +116,14 @@ def _named(setting: Setting, claim: Claim) -> bool:
 
 
 def gather(results: Iterable[Results]) -> Evidence:
-    """The evidence of some experiments; a stage that two of them share counts once."""
+    """The evidence of some experiments; a stage that two of them share counts once.
+
+    Trainings without a teacher are no distillation, of which alone the paper's claims speak.
+    """
     scored: dict[tuple[str, ...], Scored] = {}
     trained: dict[tuple[str, ...], Trained] = {}
     for group in (group for one in results for group in one.groups):
-        for arm in group.arms:
+        for arm in (arm for arm in group.arms if _distilled(arm)):
             for found in _scored(group, arm):
                 scored.setdefault(found.stages, found)
             for cell in _trained(group, arm):
@@ -121,15 +131,30 @@ def gather(results: Iterable[Results]) -> Evidence:
     return Evidence(tuple(scored.values()), tuple(trained.values()))
 
 
-def _setting(key: GroupKey, benchmark: str) -> Setting:
-    return Setting(key.dataset, key.teacher, key.student, key.protocol, key.train_rows, benchmark)
+def _setting(key: GroupKey, arm: Arm, benchmark: str) -> Setting:
+    return Setting(key.dataset, key.teacher, key.student, key.protocol, key.train_rows, benchmark, _recipe(arm))
+
+
+def _settings(arm: Arm) -> dict[str, Any]:
+    """What the arm's trainings were told; empty where none of their records is here."""
+    found = (cell.train.look("settings", "resolved") for cell in arm.cells)
+    return next((dict(settings) for settings in found if settings), {})
+
+
+def _distilled(arm: Arm) -> bool:
+    return dict(_settings(arm).get("objective", {})).get("kd_weight") != 0.0
+
+
+def _recipe(arm: Arm) -> str:
+    settings = _settings(arm)
+    return sha256_text(canonical_json({name: settings.get(name) for name in RECIPE}))[:16]
 
 
 def _scored(group: Group, arm: Arm) -> Iterable[Scored]:
     for (benchmark, checkpoint), pooled in arm.pooled.items():
         scores: tuple[Score, ...] = pooled.scores
         yield Scored(
-            setting=_setting(group.key, benchmark),
+            setting=_setting(group.key, arm, benchmark),
             checkpoint=checkpoint,
             span=group.key.span,
             sections=group.key.sections,
@@ -144,7 +169,10 @@ def _scored(group: Group, arm: Arm) -> Iterable[Scored]:
 def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
     for cell in arm.cells:
         cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
+        ce = cell.train.number("results", "best_validation_ce")
         if cost:
             on_gpu = cell.train.number("cost", "peak_gpu_memory_gib") is not None
             key = group.key
-            yield Trained(_setting(key, ""), key.span, key.sections, arm.lsp, cell.seed, cost, on_gpu, (cell.train.id,))
+            yield Trained(
+                _setting(key, arm, ""), key.span, key.sections, arm.lsp, cell.seed, cost, on_gpu, (cell.train.id,), ce
+            )

@@ -12,9 +12,10 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
+from essence.claims.advice import Spread
 from essence.claims.definition import Claim
 from essence.claims.evidence import Evidence, Scored, Setting, Trained
-from essence.claims.resampling import Statistic, estimate, sampling_variance
+from essence.claims.resampling import Statistic, estimate, spread_of
 from essence.scoring.statistics import Estimate, Matrix, student_t
 
 WITH_COT = ("cot", "cot+a", "p+cot", "p+cot+a")
@@ -32,8 +33,8 @@ class Measured:
     """Pairs of models x data sets x benchmarks that it is over."""
     stages: tuple[str, ...]
     """Ids of the stages whose manifests it comes from."""
-    sampling_variance: float = 0.0
-    """Part of the variance that more samples a problem would take away."""
+    spread: Spread | None = None
+    """Where the variance comes from; None for what is measured on runs as wholes."""
     note: str = ""
 
 
@@ -64,6 +65,42 @@ def sections(claim: Claim, evidence: Evidence) -> Outcome:
         return _mean_of_groups(complete, means, _least_with_minus_most_without)
 
     return _measure([arm for group in complete for arm in group], contrast, len(complete))
+
+
+def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
+    """Highest minus lowest accuracy of the four supervisions with the chain of thought, mean over settings."""
+    arms = [a for a in evidence.of(claim, any_sections=True) if a.lsp == claim.lsp and a.sections in WITH_COT]
+    complete = [group for group in _by_setting(arms) if {arm.sections for arm in group} == set(WITH_COT)]
+    if not complete:
+        return _wanted(claim, f"the four supervisions with the chain of thought at LSP {claim.lsp:g}")
+
+    def contrast(means: Matrix) -> NDArray[np.float64]:
+        return _mean_of_groups(complete, means, lambda _, rows: rows.max(axis=0) - rows.min(axis=0))
+
+    return _measure([arm for group in complete for arm in group], contrast, len(complete))
+
+
+def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
+    """Smaller of two: `near` minus how far the left half's loss lies from the whole's, and the right half's beyond it.
+
+    Losses are the lowest validation cross-entropies, as shares of that at LSP 1.0.
+    """
+    assert claim.near is not None
+    cells: dict[tuple[Setting, int], dict[str, Trained]] = defaultdict(dict)
+    for cell in evidence.trainings_of(claim, any_span=True):
+        part = "full" if cell.lsp == FULL else cell.span
+        if cell.lsp in (claim.lsp, FULL) and cell.validation_ce:
+            cells[cell.setting, cell.seed][part] = cell
+    found = [parts for parts in cells.values() if {"left", "right", "full"} <= parts.keys()]
+    if not found:
+        return _wanted(claim, f"left and right spans at LSP {claim.lsp:g} beside LSP 1.0")
+    losses = [[float(parts[part].validation_ce or 0.0) for part in ("left", "right", "full")] for parts in found]
+    left, right, full = np.array(losses).T
+    values = np.minimum(claim.near - np.abs(left / full - 1.0), right / full - 1.0 - claim.near)
+    three = [tuple(parts[part] for part in ("left", "right", "full")) for parts in found]
+    ratios = f"left {np.mean(left / full):.2f}, right {np.mean(right / full):.2f} of the loss at LSP 1.0"
+    settings = len({parts["full"].setting for parts in found})
+    return Measured(_over_runs(values, counted=False), settings, _stages(three), note=ratios)
 
 
 def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
@@ -136,6 +173,8 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
     "cost-ratio": cost_ratio,
     "fits-only-truncated": fits_only_truncated,
     "sections": sections,
+    "sections-inside": sections_inside,
+    "loss-of-halves": loss_of_halves,
     "left-over-right": left_over_right,
     "largest-change": largest_change,
     "rise-and-saturation": rise_and_saturation,
@@ -146,11 +185,13 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
 def _measure(arms: Sequence[Scored], statistic: Statistic, settings: int | None = None) -> Measured:
     stages = tuple(dict.fromkeys(stage for arm in arms for stage in arm.stages))
     count = len({arm.setting for arm in arms}) if settings is None else settings
-    return Measured(estimate(arms, statistic), count, stages, sampling_variance(arms, statistic))
+    found = estimate(arms, statistic)
+    total = None if found.standard_error is None else found.standard_error**2
+    return Measured(found, count, stages, spread_of(arms, statistic, total))
 
 
 def _noted(measured: Measured, note: str) -> Measured:
-    return Measured(measured.estimate, measured.settings, measured.stages, measured.sampling_variance, note)
+    return Measured(measured.estimate, measured.settings, measured.stages, measured.spread, note)
 
 
 def _against_full(claim: Claim, evidence: Evidence) -> list[Scored]:
@@ -227,7 +268,7 @@ def _mean(arm: Scored) -> float:
 
 def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained]]:
     """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed."""
-    cells = evidence.costs_of(claim)
+    cells = evidence.trainings_of(claim)
     full: dict[tuple[Setting, int], Trained] = {(c.setting, c.seed): c for c in cells if c.lsp == FULL}
     return [(c, full[c.setting, c.seed]) for c in cells if c.lsp == claim.lsp and (c.setting, c.seed) in full]
 
@@ -244,7 +285,7 @@ def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:
     return Estimate(mean, error, mean - margin, mean + margin, count, "Student t over pairs of runs")
 
 
-def _stages(pairs: Sequence[tuple[Trained, Trained]]) -> tuple[str, ...]:
+def _stages(pairs: Sequence[tuple[Trained, ...]]) -> tuple[str, ...]:
     found: dict[str, None] = defaultdict(None)
     for pair in pairs:
         for cell in pair:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from essence.claims.advice import Spread
 from essence.claims.evidence import Scored
 from essence.scoring.statistics import (
     BOOTSTRAP_RESAMPLES,
@@ -44,12 +45,24 @@ def estimate(arms: Sequence[Scored], statistic: Statistic) -> Estimate:
     return Estimate(value, error, _finite(low), _finite(high), problems, METHOD + note)
 
 
-def sampling_variance(arms: Sequence[Scored], statistic: Statistic) -> float:
-    """The part of the statistic's variance that more samples a problem would take away: binomial draws of each."""
+def spread_of(arms: Sequence[Scored], statistic: Statistic, total: float | None) -> Spread | None:
+    """Where the variance of a statistic comes from; None where resamples leave it undefined.
+
+    total: variance of the bootstrap over problems and seeds.
+    """
+    matrices = _matrices(arms)
     rng = np.random.default_rng(BOOTSTRAP_SEED)
-    rows = [_binomial_means(rng, matrix, arm.samples) for arm, matrix in zip(arms, _matrices(arms), strict=True)]
-    draws = statistic(np.array(rows))
-    return float(draws.var(ddof=1)) if np.isfinite(draws).all() else float("nan")
+    rows = [_binomial_means(rng, matrix, arm.samples) for arm, matrix in zip(arms, matrices, strict=True)]
+    drawn = statistic(np.array(rows))
+    over_problems = statistic(_resampled(arms, [matrix.mean(axis=0, keepdims=True) for matrix in matrices]))
+    if total is None or not (np.isfinite(drawn).all() and np.isfinite(over_problems).all()):
+        return None
+    samples = min(max(1, arm.samples) for arm in arms)
+    # Shares of few samples lie too far apart, so binomial draws from them vary too little, by (n - 1) / n.
+    sampling = float(drawn.var(ddof=1)) * samples / (samples - 1) if samples > 1 else 0.0
+    problems = sum({arm.setting.benchmark: m.shape[1] for arm, m in zip(arms, matrices, strict=True)}.values())
+    seeds = min(len(matrix) for matrix in matrices)
+    return Spread(samples, seeds, problems, total, float(over_problems.var(ddof=1)), sampling)
 
 
 def _binomial_means(rng: np.random.Generator, matrix: Matrix, samples: int) -> NDArray[np.float64]:

@@ -99,7 +99,7 @@ def _count(judged: Judged) -> str:
         return words.NOTHING
     of = f" of {claim.settings}" if claim.settings else ""
     plural = "" if measured.settings == 1 and not of else "s"
-    unit = "pairs of runs" if claim.measure in ("cost-ratio", "fits-only-truncated") else "problems"
+    unit = "pairs of runs" if claim.measure in ("cost-ratio", "fits-only-truncated", "loss-of-halves") else "problems"
     return f"{measured.settings}{of} setting{plural}, {measured.estimate.n} {unit}"
 
 
