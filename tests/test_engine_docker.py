@@ -1,20 +1,16 @@
 """Stages in containers: what they may do, how they end, and what becomes of them when the host process is killed."""
 
 import os
-import random
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import MICRO, PROJECT, command_line, invoke
+from conftest import MICRO, invoke
 from containers import DockerHost, load_base, need, started_engine, starting_obstacle
-from docker.models.containers import Container
 from docker.types import Ulimit
-from test_matrix import manifests, wait_for
+from test_matrix import wait_for
 
 from essence.engines import docker as docker_engine
 from essence.engines.docker import FOLDER, DockerEngine, argv, creation
@@ -249,73 +245,3 @@ def test_the_printed_command_line_makes_the_same_container(engine: DockerEngine,
     finally:
         typed.remove(force=True)
         made.remove(force=True)
-
-
-def containers_of(host: DockerHost, runs: Path) -> list[Container]:
-    found = host.client.containers.list(all=True, filters={"label": FOLDER})
-    return [container for container in found if container.labels[FOLDER].startswith(f"{runs}/")]
-
-
-def started(runs: Path) -> "subprocess.Popen[str]":
-    line = command_line("reproduce", str(MICRO), "--runs", str(runs), "--engine", "docker")
-    return subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.fixture(scope="module")
-def disturbed(docker_host: DockerHost, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The micro matrix under Docker: host process and containers killed in turn, then run to its end."""
-    del images
-    runs, chance = tmp_path_factory.mktemp("docker"), random.Random(6)
-    for turn in range(3):
-        host = started(runs)
-        wait_for(lambda host=host: containers_of(docker_host, runs) or host.poll() is not None)
-        time.sleep(chance.uniform(0.0, 8.0))
-        if turn % 2 == 0:
-            host.send_signal(signal.SIGKILL)
-            host.communicate()
-            for container in containers_of(docker_host, runs)[:turn]:
-                container.kill()
-        else:
-            for container in containers_of(docker_host, runs):
-                container.remove(force=True)
-            host.send_signal(signal.SIGINT)
-            host.communicate(timeout=120)
-    done = invoke("reproduce", str(MICRO), "--runs", str(runs), "--engine", "docker")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert containers_of(docker_host, runs) == []
-    yield runs
-
-
-def by_title(runs: Path) -> dict[str, dict[str, object]]:
-    """What must not depend on the engine, by the title of the stage: results, fingerprints, weights, verdicts."""
-    found = {}
-    for manifest in manifests(runs).values():
-        timed = ("metrics.jsonl", "samples.jsonl", "tensorboard/")
-        outputs = {o["path"]: o["sha256"] for o in manifest["outputs"] if not o["path"].startswith(timed)}
-        results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
-        data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
-        found[manifest["identity"]["title"]] = {"results": results, "data": data, "outputs": outputs}
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.docker
-def test_under_docker_and_disturbed_the_result_is_that_of_an_undisturbed_local_run(
-    micro: Path, disturbed: Path
-) -> None:
-    assert by_title(disturbed) == by_title(micro)
-    assert invoke("verify", str(disturbed)).returncode == 0
-    assert not list(disturbed.glob("stages/*/scratch")) and not list(disturbed.glob("stages/*/partial"))
-
-
-@pytest.mark.slow
-@pytest.mark.docker
-def test_the_manifest_names_engine_and_image(docker_host: DockerHost, disturbed: Path) -> None:
-    for manifest in manifests(disturbed).values():
-        image = manifest["image"]
-        assert image["engine"] == "docker" and image["engine_version"] == docker_host.client.version()["Version"]
-        assert image["digest"].startswith("sha256:") and image["base_digest"].startswith("sha256:")
-        assert manifest["hardware"]["host"] == os.uname().nodename
-        again = invoke("reproduce", str(MICRO), "--runs", str(disturbed), "--engine", "docker")
-        assert again.returncode == 0 and "were done before" in again.stdout
-        break

@@ -1,7 +1,6 @@
 """The whole matrix through the command line: killed, stopped, held, damaged, started again."""
 
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -12,8 +11,6 @@ from typing import Any
 import psutil
 import pytest
 from conftest import MICRO, PROJECT, command_line, invoke
-
-KILLS = 3
 
 
 def start(runs: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -28,20 +25,6 @@ def plan_of(runs: Path) -> dict[str, Any]:
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:
     stages = plan_of(runs)["stages"]
     return {i: json.loads((runs / "stages" / i / "manifest.json").read_text(encoding="utf-8")) for i in stages}
-
-
-def findings(runs: Path) -> dict[str, Any]:
-    """What must be the same however often a run was disturbed: results, fingerprints, weights, verdicts."""
-    found = {}
-    for identifier, manifest in manifests(runs).items():
-        outputs = {o["path"]: o["sha256"] for o in manifest["outputs"]}
-        # These hold times.
-        timed = ("metrics.jsonl", "samples.jsonl", "tensorboard/")
-        kept = {path: digest for path, digest in outputs.items() if not path.startswith(timed)}
-        results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
-        data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
-        found[identifier] = {"results": results, "data": data, "outputs": kept}
-    return found
 
 
 def stage_processes(runs: Path) -> list[psutil.Process]:
@@ -110,25 +93,6 @@ def test_an_edited_manifest_is_found(micro: Path, tmp_path: Path) -> None:
     assert f"{manifest}: its settings, inputs, environment or source do not give its key" in done.stdout
     assert f"{manifest}: edited after it was written" in done.stdout
     assert f"{manifest}: changed since" in done.stdout
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_ends_as_undisturbed(micro: Path, tmp_path: Path) -> None:
-    chance = random.Random(20)
-    for kill in range(KILLS):
-        host = start(tmp_path)
-        wait_for(lambda host=host: stage_processes(tmp_path) or host.poll() is not None)
-        time.sleep(chance.uniform(0.0, 12.0))
-        victims = [host.pid] if kill % 2 == 0 else [p.pid for p in stage_processes(tmp_path)] + [host.pid]
-        for pid in victims:
-            if psutil.pid_exists(pid):
-                psutil.Process(pid).send_signal(signal.SIGKILL)
-        host.communicate()
-    done = invoke("reproduce", str(MICRO), "--runs", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert findings(tmp_path) == findings(micro)
-    assert invoke("verify", str(tmp_path)).returncode == 0
-    assert not list(tmp_path.glob("stages/*/scratch")) and not list(tmp_path.glob("stages/*/partial"))
 
 
 def test_ctrl_c_stops_the_stages_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from slurm_node import SlurmNode
 
 from essence.commands.status import collect_with_queue
 from essence.engines import scheduler
-from essence.engines.images import BASE_LABEL, LOCK_LABEL, ImageRecipe, recipe
+from essence.engines.images import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, ImageRecipe, recipe
 from essence.engines.sif import SifRecord, record_file
 from essence.record.canonical import sha256_file
 from essence.store import RunDirectory
@@ -102,7 +102,7 @@ def stand_in_sif(file: Path, image: ImageRecipe) -> None:
         modified_ns=found.st_mtime_ns,
         config_digest="sha256:" + "ab" * 32,
         apptainer_version="1",
-        labels={LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base},
+        labels={LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base, SOURCE_LABEL: image.source_sha256},
         definition_sha256=None,
     )
     record_file(file).write_text(record.model_dump_json())
@@ -215,3 +215,24 @@ def test_what_is_queued_is_not_queued_again_and_what_waits_in_vain_is(cluster: C
 
 def is_stage(folder: str, dataset: str) -> bool:
     return f'"title": "download dataset {dataset}"' in (Path(folder) / "spec.json").read_text()
+
+
+def test_doctor_asks_slurm_whether_it_would_take_the_jobs(cluster: Cluster, tmp_path: Path) -> None:
+    words = ("--experiment", str(MICRO), "--lsp", "0.5", "--runs", str(tmp_path / "runs"), "--engine", "slurm")
+
+    def checks(site: Path) -> dict[str, dict[str, Any]]:
+        done = invoke("doctor", *words, "--site", str(site), "--json")
+        told = json.loads(done.stdout)
+        assert (done.returncode == 0) == told["ready"] == all(check["ok"] for check in told["checks"])
+        return {check["name"]: check for check in told["checks"]}
+
+    ready = checks(cluster.site)
+    assert all(check["ok"] for check in ready.values()), ready
+    assert {"Slurm", "image train", "image eval", "a train job", "a generate job"} <= set(ready)
+    elsewhere = checks(cluster.site_with("elsewhere", partition='"nowhere"', sif_folder='"/no/sifs"'))
+    assert "no such file" in elsewhere["image train"]["found"] and "make sif" in elsewhere["image train"]["cure"]
+    assert elsewhere["Slurm"]["ok"]
+    for stage in ("train", "grade"):
+        assert "nvalid partition" in elsewhere[f"a {stage} job"]["found"]
+        assert "set one of those here (closed, tests)" in elsewhere[f"a {stage} job"]["cure"]
+    assert not (tmp_path / "runs").exists() and scheduler.queue() == []

@@ -6,16 +6,26 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from essence.commands.cluster import cluster_checks
 from essence.commands.requirements import Check, checks
 from essence.commands.selection import Words, select
+from essence.commands.slurm import DEFAULT_SITE, select_for_jobs
+from essence.engines.site import load_site
 
 EXIT_MISSING = 2
 
 
 def doctor(words: Words, offline: bool, as_json: bool, console: Console) -> int:
     """Look at everything that the chosen cells need; 0, or 2 when something is missing. Nothing is written."""
-    selection = select(words, baselines=not words.axes())
-    found = list(checks(selection, thorough=True, offline=offline))
+    found: list[Check] = []
+    if words.engine == "slurm":
+        site = load_site(words.site or DEFAULT_SITE)
+        selection = select_for_jobs(words, whole=not words.axes())
+        found += cluster_checks(selection, site)
+    else:
+        selection = select(words, baselines=not words.axes())
+    # Compute nodes have no network.
+    found += checks(selection, thorough=True, offline=offline or words.engine == "slurm")
     missing = sum(not check.met for check in found)
     if as_json:
         told = {

@@ -4,8 +4,9 @@ import os
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from essence.commands.selection import Selection
@@ -70,10 +71,12 @@ def checks(selection: Selection, thorough: bool, offline: bool = False) -> Itera
         machine = this_machine(selection.run_directory.root)
         yield _writable(selection)
         yield from _pins(left)
-        yield from _gpus(selection, left, machine)
-        yield from _memory(selection, machine)
         yield _disk(selection, machine)
-        yield from _engine(selection, left)
+        if selection.words.engine != "slurm":
+            # Of a cluster's nodes Slurm is asked.
+            yield from _gpus(selection, left, machine)
+            yield from _memory(selection, machine)
+            yield from _engine(selection, left)
     yield from _downloads(selection, thorough, offline)
 
 
@@ -99,9 +102,9 @@ def _pins(left: list[PlannedStage]) -> Iterator[Check]:
 
 
 def _from_sentence(name: str, sentence: str) -> Check:
-    """A message of the kit says what is wrong and, after `; `, what cures it."""
-    problem, _, cure = sentence.partition("; ")
-    return Check(name, problem, cure=cure or "see docs/troubleshooting.md")
+    """A message of the kit says what is wrong and, after the last `; `, what cures it."""
+    problem, found, cure = sentence.rpartition("; ")
+    return Check(name, problem if found else cure, cure=cure if found else "see docs/troubleshooting.md")
 
 
 def _gpus(selection: Selection, left: list[PlannedStage], machine: Machine) -> Iterator[Check]:
@@ -173,19 +176,21 @@ def disk_gib(selection: Selection) -> float:
 
 def _engine(selection: Selection, left: list[PlannedStage]) -> Iterator[Check]:
     """The engine, then what it needs for the stages of each environment; the same sentence once."""
-    engine = _asked(f"engine {selection.words.engine}", selection, [])
+    engine = asked(f"engine {selection.words.engine}", lambda: selection.engine.check([]))
     yield engine
     found: dict[Check, list[str]] = {}
     for environment in sorted({stage.runs_in for stage in left}) if engine.met else []:
-        asked = _asked("", selection, [stage for stage in left if stage.runs_in == environment])
-        found.setdefault(asked, []).append(environment)
+        stages = [stage for stage in left if stage.runs_in == environment]
+        check = asked("", partial(selection.engine.check, stages))
+        found.setdefault(check, []).append(environment)
     for check, environments in found.items():
         yield replace(check, name=f"environment {', '.join(environments)}")
 
 
-def _asked(name: str, selection: Selection, stages: list[PlannedStage]) -> Check:
+def asked(name: str, ask: Callable[[], object]) -> Check:
+    """A check by a call that raises a KitError where something is missing."""
     try:
-        selection.engine.check(stages)
+        ask()
     except KitError as error:
         return _from_sentence(name, str(error))
     return Check(name, "is there")
@@ -199,7 +204,7 @@ def _downloads(selection: Selection, thorough: bool, offline: bool) -> Iterator[
         yield _verified(selection, done)
     to_fetch = [stage for stage in downloads if fetches(stage) and stage not in done]
     if not to_fetch:
-        yield Check("downloads", f"{sum(map(fetches, downloads))} from repositories, all here")
+        yield Check("downloads", f"none to come; {len(done)} of {len(downloads)} are here")
         return
     titles = ", ".join(stage.title.removeprefix("download ") for stage in to_fetch)
     found = f"{len(to_fetch)} still to come: {titles}"

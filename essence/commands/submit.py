@@ -85,7 +85,8 @@ class Submission:
                 self.refusal = str(error)
             else:
                 gone = self._withdraw()
-                raise SchedulerError(f"{job.surroundings.title}: {self._sentence(job, str(error))}{gone}") from None
+                sentence = refusal_sentence(self.site, self.site_name, job, str(error))
+                raise SchedulerError(f"{job.surroundings.title}: {sentence}{gone}") from None
         except BaseException:
             self._withdraw()
             raise
@@ -108,22 +109,23 @@ class Submission:
                 folder.rmdir()
         return f"; the {len(queued)} jobs queued before it were cancelled" if queued else ""
 
-    def _sentence(self, job: Job, words: str) -> str:
-        """A refusal with the key of the site file that it is about."""
-        site, stage = self.site_name, job.surroundings.stage
-        if re.search("account", words, re.IGNORECASE):
-            value = f"account = '{self.site.account}', partition = '{self.site.partition}'"
-            return f"{words}; {value} in site {site}: set one that you may use (sacctmgr show associations user=$USER)"
-        if re.search("partition", words, re.IGNORECASE):
-            there = ", ".join(scheduler.partitions())
-            return f"{words}; partition = '{self.site.partition}' in site {site}: set one of those here ({there})"
-        if re.search("configuration|memory|cpu|node|gres|time", words, re.IGNORECASE):
-            limits = self.site.limits[stage]
-            asked = f"limits.{stage} = {limits.time}, {limits.memory_gib} GiB, {limits.cpus} cores"
-            gpus = job.surroundings.resources.gpus
-            asked += f", gpu_type = '{self.site.gpu_type}' with {gpus} GPUs" if gpus else ""
-            return f"{words}; {asked} in site {site}: ask for what a node has (sinfo --Node --long)"
-        return words
+
+def refusal_sentence(site: Site, name: str, job: Job, words: str) -> str:
+    """A refusal of Slurm's with the key of the site file that it is about."""
+    stage = job.surroundings.stage
+    if re.search("account", words, re.IGNORECASE):
+        value = f"account = '{site.account}', partition = '{site.partition}'"
+        return f"{words}; {value} in site {name}: set one that you may use (sacctmgr show associations user=$USER)"
+    if re.search("partition", words, re.IGNORECASE):
+        there = ", ".join(scheduler.partitions())
+        return f"{words}; partition = '{site.partition}' in site {name}: set one of those here ({there})"
+    if re.search("configuration|memory|cpu|node|gres|time", words, re.IGNORECASE):
+        limits = site.limits[stage]
+        asked = f"limits.{stage} = {limits.time}, {limits.memory_gib} GiB, {limits.cpus} cores"
+        gpus = job.surroundings.resources.gpus
+        asked += f", gpu_type = '{site.gpu_type}' with {gpus} GPUs" if gpus else ""
+        return f"{words}; {asked} in site {name}: ask for what a node has (sinfo --Node --long)"
+    return words
 
 
 def in_vain(state: JobState, needed: list[str]) -> bool:

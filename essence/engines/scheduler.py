@@ -121,6 +121,11 @@ def submit(text: str, after_ok: Iterable[str] = (), after_any: Iterable[str] = (
     return _ask("sbatch", *words, text=text)[-1].split(";")[0]
 
 
+def accepts(text: str) -> None:
+    """SchedulerError with Slurm's own words unless it would take a batch text as it is; nothing is queued."""
+    _ask("sbatch", "--test-only", text=text)
+
+
 def cancel(jobs: Iterable[str]) -> None:
     """Cancel jobs; of one that has ended meanwhile Slurm says nothing that matters."""
     if ids := list(jobs):
@@ -175,6 +180,8 @@ def _in_words(program: str, errors: str) -> str:
     """Slurm's own words on one line; its commands repeat in the last line what the first says in detail."""
     lines = [re.sub(rf"^{program}: (error: )?", "", line).strip() for line in errors.splitlines() if line.strip()]
     words = "; ".join(dict.fromkeys(lines)) or "no reason given"
-    if re.search(r"unable to contact|connection refused|connect failure", words, re.IGNORECASE):
-        return f"{program}: no Slurm answers ({words}); try again later, or ask the cluster's support"
+    if re.search(r"unable to contact|connection refused|connect failure|configuration source", words, re.IGNORECASE):
+        return (
+            f"{program}: no Slurm answers ({words.replace('; ', ', ')}); try again later, or ask the cluster's support"
+        )
     return f"{program}: {words}"

@@ -1,0 +1,156 @@
+"""The small matrix under every engine, disturbed at random moments: the result of an undisturbed local run.
+
+Two cells are distilled, generated and graded on the locks for CPUs; fingerprints of tokens, weights, verdicts and
+accuracies must be equal to the last bit. The models are those that the local run has made, to save their training.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import MICRO, PROJECT, command_line, invoke
+from containers import DockerHost
+from test_matrix import stage_processes, wait_for
+
+from essence.engines.docker import FOLDER
+
+HOST_END_S = 600.0
+KILLED_WITHIN_S = 6.0
+
+
+@dataclass(frozen=True)
+class Under:
+    """How the matrix runs under an engine, and how what works on a run directory is seen and killed."""
+
+    engine: str
+    working: Callable[[Path], list[Any]]
+    kill: Callable[[Any], None]
+
+
+def pins(micro: Path) -> Path:
+    """Names the models that the local run has made, as folders."""
+    file = micro.parent / f"{micro.name}-models.toml"
+    stages = json.loads((micro / "micro" / "plan.json").read_text(encoding="utf-8"))["stages"]
+    lines = [
+        f'[models.{stage["title"].split()[-1]}]\npath = "{micro / "stages" / identifier / "output" / "model"}"\n'
+        for identifier, stage in stages.items()
+        if stage["title"].startswith("download model ")
+    ]
+    assert len(lines) == 2
+    file.write_text("".join(lines), encoding="utf-8")
+    return file
+
+
+def killed(process: psutil.Process) -> None:
+    if process.is_running():
+        process.kill()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "local",
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("apptainer", marks=pytest.mark.apptainer),
+    ],
+)
+def under(request: pytest.FixtureRequest) -> Under:
+    if request.param != "docker":
+        if request.param == "apptainer":
+            request.getfixturevalue("sifs")
+        return Under(request.param, stage_processes, killed)
+    host: DockerHost = request.getfixturevalue("docker_host")
+    request.getfixturevalue("images")
+
+    def containers(runs: Path) -> list[Any]:
+        found = host.client.containers.list(all=True, filters={"label": FOLDER})
+        return [container for container in found if container.labels[FOLDER].startswith(f"{runs}/")]
+
+    return Under("docker", containers, lambda container: container.remove(force=True))
+
+
+def words(under: Under, micro: Path, runs: Path) -> tuple[str, ...]:
+    return (
+        *("run", "--experiment", str(MICRO), "--pins", str(pins(micro))),
+        *("--runs", str(runs), "--engine", under.engine),
+    )
+
+
+def host_at_work(under: Under, micro: Path, runs: Path, chance: random.Random) -> "subprocess.Popen[str]":
+    """A host process, some time after something works for it."""
+    line = command_line(*words(under, micro, runs))
+    host = subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: under.working(runs) or host.poll() is not None)
+    time.sleep(chance.uniform(0.0, KILLED_WITHIN_S))
+    return host
+
+
+@pytest.fixture(scope="module")
+def disturbed(under: Under, micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run directory: once the host process was killed on its way, once what works for it."""
+    runs, chance = tmp_path_factory.mktemp(under.engine), random.Random(under.engine)
+    host = host_at_work(under, micro, runs, chance)
+    host.send_signal(signal.SIGKILL)
+    host.communicate()
+    host = host_at_work(under, micro, runs, chance)
+    for one in under.working(runs):
+        under.kill(one)
+    host.communicate(timeout=HOST_END_S)
+    done = invoke(*words(under, micro, runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield runs
+
+
+def by_title(runs: Path) -> dict[str, dict[str, Any]]:
+    """What must not depend on the engine, by the title of the stage: results, fingerprints, weights, verdicts."""
+    found = {}
+    for file in runs.glob("stages/*/manifest.json"):
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        timed = ("metrics.jsonl", "samples.jsonl", "tensorboard/")
+        outputs = {o["path"]: o["sha256"] for o in manifest["outputs"] if not o["path"].startswith(timed)}
+        results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
+        data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
+        found[manifest["identity"]["title"]] = {"results": results, "data": data, "outputs": outputs}
+    return found
+
+
+@pytest.mark.slow
+def test_disturbed_under_an_engine_the_result_is_that_of_an_undisturbed_local_run(
+    under: Under, micro: Path, disturbed: Path
+) -> None:
+    here, there = by_title(micro), by_title(disturbed)
+    stages = [title for title in there if not title.startswith("download")]
+    assert len(stages) == 1 + 2 * 3, stages
+    for title in stages:
+        assert there[title] == here[title], title
+    accuracies = [there[title]["results"]["accuracy"] for title in stages if title.startswith("grade")]
+    assert len(accuracies) == 2
+    assert under.working(disturbed) == []
+    assert not list(disturbed.glob("stages/*/scratch")) and not list(disturbed.glob("stages/*/partial"))
+    assert invoke("verify", str(disturbed)).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_record_names_engine_and_image_and_the_second_run_does_nothing(
+    under: Under, micro: Path, disturbed: Path
+) -> None:
+    images = {}
+    for file in disturbed.glob("stages/*/manifest.json"):
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        assert manifest["image"]["engine"] == under.engine
+        assert manifest["hardware"]["host"] == os.uname().nodename
+        images[manifest["identity"]["stage"]] = manifest["image"]
+    contained = under.engine != "local"
+    assert all((image["digest"] or "").startswith("sha256:") == contained for image in images.values())
+    assert all(bool(image["sif_sha256"]) == (under.engine == "apptainer") for image in images.values())
+    again = invoke(*words(under, micro, disturbed))
+    assert again.returncode == 0 and "were done before" in again.stdout
