@@ -27,7 +27,7 @@ CHOICE = {
     "protocol": "released or corrected",
     "seed": "seed of the cell",
     "only": "stop after these stages: download, tokenize, train, generate, grade or evaluate",
-    "engine": "what runs the stages: local or docker; slurm queues jobs and ends",
+    "engine": "what runs the stages: local, docker or apptainer; slurm queues jobs and ends",
     "site": "cluster for --engine slurm: a name in experiments/sites/ or a TOML file (default: generic)",
     "flavour": "images to run in: cuda, cpu or paper (default: cuda, or cpu when no GPU is asked for)",
     "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",

@@ -159,6 +159,8 @@ def hold(folder: Path, what: str, command: str, wait_s: float = 0.0) -> Iterator
         raise HeldError(f"{what} is held by {describe_holder(folder)}; wait for it, or stop it") from None
     try:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "command": command}
+        # In a container numbers of processes mean others than outside.
+        holder["pid_namespace"] = _pid_namespace()
         write_json(folder / "holder.json", holder)
         yield
     finally:
@@ -185,12 +187,13 @@ def held_from_here(folder: Path) -> bool:
 
 
 def holder_alive(folder: Path) -> bool:
-    """Whether the process that last held a folder still lives; on another host, whether it was heard of lately."""
+    """Whether the process that last held a folder still lives; elsewhere, whether it was heard of lately."""
     try:
         holder = read_json(folder / "holder.json")
     except RecordError:
         return False
-    if holder["host"] != socket.gethostname():
+    here = _pid_namespace()
+    if holder["host"] != socket.gethostname() or holder.get("pid_namespace", here) != here:
         with contextlib.suppress(RecordError):
             return time.time() - float(read_json(folder / "progress.json")["updated"]) < HOLDER_SILENT_S
         return time.time() - float(holder["since"]) < HOLDER_SILENT_S
@@ -199,6 +202,13 @@ def holder_alive(folder: Path) -> bool:
         return bool(psutil.Process(holder["pid"]).create_time() <= holder["since"])
     except psutil.Error:
         return False
+
+
+def _pid_namespace() -> str | None:
+    """Where numbers of processes mean the same; None where there is only one such place (not Linux)."""
+    with contextlib.suppress(OSError):
+        return str(Path("/proc/self/ns/pid").readlink())
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -296,12 +296,16 @@ class Sifs:
 
 
 @pytest.fixture(scope="session")
-def sifs(apptainer: Apptainer, images: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sifs]:
-    """Made from the images of the session by the command that ships."""
+def sifs(apptainer: Apptainer, images: list[str]) -> Iterator[Sifs]:
+    """Made from the images of the session by the command that ships; a folder that ESSENCE_SIF_FOLDER names is kept."""
     del images
-    folder = tmp_path_factory.mktemp("sif")
+    given = os.environ.get("ESSENCE_SIF_FOLDER")
+    folder = Path(given or tempfile.mkdtemp(prefix="ess-sif-"))
+    # Other users may read them.
+    folder.chmod(0o755)
     with set_variables({"ESSENCE_SIF_FOLDER": str(folder)}):
         assert build_sifs("cpu", None, None, Console(stderr=True)) == 0
         yield Sifs(folder, apptainer)
-    # Some hundred MiB that no later look at a failed test needs.
-    shutil.rmtree(folder)
+    if not given:
+        # More than a GiB, which no later look at a failed test needs.
+        shutil.rmtree(folder)

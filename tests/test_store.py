@@ -61,6 +61,17 @@ def test_a_reused_process_number_is_not_the_holder(tmp_path: Path) -> None:
     assert not holder_alive(tmp_path)
 
 
+def test_a_process_of_a_container_is_not_the_one_here_with_its_number(tmp_path: Path) -> None:
+    import socket
+
+    # Number 1 lives on every machine since before anything else.
+    holder = {"pid": 1, "host": socket.gethostname(), "command": "in a container", "pid_namespace": "pid:[1]"}
+    write_json(tmp_path / "holder.json", {**holder, "since": time.time() - 1000})
+    assert not holder_alive(tmp_path)
+    write_json(tmp_path / "progress.json", {"updated": time.time()})
+    assert holder_alive(tmp_path)
+
+
 def test_output_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
     folder = StageFolder(tmp_path)
     folder.open_partial()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from essence.engines.apptainer import ApptainerEngine
 from essence.engines.contract import Flavour, StartingEngine
 from essence.engines.local import LocalEngine
 
@@ -13,7 +14,11 @@ def _docker(flavour: Flavour) -> StartingEngine:
     return DockerEngine(flavour)
 
 
-STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {"local": lambda _flavour: LocalEngine(), "docker": _docker}
+STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {
+    "local": lambda _flavour: LocalEngine(),
+    "docker": _docker,
+    "apptainer": ApptainerEngine,
+}
 """Engine name -> how to make it for a flavour of the images."""
 ENGINES = tuple(STARTING)
 FLAVOURS = ("cuda", "cpu", "paper")

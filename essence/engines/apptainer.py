@@ -1,15 +1,106 @@
-"""The words of `apptainer exec` for a stage: the same where the kit starts it and where a batch text does."""
+"""The Apptainer engine: each stage is `apptainer exec` of a SIF, with nothing of the host but its folders.
 
-from collections.abc import Iterable
+The words of the command line are made here for batch texts too (`slurm_text.py`). A SIF is made of a Docker image and
+has its identity, so what is done under one of the two engines is done under the other.
+"""
 
-from essence.engines.surroundings import Mount, Surroundings
+import functools
+import os
+import shlex
+import stat
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from essence.engines.apptainer_stage import ApptainerStage
+from essence.engines.images import recipe
+from essence.engines.sif import found_sif, missing_sifs, program, sif_file, version
+from essence.engines.surroundings import Mount, Surroundings, visible_gpus
+from essence.engines.token import Token, token
+from essence.errors import ExperimentError, MachineError
+from essence.plan import PlannedStage
+from essence.record.canonical import sha256_text
+from essence.settings import EnvironmentName
+
+LIFELINE = "ESSENCE_LIFELINE"
+"""Tells the stage that its standard input closes when the host process is gone (`essence/stages/context.py`)."""
+MIB_IN_GIB = 1024
+WORK_DIGITS = 12
+SEPARATORS = ":,\\"
+"""Signs that have a meaning in Apptainer's list of folders."""
+
+
+class ApptainerEngine:
+    """Containers that are child processes: no daemon, no root."""
+
+    name = "apptainer"
+
+    def __init__(self, flavour: str) -> None:
+        self.flavour = flavour
+
+    def environment(self, name: EnvironmentName) -> dict[str, str]:
+        return recipe(name, self.flavour).identity()
+
+    @functools.cache  # noqa: B019  one engine lives as long as its run
+    def image(self, name: EnvironmentName) -> dict[str, str | None]:
+        """Engine and SIF as they are here; group `image` of the manifest."""
+        image = recipe(name, self.flavour)
+        found = found_sif(image, self._cure())
+        return {
+            "engine": self.name,
+            "engine_version": version(),
+            "digest": found.config_digest,
+            "base_digest": image.base.split("@")[1],
+            "sif_sha256": found.sha256,
+        }
+
+    def check(self, stages: list[PlannedStage]) -> None:
+        """MachineError without Apptainer, or without a SIF that was made from the project as it is."""
+        program()
+        names = sorted({stage.runs_in for stage in stages})
+        missing_sifs([recipe(name, self.flavour) for name in names], self._cure())
+        for name in names:
+            self.image(name)
+
+    def _cure(self) -> str:
+        return f"make sif FLAVOUR={self.flavour}"
+
+    def render(self, surroundings: Surroundings) -> str:
+        """The same container as a command line."""
+        folder = work_folder(surroundings)
+        return f"mkdir -p {shlex.quote(str(folder))} && {shlex.join(argv(surroundings, self._sif(surroundings)))}"
+
+    def start(self, surroundings: Surroundings) -> ApptainerStage:
+        """Start a stage; one that a killed host left running stops by itself, and this one waits for its folder."""
+        work = open_work_folder(surroundings)
+        secret = token(surroundings.folder.path) if surroundings.network else None
+        command = argv(surroundings, self._sif(surroundings), secret, lifeline=True)
+        return ApptainerStage(command, surroundings, work, secret)
+
+    def _sif(self, surroundings: Surroundings) -> Path:
+        return sif_file(recipe(surroundings.environment, self.flavour))
+
+
+def argv(around: Surroundings, sif: Path, secret: Token | None = None, lifeline: bool = False) -> list[str]:
+    """The whole command line; a token is only a file in it. `lifeline`: standard input says that the host lives."""
+    resources = around.resources
+    mounts = [*around.mounts, *([secret.mount] if secret else [])]
+    # A root user has capabilities to give up; any other has none inside.
+    words = apptainer_words(around, binds(mounts), no_network=True, no_privileges=around.user[0] == 0)
+    words.append(f"--workdir={work_folder(around)}")
+    words += [f"--memory={int(resources.memory_gib * MIB_IN_GIB)}M"] if resources.memory_gib else []
+    variables = around.contained_variables() | gpu_variables(around) | (secret.variables(inside=True) if secret else {})
+    variables |= {LIFELINE: "1"} if lifeline else {}
+    stage = ["env", *(f"{name}={value}" for name, value in variables.items()), "python", *around.arguments]
+    return [*limit_words(resources.ulimits), *words, str(sif), *stage]
 
 
 def apptainer_words(around: Surroundings, bound: Iterable[str], *, no_network: bool, no_privileges: bool) -> list[str]:
     """`apptainer exec` up to the image: nothing of the host but the folders in `bound`.
 
-    `no_network` takes the network from a stage that needs none. `no_privileges` is for a root user without all of
-    root's capabilities.
+    `no_network` takes the network from a stage that needs none. `no_privileges` is for a root user, and needed where
+    that one has not all of root's capabilities.
     """
     words = ["apptainer", "exec", "--containall", "--cleanenv", "--no-home"]
     words += ["--no-privs"] if no_privileges else []
@@ -20,5 +111,40 @@ def apptainer_words(around: Surroundings, bound: Iterable[str], *, no_network: b
 
 
 def binds(mounts: Iterable[Mount]) -> list[str]:
-    """`source:target:ro|rw` of each folder."""
+    """`source:target:ro|rw` of each folder; ExperimentError for a path that cannot stand there."""
+    mounts = list(mounts)
+    for path in (path for mount in mounts for path in (mount.source, mount.target)):
+        if found := next((sign for sign in SEPARATORS if sign in str(path)), None):
+            raise ExperimentError(
+                f"{path}: holds {found!r}, which Apptainer cannot be told; name a run directory without it with --runs"
+            )
     return [f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}" for mount in mounts]
+
+
+def limit_words(ulimits: Mapping[Any, int]) -> list[str]:
+    """A container has the limits of who starts it: other ones are set first."""
+    return ["prlimit", *(f"--{name}={'unlimited' if n < 0 else n}" for name, n in ulimits.items())] if ulimits else []
+
+
+def gpu_variables(around: Surroundings) -> dict[str, str]:
+    """So many GPUs as the stage asks for: --nv alone shows all of the machine."""
+    count = around.resources.gpus
+    chosen = (visible_gpus() or [str(index) for index in range(count)])[:count]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)} if count else {}
+
+
+def work_folder(around: Surroundings) -> Path:
+    """Where /tmp of a stage lies: on a disk of this machine, as Apptainer's own is of 64 MiB. Always the same place, so
+    that nothing of a killed run is left."""
+    place = sha256_text(str(around.folder.path))[:WORK_DIGITS]
+    return Path(tempfile.gettempdir()) / f"essence-{around.user[0]}-{place}"
+
+
+def open_work_folder(around: Surroundings) -> Path:
+    """The folder, this user's alone; MachineError where somebody else has made it."""
+    folder = work_folder(around)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise MachineError(f"{folder}: belongs to somebody else; name another folder for temporary files with TMPDIR")
+    return folder

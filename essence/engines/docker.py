@@ -19,7 +19,7 @@ from docker.types import DeviceRequest, Mount, Ulimit
 import docker
 from essence.engines.docker_stage import DockerStage
 from essence.engines.images import ImageRecipe, config_digest, recipe
-from essence.engines.surroundings import PRIVATE_TMP, Surroundings
+from essence.engines.surroundings import PRIVATE_TMP, Surroundings, visible_gpus
 from essence.engines.token import Token, left_token, token
 from essence.errors import MachineError
 from essence.plan import PlannedStage
@@ -205,8 +205,7 @@ def argv(surroundings: Surroundings, image: str) -> list[str]:
 
 def _gpus(count: int) -> DeviceRequest:
     """So many GPUs, of those that the caller has been given when CUDA_VISIBLE_DEVICES says which."""
-    visible = [word for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-    if visible:
+    if visible := visible_gpus():
         return DeviceRequest(device_ids=visible[:count], capabilities=[["gpu"]])
     return DeviceRequest(count=count, capabilities=[["gpu"]])
 

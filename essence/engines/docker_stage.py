@@ -8,7 +8,7 @@ from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
 from essence.engines.contract import Ending
-from essence.engines.local import killed_by
+from essence.engines.ending import ended_by_signal, memory_kills, out_of_memory
 from essence.engines.surroundings import Surroundings
 from essence.engines.token import Token
 
@@ -33,6 +33,7 @@ class DockerStage:
         self.mine = mine
         """Another live process's container is only waited for."""
         self.secret = secret
+        self.memory_kills = memory_kills()
         self._ending: Ending | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -85,11 +86,9 @@ class DockerStage:
             return Ending(0)
         self.container.reload()
         if self.container.attrs["State"]["OOMKilled"]:
-            limit = self.surroundings.resources.memory_gib
-            had = f"its container may take {limit:g} GiB (resources.memory_gib)" if limit else "the machine has no more"
-            return Ending(code, f"killed because memory ran out: {had}")
+            return Ending(code, out_of_memory(self.surroundings.resources.memory_gib))
         if code > SIGNAL_BASE:
-            return Ending(SIGNAL_BASE - code, killed_by(code - SIGNAL_BASE))
+            return ended_by_signal(code - SIGNAL_BASE, self.memory_kills)
         return Ending(code)
 
     def _tidy(self) -> None:

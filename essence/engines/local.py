@@ -11,6 +11,7 @@ from pathlib import Path
 
 import essence
 from essence.engines.contract import Ending
+from essence.engines.ending import ended_by_signal, memory_kills
 from essence.engines.surroundings import Surroundings
 from essence.engines.token import token
 from essence.errors import MachineError
@@ -81,6 +82,7 @@ class LocalStage:
     """A running stage."""
 
     def __init__(self, surroundings: Surroundings) -> None:
+        self.memory_kills = memory_kills()
         self.secret = token(surroundings.folder.path) if surroundings.network else None
         told = self.secret.variables(inside=False) if self.secret else {}
         with surroundings.folder.log.open("ab") as log:
@@ -99,7 +101,9 @@ class LocalStage:
         code = self.process.poll()
         if code is not None and self.secret:
             self.secret.forget()
-        return None if code is None else Ending(code, killed_by(-code) if code < 0 else None)
+        if code is None or code >= 0:
+            return None if code is None else Ending(code)
+        return ended_by_signal(-code, self.memory_kills)
 
     def stop(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -110,9 +114,3 @@ class LocalStage:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.poll()
-
-
-def killed_by(number: int) -> str:
-    """The sentence for a process that a signal ended."""
-    name = signal.Signals(number).name
-    return f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -76,14 +77,18 @@ def version() -> str:
     return done.stdout.split()[-1]
 
 
+def missing_sifs(images: Iterable[ImageRecipe], cure: str) -> None:
+    """MachineError that names all SIFs which are not there."""
+    if absent := [str(file) for file in map(sif_file, images) if not file.is_file()]:
+        raise MachineError(
+            f"no SIF {' and no SIF '.join(absent)} here; make them: {cure}, or name their folder with {FOLDER_VARIABLE}"
+        )
+
+
 def found_sif(image: ImageRecipe, cure: str) -> SifRecord:
     """What the SIF of an image is; MachineError when it is absent, damaged, or of another lock or base."""
-    file = sif_file(image)
-    if not file.is_file():
-        raise MachineError(
-            f"no SIF {file} here; build it: {cure}, or name the folder it lies in with {FOLDER_VARIABLE}"
-        )
-    return checked_sif(file, image, cure)
+    missing_sifs([image], cure)
+    return checked_sif(sif_file(image), image, cure)
 
 
 def checked_sif(file: Path, image: ImageRecipe, cure: str) -> SifRecord:

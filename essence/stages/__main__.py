@@ -34,6 +34,7 @@ from essence.stages.context import (
     Stopped,
     StopRequest,
     die_with_parent,
+    stop_when_alone,
 )
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.store import StageFolder, hold
@@ -51,6 +52,7 @@ def main() -> int:
     die_with_parent(signal.SIGTERM)
     stop = StopRequest()
     stop.install()
+    stop_when_alone()
     try:
         return _run(arguments.stage, arguments.spec.resolve(), stop)
     except KitError as error:

@@ -1,8 +1,10 @@
 """What a running stage is given, and how it tells how far it is."""
 
 import ctypes
+import fcntl
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -19,6 +21,8 @@ PROGRESS_EVERY_S = 0.5
 EXIT_CURABLE = 2
 EXIT_STOPPED = 75
 PR_SET_PDEATHSIG = 1
+STDIN = 0
+LIFELINE = "ESSENCE_LIFELINE"
 
 
 class Stopped(Exception):
@@ -56,6 +60,20 @@ def die_with_parent(number: signal.Signals) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != int(parent):
         raise SystemExit(EXIT_STOPPED)
+
+
+def stop_when_alone() -> None:
+    """Where the kit holds the other end of standard input: be sent SIGTERM when that closes (Linux).
+
+    As `die_with_parent`, for a process whose parent is not the kit, or is so in another PID namespace.
+    """
+    if LIFELINE not in os.environ or sys.platform != "linux":
+        return
+    fcntl.fcntl(STDIN, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(STDIN, fcntl.F_SETSIG, signal.SIGTERM)
+    fcntl.fcntl(STDIN, fcntl.F_SETFL, fcntl.fcntl(STDIN, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([STDIN], [], [], 0)[0]:
+        raise SystemExit(EXIT_STOPPED)  # it closed before
 
 
 @dataclass
