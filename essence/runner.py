@@ -1,8 +1,10 @@
 """Run the stages of a plan through an engine: what is done is skipped, what is half done goes on, the rest is started.
 
 A failed stage stops only what depends on it. Ctrl-C and SIGTERM ask the running stages to stop and wait for them.
+Benchmarks are read as soon as they are fetched, so that a misspelt field is told before hours of training, not after.
 """
 
+import importlib.util
 import signal
 import time
 from collections.abc import Iterator
@@ -17,11 +19,14 @@ from essence.engines.contract import Ending, RunningStage, StartingEngine
 from essence.engines.surroundings import surroundings
 from essence.errors import KitError
 from essence.plan import PlannedStage
-from essence.settings import Spec
+from essence.scoring.benchmarks import read_problems
+from essence.settings import GenerateSettings, Spec
 from essence.store import RunDirectory, StageFolder
 
 POLL_S = 0.05
 STOP_GRACE_S = 60.0
+BEFORE_PROBLEMS = ("download", "tokenize")
+"""Stages that start whatever the benchmarks hold."""
 EXIT_STOPPED = 75
 Event = Literal["started", "finished", "failed", "stopped"]
 
@@ -62,9 +67,10 @@ class Runner:
     display: Display
     _running: dict[str, tuple[RunningStage, float]] = field(default_factory=dict)
     _stopping: bool = False
+    _checked: set[str] = field(default_factory=set)
 
     def run(self) -> Summary:
-        """Run until nothing is left that can be run."""
+        """Run until nothing is left that can be run; InputError for a benchmark whose problems cannot be read."""
         summary = Summary(done_before=[s.id for s in self.stages if self._folder(s).done])
         waiting = [s for s in self.stages if s.id not in summary.done_before]
         try:
@@ -95,7 +101,24 @@ class Runner:
             self._collect(summary)
             self.display.tick({identifier: self.run_directory.stage(identifier) for identifier in self._running})
 
+    def _check_problems(self) -> None:
+        """Read each benchmark that is fetched and still to be generated for, once; InputError as its stage would."""
+        for stage in self.stages:
+            if not isinstance(stage.settings, GenerateSettings) or self._folder(stage).done:
+                continue
+            fetched, benchmark = self.run_directory.stage(stage.inputs["problems"]), stage.settings.benchmark
+            what = f"{stage.inputs['problems']} {benchmark.model_dump_json()}"
+            if what in self._checked or not fetched.done:
+                continue
+            self._checked.add(what)
+            problems = fetched.output / "problems"
+            # The host's own environment may lack what reads Parquet.
+            if importlib.util.find_spec("pyarrow") or not any(problems.rglob("*.parquet")):
+                read_problems(problems, benchmark)
+
     def _start(self, stage: PlannedStage, summary: Summary) -> None:
+        if stage.stage not in BEFORE_PROBLEMS:
+            self._check_problems()
         folder = self._folder(stage)
         folder.path.mkdir(parents=True, exist_ok=True)
         spec = make_spec(stage, self.code, self.engine.image(stage.runs_in))

@@ -125,6 +125,12 @@ def test_a_model_is_evaluated_and_what_is_done_is_not_done_again(tmp_path: Path)
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ["--experiment", str(tmp_path / "own.toml"), "--benchmark", "sums", "--problems", "3", "--samples", "2"]
     command = ["evaluate", "--model", str(model), *options, "--runs", str(tmp_path / "runs")]
+    own = (tmp_path / "own.toml").read_text()
+    (tmp_path / "own.toml").write_text(own.replace('"question"', '"questin"'))
+    misspelt = invoke(*command)
+    assert misspelt.returncode == 2 and "no field 'questin'" in misspelt.stderr + misspelt.stdout
+    assert not list((tmp_path / "runs" / "stages").glob("generate-*")), "told before anything is generated"
+    (tmp_path / "own.toml").write_text(own)
     refused = invoke(*command, "--max-model-tokens", "10")
     assert refused.returncode == 1
     assert "leaves no room for a completion: max_model_tokens is 10" in refused.stdout
