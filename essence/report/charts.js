@@ -18,7 +18,7 @@
     training: { title: "training loss", part: "losses" },
     validation: { title: "validation loss, cross-entropy", part: "losses" },
   };
-  const INK = ["accent", "teacher", "lsp-6", "untrained", "lsp-10", "ink"];
+  const INK = ["accent", "violet", "teacher", "ochre", "cyan", "ink"];
   const DASHES = ["", "7 4", "2 3"];
   const RIVAL_DASHES = ["1 4", "6 3", "10 3 2 3", "3 3"];
   const MOST_LINES = INK.length * DASHES.length;

@@ -17,6 +17,9 @@ LIGHT = {
     "reported": "#a34a06",
     "teacher": "#0b6e55",
     "untrained": "#6f6a63",
+    "violet": "#85398c",
+    "ochre": "#8a6100",
+    "cyan": "#00788c",
 }
 DARK = {
     "ink": "#e9ebed",
@@ -27,6 +30,9 @@ DARK = {
     "reported": "#f2a25c",
     "teacher": "#5fcaa6",
     "untrained": "#b5aea4",
+    "violet": "#d79add",
+    "ochre": "#e3bd4f",
+    "cyan": "#4fd0e3",
 }
 LIGHT_RAMP = ("#b86e00", "#857a58", "#4f7f9f", "#1763a6", "#0a2f5c")
 DARK_RAMP = ("#cf8f35", "#a39a7c", "#6f9dbd", "#6db4f4", "#d6eaff")
