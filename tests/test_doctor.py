@@ -73,9 +73,9 @@ def test_a_laptop_is_told_all_that_bespoke_needs_and_nothing_is_written(
     code, found = doctor(runs=str(runs))
     assert code == 2
     missing = {name for name, check in found.items() if not check["ok"]}
-    assert {"GPUs", "environment eval, train", "downloads"} <= missing and found["pins"]["ok"]
+    assert {"GPUs", "environments", "downloads"} <= missing and found["pins"]["ok"]
     assert found["GPUs"]["wanted"] == "4 GPUs of 80 GiB" and found["GPUs"]["found"] == "no GPU"
-    assert "CPU build of PyTorch" in found["environment eval, train"]["found"]
+    assert "CPU build of PyTorch" in found["environments"]["found"]
     assert "6 still to come: model qwen3-4b-base" in found["downloads"]["found"]
     assert found["downloads"]["cure"].endswith(f"invoke download --runs {runs}")
     told = invoke("doctor", "--runs", str(runs))
@@ -85,7 +85,7 @@ def test_a_laptop_is_told_all_that_bespoke_needs_and_nothing_is_written(
 
 def test_nothing_is_missing_for_the_miniature(doctor: Look, tmp_path: Path) -> None:
     code, found = doctor(experiment=str(MICRO), runs=str(tmp_path))
-    assert code == 0 and found["environment eval, train"]["found"] == "is there" and list(tmp_path.iterdir()) == []
+    assert code == 0 and found["environments"]["found"] == "eval, train are there" and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from containers import DockerHost, load_base, need, started_engine, starting_obs
 from docker.types import Ulimit
 from test_matrix import wait_for
 
+from essence.commands.selection import Words, select
 from essence.engines import docker as docker_engine
 from essence.engines.docker import FOLDER, DockerEngine, argv, creation
 from essence.engines.docker_stage import DockerStage
@@ -19,6 +20,7 @@ from essence.engines.surroundings import Mount, Surroundings
 from essence.engines.token import token
 from essence.errors import MachineError
 from essence.experiment import load, part
+from essence.plan import PlannedStage
 from essence.settings import Resources
 from essence.store import StageFolder
 
@@ -192,6 +194,12 @@ def test_a_removed_container_and_a_path_that_is_not_there_are_one_sentence(
     assert engine.client.containers.list(all=True, filters={"label": f"{FOLDER}={around.folder.path}"}) == []
 
 
+def asking_stage(gpus: int) -> PlannedStage:
+    """A planned stage in the smallest image that asks for GPUs."""
+    planned = next(iter(select(Words(experiment=str(MICRO)), baselines=False).plan.stages.values()))
+    return replace(planned, runs_in="download", resources=RESOURCES.model_copy(update={"gpus": gpus}))
+
+
 @pytest.mark.docker
 def test_gpus_are_asked_of_the_engine(docker_host: DockerHost, engine: DockerEngine, tmp_path: Path) -> None:
     around = surroundings_of(tmp_path, resources=RESOURCES.model_copy(update={"gpus": 2}))
@@ -201,6 +209,7 @@ def test_gpus_are_asked_of_the_engine(docker_host: DockerHost, engine: DockerEng
         assert not docker_host.started_here
         pytest.skip("the engine that runs here has neither GPUs nor a stand-in for them")
     assert ended(stage).code == 0 and around.folder.log.read_text() == "0,1\n"  # type: ignore[attr-defined]
+    engine.try_gpus(asking_stage(2))
 
 
 @pytest.mark.docker
@@ -219,6 +228,11 @@ def test_without_gpus_without_image_without_engine(
         asking = replace(around, resources=RESOURCES.model_copy(update={"gpus": 1}))
         with pytest.raises(MachineError, match="need the NVIDIA Container Toolkit"):
             DockerEngine("cpu").start(asking)
+        with pytest.raises(
+            MachineError, match=r"Docker gives its containers no GPUs \(.*; GPUs in containers need the"
+        ):
+            DockerEngine("cpu").try_gpus(asking_stage(1))
+        assert bare.client.containers.list(all=True) == []
     done = invoke("reproduce", str(MICRO), "--engine", "docker", "--runs", str(tmp_path / "runs"))
     assert done.returncode == 2 and "no Docker engine answers" in done.stderr and "--engine local" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()

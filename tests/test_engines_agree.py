@@ -96,7 +96,7 @@ def host_at_work(under: Under, micro: Path, runs: Path, chance: random.Random) -
 
 @pytest.fixture(scope="module")
 def disturbed(under: Under, micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A finished run directory: once the host process was killed on its way, once what works for it."""
+    """A finished run directory: once the host process was killed on its way, once what works for it, with Ctrl-C."""
     runs, chance = tmp_path_factory.mktemp(under.engine), random.Random(under.engine)
     host = host_at_work(under, micro, runs, chance)
     host.send_signal(signal.SIGKILL)
@@ -104,7 +104,10 @@ def disturbed(under: Under, micro: Path, tmp_path_factory: pytest.TempPathFactor
     host = host_at_work(under, micro, runs, chance)
     for one in under.working(runs):
         under.kill(one)
-    host.communicate(timeout=HOST_END_S)
+    host.send_signal(signal.SIGINT)
+    said, _ = host.communicate(timeout=HOST_END_S)
+    assert host.returncode in (0, 1, 130), said
+    assert under.working(runs) == []
     done = invoke(*words(under, micro, runs))
     assert done.returncode == 0, done.stdout + done.stderr
     yield runs

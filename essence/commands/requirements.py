@@ -6,7 +6,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from essence.commands.selection import Selection
@@ -175,25 +174,21 @@ def disk_gib(selection: Selection) -> float:
 
 
 def _engine(selection: Selection, left: list[PlannedStage]) -> Iterator[Check]:
-    """The engine, then what it needs for the stages of each environment; the same sentence once."""
+    """The engine, then what it needs for the stages: their environments or images."""
     engine = asked(f"engine {selection.words.engine}", lambda: selection.engine.check([]))
     yield engine
-    found: dict[Check, list[str]] = {}
-    for environment in sorted({stage.runs_in for stage in left}) if engine.met else []:
-        stages = [stage for stage in left if stage.runs_in == environment]
-        check = asked("", partial(selection.engine.check, stages))
-        found.setdefault(check, []).append(environment)
-    for check, environments in found.items():
-        yield replace(check, name=f"environment {', '.join(environments)}")
+    if engine.met:
+        names = ", ".join(sorted({stage.runs_in for stage in left}))
+        yield asked("environments", lambda: selection.engine.check(left), f"{names} are there")
 
 
-def asked(name: str, ask: Callable[[], object]) -> Check:
+def asked(name: str, ask: Callable[[], object], found: str = "is there") -> Check:
     """A check by a call that raises a KitError where something is missing."""
     try:
         ask()
     except KitError as error:
         return _from_sentence(name, str(error))
-    return Check(name, "is there")
+    return Check(name, found)
 
 
 def _downloads(selection: Selection, thorough: bool, offline: bool) -> Iterator[Check]:

@@ -82,9 +82,9 @@ class DockerEngine:
             self.built(name)
             self.image(name)
         if asking := [stage for stage in stages if stage.resources.gpus]:
-            self._try_gpus(asking[0])
+            self.try_gpus(asking[0])
 
-    def _try_gpus(self, stage: PlannedStage) -> None:
+    def try_gpus(self, stage: PlannedStage) -> None:
         """MachineError when a container gets no GPUs, which would otherwise be told hours later, at the first one."""
         image = self._found(recipe(stage.runs_in, self.flavour))
         gpus = [_gpus(stage.resources.gpus)]
