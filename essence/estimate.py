@@ -159,7 +159,12 @@ def _training_flops(
         return None
     checkpointing, epochs = settings.activation_checkpointing, settings.optimizer.epochs
     step = distillation_flops(
-        student, teacher, [kept], activation_checkpointing=checkpointing, teacher_form=settings.teacher
+        student,
+        teacher,
+        [kept],
+        activation_checkpointing=checkpointing,
+        teacher_form=settings.teacher,
+        lora=settings.lora,
     )
     validation = forward_flops(student, tokens_read(row, validation_view(settings)))
     validations = epochs * settings.validations_per_epoch * settings.rows.validation_rows
@@ -189,7 +194,7 @@ def _gpu_memory_gib(
     static = (
         sharded_static_bytes(student, teacher, gpus, settings.teacher)
         if gpus > 1
-        else static_bytes(student, teacher, settings.compute_dtype, settings.teacher)
+        else static_bytes(student, teacher, settings.compute_dtype, settings.teacher, settings.lora)
     )
     longest = tokens_read(_row(0, settings.rows.max_row_tokens - 1, 0), settings.view)
     return (static + LOSS_BYTES_PER_LOGIT * longest * student.vocabulary) / GIB

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from some_resources import some_objective, some_resources
 from test_trainer import TRAIN, VALIDATION, ActAfter, model, settings
 
+from essence.distill.adapters import add_adapters
 from essence.distill.batches import Batch, head_weight, states_of_rows
 from essence.distill.cached_teacher import CachedTeacher
 from essence.distill.ranks import Ranks
@@ -23,6 +24,7 @@ from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trainer import DivergedError, train
 from essence.stages.context import Progress, Stopped, StopRequest
 
+LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": "ddp"},
     "zero2": {"parallel": "zero2"},
@@ -30,10 +32,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero3-sharded": {"parallel": "zero3", "teacher_placement": "sharded"},
     "ddp-offloaded-packed": {"parallel": "ddp", "teacher_placement": "offloaded", "packing": True},
     "ddp-cached": {"parallel": "ddp", "teacher": "cached", "packing": True},
+    "ddp-lora": {"parallel": "ddp", "lora": LORA},
+    "zero2-lora": {"parallel": "zero2", "lora": LORA},
+    "zero3-lora": {"parallel": "zero3", "lora": LORA},
     "zero3-bfloat16": {"parallel": "zero3", "compute_dtype": "bfloat16", "activation_checkpointing": True},
     "ddp-bfloat16": {"parallel": "ddp", "compute_dtype": "bfloat16", "activation_checkpointing": True},
 }
-RESUMED = ("ddp", "zero2", "zero3-sharded", "ddp-cached")
+RESUMED = ("ddp", "zero2", "zero3-sharded", "ddp-cached", "zero2-lora")
 CACHE = "cache"
 CPU = torch.device("cpu")
 
@@ -47,7 +52,10 @@ def train_on_this_rank(work: Path, ranks: Ranks, stop: StopRequest, progress: Pr
     else:
         teacher = place_teacher(model(1, hidden=24).to(dtype), chosen.teacher_placement, dtype, ranks, CPU)
     resources = some_resources(micro_batch_rows=1, checkpoint_every_s=600.0)
-    return train(model(0), teacher, TRAIN, VALIDATION, chosen, resources, work, progress, stop, ranks=ranks, device=CPU)
+    student = model(0)
+    if chosen.lora.rank:
+        add_adapters(student, chosen.lora, chosen.seed)
+    return train(student, teacher, TRAIN, VALIDATION, chosen, resources, work, progress, stop, ranks=ranks, device=CPU)
 
 
 class Stopping(StopRequest):

@@ -13,10 +13,12 @@ from conftest import PROJECT
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-from rank_program import RESUMED, WAYS
+from rank_program import LORA, RESUMED, WAYS
 from test_trainer import model, run
 
+from essence.distill.adapters import add_adapters
 from essence.distill.dealing import deal, steps_of_epoch
+from essence.settings import LoraSettings
 
 LOSS_TOLERANCE = 2e-6
 """Of losses of about 3; the same float32 sums in another order gave 3e-7."""
@@ -25,11 +27,19 @@ BFLOAT16_TOLERANCE = 5e-3
 """Between one way of training in bfloat16 and float32."""
 
 
+def adapted(seed: int) -> Any:
+    """The student with adapters of its own seed."""
+    student = model(0)
+    add_adapters(student, LoraSettings.model_validate(LORA), seed)
+    return student
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of all the ways, trained by two ranks, and `single`."""
     folder = tmp_path_factory.mktemp("parallel")
     run(folder / "single", model(0), model(1, hidden=24))
+    run(folder / "single-lora", adapted(3), model(1, hidden=24), lora=LORA)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = [str(PROJECT / "tests" / "rank_program.py"), str(folder)]
     path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
@@ -54,11 +64,12 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def test_curve_and_weights_are_those_of_one_process(trained: Path, way: str) -> None:
     lower = "bfloat16" in way
     tolerance = BFLOAT16_TOLERANCE if lower else LOSS_TOLERANCE
-    alone, together = curve(trained / "single"), curve(trained / way)
+    single = trained / ("single-lora" if "lora" in way else "single")
+    alone, together = curve(single), curve(trained / way)
     assert len(alone["loss"]) == 6 and len(alone["validation"]) == 4
     for name, values in alone.items():
         assert together[name] == pytest.approx(values, abs=tolerance), name
-    weights, expected = load_file(trained / way / "last.safetensors"), load_file(trained / "single/last.safetensors")
+    weights, expected = load_file(trained / way / "last.safetensors"), load_file(single / "last.safetensors")
     assert weights.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, rtol=0.0, atol=1e-2 if lower else WEIGHT_TOLERANCE)
@@ -93,8 +104,9 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(trained: Path, way: st
         "tensors-00000-of-00002.safetensors",
         "tensors-00001-of-00002.safetensors",
     ]
-    result = run(work, model(9), model(1, hidden=24))
-    expected = load_file(trained / "single" / "last.safetensors")
+    lora = "lora" in way
+    result = run(work, adapted(9) if lora else model(9), model(1, hidden=24), **({"lora": LORA} if lora else {}))
+    expected = load_file(trained / ("single-lora" if lora else "single") / "last.safetensors")
     for name, weight in load_file(result.last_weights).items():
         torch.testing.assert_close(weight, expected[name], rtol=0.0, atol=WEIGHT_TOLERANCE)
 

@@ -144,6 +144,7 @@ def train_settings(**changes: Any) -> TrainSettings:
         "processes": 1,
         "teacher_placement": "replicated",
         "teacher": "live",
+        "lora": {"rank": 0, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]},
         "attention": "sdpa",
         "validations_per_epoch": 2,
         "compute_dtype": "float32",

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from essence.errors import InputError
-from essence.settings import TeacherForm
+from essence.settings import LoraSettings, TeacherForm
 
 FLOPS_FORMULA = (
     "matrix products only, no padding, logits for every token read; a row of T tokens: "
     "layers = 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers, head = 2 * vocabulary * hidden * T; "
-    "student 3 * (layers + head) a training row (4 * layers + 3 * head with activation checkpointing), "
+    "student 3 * (layers + head) a training row (4 * layers + 3 * head with activation checkpointing; under LoRA one "
+    "less for what is frozen, and the adapters), "
     "teacher layers + head (stored states: head alone); validation rows layers + head"
 )
 FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2
@@ -115,9 +116,35 @@ def forward_flops(model: Architecture, tokens: int) -> int:
     return layer_flops(model, tokens) + head_flops(model, tokens)
 
 
-def training_flops(model: Architecture, tokens: int, *, activation_checkpointing: bool) -> int:
-    """FLOPs of forward and backward on one row; checkpointing runs the layers' forward twice."""
-    return (4 if activation_checkpointing else 3) * layer_flops(model, tokens) + 3 * head_flops(model, tokens)
+def training_flops(
+    model: Architecture, tokens: int, *, activation_checkpointing: bool, lora: LoraSettings | None = None
+) -> int:
+    """FLOPs of forward and backward on one row; checkpointing runs the layers' forward twice.
+
+    With adapters the frozen matrices have no gradient of their own, and the adapters come on top.
+    """
+    again = 1 if activation_checkpointing else 0
+    if lora is None or lora.rank == 0:
+        return (3 + again) * layer_flops(model, tokens) + 3 * head_flops(model, tokens)
+    attention = 2 * tokens**2 * model.attention_width * model.layers
+    frozen = layer_flops(model, tokens) - attention
+    adapters = 2 * adapter_parameters(model, lora) * tokens
+    return (2 + again) * frozen + (3 + again) * (attention + adapters) + 2 * head_flops(model, tokens)
+
+
+def adapter_parameters(model: Architecture, lora: LoraSettings) -> int:
+    """Parameters of all adapters; 0 without."""
+    query, key = model.attention_width, model.kv_heads * model.head_dim
+    sizes = {
+        "q_proj": model.hidden + query,
+        "k_proj": model.hidden + key,
+        "v_proj": model.hidden + key,
+        "o_proj": query + model.hidden,
+        "gate_proj": model.hidden + model.intermediate,
+        "up_proj": model.hidden + model.intermediate,
+        "down_proj": model.intermediate + model.hidden,
+    }
+    return lora.rank * model.layers * sum(sizes[target] for target in set(lora.targets))
 
 
 def distillation_flops(
@@ -127,10 +154,11 @@ def distillation_flops(
     *,
     activation_checkpointing: bool,
     teacher_form: TeacherForm = "live",
+    lora: LoraSettings | None = None,
 ) -> int:
     """FLOPs of one training pass over rows of these lengths (tokens read); without a teacher, of fine-tuning."""
     return sum(
-        training_flops(student, length, activation_checkpointing=activation_checkpointing)
+        training_flops(student, length, activation_checkpointing=activation_checkpointing, lora=lora)
         + (teaching_flops(teacher, length, teacher_form) if teacher else 0)
         for length in lengths
     )
@@ -151,13 +179,18 @@ def static_bytes(
     teacher: Architecture | None,
     compute_dtype: Literal["float32", "bfloat16"],
     teacher_form: TeacherForm = "live",
+    lora: LoraSettings | None = None,
 ) -> int:
     """Bytes on one device that do not depend on sequence length: 16 a student parameter, and the teacher.
 
     Under bfloat16 the student has a copy of 2 bytes a parameter and the teacher takes 2; under float32 the teacher 4.
-    Of a teacher whose states are stored only the head is there.
+    Of a teacher whose states are stored only the head is there. A frozen student takes 2 or 4 a parameter, its adapters
+    16.
     """
     taught = teacher_parameters(teacher, teacher_form) if teacher else 0
+    if lora is not None and lora.rank:
+        size = FLOAT32_BYTES if compute_dtype == "float32" else BFLOAT16_BYTES
+        return size * (student.parameters + taught) + MASTER_BYTES * adapter_parameters(student, lora)
     if compute_dtype == "float32":
         return MASTER_BYTES * student.parameters + FLOAT32_BYTES * taught
     return MASTER_BYTES * student.parameters + BFLOAT16_BYTES * (student.parameters + taught)

@@ -20,8 +20,8 @@ in full. Host and stages both use this, so it is plain Python.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from essence.distill.cost import Architecture
-from essence.settings import Parallel, TeacherPlacement
+from essence.distill.cost import Architecture, adapter_parameters
+from essence.settings import LoraSettings, Parallel, TeacherPlacement
 
 Dtype = Literal["float32", "bfloat16"]
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -53,6 +53,8 @@ class Load:
     teacher_placement: TeacherPlacement
     teacher_stored: bool = False
     """Its states come from a teacher stage, and only its head is here."""
+    lora: LoraSettings | None = None
+    """Adapters are all that is trained; None = all weights are."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ def estimate_memory(load: Load) -> Memory:
 def _student_static(load: Load) -> int:
     student, parameters = load.student, load.student.parameters
     shared = load.devices if load.parallel in ("zero2", "zero3") else 1
+    if load.lora:
+        adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + MOMENT_BYTES)
+        return parameters * BYTES[load.compute_dtype] + adapters
     held = parameters * (GRADIENT_BYTES + MOMENT_BYTES) / shared
     copy = BYTES[load.compute_dtype] if load.compute_dtype == "bfloat16" else 0
     if load.parallel == "zero3" and load.devices > 1:

@@ -42,6 +42,7 @@ from essence.settings.spec import (
 from essence.settings.training import (
     Divergence,
     LoopSettings,
+    LoraSettings,
     ObjectiveSettings,
     OptimizerSettings,
     Parallel,
@@ -68,6 +69,7 @@ __all__ = [
     "GraderName",
     "GradingSettings",
     "LoopSettings",
+    "LoraSettings",
     "LossResources",
     "ObjectiveSettings",
     "OptimizerSettings",

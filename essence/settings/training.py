@@ -62,8 +62,24 @@ class OptimizerSettings(Record):
     """OneCycleLR cycles beta1 from high to low and back (trap 13)."""
 
 
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraSettings(Record):
+    """Low-rank adapters (LoRA) beside weights that stay as they are."""
+
+    rank: Annotated[int, Field(ge=0)]
+    """0 = no adapters: all weights are trained."""
+    alpha: Annotated[float, Field(gt=0.0)]
+    """What an adapter adds is multiplied by alpha / rank."""
+    targets: Annotated[list[LoraTarget], Field(min_length=1)]
+    """Matrices of every layer that get one."""
+
+
 class LoopSettings(Record):
     """How the training loop runs."""
+
+    lora: LoraSettings
 
     validations_per_epoch: Annotated[int, Field(gt=0)]
     compute_dtype: Literal["float32", "bfloat16"]

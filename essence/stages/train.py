@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from essence.distill import cost, preflight
+from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
 from essence.distill.cached_teacher import CachedTeacher
 from essence.distill.checkpoint import load_weights
 from essence.distill.chunked import chunked_bytes
@@ -87,7 +88,8 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     setup = prepare(settings, context, ranks)
     findings = look_first(settings, context, setup) if ranks.first else {}
     ranks.join(setup.device)
-    student: Any = load_model(setup.student, torch.float32, CPU, settings.attention)
+    student = load_student(setup.student, settings)
+    parameters = count_parameters(student)
     result = train(
         student,
         load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None,
@@ -105,12 +107,12 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
         device=setup.device,
     )
     if ranks.first:
-        write_output(result, context.partial, setup.student)
+        write_output(result, context.partial, setup.student, settings)
         write_events(context.scratch / "trackers" / "tensorboard", context.partial / "tensorboard")
     told = outcome(settings, context.resources, setup, result, student.config._attn_implementation)
     told.cost.update(peak_memory(ranks))
     ranks.leave()
-    return replace(told, executed={**told.executed, "preflight": findings})
+    return replace(told, executed={**told.executed, "parameters": parameters, "preflight": findings})
 
 
 def loss_bytes(setup: Setup, settings: TrainSettings, loss: LossResources) -> tuple[float, int]:
@@ -139,6 +141,7 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
         devices=settings.processes,
         teacher_placement=settings.teacher_placement,
         teacher_stored=settings.teacher != "live",
+        lora=settings.lora if settings.lora.rank else None,
     )
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(
@@ -207,11 +210,27 @@ def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -
         )
 
 
-def write_output(result: TrainResult, partial: Path, student_folder: Path) -> None:
-    """`last/`, `best/` and `metrics.jsonl`; the student is read anew, since an engine may hold it in pieces."""
-    student = load_model(student_folder, torch.float32, CPU)
+def load_student(folder: Path, settings: TrainSettings) -> Any:
+    """The student with float32 masters, or frozen in the dtype of the computation with adapters to be trained."""
+    if not settings.lora.rank:
+        return load_model(folder, torch.float32, CPU, settings.attention)
+    student = load_model(folder, COMPUTE_DTYPES[settings.compute_dtype], CPU, settings.attention)
+    add_adapters(student, settings.lora, settings.seed)
+    return student
+
+
+def write_output(result: TrainResult, partial: Path, student_folder: Path, settings: TrainSettings) -> None:
+    """`last/`, `best/` and `metrics.jsonl`; the student is read anew, since an engine may hold it in pieces.
+
+    Adapters are merged into these models in float32, and lie beside them too, in `last-adapter/` and `best-adapter/`.
+    """
     for name, weights in (("last", result.last_weights), ("best", result.best_weights or result.last_weights)):
+        student = load_model(student_folder, torch.float32, CPU)
+        wrapped = add_adapters(student, settings.lora, settings.seed) if settings.lora.rank else None
         load_weights(student, weights)
+        if wrapped is not None:
+            save_adapters(wrapped, partial / f"{name}-adapter")
+            student = merged(wrapped)
         save_model(student, partial / name, tokenizer_from=student_folder)
     shutil.copyfile(result.metrics, partial / "metrics.jsonl")
 
@@ -308,6 +327,7 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         lengths,
         activation_checkpointing=settings.activation_checkpointing,
         teacher_form=settings.teacher,
+        lora=settings.lora,
     )
     validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
     training_flops, validation_flops = epoch * settings.optimizer.epochs, validation * len(result.validations)
@@ -322,7 +342,9 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         "tokens_per_s": result.tokens / result.seconds if result.seconds else None,
         "energy_j": result.energy_j,
         **describe_utilization(settings, setup, result, student, teacher, settings.processes),
-        "static_memory_bytes": cost.static_bytes(student, teacher, settings.compute_dtype, settings.teacher),
+        "static_memory_bytes": cost.static_bytes(
+            student, teacher, settings.compute_dtype, settings.teacher, settings.lora
+        ),
     }
 
 
@@ -337,7 +359,7 @@ def describe_utilization(
     """MFU of the training steps; null where the device's peak is not known."""
     lengths = [example.input_ids.size for example in setup.rows.training.examples]
     needed = cost.distillation_flops(
-        student, teacher, lengths, activation_checkpointing=False, teacher_form=settings.teacher
+        student, teacher, lengths, activation_checkpointing=False, teacher_form=settings.teacher, lora=settings.lora
     )
     peak = peak_of_device(setup.device)
     used = model_flops_utilization(needed * settings.optimizer.epochs, result.seconds, setup.device, devices)

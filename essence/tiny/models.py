@@ -20,7 +20,14 @@ from essence.distill.models import load_tokenizer, save_model
 from essence.distill.sequence import Example
 from essence.distill.state import TrainResult
 from essence.distill.trainer import train
-from essence.settings import ObjectiveSettings, OptimizerSettings, RowsSettings, TrainSettings, ViewSettings
+from essence.settings import (
+    LoraSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    RowsSettings,
+    TrainSettings,
+    ViewSettings,
+)
 from essence.stages.context import StageContext
 from essence.tiny.options import ModelOptions
 from essence.tiny.problems import training_rows
@@ -134,6 +141,7 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             head_gradient_sum="float32",
         ),
         optimizer=OptimizerSettings(**optimizer),
+        lora=LoraSettings(rank=0, alpha=1.0, targets=["q_proj"]),
         validations_per_epoch=1,
         compute_dtype="float32",
         activation_checkpointing=False,
