@@ -1,7 +1,8 @@
-"""A Slurm of one node below a folder: no munge, no systemd, nothing in /etc; stand-in GPUs."""
+"""A Slurm of one node, or of two on one machine: no munge, no systemd, nothing in /etc; stand-in GPUs."""
 
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -25,13 +26,14 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+# Sessions at the same time share one tree of control groups, in which a job has its number.
+FirstJobId={first_job}
 AuthType=auth/none
 CredType=cred/none
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType={track}
 TaskPlugin={task}
 JobAcctGatherType=jobacct_gather/linux
@@ -52,10 +54,15 @@ JobCompLoc={folder}/jobs.txt
 GresTypes=gpu
 # More cores than there are: jobs that only wait keep nothing from those that work.
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib} Gres=gpu:h100:{gpus} State=UNKNOWN
-PartitionName=tests Nodes={host} Default=YES MaxTime=INFINITE DefMemPerCPU=512 State=UP
-PartitionName=closed Nodes={host} AllowAccounts=others State=UP
+PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE DefMemPerCPU=512 State=UP
+PartitionName=closed Nodes=ALL AllowAccounts=others State=UP
 """
+NODE = (
+    "NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} "
+    "CPUs={cpus} RealMemory={memory_mib} {gpus}State=UNKNOWN\n"
+)
+TWO_NODES = ("127.0.0.1", "127.0.0.2")
+"""Names that lead to this machine, as the ranks of a training on several nodes ask for the first by its name."""
 CGROUPS = """\
 CgroupPlugin=cgroup/v1
 CgroupAutomount=no
@@ -83,22 +90,25 @@ def slurm() -> Iterator[SlurmNode]:
 
 
 @contextmanager
-def started_node() -> Iterator[SlurmNode]:
-    """Controller and node as children of this process."""
+def started_node(names: tuple[str, ...] = ()) -> Iterator[SlurmNode]:
+    """Controller and nodes as children of this process: one that has the machine's name, or those of these names."""
     folder = Path(tempfile.mkdtemp(prefix="ess-slurm-"))
     folder.chmod(0o755)
-    for part in ("state", "spool"):
-        (folder / part).mkdir()
-    write_configuration(folder)
+    (folder / "state").mkdir()
+    write_configuration(folder, names)
     variables = {"SLURM_CONF": str(folder / "slurm.conf")}
-    commands = [["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"], ["slurmd", "-D", "-c", "-N", host_name()]]
+    nodes = names or (host_name(),)
+    commands = [
+        ["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"],
+        *(["slurmd", "-D", "-c", "-N", name] for name in nodes),
+    ]
     daemons = []
     try:
         for command in commands:
-            with (folder / f"{command[0]}.log").open("wb") as log:
+            with (folder / f"{command[0]}-{command[-1].rpartition('/')[2]}.log").open("wb") as log:
                 process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
                 daemons.append(process)
-        wait_until_idle(variables, folder)
+        wait_until_idle(variables, folder, len(nodes))
         yield SlurmNode(folder, variables)
     finally:
         for process in reversed(daemons):
@@ -107,25 +117,30 @@ def started_node() -> Iterator[SlurmNode]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_configuration(folder: Path) -> None:
-    # With the first version of cgroups and root, memory limits are real.
-    cgroups = os.access("/sys/fs/cgroup/memory", os.W_OK) and os.access("/sys/fs/cgroup/freezer", os.W_OK)
+def write_configuration(folder: Path, names: tuple[str, ...]) -> None:
+    # With the first version of cgroups and root, memory limits are real; two nodes would share them.
+    cgroups = not names and os.access("/sys/fs/cgroup/memory", os.W_OK) and os.access("/sys/fs/cgroup/freezer", os.W_OK)
     text = CONFIGURATION.format(
         host=host_name(),
         user=psutil.Process().username(),
         controller_port=free_port(),
-        node_port=free_port(),
+        first_job=secrets.randbelow(600_000) * 100 + 1,
         folder=folder,
         track="proctrack/cgroup" if cgroups else "proctrack/linuxproc",
         task="task/cgroup" if cgroups else "task/none",
-        cpus=max(8, os.cpu_count() or 1),
-        memory_mib=int(psutil.virtual_memory().total / 2**20 * 0.9),
-        gpus=len(STAND_INS),
     )
+    memory_mib = int(psutil.virtual_memory().total / 2**20 * 0.9)
+    for name in names or (host_name(),):
+        gpus = "" if names else f"Gres=gpu:h100:{len(STAND_INS)} "
+        cpus = max(8, os.cpu_count() or 1)
+        text += NODE.format(
+            name=name, host=host_name(), port=free_port(), cpus=cpus, memory_mib=memory_mib // 2, gpus=gpus
+        )
     (folder / "slurm.conf").write_text(text, encoding="utf-8")
     (folder / "cgroup.conf").write_text(CGROUPS, encoding="utf-8")
-    gpus = [f"NodeName={host_name()} Name=gpu Type=h100 File={file} Flags=nvidia_gpu_env\n" for file in STAND_INS]
-    (folder / "gres.conf").write_text("".join(gpus), encoding="utf-8")
+    if not names:
+        gpus = [f"NodeName={host_name()} Name=gpu Type=h100 File={file} Flags=nvidia_gpu_env\n" for file in STAND_INS]
+        (folder / "gres.conf").write_text("".join(gpus), encoding="utf-8")
 
 
 def let_go(job: str) -> None:
@@ -146,12 +161,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_idle(variables: dict[str, str], folder: Path) -> None:
+def wait_until_idle(variables: dict[str, str], folder: Path, nodes: int) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        command = ["sinfo", "--noheader", "--format=%T"]
+        command = ["sinfo", "--noheader", "--Node", "--partition=tests", "--format=%T"]
         state = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True).stdout
-        if state.startswith("idle"):
+        if state.split() == ["idle"] * nodes:
             return
         logs = "".join(log.read_text(errors="replace")[-2000:] for log in folder.glob("*.log"))
         assert time.monotonic() < deadline, f"Slurm did not come up: {logs}"

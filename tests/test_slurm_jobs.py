@@ -1,7 +1,10 @@
 """Stages as Slurm jobs, for real, on one node; where the container would be, the stage runs in this environment."""
 
 import json
+import os
+import random
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +15,10 @@ from typing import Any
 
 import pytest
 from conftest import MICRO, PROJECT, invoke
-from slurm_node import SlurmNode
+from containers import set_variables
+from slurm_node import TWO_NODES, SlurmNode, let_go, started_node
 
+from essence.atomic import read_json
 from essence.commands.status import collect_with_queue
 from essence.engines import scheduler
 from essence.engines.images import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, ImageRecipe, recipe
@@ -24,6 +29,7 @@ from essence.store import RunDirectory
 pytestmark = pytest.mark.slurm
 WAIT_S = 240.0
 TOKEN = "hf_planted_4711"
+DIGEST = "sha256:" + "ab" * 32
 
 # Options and image are left out. A file named after the stage's kind says what happens instead of the stage.
 STAND_IN = """\
@@ -56,8 +62,14 @@ class Cluster:
         """Another site file, with other values."""
         text = self.site.read_text()
         for key, value in changes.items():
-            text, count = re.subn(rf"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
-            assert count
+            # An image and a limit have the same name.
+            text, count = re.subn(
+                rf"^{key} = {re.escape(value[0])}.*" if value[0] in "{[" else rf"^{key} = .*",
+                f"{key} = {value}",
+                text,
+                flags=re.MULTILINE,
+            )
+            assert count == 1
         file = self.folder / f"{name}.toml"
         file.write_text(text)
         return file
@@ -100,7 +112,7 @@ def stand_in_sif(file: Path, image: ImageRecipe) -> None:
         sha256=sha256_file(file),
         bytes=found.st_size,
         modified_ns=found.st_mtime_ns,
-        config_digest="sha256:" + "ab" * 32,
+        config_digest=DIGEST,
         apptainer_version="1",
         labels={LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base, SOURCE_LABEL: image.source_sha256},
         definition_sha256=None,
@@ -235,4 +247,160 @@ def test_doctor_asks_slurm_whether_it_would_take_the_jobs(cluster: Cluster, tmp_
     for stage in ("train", "grade"):
         assert "nvalid partition" in elsewhere[f"a {stage} job"]["found"]
         assert "set one of those here (closed, tests)" in elsewhere[f"a {stage} job"]["cure"]
-    assert not (tmp_path / "runs").exists() and scheduler.queue() == []
+    assert not (tmp_path / "runs").exists() and all(state.ended for state in scheduler.queue())
+
+
+NANO = """\
+extends = "{micro}"
+title = "One small cell"
+[[matrix]]
+dataset = ["tiny"]
+pair = ["tiny-teacher_tiny-student"]
+lsp = [0.5]
+[models.tiny-teacher.options]
+documents = 16
+[models.tiny-student.options]
+documents = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("nano") / "nano.toml"
+    file.write_text(NANO.format(micro=MICRO))
+    return file
+
+
+@pytest.fixture(scope="module")
+def nano_runs(cluster: Cluster, nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, undisturbed run of one cell; not to be changed."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    jobs_of(cluster.run(runs, "--json", experiment=nano))
+    wait_for(lambda: finished(runs), runs)
+    return runs
+
+
+def left_to_train(runs: Path, to: Path) -> Path:
+    """A copy without the training and what needs it."""
+    shutil.copytree(runs, to)
+    for kind in ("train", "generate", "grade"):
+        for folder in (to / "stages").glob(f"{kind}-*"):
+            shutil.rmtree(folder)
+    return to
+
+
+def test_disturbed_at_every_turn_it_ends_as_undisturbed(
+    cluster: Cluster, nano: Path, nano_runs: Path, tmp_path: Path
+) -> None:
+    """Requeued while it trains, cancelled at a random moment, killed on the login node: then simply issued again."""
+    chance = random.Random(11)
+    runs = left_to_train(nano_runs, tmp_path / "runs")
+    jobs = jobs_of(cluster.run(runs, "--json", experiment=nano))
+    train = RunDirectory(runs).stage(jobs["train"]["stage"])
+    wait_for(lambda: train.progress.is_file() and list(train.scratch.glob("*")), runs)
+    subprocess.run(["scontrol", "requeue", jobs["train"]["job"]], check=True)
+    again = wait_for(lambda: [s for s in scheduler.queue() if s.job == jobs["train"]["job"] and s.waiting], runs)
+    assert again[0].restarts == 1
+    queued = {stage["stage"]: stage["scheduler_job"]["restarts"] for stage in status(runs, "nano")["queued"]}
+    assert queued[jobs["train"]["stage"]] == 1
+    let_go(jobs["train"]["job"])
+    time.sleep(chance.uniform(3.0, 8.0))
+    scheduler.cancel(job["job"] for job in jobs.values())
+    wait_for(lambda: all(state.ended for state in scheduler.queue()), runs)
+    assert not status(runs, "nano")["running"]
+    # Killed after sbatch took the job: its id was not written down, and the job is found all the same.
+    second = jobs_of(cluster.run(runs, "--json", experiment=nano))
+    (RunDirectory(runs).stage(second["grade"]["stage"]).jobs).unlink()
+    third = jobs_of(cluster.run(runs, "--json", experiment=nano))
+    assert third["grade"]["job"] == second["grade"]["job"]
+    wait_for(lambda: finished(runs), runs)
+    attempts = read_json(train.manifest)["identity"]["attempts"]
+    assert attempts[0]["outcome"] != "finished" and attempts[-1]["outcome"] == "finished"
+    assert results(runs) == results(nano_runs)
+    # With nothing left the same command writes the report.
+    last = cluster.run(runs, experiment=nano)
+    assert "all 8 stages were done before" in last.stdout and (runs / "nano" / "report" / "report.html").is_file()
+
+
+def test_the_record_names_image_and_job_and_nothing_holds_the_token(cluster: Cluster, nano_runs: Path) -> None:
+    (train,) = (nano_runs / "stages").glob("train-*")
+    manifest = read_json(train / "manifest.json")
+    sif = cluster.folder / "sif" / "train-cpu.sif"
+    found = [manifest["image"][name] for name in ("engine", "sif_sha256", "digest")]
+    assert found == ["apptainer", sha256_file(sif), DIGEST]
+    assert manifest["hardware"]["scheduler"]["SLURM_CLUSTER_NAME"] == "tests"
+    assert os.environ["HF_TOKEN"] == TOKEN and "SLURM_JOB_ID" in (cluster.folder / "environment").read_text()
+    for folder in (cluster.folder, cluster.node.folder, nano_runs):
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        assert files and not [file for file in files if TOKEN.encode() in file.read_bytes()]
+
+
+def test_two_nodes_train_together(cluster: Cluster, nano: Path, nano_runs: Path, tmp_path: Path) -> None:
+    runs = left_to_train(nano_runs, tmp_path / "runs")
+    experiment = tmp_path / "two.toml"
+    both = '[training]\nparallel = "ddp"\nprocesses = 2\n[resources]\nnodes = 2\n'
+    experiment.write_text(f'extends = "{nano}"\ntitle = "Two nodes"\n{both}')
+    with started_node(TWO_NODES) as node, set_variables(node.variables):
+        jobs = jobs_of(cluster.run(runs, "--only", "train", "--json", experiment=experiment))
+        train = RunDirectory(runs).stage(jobs["train"]["stage"])
+        wait_for(lambda: train.done or status(runs, "two")["failed"], runs)
+    manifest = read_json(train.manifest)
+    assert manifest["settings"]["executed"]["parallel"] == {"backend": "ddp", "processes": 2, "nodes": 2} | {
+        "teacher": manifest["settings"]["executed"]["parallel"]["teacher"]
+    }
+    assert manifest["hardware"]["scheduler"]["SLURM_NODELIST"] == "127.0.0.[1-2]"
+
+
+def results(runs: Path) -> dict[str, Any]:
+    """Results, fingerprints and weights by stage; not what holds times."""
+    found = {}
+    for folder in (runs / "stages").iterdir():
+        manifest = read_json(folder / "manifest.json")
+        weights = {o["path"]: o["sha256"] for o in manifest["outputs"] if o["path"].endswith(".safetensors")}
+        told = {name: value for name, value in manifest["results"].items() if not name.endswith("_s")}
+        data = {name: value for name, value in manifest["inputs"]["data"].items() if name != "samples_sha256"}
+        found[folder.name] = (told, data, weights)
+    return found
+
+
+def finished(runs: Path) -> bool:
+    """Whether all eight stages are done; what failed fails the test at once."""
+    state = status(runs, "nano")
+    assert not state["failed"], state["failed"]
+    return state["counts"]["done"] == 8
+
+
+def test_the_time_limit_stops_at_a_checkpoint_and_queues_again_or_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    stop = f"echo stopped > {cluster.folder}/stopped; exit 75"
+    cluster.act("dataset", f"[ ! -e {cluster.folder}/stopped ] || exit 0; trap '{stop}' TERM; sleep 600 & wait")
+    cluster.act("benchmark", "trap '' TERM USR1; while :; do sleep 1; done")
+    cluster.act("model", "exit 0")
+    limits = '{ time = "00:01:00", memory_gib = 1, cpus = 1 }'
+    done = cluster.run(tmp_path, "--only", "tokenize", site=cluster.site_with("short", download=limits, signal_s="50"))
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: (cluster.folder / "stopped").is_file(), tmp_path)
+    wait_for(
+        lambda: [stage for stage in status(tmp_path)["queued"] if stage["scheduler_job"]["restarts"] == 1], tmp_path
+    )
+    (failed,) = wait_for(lambda: status(tmp_path)["failed"], tmp_path)
+    assert failed["title"] == "download benchmark tiny-sums" and failed["cause"] == "time-out"
+    assert "raise its time or signal_s" in failed["message"]
+
+
+def test_a_job_is_given_the_gpus_that_it_asks_for(cluster: Cluster, tmp_path: Path) -> None:
+    experiment = tmp_path / "gpus.toml"
+    experiment.write_text(f'extends = "{MICRO}"\ntitle = "GPUs"\n[resources]\ngpus = 2\n')
+    for kind in ("model", "dataset", "benchmark", "tokenize", "train"):
+        cluster.act(kind, "exit 0")
+    site = cluster.site_with("gpus", gpu_type='"h100"')
+    (cluster.folder / "devices").unlink(missing_ok=True)
+    words = ("--only", "train", "--flavour", "cpu")
+    done = cluster.run(tmp_path, *words, site=site, experiment=experiment)
+    assert done.returncode == 0, done.stderr
+    devices = cluster.folder / "devices"
+    wait_for(lambda: devices.is_file() and "train" in devices.read_text(), tmp_path)
+    told = dict(line.split(" ", 1) for line in devices.read_text().splitlines())
+    assert told["train"] == "CUDA_VISIBLE_DEVICES=0,1" and told["tokenize"] == ""
+    site = cluster.site_with("gpus", gpu_type='"h200"')
+    refused = cluster.run(tmp_path / "other", *words, site=site, experiment=experiment)
+    assert refused.returncode == 2 and "gpu_type = 'h200' with 2 GPUs in site" in refused.stderr

@@ -151,7 +151,8 @@ def queue_left(selection: Selection, site: Site, whole: bool, as_json: bool, con
             submission.queue = scheduler.queue()
         jobs = planned_jobs(selection, site, check=True)
         write_down(whole_plan(selection), selection)
-        submission.add_all(jobs)
+        with console.status(f"queueing {len(jobs)} jobs"):
+            submission.add_all(jobs)
         if not jobs:
             report.write_once_graded(run_directory, selection.name, selection.wanted, console)
     if as_json:

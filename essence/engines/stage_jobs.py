@@ -15,6 +15,7 @@ from typing import Any
 from essence.atomic import append_json_line, read_json_lines
 from essence.engines import scheduler
 from essence.engines.scheduler import NEVER, JobState
+from essence.engines.slurm_text import EXIT_STOPPED
 from essence.store import StageFolder
 
 UNKNOWN = "UNKNOWN"
@@ -56,6 +57,8 @@ class StageJob:
     def sentence(self) -> str:
         """Why it ended, and what cures it."""
         state, words = self.state, f"job {self.state.job}: {self.cause}"
+        if self.cause == "job failure" and state.code == EXIT_STOPPED:
+            return f"{words}; it was asked to stop: {CURES['cancelled']}"
         if self.cause == "job failure":
             return f"{words}, " + (f"ended by signal {state.signal}" if state.signal else f"exit code {state.code}")
         if self.cause == "node failure" and state.nodes:
