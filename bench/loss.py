@@ -88,7 +88,7 @@ def products(work: Work) -> None:
 def liger(chunk_rows: int, compiled: bool) -> Form:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=0.0, chunk_size=chunk_rows, compiled=compiled)
+    loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=0.0, chunk_size=chunk_rows, compiled=compiled, fallback=False)
 
     def run(work: Work) -> Tensor:
         found: Tensor = loss(work.states, work.head, work.teacher_states, work.teacher_head, work.labels)
@@ -98,7 +98,9 @@ def liger(chunk_rows: int, compiled: bool) -> Form:
 
 
 def kit(chunk_rows: int, gradient_rows: int, compiled: bool = False, head_gradient_sum: str = "float32") -> Form:
-    resources = LossResources(form="chunked", chunk_rows=chunk_rows, gradient_rows=gradient_rows, compiled=compiled)
+    resources = LossResources(
+        form="chunked", chunk_rows=chunk_rows, gradient_rows=gradient_rows, compiled=compiled, fallback=False
+    )
     objective = some_objective(head_gradient_sum=head_gradient_sum)
 
     def run(work: Work) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from essence.distill import chunked
 from essence.distill.loss import Losses
 from essence.distill.objective import objective_from_states
 from essence.errors import InputError
@@ -22,7 +23,9 @@ GIB = 1 << 30
 
 
 def loss_resources(**changes: Any) -> LossResources:
-    return LossResources(**{"form": "chunked", "chunk_rows": 3, "gradient_rows": 7, "compiled": False, **changes})
+    return LossResources(
+        **{"form": "chunked", "chunk_rows": 3, "gradient_rows": 7, "compiled": False, "fallback": False, **changes}
+    )
 
 
 PLAIN = loss_resources(form="plain")
@@ -227,6 +230,12 @@ def test_smaller_teacher_vocabulary_and_missing_teacher_are_refused() -> None:
 VOCABULARY = 151_936
 
 
+@pytest.fixture
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes as long as there are operations: larger blocks than a processor's cache likes, so more bytes."""
+    monkeypatch.setattr(chunked, "block_rows", lambda lines: 16)
+
+
 def counted(
     tokens: int, hidden: int, teacher_hidden: int, resources: LossResources | None, head_gradient_sum: str = "float32"
 ) -> tuple[float, int]:
@@ -258,14 +267,15 @@ def released(states: Tensor, head: Tensor, teacher_states: Tensor, teacher_head:
     return 0.5 * ce + 0.5 * -(p * torch.log(q)).sum(-1).mean()
 
 
+@pytest.mark.usefixtures("few_blocks")
 @pytest.mark.parametrize(
     ("tokens", "hidden", "teacher_hidden"),
-    [(2048, 1024, 1024), (4096, 2560, 4096), (4096, 1024, 4096), (32768, 4096, 5120)],
+    [(2048, 1024, 1024), (4096, 2560, 4096), (4096, 1024, 4096), (8192, 4096, 5120)],
 )
 def test_peak_memory_at_full_size(tokens: int, hidden: int, teacher_hidden: int) -> None:
     """Six times below the released form with an exact head gradient, ten times in the setting that trades it."""
-    default = LossResources(form="chunked", chunk_rows=512, gradient_rows=4096, compiled=False)
-    small = LossResources(form="chunked", chunk_rows=512, gradient_rows=512, compiled=False)
+    default = LossResources(form="chunked", chunk_rows=512, gradient_rows=4096, compiled=False, fallback=False)
+    small = LossResources(form="chunked", chunk_rows=512, gradient_rows=512, compiled=False, fallback=False)
     reference, four_products = counted(tokens, hidden, teacher_hidden, None)
     exact, products = counted(tokens, hidden, teacher_hidden, default)
     coarse, _ = counted(tokens, hidden, teacher_hidden, small, "weight")
@@ -274,9 +284,10 @@ def test_peak_memory_at_full_size(tokens: int, hidden: int, teacher_hidden: int)
     assert products == four_products == 2 * tokens * VOCABULARY * (3 * hidden + teacher_hidden)
 
 
+@pytest.mark.usefixtures("few_blocks")
 def test_peak_memory_stops_growing_with_the_store() -> None:
-    resources = LossResources(form="chunked", chunk_rows=512, gradient_rows=4096, compiled=False)
-    peaks = [counted(tokens, 2560, 4096, resources)[0] for tokens in (2048, 4096, 8192, 16384)]
+    resources = LossResources(form="chunked", chunk_rows=512, gradient_rows=4096, compiled=False, fallback=False)
+    peaks = [counted(tokens, 2560, 4096, resources)[0] for tokens in (2048, 4096, 6144, 8192)]
     states = 2048 * 2 * (3 * 2560 + 4096)
     assert (peaks[1] - peaks[0]) * GIB <= 2048 * VOCABULARY * 2 + 1.1 * states
-    assert (peaks[3] - peaks[2]) * GIB <= 1.1 * 4 * states
+    assert (peaks[3] - peaks[2]) * GIB <= 1.1 * states

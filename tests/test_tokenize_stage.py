@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from some_resources import some_objective, some_resources  # noqa: E402
 
+from essence.distill import chunked  # noqa: E402
 from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.sequence import Example, fingerprint  # noqa: E402
@@ -242,6 +244,7 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
     assert outcome.data["train"]["rows"] == 20
     assert outcome.data["validation"]["rows"] == 6
     assert outcome.executed["vocabulary"] == {"tokenizer": 52, "student": 64, "teacher": 80}
+    assert outcome.executed["preflight"]["objective"]["parity"]["passed"]
     assert outcome.cost["tokens"] == 2 * outcome.data["train"]["tokens"]
     assert outcome.cost["flops"] > 0
     assert outcome.cost["tokens_per_s"] > 0
@@ -268,6 +271,27 @@ def test_fine_tuning_needs_no_teacher(prepared: dict[str, Path], tmp_path: Path)
     settings = train_settings(objective=some_objective(kd_weight=0.0))
     outcome = train.run(settings, context(tmp_path, **chosen))
     assert outcome.executed["vocabulary"]["teacher"] is None
+
+
+def test_a_loss_that_is_not_the_plain_one_stops_before_the_first_step_or_gives_way(
+    prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = chunked.block_gradient
+
+    def wrong(logits: torch.Tensor, *rest: Any) -> Any:
+        sums = right(logits, *rest)
+        logits.mul_(1.2)
+        return sums
+
+    monkeypatch.setattr(chunked, "block_gradient", wrong)
+    surroundings = context(tmp_path, **inputs(prepared))
+    with pytest.raises(MachineError, match=r"not the plain one on cpu: .*2\.0e-01"):
+        train.run(train_settings(), surroundings)
+    assert not (surroundings.scratch / "training").exists()
+    loss = RESOURCES.loss.model_copy(update={"fallback": True})
+    allowed = replace(surroundings, resources=RESOURCES.model_copy(update={"loss": loss}))
+    told = train.run(train_settings(), allowed).executed["preflight"]["objective"]
+    assert told["form"] == "plain" and "not the plain one" in told["fell_back"][0]
 
 
 def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from essence.distill.divergence import FORMULAS, Pair
 from essence.distill.loss import missing_vocabulary
 from essence.settings import LossResources, ObjectiveSettings
 
-BLOCK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
-"""Logits that are turned into gradients at a time: on a CPU so few that they stay in its cache, on a GPU so many that
-its kernels take longer than their launch. Changes speed and memory only."""
+BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 25}
+"""Logits that are turned into gradients at a time: for each thread of a CPU so few (and at least a line) that they stay
+in its own cache, on a GPU so many that its kernels take longer than their launch. Changes speed and memory only."""
 BLOCK_BUFFERS = 4
 """Blocks of that many elements in float32 that live at once, for the paper's objective."""
 PRODUCT_ROWS = 16384
@@ -113,6 +113,9 @@ class _Work:
         self.store_rows = max(1, min(labels, kept))
         self.chunk_rows = min(self.store_rows, resources.chunk_rows)
         self.store = states.new_empty(self.store_rows, vocabulary)
+        self.taught = None  # the teacher's logits of a chunk
+        if self.teacher_head is not None:
+            self.taught = self.teacher_head.new_empty(self.chunk_rows, self.teacher_head.shape[0])
         exact = torch.float64 if states.dtype == torch.float64 else torch.float32
         self.sums = Sums(states.new_zeros((), dtype=exact), states.new_zeros((), dtype=exact))
         self.d_states = torch.zeros_like(states) if needed[0] else None
@@ -130,8 +133,9 @@ class _Work:
             lines = self.store[rows.start - first : rows.stop - first]
             torch.mm(self.states[rows], self.head.T, out=lines)
             teacher = None
-            if self.teacher_states is not None and self.teacher_head is not None:
-                teacher = self.teacher_states[rows] @ self.teacher_head.T
+            if self.taught is not None and self.teacher_states is not None and self.teacher_head is not None:
+                teacher = self.taught[: len(lines)]
+                torch.mm(self.teacher_states[rows], self.teacher_head.T, out=teacher)
             self._to_gradients(lines, teacher, labels[rows], weights[rows])
             if self.d_states is not None:
                 torch.mm(lines, self.head, out=self.d_states[rows])
@@ -139,9 +143,7 @@ class _Work:
             self._add_to_head(self.store[: last - first], self.states[first:last])
 
     def _to_gradients(self, lines: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor) -> None:
-        size = max(1, BLOCK_ELEMENTS.get(lines.device.type, 1 << 22) // lines.shape[1])
-        if self.resources.compiled:
-            size = len(lines)
+        size = len(lines) if self.resources.compiled else block_rows(lines)
         body = compiled_block if self.resources.compiled else block_gradient
         for start in range(0, len(lines), size):
             rows = slice(start, start + size)
@@ -168,6 +170,12 @@ class _Work:
         return None if self._d_head is None else self._d_head.to(self.head_dtype)
 
 
+def block_rows(lines: Tensor) -> int:
+    """Lines of logits that `block_gradient` is given at a time; a CPU's threads share operations out by lines."""
+    rows = max(1, BLOCK_ELEMENTS.get(lines.device.type, 1 << 22) // lines.shape[1])
+    return rows * torch.get_num_threads() if lines.device.type == "cpu" else rows
+
+
 def block_gradient(
     logits: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor, settings: ObjectiveSettings
 ) -> tuple[Tensor, Tensor]:
@@ -189,7 +197,7 @@ def block_gradient(
     ce = ((log_sum - student.gather(1, labels)) * weights).sum()
     if teacher is None:
         gradient, kd = student.sub_(log_sum).exp_().mul_(weights), ce.new_zeros(())
-    elif settings.divergence == "forward_kl" and settings.temperature == 1.0 and teacher.shape[1] == logits.shape[1]:
+    elif _is_papers(logits, teacher, settings):
         p = torch.softmax(teacher.to(exact), dim=1)
         kd = ((log_sum - torch.linalg.vecdot(p, student).unsqueeze(1)) * weights).sum()
         gradient = student.sub_(log_sum).exp_()  # the paper's own case: one log-sum-exp, no further pass
@@ -229,5 +237,37 @@ def _divergence(
     return gradient.mul_(weights / settings.temperature), (value * weights).sum()
 
 
-compiled_block: Any = torch.compile(block_gradient, dynamic=None)
+def _is_papers(logits: Tensor, teacher: Tensor, settings: ObjectiveSettings) -> bool:
+    """Whether this is the paper's own case, in which CE and KD share one log-sum-exp."""
+    same = teacher.shape[1] == logits.shape[1]
+    return settings.divergence == "forward_kl" and settings.temperature == 1.0 and same
+
+
+def fusable_gradient(
+    logits: Tensor, teacher: Tensor | None, labels: Tensor, weights: Tensor, settings: ObjectiveSettings
+) -> tuple[Tensor, Tensor]:
+    """`block_gradient` as a compiler likes it: in the paper's case three passes over the logits, nothing in between.
+
+    Reductions that PyTorch has as one operation (log-sum-exp, softmax) are several for the compiler, which then writes
+    what lies between them to memory; spelt out they fuse.
+    """
+    if teacher is None or not _is_papers(logits, teacher, settings):
+        return block_gradient(logits, teacher, labels, weights, settings)
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    student, taught = logits.to(exact), teacher.to(exact)
+    weights, labels, share = weights.to(exact).unsqueeze(1), labels.unsqueeze(1), settings.kd_weight
+    largest, largest_taught = student.amax(1, keepdim=True), taught.amax(1, keepdim=True)
+    p = (taught - largest_taught).exp()
+    sum_taught, mean = p.sum(1, keepdim=True), (p * student).sum(1, keepdim=True)
+    log_sum = largest + (student - largest).exp().sum(1, keepdim=True).log()
+    log_sum_taught = largest_taught + sum_taught.log()
+    ce = ((log_sum - student.gather(1, labels)) * weights).sum()
+    kd = ((log_sum - mean / sum_taught) * weights).sum()
+    its_own = (torch.arange(logits.shape[1], device=logits.device) == labels).to(exact)
+    difference = (student - log_sum).exp() - share * (taught - log_sum_taught).exp() - (1.0 - share) * its_own
+    logits.copy_(difference * weights)
+    return ce, kd
+
+
+compiled_block: Any = torch.compile(fusable_gradient, dynamic=None)
 """The same through PyTorch's compiler, which is first asked for when it is first called."""

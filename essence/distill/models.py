@@ -101,6 +101,24 @@ def check_model_files(folder: Path) -> dict[str, Any]:
     return config
 
 
+def load_head(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The matrix that makes logits, shape (vocabulary, hidden), without the rest of the model: tied, the embedding; of
+    a teacher stage, the one it has stored.
+
+    InputError when the folder has none, or it is not as `config.json` says.
+    """
+    config = check_model_files(folder)
+    for name in ("lm_head.weight", "head", "model.embed_tokens.weight"):
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118 - not a mapping
+                    head: torch.Tensor = file.get_tensor(name)
+                    if head.shape != (config["vocab_size"], config["hidden_size"]):
+                        raise InputError(f"{path}: {name} has shape {tuple(head.shape)}, which config.json denies")
+                    return head.to(device, dtype)
+    raise InputError(f"{folder}: no lm_head.weight and no model.embed_tokens.weight: the kit knows dense decoders only")
+
+
 def check_pair(student: Path, teacher: Path) -> None:
     """InputError unless teacher and student share a tokenizer, and the teacher's logits cover the student's."""
     ours, theirs = load_tokenizer(student).get_vocab(), load_tokenizer(teacher).get_vocab()

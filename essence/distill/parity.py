@@ -1,14 +1,20 @@
 """The fast form of the objective against the plain one, on this device with this model's heads, before training."""
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from essence.distill.loss import Losses
 from essence.distill.objective import objective_from_states
+from essence.distill.ranks import Ranks
+from essence.errors import MachineError
 from essence.settings import LossResources, ObjectiveSettings
+
+LOG = logging.getLogger(__name__)
 
 LABELS, CHUNK_ROWS, GRADIENT_ROWS = 64, 24, 48
 """Small, and such that chunks, stores and what is left over all occur."""
@@ -79,6 +85,65 @@ def parity(
         loss_tolerance=of_loss,
         gradient_tolerance=of_gradient,
     )
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The form that a training goes on with, and the manifest's words on it."""
+
+    resources: LossResources
+    told: dict[str, Any]
+
+
+def settle(
+    student_head: Tensor,
+    teacher_head: Tensor | None,
+    compute_dtype: torch.dtype,
+    settings: ObjectiveSettings,
+    resources: LossResources,
+    ranks: Ranks,
+) -> Settled:
+    """Check the form that is asked for on every rank's device; where `resources.fallback` allows, take the next that
+    is right: chunked without a compiler, then plain.
+
+    Args are those of `parity`; `ranks` have met already, and each calls this with its own device's heads.
+
+    Raises:
+        MachineError: the form is not equal to the plain one, or nothing compiles it, and there is no falling back.
+    """
+    why: list[str] = []
+    while resources.form == "chunked":
+        reason, report = _try(student_head, teacher_head, compute_dtype, settings, resources)
+        failed = int(ranks.total(torch.tensor([float(reason is not None)])).item())
+        if not failed:
+            break
+        reason = reason or f"it failed on {failed} of {ranks.processes} other ranks, whose logs say how"
+        if not resources.fallback:
+            other = "compiled = false" if resources.compiled else 'form = "plain"'
+            raise MachineError(f"{reason}: set {other} or fallback = true in [resources.loss]")
+        LOG.warning("%s: going on without, as [resources.loss] fallback allows", reason)
+        why.append(reason)
+        resources = resources.model_copy(update={"compiled": False} if resources.compiled else {"form": "plain"})
+    told = {"form": resources.form, "compiled": resources.compiled and resources.form == "chunked", "fell_back": why}
+    return Settled(resources, {**told, "parity": report.as_json() if resources.form == "chunked" and report else None})
+
+
+def _try(
+    head: Tensor,
+    teacher_head: Tensor | None,
+    dtype: torch.dtype,
+    settings: ObjectiveSettings,
+    resources: LossResources,
+) -> tuple[str | None, ParityReport | None]:
+    """What is wrong with a form, in words, and what was found where it ran at all."""
+    try:
+        report = parity(head, teacher_head, dtype, settings, resources)
+    except TorchDynamoException as error:
+        words = str(error).strip().split("\n")[0]
+        return f"the chunked loss cannot be compiled on this machine ({words})", None
+    form = "compiled chunked" if resources.compiled else "chunked"
+    wrong = f"the {form} loss is not the plain one on {head.device}: {report.describe()}"
+    return (None if report.passed else wrong), report
 
 
 def _run(

@@ -26,6 +26,9 @@ class LossResources(Record):
     """Labels whose gradient of the logits is kept for one product with the states."""
     compiled: bool
     """Compile the loss of a chunk; needs a C++ compiler, or Triton on a GPU."""
+    fallback: bool
+    """Where the form differs from `plain` on the device, or nothing can compile it: go on without, and say so in the
+    manifest, instead of stopping before the first step."""
 
 
 class Resources(Record):

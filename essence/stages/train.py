@@ -31,11 +31,13 @@ from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load
 from essence.distill.models import (
     check_model_files,
     check_pair,
+    load_head,
     load_model,
     load_tokenizer,
     save_model,
     think_token_ids,
 )
+from essence.distill.parity import Settled, settle
 from essence.distill.ranks import Ranks
 from essence.distill.selection import CellRows, load_cell_rows
 from essence.distill.sequence import Examples, fingerprint
@@ -86,8 +88,9 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
         raise MachineError(f"processes = {settings.processes}, but {ranks.processes} were started (WORLD_SIZE)")
     check_devices(settings, context.resources)
     setup = prepare(settings, context, ranks)
-    findings = look_first(settings, context, setup) if ranks.first else {}
     ranks.join(setup.device)
+    objective = settle_objective(settings, context.resources, setup, ranks)
+    findings = look_first(settings, context, setup, objective.resources) if ranks.first else {}
     student = load_student(setup.student, settings)
     parameters = count_parameters(student)
     result = train(
@@ -96,7 +99,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
         setup.rows.training.examples,
         setup.rows.validation.examples,
         settings,
-        context.resources,
+        context.resources.model_copy(update={"loss": objective.resources}),
         context.scratch / "training",
         context.progress,
         context.stop,
@@ -112,6 +115,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     told = outcome(settings, context.resources, setup, result, student.config._attn_implementation)
     told.cost.update(peak_memory(ranks))
     ranks.leave()
+    findings["objective"] = objective.told
     return replace(told, executed={**told.executed, "parameters": parameters, "preflight": findings})
 
 
@@ -123,10 +127,10 @@ def loss_bytes(setup: Setup, settings: TrainSettings, loss: LossResources) -> tu
     return chunked_bytes(*head, COMPUTE_DTYPES[settings.compute_dtype], loss)
 
 
-def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> dict[str, Any]:
+def look_first(settings: TrainSettings, context: StageContext, setup: Setup, loss: LossResources) -> dict[str, Any]:
     """What can be known without a model: whether the memory will do, and that the rows are those of before."""
     resources, training = context.resources, setup.rows.training.examples
-    per_logit, fixed = loss_bytes(setup, settings, resources.loss)
+    per_logit, fixed = loss_bytes(setup, settings, loss)
     load = Load(
         student=cost.Architecture.from_config(setup.student_config),
         teacher=cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None,
@@ -154,6 +158,14 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup) -> 
         "teacher_bytes": stored.check(rows, resources.threads) if stored else None,
         "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
     }
+
+
+def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> Settled:
+    """The loss as it will run, checked on this rank's device with the heads of these models, which then go again."""
+    dtype = COMPUTE_DTYPES[settings.compute_dtype]
+    teacher = load_head(setup.teacher, dtype, setup.device) if setup.teacher else None
+    student = load_head(setup.student, torch.float32, setup.device)
+    return settle(student, teacher, dtype, settings.objective, resources.loss, ranks)
 
 
 def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> TeacherStates:
