@@ -173,7 +173,9 @@ def test_every_measure_is_drawn_and_every_select_works(
 
 def test_a_mark_leads_to_its_cells_by_keyboard(browser: Any, reports: dict[str, Path]) -> None:
     page, _ = open_page(browser, reports["whole"], 1280, "light")
-    page.locator("#explore .point").nth(1).focus()
+    assert page.locator("#explore .point[tabindex='0']").count() == 1
+    page.locator("#explore .point").first.focus()
+    page.keyboard.press("ArrowRight")
     eventually(page, "document.querySelector('#explore-note').textContent.includes('LSP 0.5')")
     assert "2 of 2 cells" in page.locator("#explore-note").inner_text()
     links = page.eval_on_selector_all("#explore-note a", "all => all.map(one => one.getAttribute('href'))")

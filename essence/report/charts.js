@@ -24,6 +24,8 @@
   const MOST_LINES = INK.length * DASHES.length;
   const ENDINGS = [["stop", "teacher", "stopped by itself"], ["length", "reported", "at the token cap"], ["loop", "untrained", "cut: repeats itself"]];
   const BAR = 26;
+  /** Marks of several lines at one LSP stand this far apart, so that no interval hides another; all within the limit. */
+  const APART = 5, MOST_APART = 30;
 
   const entries = data.groups.flatMap((group) => group.scores.map((score) => ({ ...group, ...score })));
 
@@ -56,10 +58,15 @@
     if (measure.part === "endings") return found.slice(0, 1).map((entry) => accuracyLine(entry, "accuracy"));
     const several = FACETS.filter((facet) => unique(found.map((entry) => entry[facet])).length > 1);
     const label = (entry) => several.map((facet) => entry[facet]).join(", ") || "this run";
-    return found.map((entry, index) => ({
+    return apart(found.map((entry, index) => ({
       label: label(entry), colour: INK[index % INK.length], dash: DASHES[Math.floor(index / INK.length) % DASHES.length],
       points: pointsOf(measure.part === "costs" ? entry.costs : entry.arms, name),
-    })).filter((line) => line.points.length);
+    })).filter((line) => line.points.length));
+  }
+
+  function apart(all) {
+    const step = Math.min(APART, MOST_APART / all.length);
+    return all.map((line, index) => ({ ...line, shift: (index - (all.length - 1) / 2) * step }));
   }
 
   const accuracyLine = (entry, label) => ({ label, colour: "ink", dash: "", points: pointsOf(entry.arms, "accuracy") });
@@ -111,15 +118,15 @@
 
   function drawLine(line, scale, measure) {
     const style = `stroke: var(--${line.colour}); fill: var(--${line.colour})`;
-    const path = line.points.map((point) => `${scale.x(point.x)},${scale.y(point.y)}`).join(" ");
+    const path = line.points.map((point) => `${scale.x(point.x) + (line.shift ?? 0)},${scale.y(point.y)}`).join(" ");
     svg.append(makeSvg("polyline", { points: path, style: `${style}; fill: none`, "stroke-dasharray": line.dash, class: "line" }));
     for (const point of line.points.filter((one) => one.arm)) svg.append(mark(line, point, scale, measure, style));
   }
 
   function mark(line, point, scale, measure, style) {
-    const x = scale.x(point.x);
+    const x = scale.x(point.x) + (line.shift ?? 0);
     const text = `${line.label}, LSP ${point.x}: ${withInterval([point.y, point.low, point.high], measure)}`;
-    const made = makeSvg("g", { tabindex: 0, role: "img", "aria-label": text, style, class: "point" });
+    const made = makeSvg("g", { tabindex: svg.querySelector(".point") ? -1 : 0, role: "img", "aria-label": text, style, class: "point" });
     if (point.low != null && point.high != null) {
       made.append(makeSvg("line", { x1: x, x2: x, y1: scale.y(point.low), y2: scale.y(point.high) }));
     }
@@ -128,6 +135,18 @@
     made.append(makeSvg("circle", { cx: x, cy: scale.y(point.y), r: 5 }), makeSvg("title", {}, text));
     for (const event of ["focus", "mouseenter", "click"]) made.addEventListener(event, () => describe(line, point, measure));
     return made;
+  }
+
+  /** One mark is reached with Tab, the others from it with the arrow keys: a hundred marks are no hundred stops. */
+  function step(event) {
+    const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const marks = [...svg.querySelectorAll(".point")], next = marks[marks.indexOf(document.activeElement) + by];
+    if (!by || !marks.includes(document.activeElement)) return;
+    event.preventDefault();
+    if (!next) return;
+    document.activeElement.setAttribute("tabindex", -1);
+    next.setAttribute("tabindex", 0);
+    next.focus();
   }
 
   function drawEndings(entry, scale) {
@@ -192,7 +211,7 @@
     note.textContent = !points.length ? "Nothing recorded for this choice."
       : single && found.length > 1 ? `Shown: ${found[0].dataset}, ${found[0].pair}, ${found[0].benchmark}. Choose above.`
       : measure.part === "losses" ? "A line a seed."
-      : "Point at a mark, or step to it with the Tab key, for its cells and their manifests.";
+      : "Point at a mark, or reach it with Tab and the arrow keys, for its cells and their manifests.";
     if (hidden > 0) note.textContent += ` ${hidden} more lines are not drawn: choose above.`;
   }
 
@@ -238,6 +257,7 @@
   form.addEventListener("change", draw);
   form.addEventListener("submit", (event) => event.preventDefault());
   addEventListener("resize", draw);
+  svg.addEventListener("keydown", step);
   root.hidden = false;
   draw();
 })();
