@@ -55,10 +55,12 @@ class StoredTeacher:
         """For `invoke plan`."""
         saving = f"{self.disk_gib:.3g} GiB of disk ({self.bytes_per_token:,} bytes a token)"
         hours = f"{self.gpu_hours:.2g} GPU hours once and saves {self.saved_gpu_hours:.2g} over {self.cells} trainings"
-        what = f"the states of {self.teacher} for {self.rows:,} rows of {self.dataset} ({self.protocol})"
+        what = f"{self.teacher} for {self.rows:,} rows of {self.dataset} ({self.protocol})"
         if self.form == "live":
-            return f"training.teacher = 'cached' would store {what}: takes {saving}, {hours}"
-        return f"teacher = '{self.form}': {what}: takes {saving}, {hours}"
+            return f"training.teacher = 'cached' would store the states of {what}: takes {saving}, {hours}"
+        name = "the likeliest tokens" if self.form == "top-k" else "the states"
+        approximate = " (approximate)" if self.form == "top-k" else ""
+        return f"teacher = '{self.form}'{approximate}: {name} of {what}: takes {saving}, {hours}"
 
 
 def stored_teachers(
@@ -84,13 +86,15 @@ def _stored(group: Sequence[CellPlan], loaded: LoadedExperiment, run_directory: 
         return None
     length = int(row.lengths[0])
     rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
-    size = stored_bytes_per_token(teacher, settings.compute_dtype)
+    top_k = settings.teacher_top_k if settings.teacher == "top-k" else None
+    size = stored_bytes_per_token(teacher, settings.compute_dtype, top_k)
     reading = layer_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
     saved = 0.0
     for plan in group:
         cell = train_settings(plan.cell, loaded.experiment)
         kept = tokens_read(row, cell.view)
-        a_row = teaching_flops(teacher, kept, "live") - teaching_flops(teacher, kept, "cached")
+        form: TeacherForm = "cached" if cell.teacher == "live" else cell.teacher
+        a_row = teaching_flops(teacher, kept, "live") - teaching_flops(teacher, kept, form)
         saved += a_row * rows_trained(cell, kept) * cell.optimizer.epochs / FLOPS_PER_GPU_HOUR
     return StoredTeacher(
         dataset=first.cell.dataset,

@@ -7,7 +7,7 @@ every cell that reads its rows from the first token on: all proportions, section
 from essence.distill.sequence import reads_prefix
 from essence.errors import ExperimentError
 from essence.experiment import Cell, LoadedExperiment
-from essence.settings import TeacherSettings, TrainSettings
+from essence.settings import TeacherSettings, TopKSettings, TrainSettings
 
 
 def teacher_settings(cell: Cell, settings: TrainSettings, loaded: LoadedExperiment) -> TeacherSettings:
@@ -21,8 +21,10 @@ def teacher_settings(cell: Cell, settings: TrainSettings, loaded: LoadedExperime
     """
     _check(cell, settings, loaded)
     rows = max(settings.rows.train_rows, loaded.experiment.data[cell.dataset].train_rows)
+    sparse = TopKSettings(k=settings.teacher_top_k, temperature=settings.objective.temperature)
     return TeacherSettings(
         rows=settings.rows.model_copy(update={"train_rows": rows, "token_budget": None, "published": None}),
+        top_k=sparse if settings.teacher == "top-k" else None,
         compute_dtype=settings.compute_dtype,
         attention=settings.attention,
         packing=settings.packing,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import invoke
+from conftest import MICRO, invoke
 from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -42,6 +42,7 @@ def stage_settings(**changes: Any) -> TeacherSettings:
     cell = train_settings()
     fields = {
         "rows": cell.rows,
+        "top_k": None,
         "compute_dtype": "float32",
         "attention": "sdpa",
         "packing": True,
@@ -258,3 +259,25 @@ def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
     hours = [sum(cell["training_gpu_hours"] for cell in plan["cells"]) for plan in (live, cached)]
     assert hours[0] - hours[1] == pytest.approx(does["saved_gpu_hours"] + does["gpu_hours"])
     assert does["cells"] == 10 and 9.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 11.5
+
+
+def test_the_small_matrix_from_a_cache_is_the_live_one(micro: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    file = MICRO.with_name("micro-cached.toml")
+    done = invoke("run", "--experiment", str(file), "--only", "train", "--runs", str(runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    plans = [json.loads((runs / name / "plan.json").read_text()) for name in ("micro", "micro-cached")]
+    cells = [cell["stages"] for cell in plans[1]["cells"]]
+    assert len({stages["states"] for stages in cells}) == 1
+    states = runs / "stages" / cells[0]["states"]
+    assert json.loads((states / "manifest.json").read_text())["results"]["files"] > 5
+    for live, cached in zip((cell["stages"]["train"] for cell in plans[0]["cells"]), cells, strict=True):
+        both = [losses_of(runs / "stages" / stage / "output") for stage in (live, cached["train"])]
+        assert len(both[0]) == 24 and both[1] == pytest.approx(both[0], abs=FLOAT32_TOLERANCE)
+    assert invoke("verify", str(states)).returncode == 0
+
+
+def losses_of(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]

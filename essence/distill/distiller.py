@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from essence.distill.batches import Batch, head_weight, states_at
 from essence.distill.objective import objective_from_states
+from essence.distill.top_k import TopK
 from essence.settings import LossResources, ObjectiveSettings
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,7 +26,7 @@ class Distiller(nn.Module):
         self,
         batch: Batch,
         weights: Tensor,
-        teacher_states: Tensor | None = None,
+        teacher_states: Tensor | TopK | None = None,
         teacher_head: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, CE and KD of a batch, float32 scalars; the loss alone carries a gradient.
@@ -33,7 +34,8 @@ class Distiller(nn.Module):
         Args:
             batch: N labels.
             weights: share of each label in the loss, float32, shape (N,).
-            teacher_states: shape (N, H of the teacher); None = cross-entropy alone, as in validation.
+            teacher_states: shape (N, H of the teacher), or what is stored of its distributions;
+                None = cross-entropy alone, as in validation.
             teacher_head: shape (V of the teacher, H of the teacher).
         """
         lower = self.compute_dtype != torch.float32
@@ -61,10 +63,12 @@ class HeadObjective(nn.Module):
         states: Tensor,
         labels: Tensor,
         weights: Tensor,
-        teacher_states: Tensor | None,
+        teacher_states: Tensor | TopK | None,
         teacher_head: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         states, head = states.to(self.compute_dtype), head_weight(self._student[0])
+        if isinstance(teacher_states, TopK):
+            return objective_from_states(states, head, teacher_states, None, labels, weights, self.settings, self.loss)
         if teacher_states is None or teacher_head is None:
             return objective_from_states(states, head, None, None, labels, weights, self.cross_entropy, self.loss)
         teacher_states = teacher_states.to(self.compute_dtype)

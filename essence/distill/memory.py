@@ -79,7 +79,8 @@ def _student_static(load: Load) -> int:
     shared = load.devices if load.parallel in ("zero2", "zero3") else 1
     if load.lora:
         adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + MOMENT_BYTES)
-        return parameters * BYTES[load.compute_dtype] + adapters
+        frozen = FLOAT32_BYTES if load.parallel in ("zero2", "zero3") else BYTES[load.compute_dtype]
+        return parameters * frozen + adapters
     held = parameters * (GRADIENT_BYTES + MOMENT_BYTES) / shared
     copy = BYTES[load.compute_dtype] if load.compute_dtype == "bfloat16" else 0
     if load.parallel == "zero3" and load.devices > 1:

@@ -5,13 +5,14 @@ from torch import Tensor
 
 from essence.distill.chunked import ChunkedObjective
 from essence.distill.loss import Losses, objective
+from essence.distill.top_k import SparseObjective, TopK
 from essence.settings import LossResources, ObjectiveSettings
 
 
 def objective_from_states(
     student_states: Tensor,
     student_head: Tensor,
-    teacher_states: Tensor | None,
+    teacher_states: Tensor | TopK | None,
     teacher_head: Tensor | None,
     labels: Tensor,
     weights: Tensor,
@@ -25,7 +26,8 @@ def objective_from_states(
             that of the products; the loss is summed in float32, or in float64 where they are.
         student_head: shape (V, H), of any float dtype, which its gradient has too; may be the embedding. Under sharding
             it is brought together by the caller.
-        teacher_states: shape (N, H of the teacher), or None where `settings.kd_weight` is 0.
+        teacher_states: shape (N, H of the teacher), or what is stored of its distributions; None where
+            `settings.kd_weight` is 0.
         teacher_head: shape (V of the teacher, H of the teacher); V of the teacher >= V.
         labels: int64, shape (N,); below 0 = ignored.
         weights: float32, shape (N,), as `Batch.step_weights` makes them; 0 = ignored.
@@ -40,6 +42,8 @@ def objective_from_states(
     """
     if settings.kd_weight == 0.0:
         teacher_states = teacher_head = None
+    elif isinstance(teacher_states, TopK):
+        return _from_top_k(student_states, student_head, teacher_states, labels, weights, settings, resources)
     elif teacher_states is None or teacher_head is None:
         raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's states and head")
     ignored = ((labels < 0) | (weights == 0.0)).unsqueeze(1)
@@ -60,3 +64,20 @@ def objective_from_states(
         with torch.no_grad():
             teacher_logits = teacher_states @ teacher_head.to(teacher_states.dtype).T
         return objective(logits, teacher_logits, labels, weights, settings)
+
+
+def _from_top_k(
+    states: Tensor,
+    head: Tensor,
+    top: TopK,
+    labels: Tensor,
+    weights: Tensor,
+    settings: ObjectiveSettings,
+    resources: LossResources,
+) -> Losses:
+    """The approximate objective; always in chunks."""
+    states = states.masked_fill(((labels < 0) | (weights == 0.0)).unsqueeze(1), 0.0)
+    weights, labels = weights.masked_fill(labels < 0, 0.0), labels.clamp(min=0)
+    with torch.autocast(states.device.type, enabled=False):
+        found = SparseObjective.apply(states, head, top, labels, weights, settings, resources)  # type: ignore[no-untyped-call]
+    return Losses(*found)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_at
 from essence.distill.ranks import Ranks
+from essence.distill.top_k import TopK
 from essence.distill.zero import shard_frozen
 from essence.settings import TeacherPlacement
 
@@ -16,11 +17,11 @@ class TeacherStates(Protocol):
     """A teacher as the objective sees it, whether it is computed here or was computed before."""
 
     @property
-    def head(self) -> Tensor:
-        """Weight of the output layer, shape (V, H); without gradient."""
+    def head(self) -> Tensor | None:
+        """Weight of the output layer, shape (V, H); without gradient. None where distributions are stored."""
 
-    def states(self, batch: Batch) -> Tensor:
-        """Last hidden states at `batch.predictors`, in their order, shape (N, H); without gradient."""
+    def states(self, batch: Batch) -> Tensor | TopK:
+        """Last hidden states at `batch.predictors`, in their order, shape (N, H), or distributions; no gradient."""
 
     def read_packed_rows(self) -> bool:
         """Get ready for packed batches; False where that is not possible."""

@@ -14,7 +14,14 @@ from essence.report.browse import browser_data
 from essence.report.claims import claim_rows
 from essence.report.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.explore import embedded, explore_data, script, script_hash
-from essence.report.facts import builtin_sources, environment_facts, finished_at, settings_facts, total_wall_s
+from essence.report.facts import (
+    approximate_teachers,
+    builtin_sources,
+    environment_facts,
+    finished_at,
+    settings_facts,
+    total_wall_s,
+)
 from essence.report.findings import COST_NAMES, arm_at, findings
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
 from essence.report.rows import rows_views
@@ -23,6 +30,7 @@ from essence.report.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
 from essence.report.tokens import LSP_COLUMNS
 
+MOST_NAMED = 4
 MOST_INLINED_GROUPS = 6
 """With more, tables stand folded and figures are linked, not inlined: the charts show them all."""
 MOST_LINKS = 24
@@ -113,7 +121,18 @@ def statement(results: Results) -> list[str]:
     """What this run is, and what it is not."""
     refused = [f"{stage.id} ({stage.problem})" for stage in results.refused]
     warning = [f"Not counted, because their records cannot be believed: {'; '.join(refused)}."] if refused else []
-    return warning + _statement(results)
+    return warning + _approximations(results) + _statement(results)
+
+
+def _approximations(results: Results) -> list[str]:
+    """What was trained otherwise than the method says."""
+    cells = approximate_teachers(results)
+    if not cells:
+        return []
+    return [
+        f"Approximate: {len(cells)} trainings knew of the teacher the probabilities of its likeliest tokens alone "
+        f"(teacher = top-k): {', '.join(cells[:MOST_NAMED])}{' and more' if len(cells) > MOST_NAMED else ''}."
+    ]
 
 
 def _statement(results: Results) -> list[str]:

@@ -51,6 +51,7 @@ from essence.settings.training import (
     TeacherForm,
     TeacherPlacement,
     TeacherSettings,
+    TopKSettings,
     TrainSettings,
 )
 
@@ -93,6 +94,7 @@ __all__ = [
     "TeacherPlacement",
     "TeacherSettings",
     "TokenizeSettings",
+    "TopKSettings",
     "TrainSettings",
     "ViewSettings",
 ]

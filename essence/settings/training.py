@@ -13,8 +13,9 @@ Parallel = Literal["single", "ddp", "zero2", "zero3"]
 TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
 """The whole teacher on every device; a share of it on each; in main memory, a layer at a time on the device."""
 
-TeacherForm = Literal["live", "cached"]
-"""Computed again by every training, or its states stored once for all of them, which is exact."""
+TeacherForm = Literal["live", "cached", "top-k"]
+"""Computed again by every training; its states stored once for all of them, which is exact; or the probabilities of its
+likeliest tokens stored once, which is approximate."""
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"]
 """From teacher to student; formulas in essence/distill/divergence.py."""
@@ -116,6 +117,8 @@ class TeacherChoice(Record):
     """Where a training takes its teacher from."""
 
     teacher: TeacherForm
+    teacher_top_k: Annotated[int, Field(gt=0)]
+    """Tokens whose probabilities `top-k` stores; no other form reads it."""
 
 
 class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
@@ -130,11 +133,21 @@ class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
     seed: Annotated[int, Field(ge=0)]
 
 
+class TopKSettings(Record):
+    """What is stored of a teacher's distributions in the approximate form."""
+
+    k: Annotated[int, Field(gt=0)]
+    temperature: Annotated[float, Field(gt=0.0)]
+    """Of the softmax; the objective's."""
+
+
 class TeacherSettings(Record):
     """What a teacher gives for the whole training rows of a data set, stored once for all cells that read them."""
 
     rows: RowsSettings
     """Those of a cell without token budget. Validation rows are split off and not read: validation is CE alone."""
+    top_k: TopKSettings | None
+    """None = last hidden states, exact."""
     compute_dtype: Literal["float32", "bfloat16"]
     """Of the computation and of the stored states."""
     attention: Literal["sdpa", "flash_attention_2"]

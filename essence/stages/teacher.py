@@ -26,14 +26,19 @@ from essence.distill.selection import describe_positions, select_rows
 from essence.distill.sequence import Example, fingerprint
 from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow
 from essence.distill.tokens import TokenTable
+from essence.distill.top_k import VALUES, likeliest
 from essence.errors import InputError, MachineError
-from essence.settings import TeacherSettings
+from essence.settings import TeacherSettings, TopKSettings
 from essence.stages.context import StageContext, StageOutcome
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+LOGIT_ROWS = 512
 SPARE_BYTES = 1 << 26
 """Beside the rows and the head: tokenizer, index, headers."""
-FLOPS_FORMULA = "a row of T tokens: 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers; no padding, no head"
+FLOPS_FORMULA = (
+    "a row of T tokens: 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers, and for a top-k "
+    "2 * vocabulary * hidden * T; no padding"
+)
 
 
 def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
@@ -48,7 +53,9 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
     check_pair(context.inputs["tokenizer"] / "model", folder)
     architecture = cost.Architecture.from_config(check_model_files(folder))
     rows = load_rows(context.inputs["tokens"] / "tokens.arrow", settings, architecture.vocabulary)
-    writer = RowWriter(context.partial / ROWS, {"dtype": settings.compute_dtype})
+    k = settings.top_k.k if settings.top_k else None
+    facts = {"dtype": settings.compute_dtype, "top_k": k, "vocabulary": architecture.vocabulary}
+    writer = RowWriter(context.partial / ROWS, facts)
     left = sum(row.input_ids.size for row in rows) - writer.tokens
     check_disk(context.partial, left * bytes_per_token(settings, architecture), architecture, settings)
     device = prepare_device(context.resources, 0)
@@ -73,6 +80,8 @@ def load_rows(path: Path, settings: TeacherSettings, vocabulary: int) -> list[Ex
         Example(position, ids, np.zeros(ids.size, np.bool_))
         for position, ids in zip(table.positions[indices].tolist(), table.rows(indices), strict=True)
     ]
+    if settings.top_k and settings.top_k.k >= vocabulary:
+        raise InputError(f"teacher_top_k = {settings.top_k.k}, but the teacher knows {vocabulary} tokens: lower it")
     largest = max(int(row.input_ids.max()) for row in rows)
     if largest >= vocabulary:
         raise InputError(
@@ -83,7 +92,9 @@ def load_rows(path: Path, settings: TeacherSettings, vocabulary: int) -> list[Ex
 
 def bytes_per_token(settings: TeacherSettings, architecture: cost.Architecture) -> int:
     """Of the rows' files."""
-    return cost.stored_bytes_per_token(architecture, settings.compute_dtype)
+    return cost.stored_bytes_per_token(
+        architecture, settings.compute_dtype, settings.top_k.k if settings.top_k else None
+    )
 
 
 def check_disk(folder: Path, rows_bytes: int, architecture: cost.Architecture, settings: TeacherSettings) -> None:
@@ -122,20 +133,33 @@ class Reader:
         found: dict[int, StoredRow] = {}
         for part in packing.micro_batches(lengths, self.packed, multiple, self.context.resources):
             self.context.stop.check()  # loses the rows of one file
-            for index, states in zip(part, self._states([rows[i] for i in part]), strict=True):
+            for index, values in zip(part, self._values([rows[i] for i in part]), strict=True):
                 row = rows[index]
-                found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), {"states": states})
+                found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), values)
             shape = packing.shape(lengths, part, self.packed, multiple)
             self.tokens, self.positions = self.tokens + shape.tokens, self.positions + shape.positions
             done += shape.tokens
             self.context.progress.update("teacher", done, total, "tokens")
         return [found[index] for index in range(len(rows))]
 
-    def _states(self, rows: Sequence[Example]) -> list[Tensor]:
+    def _values(self, rows: Sequence[Example]) -> list[dict[str, Tensor]]:
+        """What is stored of each row's tokens: states, or the likeliest tokens."""
         batch = Batch.of(rows, self.settings.pad_to_multiple, self.device, self.packed)
         dtype = DTYPES[self.settings.compute_dtype]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            return [states.to("cpu", dtype) for states in states_of_rows(self.model, batch)]
+            states = states_of_rows(self.model, batch)
+            if self.settings.top_k is None:
+                return [{"states": of_row.to("cpu", dtype)} for of_row in states]
+            return [self._likeliest(of_row, self.settings.top_k) for of_row in states]
+
+    def _likeliest(self, states: Tensor, asked: TopKSettings) -> dict[str, Tensor]:
+        """A few hundred logits at a time."""
+        head = head_weight(self.model).T
+        parts = [
+            likeliest(states[first : first + LOGIT_ROWS] @ head, asked.k, asked.temperature)
+            for first in range(0, len(states), LOGIT_ROWS)
+        ]
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in VALUES}
 
 
 def write_model(folder: Path, teacher: Path, head: Tensor) -> None:
@@ -153,9 +177,10 @@ def outcome(
 ) -> StageOutcome:
     """What the manifest is told."""
     tokens = sum(row.input_ids.size for row in rows)
+    read_flops = cost.forward_flops if settings.top_k else cost.layer_flops
     results: dict[str, Any] = {
-        "form": "states",
-        "exact": True,
+        "form": "top-k, approximate" if settings.top_k else "states",
+        "exact": settings.top_k is None,
         "rows": len(rows),
         "tokens": tokens,
         "bytes": writer.bytes,
@@ -177,7 +202,7 @@ def outcome(
         },
         cost={
             "tokens": reader.tokens,
-            "flops": sum(cost.layer_flops(model, row.input_ids.size) for row in rows),
+            "flops": sum(read_flops(model, row.input_ids.size) for row in rows),
             "flops_formula": FLOPS_FORMULA,
         },
         seeds={"split": settings.rows.split_seed},

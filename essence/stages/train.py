@@ -16,7 +16,7 @@ import torch
 
 from essence.distill import cost, preflight
 from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
-from essence.distill.cached_teacher import CachedTeacher
+from essence.distill.cached_teacher import CachedTeacher, TopKTeacher
 from essence.distill.checkpoint import load_weights
 from essence.distill.chunked import chunked_bytes
 from essence.distill.devices import (
@@ -44,6 +44,7 @@ from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
 from essence.distill.stored_rows import ROWS, StoredRows
 from essence.distill.teacher import TeacherStates, place_teacher
+from essence.distill.top_k import sparse_bytes
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
@@ -121,9 +122,11 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
 
 def loss_bytes(setup: Setup, settings: TrainSettings, loss: LossResources) -> tuple[float, int]:
     """What heads and loss take above the models: bytes a label and vocabulary entry, and bytes however many labels."""
+    head = setup.student_config["vocab_size"], setup.student_config["hidden_size"]
+    if settings.teacher == "top-k":
+        return 0.0, sparse_bytes(*head, COMPUTE_DTYPES[settings.compute_dtype], loss)
     if loss.form == "plain":
         return PLAIN_BYTES_PER_LOGIT, 0
-    head = setup.student_config["vocab_size"], setup.student_config["hidden_size"]
     return chunked_bytes(*head, COMPUTE_DTYPES[settings.compute_dtype], loss)
 
 
@@ -133,7 +136,7 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup, los
     per_logit, fixed = loss_bytes(setup, settings, loss)
     load = Load(
         student=cost.Architecture.from_config(setup.student_config),
-        teacher=cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None,
+        teacher=held_teacher(setup, settings),
         compute_dtype=settings.compute_dtype,
         activation_checkpointing=settings.activation_checkpointing,
         packed=settings.packing,
@@ -170,7 +173,9 @@ def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup
 
 def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> TeacherStates:
     """The teacher that is computed here, in the dtype of the computation, or what a teacher stage has stored."""
-    if settings.teacher != "live":
+    if settings.teacher == "top-k":
+        return TopKTeacher(folder.parent, settings.teacher_top_k, device)
+    if settings.teacher == "cached":
         return CachedTeacher(folder.parent, device)
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
     model = load_model(folder, dtype, CPU, settings.attention)
@@ -222,11 +227,21 @@ def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -
         )
 
 
+def held_teacher(setup: Setup, settings: TrainSettings) -> cost.Architecture | None:
+    """The teacher whose states and logits are made here; of a top-k neither is."""
+    if setup.teacher_config is None or settings.teacher == "top-k":
+        return None
+    return cost.Architecture.from_config(setup.teacher_config)
+
+
 def load_student(folder: Path, settings: TrainSettings) -> Any:
-    """The student with float32 masters, or frozen in the dtype of the computation with adapters to be trained."""
+    """The student with float32 masters, or frozen, with adapters to be trained."""
     if not settings.lora.rank:
         return load_model(folder, torch.float32, CPU, settings.attention)
-    student = load_model(folder, COMPUTE_DTYPES[settings.compute_dtype], CPU, settings.attention)
+    # DeepSpeed brings weights of one dtype together.
+    sharded = settings.parallel in ("zero2", "zero3")
+    dtype = torch.float32 if sharded else COMPUTE_DTYPES[settings.compute_dtype]
+    student = load_model(folder, dtype, CPU, settings.attention)
     add_adapters(student, settings.lora, settings.seed)
     return student
 
@@ -310,7 +325,7 @@ def outcome(
 
 
 def describe_teacher(settings: TrainSettings) -> str:
-    """Where the teacher was: `replicated`, `sharded`, `offloaded`; or `cached`."""
+    """Where the teacher was: `replicated`, `sharded`, `offloaded`; or `cached`, or `top-k`, which is approximate."""
     return settings.teacher_placement if settings.teacher == "live" else settings.teacher
 
 

@@ -151,6 +151,7 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         processes=1,
         teacher_placement="replicated",
         teacher="live",
+        teacher_top_k=1,
         attention="sdpa",
         seed=options.seed,
     )
