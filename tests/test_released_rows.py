@@ -4,6 +4,7 @@ The plain rules are those of the released code in its own order: render, tokenis
 labels. Lists and loops only; nothing of the kit is called.
 """
 
+import hashlib
 import itertools
 import json
 import random
@@ -40,6 +41,8 @@ REPLACED = [
     ("<|begin_of_solution|>\n\n", ""),
     ("\n\n<|end_of_solution|>", ""),
 ]
+PUBLISHED_ROWS = "a94f7a8b95d0f0d74e224b4f94828196f5116d624a46d52fbb78557dfd3ddfb8"
+"""Of the ids of the two, as int32."""
 Plain = tuple[list[int], list[int]]
 """Token ids and labels."""
 
@@ -165,6 +168,20 @@ def tokenised(
 def test_tokens_are_those_of_one_call_a_row(tokenised: tuple[list[list[int]], TokenTable]) -> None:
     plain, table = tokenised
     assert [ids.tolist() for ids in table.rows(np.arange(len(table)))] == plain
+
+
+@pytest.mark.assets
+def test_published_rows_have_their_published_lengths(tokenised: tuple[list[list[int]], TokenTable]) -> None:
+    """Two Bespoke rows: 1,861 and 1,151 tokens as published; both templates render them alike."""
+    _, table = tokenised
+    assert table.lengths[:2].tolist() == [1861, 1151]
+    rows = list(table.rows(np.arange(2)))
+    assert hashlib.sha256(b"".join(ids.astype("<i4").tobytes() for ids in rows)).hexdigest() == PUBLISHED_ROWS
+    for index, ids in enumerate(rows):
+        assert ids[:2].tolist() == [151644, 872]
+        assert ids[-5:].tolist() == [TURN_STOP, 198, 151644, 77091, 198]
+        assert (ids[table.bounds.think_start[index]], ids[table.bounds.think_end[index]]) == (THINK, END_THINK)
+        assert np.count_nonzero(ids == END_THINK) == 1
 
 
 CUTS = [*itertools.product(PROPORTIONS, ["left"]), *itertools.product([0.5], ["middle", "right"])]

@@ -86,6 +86,7 @@ def test_seeds_caps_stops_and_times(inputs: dict[str, Path], engine: VllmDecoder
     ids = {key: completion.token_ids for key, completion in first.items()}
     assert ids == {key: completion.token_ids for key, completion in again.items()}
     assert len({tuple(tokens) for tokens in ids.values()}) == len(requests) == 40
+    assert engine.llm.llm_engine.vllm_config.cache_config.enable_prefix_caching is True
     reasons = {completion.finish_reason for completion in first.values()}
     assert reasons == {"stop", "length"}
     for completion in first.values():
