@@ -9,7 +9,8 @@ from rich.table import Table
 from essence.commands.cluster import cluster_checks
 from essence.commands.requirements import Check, checks
 from essence.commands.selection import Words, select
-from essence.commands.slurm import DEFAULT_SITE, select_for_jobs
+from essence.commands.slurm import DEFAULT_SITE
+from essence.engines import SLURM
 from essence.engines.site import load_site
 
 EXIT_MISSING = 2
@@ -18,14 +19,11 @@ EXIT_MISSING = 2
 def doctor(words: Words, offline: bool, as_json: bool, console: Console) -> int:
     """Look at everything that the chosen cells need; 0, or 2 when something is missing. Nothing is written."""
     found: list[Check] = []
-    if words.engine == "slurm":
-        site = load_site(words.site or DEFAULT_SITE)
-        selection = select_for_jobs(words, whole=not words.axes())
-        found += cluster_checks(selection, site)
-    else:
-        selection = select(words, baselines=not words.axes())
+    selection = select(words, baselines=not words.axes())
+    if words.engine == SLURM:
+        found += cluster_checks(selection, load_site(words.site or DEFAULT_SITE))
     # Compute nodes have no network.
-    found += checks(selection, thorough=True, offline=offline or words.engine == "slurm")
+    found += checks(selection, thorough=True, offline=offline or words.engine == SLURM)
     missing = sum(not check.met for check in found)
     if as_json:
         told = {

@@ -17,7 +17,7 @@ from essence.atomic import read_json
 from essence.commands.requirements import require
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures
 from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
-from essence.engines import ENGINES, STARTING
+from essence.engines import STARTING
 from essence.errors import ExperimentError, PinError
 from essence.experiment import EvaluationSection, LoadedExperiment, load, resolve_seed
 from essence.machine import this_machine
@@ -66,7 +66,7 @@ def evaluate(words: Words, asked: Asked, dry_run: bool, as_json: bool, console: 
 
 def select_model(words: Words, asked: Asked) -> Selection:
     """The stages that evaluate the model; ExperimentError or PinError for words that cannot be meant."""
-    check_word("--engine", "engine", words.engine, ENGINES)
+    check_word("--engine", "engine", words.engine, STARTING)
     check_word("--protocol", "protocol", words.protocol, PROTOCOLS)
     root = run_directory(words.runs)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json
-from essence.engines import ENGINES, FLAVOURS, STARTING
+from essence.engines import ENGINES, FLAVOURS, SLURM, STARTING
 from essence.engines.contract import StartingEngine
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
@@ -117,7 +117,8 @@ def select(words: Words, baselines: bool) -> Selection:
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
-    engine = STARTING[words.engine](_flavour(words, loaded))
+    # The same image has the same identity under every container engine, and so have the stages that run in it.
+    engine = STARTING["docker" if words.engine == SLURM else words.engine](_flavour(words, loaded))
     plan = make_plan(loaded, cells, engine.environment, baselines)
     return Selection(words, engine, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
 

@@ -24,17 +24,12 @@ DEFAULT_SITE = "generic"
 def run_on_slurm(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
     """Queue what is left and end, or print it; the exit code."""
     site = load_site(words.site or DEFAULT_SITE)
-    selection = select_for_jobs(words, whole)
+    selection = select(words, baselines=whole)
     if dry_run:
         return print_jobs(selection, site, as_json)
     from essence.commands.submit import queue_left
 
     return queue_left(selection, site, whole, as_json, console)
-
-
-def select_for_jobs(words: Words, whole: bool) -> Selection:
-    """The same image has the same identity under every container engine, and so have the stages that run in it."""
-    return replace(select(replace(words, engine="docker"), baselines=whole), words=words)
 
 
 def print_jobs(selection: Selection, site: Site, as_json: bool) -> int:

@@ -20,5 +20,7 @@ STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {
     "apptainer": ApptainerEngine,
 }
 """Engine name -> how to make it for a flavour of the images."""
-ENGINES = tuple(STARTING)
+SLURM = "slurm"
+"""Queues jobs instead of starting stages."""
+ENGINES = (*STARTING, SLURM)
 FLAVOURS = ("cuda", "cpu", "paper")
