@@ -21,6 +21,17 @@ def stage_id(stage: str, *name: object) -> str:
     return f"{stage}-{hashlib.sha256(repr(name).encode()).hexdigest()[:16]}"
 
 
+CONFIGS = [
+    {
+        "model_type": "qwen3", "hidden_size": hidden, "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": inner, "vocab_size": 151_936,
+        "tie_word_embeddings": tied,
+    }
+    for hidden, inner, tied in ((2560, 9728, True), (4096, 12288, False))
+]  # fmt: skip
+"""Sizes of student and teacher: those of Qwen3 4B and 8B."""
+
+
 @dataclass
 class SyntheticRun:
     """Writes plan.json and the folders of finished stages; `leave`, `fail` and `damage` then take some back."""
@@ -113,6 +124,7 @@ class SyntheticRun:
             cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
                   "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
             lines={"metrics.jsonl": [*steps, *({"kind": "validation", **check} for check in checks)]},
+            inputs=downloads,
         )  # fmt: skip
         accuracy = self.accuracy[lsp]
         return {
@@ -151,7 +163,8 @@ class SyntheticRun:
     def _download(self, name: str) -> str:
         identifier = stage_id("download", name)
         source = {"kind": "model", "name": name, "builtin": "made by the kit"}
-        self._stage(identifier, "download", f"download {name}", {"source": source}, results={})
+        results = {"config": CONFIGS[name == self.teacher]} if name in (self.student, self.teacher) else {}
+        self._stage(identifier, "download", f"download {name}", {"source": source}, results=results)
         return identifier
 
     def _evaluation(self, of: str, checkpoint: str, accuracy: float, seed: int, lsp: float = 1.0) -> dict[str, Any]:

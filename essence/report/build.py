@@ -11,9 +11,11 @@ from typing import Any
 from essence.atomic import read_json
 from essence.claims.definition import CLAIMS_FILE
 from essence.claims.verdict import judge, judged_record
+from essence.costs import as_json
 from essence.errors import RecordError
 from essence.record.canonical import canonical_json, sha256_file, sha256_text
 from essence.record.manifest import seal_of
+from essence.report.cost_claim import claim_tables
 from essence.report.findings import findings
 from essence.report.markdown import markdown_report
 from essence.report.page import render_page, statement
@@ -92,6 +94,10 @@ def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]
         "records": {s.id: sha256_file(s.folder.manifest) for s in results.stages if s.folder.done},
         "claims": [judged_record(one) for one in judge([results])],
         "groups": [_group_record(results, group, drawn.get(group.key, ())) for group in results.groups],
+        "computed_costs": [
+            {"title": table.title, "finding": table.finding, "rows": as_json(list(table.costs))}
+            for table in claim_tables(results)
+        ],
         "missing": missing_lines(results),
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from essence.claims.verdict import judge
 from essence.report import words
 from essence.report.claims import claim_rows
+from essence.report.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
 from essence.report.findings import findings
 from essence.report.page import statement
 from essence.report.records import Evaluation, Figure, Group, GroupKey, Results
@@ -25,6 +26,9 @@ def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure
     views = rows_views(results)
     if views:
         parts += ["## Training rows", *map(_markdown_rows, views)]
+    tables = claim_tables(results)
+    if tables:
+        parts += ["## What truncation saves, computed", *map(_markdown_costs, tables)]
     missing = missing_lines(results)
     if missing:
         parts += ["## Not done", "\n".join(f"- {markdown_text(line)}" for line in missing)]
@@ -39,6 +43,17 @@ def _markdown_rows(view: RowsView) -> str:
         found += [view.tokens.sections, view.tokens.lengths]
     lines += [f"- {markdown_text(line)}" for line in found]
     return "\n".join([*lines, *(_markdown_tokens(view.tokens) if view.tokens else [])])
+
+
+def _markdown_costs(table: ClaimTable) -> str:
+    """Computed costs at each proportion, as a GitHub table."""
+    head = [_markdown_line(CLAIM_COLUMNS), _markdown_line(["--:"] * len(CLAIM_COLUMNS))]
+    told = [
+        markdown_text(table.title),
+        markdown_text(table.finding),
+        "\n".join([*head, *map(_markdown_line, table.rows)]),
+    ]
+    return "\n\n".join(told)
 
 
 def _markdown_tokens(view: TokensView) -> list[str]:

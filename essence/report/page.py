@@ -12,6 +12,7 @@ from essence.claims.verdict import judge
 from essence.report import reported, words
 from essence.report.browse import browser_data
 from essence.report.claims import claim_rows
+from essence.report.cost_claim import CLAIM_COLUMNS, claim_tables
 from essence.report.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.explore import embedded, explore_data, script, script_hash
 from essence.report.facts import (
@@ -93,6 +94,8 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], 
         "missing": missing_lines(results),
         "rows": rows_views(results),
         "lsp_columns": LSP_COLUMNS,
+        "claim_columns": CLAIM_COLUMNS,
+        "claim_tables": claim_tables(results),
         "settings": settings_facts(results),
         "environment": environment_facts(results),
         "finished": finished_at(results),
