@@ -3,7 +3,8 @@
     python bench/report_page.py [--problems 30] [--samples 64] [--characters 2000] [--rounds 5]
 
 Writes a made-up run of 500 cells (five data sets, two students, ten LSPs, five seeds) whose evaluations have
-problems x samples completions each, makes its report, and opens it in headless Chromium. Opened: from the start of the
+problems x samples completions each, makes its page and pieces (a page of this size shows no figure), and opens it in
+headless Chromium. Opened: from the start of the
 navigation until the first chart is drawn. Shown: from the press of "Show samples" until the list of two runs side by
 side is there. Beside the wall time stands the processor time of the page's main thread, which other work on the machine
 leaves alone. Every round is a fresh browser profile. Writes bench/results/report_page.json. The evaluations of one LSP
@@ -31,7 +32,7 @@ from synthetic_run import SyntheticRun, full_size_run  # noqa: E402
 
 from essence.atomic import write_atomically  # noqa: E402
 from essence.record.environment import code_facts, hardware  # noqa: E402
-from essence.report.build import write_results  # noqa: E402
+from essence.report.page import render_page  # noqa: E402
 from essence.report.results import read_results  # noqa: E402
 from essence.report.samples import write_pieces  # noqa: E402
 
@@ -63,7 +64,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_evaluations(run, arguments)
     started = time.perf_counter()
     results = read_results(folder, run.experiment)
-    page = write_results(results)
+    page = folder / run.experiment / "report" / "report.html"
+    page.parent.mkdir()
+    page.write_text(render_page(results, {}, write_pieces(results, page.parent, folder / "none")), encoding="utf-8")
     written_s = time.perf_counter() - started
     (folder / "again").mkdir()
     started = time.perf_counter()

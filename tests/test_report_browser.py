@@ -94,6 +94,13 @@ def eventually(page: Any, condition: str) -> None:
         page.wait_for_timeout(20)
 
 
+def test_the_word_of_a_claim_is_seen_without_scrolling(browser: Any, reports: dict[str, Path]) -> None:
+    page, _ = open_page(browser, reports["whole"], 390, "light")
+    boxes = page.eval_on_selector_all(".claims .word", "all => all.map(one => one.getBoundingClientRect().toJSON())")
+    assert len(boxes) > 5 and all(0 <= box["left"] and box["right"] <= 390 for box in boxes)
+    page.close()
+
+
 @pytest.mark.parametrize("name", ["whole", "odd", "empty"])
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
 def test_nothing_overflows_and_nothing_complains(
@@ -144,10 +151,9 @@ def test_links_lead_to_manifests(browser: Any, reports: dict[str, Path]) -> None
 
 def test_wide_tables_scroll_by_keyboard(browser: Any, reports: dict[str, Path]) -> None:
     page, _ = open_page(browser, reports["whole"], 390, "light")
-    box = page.locator(".scroll").first
-    box.focus()
+    page.locator(".scroll:has(table.arms)").focus()
     page.keyboard.press("ArrowRight")
-    eventually(page, "document.querySelector('.scroll').scrollLeft > 0")
+    eventually(page, "document.querySelector('.scroll:has(table.arms)').scrollLeft > 0")
     page.close()
 
 

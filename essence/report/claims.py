@@ -99,8 +99,10 @@ def _count(judged: Judged) -> str:
         return words.NOTHING
     of = f" of {claim.settings}" if claim.settings else ""
     plural = "" if measured.settings == 1 and not of else "s"
-    unit = "pairs of runs" if claim.measure in ("cost-ratio", "fits-only-truncated", "loss-of-halves") else "problems"
-    return f"{measured.settings}{of} setting{plural}, {measured.estimate.n} {unit}"
+    number = measured.estimate.n
+    pairs = claim.measure in ("cost-ratio", "fits-only-truncated", "loss-of-halves")
+    unit = f"{'pair' if pairs else 'problem'}{'' if number == 1 else 's'}{' of runs' if pairs else ''}"
+    return f"{measured.settings}{of} setting{plural}, {number} {unit}"
 
 
 def print_claims(rows: Sequence[ClaimRow], console: Console) -> None:
