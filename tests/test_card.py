@@ -9,7 +9,8 @@ from rich.console import Console
 from synthetic_run import SyntheticRun
 
 from essence.commands.card import write_cards
-from essence.errors import ExperimentError
+from essence.commands.report import write as write_report
+from essence.errors import ExperimentError, RecordError
 from essence.record.card import cell, front_matter, model_card
 from essence.store import RunDirectory
 
@@ -57,6 +58,29 @@ def test_what_is_not_finished_is_said(run: SyntheticRun) -> None:
     text = _text(run)
     assert "No evaluation of this model is finished." in text
     assert "Not finished when this was written: sums-test (best)." in text
+
+
+def test_the_hub_reads_the_results_from_it(run: SyntheticRun) -> None:
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(_text(run)).data
+    (result,) = data.eval_results
+    grade = json.loads((run.root / "stages" / run.stage_of(0, "grade") / "manifest.json").read_text())["results"]
+    assert (result.dataset_name, result.metric_type) == ("sums-test", "accuracy")
+    assert result.metric_value == pytest.approx(100 * grade["accuracy"], abs=1e-3)
+    assert data.base_model == "Owner/Student" and "distilled from" in data.model_name
+
+
+def test_cards_come_with_the_report_and_none_from_an_edited_record(run: SyntheticRun) -> None:
+    file = run.root / "stages" / run.stage_of(0, "train") / "manifest.json"
+    record = json.loads(file.read_text())
+    record["results"]["last_loss"] = 0.0
+    file.write_text(json.dumps(record))
+    write_report(RunDirectory(run.root), "tiny", Console())
+    (written,) = (run.root / "tiny" / "cards").glob("*/README.md")
+    assert written.read_text() == _text(run, 1)
+    with pytest.raises(RecordError, match=r"edited after it was written.*no card is made from it"):
+        _text(run)
 
 
 def test_names_cannot_break_out() -> None:

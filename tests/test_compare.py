@@ -80,8 +80,27 @@ def test_another_seed_is_named_first(runs: Path) -> None:
 
 
 def test_another_grader_is_named_first(runs: Path) -> None:
-    record = compared(half(runs / "micro"), variant(runs, "grader", grading="timeout_s = 4.0"))
-    assert [cause["field"] for cause in record["causes"]] == ["timeout_s"]
+    record = compared(half(runs / "micro"), variant(runs, "grader", grading='grader = "math-verify"'))
+    assert [(cause["kind"], cause["field"]) for cause in record["causes"]] == [("grader", "grader")]
+
+
+def test_an_archive_and_an_edited_record(runs: Path, tmp_path: Path) -> None:
+    """A run against its archive is equal, and with one number edited it still is, but that is said."""
+    archive, copy = tmp_path / "micro.tar.gz", tmp_path / "runs"
+    done = invoke("export", "--experiment", "micro", "--runs", str(runs), "--output", str(archive))
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(runs, copy)
+    grade = json.loads((copy / "micro/plan.json").read_text())["cells"][0]["evaluations"][0]["grade"]
+    file = copy / "stages" / grade / "manifest.json"
+    changed = json.loads(file.read_text())
+    changed["cost"]["wall_s"] = 1.0
+    file.write_text(json.dumps(changed))
+    record = compared(str(archive), str(copy / "micro"))
+    assert {one["word"] for one in record["results"]} == {"equal"} and record["causes"] == []
+    assert len(record["results"]) == 4 and {"student tiny-student (released)", "teacher tiny-teacher (released)"} <= {
+        one["name"] for one in record["results"]
+    }
+    assert record["edited"] == {"A": [], "B": [grade]}
 
 
 def test_one_changed_training_row_is_named_first(runs: Path) -> None:

@@ -1,5 +1,6 @@
 """`invoke card`: a model card for each trained cell, from the records."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from essence.atomic import read_json, write_atomically
 from essence.commands.status import not_run_here
-from essence.errors import ExperimentError
+from essence.errors import ExperimentError, RecordError
 from essence.record.card import model_card
 from essence.store import RunDirectory
 
@@ -19,17 +20,35 @@ def write_cards(
 ) -> int:
     """Write the card of every finished training whose cell has `text` in its name; say which are not finished."""
     plan, chosen = cells_named(run_directory, experiment, text)
-    root = Path(output).expanduser().resolve() if output else run_directory.experiment(experiment) / "cards"
+    root = Path(output).expanduser().resolve() if output else cards_folder(run_directory, experiment)
     done = [entry for entry in chosen if run_directory.stage(entry["stages"]["train"]).done]
     for entry in done:
-        file = root / entry["name"].replace("/", "_") / CARD_FILE
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = card_file(root, entry["name"])
         write_atomically(file, model_card(run_directory, plan, entry).text())
         console.print(str(file), highlight=False, soft_wrap=True)
     left = len(chosen) - len(done)
     if left:
         console.print(f"{left} of {len(chosen)} trainings are not finished and have no card", highlight=False)
     return 0 if done else 1
+
+
+def cards_folder(run_directory: RunDirectory, experiment: str) -> Path:
+    """Where the cards of an experiment lie."""
+    return run_directory.experiment(experiment) / "cards"
+
+
+def card_file(folder: Path, cell: str) -> Path:
+    """The card of a cell."""
+    return folder / cell.replace("/", "_") / CARD_FILE
+
+
+def write_cards_beside(run_directory: RunDirectory, experiment: str) -> None:
+    """Write the card of every finished training; none from records that are not as they were written."""
+    plan, folder = read_json(run_directory.plan(experiment)), cards_folder(run_directory, experiment)
+    for entry in plan["cells"]:
+        if run_directory.stage(entry["stages"]["train"]).done:
+            with contextlib.suppress(RecordError):  # the report names the record
+                write_atomically(card_file(folder, entry["name"]), model_card(run_directory, plan, entry).text())
 
 
 def cells_named(

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from rich.text import Text
 from essence.atomic import read_json
 from essence.errors import RecordError
 from essence.experiment import PROJECT
-from essence.record.compare import Chain, Difference, likely_causes, merge, read_chain
+from essence.record.compare import Chain, Difference, edited, likely_causes, merge, read_chain
+from essence.record.export import unpack
 from essence.report import words
 from essence.scoring.statistics import Estimate, difference
 from essence.store import RunDirectory
@@ -47,25 +50,48 @@ class Side:
 
 def compare(first: str, second: str, as_json: bool, console: Console) -> int:
     """Print differences and likely causes; exit code 1 when a result differs by more than sampling error."""
-    pairs = pair(resolve(first), resolve(second))
+    with ExitStack() as unpacked:
+        sides = resolve(first, unpacked), resolve(second, unpacked)
+    pairs = pair(*sides)
+    edits = {name: edited(side) for name, side in zip("AB", (_all(s) for s in sides), strict=True)}
     compared = [one for name, a, b in pairs for one in _scores(name, a, b)]
     causes = merge([cause for _, a, b in pairs for cause in likely_causes(a, b)])
     if as_json:
-        record = {"results": [one.as_json() for one in compared], "causes": [cause.as_json() for cause in causes]}
+        record = {
+            "results": [one.as_json() for one in compared],
+            "causes": [cause.as_json() for cause in causes],
+            "edited": edits,
+        }
         sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _print(compared, causes, console)
+        for side, stages in edits.items():
+            for name in stages:
+                console.print(
+                    Text(f"in {side}, {name} was edited after it was written: see invoke verify", style="bold red")
+                )
     return int(any(one.word == BEYOND for one in compared))
 
 
-def resolve(reference: str) -> Side:
-    """A run directory, an experiment in it, a stage's folder; `:TEXT` after it takes the cell whose name has TEXT.
+def _all(side: Side) -> Chain:
+    return {f"{name} {place}": m for name, chain in side.cells.items() for place, m in chain.items()}
+
+
+def resolve(reference: str, unpacked: ExitStack) -> Side:
+    """A run directory, an experiment in it, a stage's folder, an archive; `:TEXT` takes cells with TEXT in their name.
+
+    unpacked: removes what an archive was unpacked to.
 
     Raises:
         RecordError: nothing is there, or the text fits no cell.
     """
     path, _, wanted = reference.partition(":")
     folder = Path(path).expanduser().resolve() if path else PROJECT / "runs"
+    if folder.is_file() and folder.name != "manifest.json":
+        temporary = Path(unpacked.enter_context(tempfile.TemporaryDirectory(prefix="essence-compare-")))
+        folder, wrong = unpack(folder, temporary)
+        if wrong:
+            raise RecordError(f"{path}: {wrong[0]}: see invoke verify")
     folder = folder.parent if folder.name == "manifest.json" else folder
     if (folder / "manifest.json").is_file():
         chain = read_chain(RunDirectory(folder.parent.parent), folder.name, folder.name.rsplit("-", 1)[0])
@@ -80,17 +106,19 @@ def resolve(reference: str) -> Side:
 
 
 def _cells(folder: Path) -> Iterator[tuple[str, Chain]]:
-    """The cells of an experiment's folder, or of every experiment in a run directory, that have anything finished."""
+    """Cells and baselines of an experiment, or of all in a run directory, that have anything finished."""
     plans = [folder / "plan.json"] if (folder / "plan.json").is_file() else sorted(folder.glob("*/plan.json"))
     for file in plans:
         run_directory = RunDirectory(file.parent.parent)
-        for entry in read_json(file)["cells"]:
-            chains = read_chain(run_directory, entry["stages"]["train"], "train")
+        plan = read_json(file)
+        for entry in [*plan["cells"], *plan["baselines"]]:
+            train = entry.get("stages", {}).get("train", "")
+            chains = read_chain(run_directory, train, "train") if train else {}
             for evaluation in entry["evaluations"]:
                 place = f"grade {evaluation['benchmark']} {evaluation['checkpoint']}"
                 chains |= read_chain(run_directory, evaluation["grade"], place)
             if chains:
-                yield entry["name"], chains
+                yield entry.get("name") or f"{entry['role']} {entry['model']} ({entry['protocol']})", chains
 
 
 def pair(first: Side, second: Side) -> list[tuple[str, Chain, Chain]]:

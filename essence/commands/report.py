@@ -4,6 +4,7 @@ import sys
 
 from rich.console import Console
 
+from essence.commands.card import write_cards_beside
 from essence.commands.status import not_run_here
 from essence.plan import PlannedStage
 from essence.report.table import print_results
@@ -23,13 +24,14 @@ def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, co
 
 
 def write(run_directory: RunDirectory, experiment: str, console: Console) -> None:
-    """Write the report anew, unless it was made from just what is there now."""
+    """Write the report anew, and the model cards, unless it was made from just what is there now."""
     # Imported here: drawing takes seconds to import, and a run that finds everything done draws nothing.
     from essence.report.build import report_is_current, write_report
 
     if not report_is_current(run_directory.root, experiment):
         with console.status("writing the report"):
             write_report(run_directory.root, experiment)
+            write_cards_beside(run_directory, experiment)
 
 
 def write_once_graded(

@@ -11,9 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from essence.atomic import read_json
 from essence.errors import RecordError
+from essence.record.checks import schema_findings, seal_findings
 from essence.store import RunDirectory
 
 Row = tuple[str, str]
+Metadata = dict[str, Any]
 TAGS = ["essence", "distillation", "sequence-truncation", "reasoning"]
 WEIGHTS = ".safetensors"
 
@@ -23,7 +25,7 @@ class ModelCard:
     """What the template shows; all values as text."""
 
     title: str
-    metadata: dict[str, str | list[str]]
+    metadata: Metadata
     facts: list[Row]
     training: list[Row]
     accuracies: list[tuple[str, ...]]
@@ -44,8 +46,8 @@ class ModelCard:
         return environment.get_template("card.md.jinja").render(card=self, front_matter=front_matter(self.metadata))
 
 
-def front_matter(metadata: dict[str, str | list[str]]) -> str:
-    """YAML lines; JSON's strings and lists are YAML's too, so nothing in a name can end or add a line."""
+def front_matter(metadata: Metadata) -> str:
+    """YAML lines; JSON's strings, lists and objects are YAML's too, so nothing in a name can end or add a line."""
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in metadata.items())
 
 
@@ -64,9 +66,11 @@ def model_card(run: RunDirectory, plan: dict[str, Any], entry: dict[str, Any]) -
     sources = {role: _source(run, entry["stages"][role]) for role in ("teacher", "student")}
     sources["dataset"] = _source(run, plan["stages"][entry["stages"]["tokenize"]]["inputs"].get("rows"))
     graded = [(evaluation, _finished(run, evaluation["grade"])) for evaluation in entry["evaluations"]]
+    title = f"{entry['student']} distilled from {entry['teacher']} at LSP {entry['lsp']:g}"
+    index = [_index(run, plan, evaluation, record) for evaluation, record in graded if record]
     return ModelCard(
-        title=f"{entry['student']} distilled from {entry['teacher']} at LSP {entry['lsp']:g}",
-        metadata=_metadata(sources),
+        title=title,
+        metadata=_metadata(sources) | ({"model-index": [{"name": title, "results": index}]} if index else {}),
         facts=_facts(entry, sources),
         training=_training(manifest),
         accuracies=[_accuracy(evaluation, record) for evaluation, record in graded if record],
@@ -81,8 +85,15 @@ def model_card(run: RunDirectory, plan: dict[str, Any], entry: dict[str, Any]) -
 
 
 def _finished(run: RunDirectory, stage: str) -> dict[str, Any] | None:
+    """The record of a stage, if it has one; RecordError where that is not as it was written."""
     folder = run.stage(stage)
-    return read_json(folder.manifest) if folder.done else None
+    if not folder.done:
+        return None
+    manifest = read_json(folder.manifest)
+    wrong = list(schema_findings(folder.manifest, manifest)) or list(seal_findings(folder, manifest))
+    if wrong:
+        raise RecordError(f"{wrong[0]}: no card is made from it")
+    return manifest
 
 
 def _source(run: RunDirectory, stage: str | None) -> dict[str, Any]:
@@ -91,8 +102,27 @@ def _source(run: RunDirectory, stage: str | None) -> dict[str, Any]:
     return dict(manifest["settings"]["resolved"].get("source", {})) if manifest else {}
 
 
-def _metadata(sources: dict[str, dict[str, Any]]) -> dict[str, str | list[str]]:
-    metadata: dict[str, str | list[str]] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+def _index(
+    run: RunDirectory, plan: dict[str, Any], evaluation: dict[str, Any], manifest: dict[str, Any]
+) -> dict[str, Any]:
+    """One accuracy in the form that the hub reads (`model-index`), in per cent."""
+    results, generate = manifest["results"], plan["stages"][evaluation["generate"]]
+    source = _source(run, generate["inputs"].get("problems"))
+    benchmark = {"type": source.get("repository") or results["benchmark"], "name": results["benchmark"]}
+    metric = {
+        "type": "accuracy",
+        "name": f"{results['metric']}, {evaluation['checkpoint']} checkpoint",
+        "value": round(100.0 * results["accuracy"], 4),
+    }
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": benchmark | ({"revision": source["commit"]} if source.get("commit") else {}),
+        "metrics": [metric],
+    }
+
+
+def _metadata(sources: dict[str, dict[str, Any]]) -> Metadata:
+    metadata: Metadata = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if student := sources["student"].get("repository"):
         metadata |= {"base_model": student, "base_model_relation": "finetune"}
     if dataset := sources["dataset"].get("repository"):

@@ -4,6 +4,7 @@ The record's own seal, every file of the output, the inputs it read, the key it 
 against counts as declared. Results are computed again in `recount.py`.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,10 +48,14 @@ def schema_findings(file: Path, manifest: Manifest) -> Iterator[str]:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         yield f"{file}: written by a newer kit (schema {version}, known up to {SCHEMA_VERSION}): update the kit"
         return
-    validator = jsonschema.Draft202012Validator(read_json(SCHEMA_FILE))
-    errors = sorted(validator.iter_errors(manifest), key=lambda error: list(map(str, error.path)))
+    errors = sorted(_validator().iter_errors(manifest), key=lambda error: list(map(str, error.path)))
     for error in errors[:3]:
         yield f"{file}: {'.'.join(map(str, error.path)) or 'manifest'}: {error.message}"
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(read_json(SCHEMA_FILE))
 
 
 def seal_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:

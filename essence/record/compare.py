@@ -5,13 +5,17 @@ or a downloaded file is a cause; a difference in what a stage computed is a cons
 and becomes a cause of its own only where there is none: then equal inputs gave different outputs.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from essence.atomic import read_json
+from essence.errors import RecordError
 from essence.protocol import Protocol
+from essence.record.checks import schema_findings
+from essence.record.manifest import seal_of
 from essence.store import RunDirectory, stage_id
 
 Manifest = dict[str, Any]
@@ -39,6 +43,8 @@ KINDS: dict[Kind, str] = {
 }
 """Kinds of causes in the order of how much they change a result, as far as one can say before looking; in words."""
 PROTOCOL_FIELDS = {field.name for field in fields(Protocol)}
+GRADER = ("grader", "timeout_s", "math_verify")
+"""Settings of a grade stage that can change a verdict."""
 FINGERPRINTS = ("tokens_sha256", "prompts_sha256", "samples_sha256", "train.sha256", "validation.sha256")
 RESULTS = ("accuracy", "last_loss", "best_validation_ce")
 HARDWARE: dict[str, Kind] = {
@@ -72,20 +78,41 @@ class Difference:
         return {**vars(self), "stages": list(self.stages), "sentence": self.sentence}
 
 
-def read_chain(run_directory: RunDirectory, identifier: str, place: str) -> Chain:
+def read_chain(run_directory: RunDirectory, identifier: str, place: str, readers: tuple[str, ...] = ()) -> Chain:
     """The manifest of a stage and of all stages that it comes from; what is not there is left out.
 
     A teacher paid once stands at `train.states`, and the model behind it where a live teacher stands: `train.teacher`.
+
+    Raises:
+        RecordError: a record is damaged, of another shape, of a newer kit, or says that it comes from itself.
     """
     file = run_directory.stage(identifier).manifest
     if not file.is_file():
         return {}
-    manifest = read_json(file)
+    if identifier in readers:
+        raise RecordError(f"{file}: says that it comes from itself")
+    manifest = _record(file)
     chain = {place: manifest}
     for name, entry in manifest["inputs"]["stages"].items():
         below = f"{place.removesuffix('.states')}.{'states' if entry['stage'] == 'teacher' else name}"
-        chain |= read_chain(run_directory, stage_id(entry["stage"], entry["key"]), below)
+        before = stage_id(entry["stage"], entry["key"])
+        chain |= read_chain(run_directory, before, below, (*readers, identifier))
     return chain
+
+
+@functools.cache
+def _record(file: Path) -> Manifest:
+    """A manifest of the published shape, read once: many cells come from the same downloads."""
+    manifest = read_json(file)
+    if wrong := list(schema_findings(file, manifest)):
+        raise RecordError(wrong[0])
+    return manifest
+
+
+def edited(chain: Chain) -> list[str]:
+    """Stages of a chain whose record does not give its seal, by id."""
+    wrong = [m["identity"] for m in chain.values() if seal_of(m) != m["seal"]]
+    return list(dict.fromkeys(stage_id(identity["stage"], identity["key"]) for identity in wrong))
 
 
 def likely_causes(first: Chain, second: Chain) -> list[Difference]:
@@ -114,7 +141,9 @@ def _causes(place: str, first: Manifest, second: Manifest) -> Iterator[Differenc
     """Differences of one stage that are nobody's consequence."""
     stage, before = _named(first), [dict(_flat(manifest["settings"]["resolved"])) for manifest in (first, second)]
     for name in sorted(before[0].keys() | before[1].keys()):
-        yield from _difference(_kind(place, name), name, (settings.get(name) for settings in before), stage)
+        yield from _difference(
+            _kind(first["identity"]["stage"], place, name), name, (settings.get(name) for settings in before), stage
+        )
     if first["identity"]["stage"] == "download" and before[0] == before[1]:
         yield from _files(place, first, second)
     yield from _surroundings(first, second)
@@ -178,18 +207,20 @@ def _named(manifest: Manifest) -> str:
     return f"download {source['name']}" if source else str(manifest["identity"]["stage"])
 
 
-def _kind(place: str, name: str) -> Kind:
-    """What kind of cause a setting is."""
+def _kind(stage: str, place: str, name: str) -> Kind:
+    """What kind of cause a setting of a stage is."""
     parts = name.split(".")
     if parts[0] == "source":
         return _source_kind(place)
+    if stage == "grade" and parts[0] in GRADER:  # before the protocol, which also chooses a grader
+        return "grader"
     if parts[-1] in PROTOCOL_FIELDS:
         return "protocol"
     if "seed" in parts[-1]:
         return "seed"
     if parts[0] == "view":
         return "view"
-    return "samples" if parts[-1] == "samples" else "grader" if parts[-1] == "grader" else "setting"
+    return "samples" if parts[-1] == "samples" else "setting"
 
 
 def _source_kind(place: str) -> Kind:
