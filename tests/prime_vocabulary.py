@@ -1,7 +1,8 @@
 """Put the RO-Crate vocabulary into the validator's cache, so that it validates without a network.
 
 Run by the validator's own Python: prime_vocabulary.py CACHE VOCABULARY URL...
-The vocabulary is the file that the `rocrate` package ships; it stands for the URLs that crates and profiles name.
+The vocabulary is the file that the `rocrate` package ships; it stands for the URLs that crates and profiles name. It is
+that of a later RO-Crate than 1.1, in which the terms of Bioschemas are called otherwise.
 """
 
 import io
@@ -21,7 +22,7 @@ class FileAdapter(BaseAdapter):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self.content = file.read_bytes()
+        self.content = file.read_bytes().replace(b"https://bioschemas.org/terms/", b"https://bioschemas.org/")
 
     def send(self, request: requests.PreparedRequest, **_: object) -> requests.Response:  # type: ignore[override]
         response = requests.Response()

@@ -1,7 +1,7 @@
-"""A run as a Process Run Crate: RO-Crate metadata in which every stage is an action with its inputs and outputs.
+"""A run as a Provenance Run Crate: the plan is the workflow, every stage an action with its inputs and outputs.
 
-Follows Process Run Crate 0.5 on RO-Crate 1.1. Times come from the manifests and never from the clock, so the same run
-gives the same metadata.
+Follows Provenance Run Crate 0.5, and so Workflow and Process Run Crate 0.5 and Workflow RO-Crate 1.0, on RO-Crate 1.1.
+Times come from the manifests and never from the clock, so the same run gives the same metadata.
 """
 
 import json
@@ -15,7 +15,14 @@ from rocrate.rocrate import ROCrate
 from essence.store import stage_id
 
 Manifest = dict[str, Any]
-PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
+PROFILES = {
+    "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
+    "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
+    "https://w3id.org/ro/wfrun/provenance/0.5": ("Provenance Run Crate", "0.5"),
+    "https://w3id.org/workflowhub/workflow-ro-crate/1.0": ("Workflow RO-Crate", "1.0"),
+}
+WORKFLOW_TYPES = ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]
+COMPLETED = "http://schema.org/CompletedActionStatus"
 LICENSE = "https://spdx.org/licenses/BSD-2-Clause"
 MEDIA_TYPES = {
     ".json": "application/json", ".jsonl": "application/jsonl", ".html": "text/html", ".md": "text/markdown",
@@ -33,11 +40,12 @@ STAGE_WORDS = {
 
 
 def crate_metadata(
-    title: str, note: str, files: Iterable[tuple[str, int]], manifests: dict[str, Manifest]
+    experiment: str, title: str, note: str, files: Iterable[tuple[str, int]], manifests: dict[str, Manifest]
 ) -> dict[str, Any]:
     """The content of ro-crate-metadata.json.
 
     Args:
+        experiment: its name, which is that of its folder.
         title: of the experiment.
         note: what it is, in a sentence or two.
         files: path in the crate and bytes of each file, metadata excluded.
@@ -47,10 +55,17 @@ def crate_metadata(
     crate.name, crate.description = title, note or title
     crate.license = _entity(crate, LICENSE, "CreativeWork", name="BSD 2-Clause License")
     crate.datePublished = max((m["identity"]["finished"] for m in manifests.values()), default="1970-01-01")
-    crate.root_dataset["conformsTo"] = _entity(crate, PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
-    here = {path: _file(crate, path, size) for path, size in sorted(files)}
-    for identifier, manifest in sorted(manifests.items()):
-        crate.root_dataset.append_to("mentions", _action(crate, identifier, manifest, here))
+    crate.root_dataset["conformsTo"] = [
+        _entity(crate, url, "CreativeWork", name=name, version=version) for url, (name, version) in PROFILES.items()
+    ]
+    workflow = f"{experiment}/plan.json"
+    here = {
+        path: _file(crate, path, size, WORKFLOW_TYPES if path == workflow else "File") for path, size in sorted(files)
+    }
+    actions = {name: _action(crate, name, manifest, here) for name, manifest in sorted(manifests.items())}
+    for action in actions.values():
+        crate.root_dataset.append_to("mentions", action)
+    _workflow(crate, experiment, here, actions, manifests)
     metadata: dict[str, Any] = json.loads(json.dumps(crate.metadata.generate(), sort_keys=True))
     metadata["@graph"] = sorted(metadata["@graph"], key=lambda entity: str(entity["@id"]))
     return metadata
@@ -60,10 +75,10 @@ def _entity(crate: ROCrate, identifier: str, kind: str, **properties: Any) -> Co
     return crate.add(ContextEntity(crate, identifier, {"@type": kind, **properties}))
 
 
-def _file(crate: ROCrate, path: str, size: int) -> Any:
+def _file(crate: ROCrate, path: str, size: int, types: str | list[str]) -> Any:
     name = PurePosixPath(path)
     kind = MEDIA_TYPES.get(name.suffix, "application/octet-stream")
-    properties = {"name": name.name, "contentSize": str(size), "encodingFormat": kind}
+    properties = {"@type": types, "name": name.name, "contentSize": str(size), "encodingFormat": kind}
     return crate.add_file(dest_path=path, properties=properties)
 
 
@@ -78,7 +93,7 @@ def _action(crate: ROCrate, identifier: str, manifest: Manifest, here: dict[str,
         description=f"{identity['title']}: {STAGE_WORDS.get(identity['stage'], identity['stage'])}",
         startTime=identity["started"],
         endTime=identity["finished"],
-        actionStatus="http://schema.org/CompletedActionStatus",
+        actionStatus=COMPLETED,
     )
     action["instrument"] = _instrument(crate, manifest)
     read = [here[path] for name in inputs if (path := f"stages/{name}/manifest.json") in here]
@@ -87,6 +102,51 @@ def _action(crate: ROCrate, identifier: str, manifest: Manifest, here: dict[str,
         if files:
             action[name] = files[0] if len(files) == 1 else files
     return action
+
+
+def _workflow(
+    crate: ROCrate, experiment: str, here: dict[str, Any], actions: dict[str, Any], manifests: dict[str, Manifest]
+) -> None:
+    """The plan as workflow with a step for each kind of stage, its run, and which stages each step consisted of."""
+    plan = here[f"{experiment}/plan.json"]
+    plan["name"] = f"plan of {experiment}"
+    plan["programmingLanguage"] = _entity(
+        crate, "#essence-plan", "ComputerLanguage", name="plan.json of essence", alternateName="essence plan"
+    )
+    crate.root_dataset["mainEntity"] = plan
+    kinds = [kind for kind in STAGE_WORDS if any(m["identity"]["stage"] == kind for m in manifests.values())]
+    controls = []
+    for position, kind in enumerate(kinds, 1):
+        mine = [actions[name] for name, m in sorted(manifests.items()) if m["identity"]["stage"] == kind]
+        tools = list({action["instrument"].id: action["instrument"] for action in mine}.values())
+        step = _entity(crate, f"#step-{kind}", "HowToStep", name=f"{kind}: {STAGE_WORDS[kind]}", position=str(position))
+        step["workExample"] = tools
+        plan.append_to("step", step)
+        for tool in tools:
+            plan.append_to("hasPart", tool)
+        control = _entity(crate, f"#control-{kind}", "ControlAction", name=f"stages of the step {kind}")
+        control["instrument"], control["object"] = step, mine
+        controls.append(control)
+    engine = _entity(crate, "#essence", "SoftwareApplication", name="essence, which plans, starts and records stages")
+    organize = _entity(crate, "#organize", "OrganizeAction", name=f"stages of {experiment} started and recorded")
+    organize["instrument"], organize["object"] = engine, controls
+    organize["result"] = _whole_run(crate, experiment, here, list(manifests.values()))
+
+
+def _whole_run(crate: ROCrate, experiment: str, here: dict[str, Any], manifests: list[Manifest]) -> ContextEntity:
+    """The run of the plan: from resolved settings to the report."""
+    run = _entity(crate, "#run", "CreateAction", name=f"run of {experiment}", actionStatus=COMPLETED)
+    run["description"] = "every finished stage of the plan, and the report made from their records"
+    run["startTime"] = min(manifest["identity"]["started"] for manifest in manifests)
+    run["endTime"] = max(manifest["identity"]["finished"] for manifest in manifests)
+    run["instrument"] = here[f"{experiment}/plan.json"]
+    if settings := here.get(f"{experiment}/experiment.json"):
+        run["object"] = settings
+    report = [file for path, file in here.items() if path.startswith(f"{experiment}/report/report.")]
+    if report:
+        run["result"] = report
+    crate.root_dataset.append_to("mentions", run)
+    return run
 
 
 def _paths(identifier: str, manifest: Manifest) -> list[str]:

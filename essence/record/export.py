@@ -78,7 +78,7 @@ def collect(run_directory: RunDirectory, experiment: str, project: Path, weights
     contents.texts[LEFT_OUT] = _json(left)
     sizes = [(path, file.stat().st_size) for path, file in contents.files.items()]
     sizes += [(path, len(text.encode())) for path, text in contents.texts.items()]
-    metadata = crate_metadata(str(plan["title"]), str(plan["note"]), sizes, contents.manifests)
+    metadata = crate_metadata(experiment, str(plan["title"]), str(plan["note"]), sizes, contents.manifests)
     contents.texts[CRATE] = _json(metadata)
     contents.texts[CHECKSUMS] = "".join(f"{digest}  {path}\n" for path, digest in sorted(_hashes(contents)))
     return contents
