@@ -101,6 +101,30 @@ def _sentences() -> str:
     return "\n".join(lines)
 
 
+def _texts_of_errors() -> dict[str, str]:
+    """Error class -> all strings that it is made with."""
+    texts: dict[str, str] = {}
+    for file in (PROJECT / "essence").rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)):
+            if isinstance(call.func, ast.Name) and call.func.id.endswith("Error"):
+                parts = [n.value for a in call.args for n in ast.walk(a) if isinstance(n, ast.Constant)]
+                texts[call.func.id] = texts.get(call.func.id, "") + "\n".join(map(str, parts)) + "\n"
+    return texts
+
+
+def test_every_kind_of_failure_is_on_the_troubleshooting_page() -> None:
+    tree = ast.parse((PROJECT / "essence" / "errors.py").read_text())
+    kinds = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name != "KitError"]
+    rows = re.findall(r"^\| (`.+?) \| ", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    messages, texts = TICKS.findall("\n".join(rows)), _texts_of_errors()
+    assert len(kinds) >= 8
+    for kind in kinds:
+        if kind == "DiskError":  # its words stand in a table
+            continue
+        longest = [max(re.split(r"\.\.\.|\b[NMX]\b|'", message), key=len).strip(" :;(") for message in messages]
+        assert any(part and part in texts.get(kind, "") for part in longest), f"no message of {kind} is explained"
+
+
 def test_messages_of_the_troubleshooting_page_are_the_kits() -> None:
     sentences = _sentences()
     rows = re.findall(r"^\| (`.+?) \| ", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)

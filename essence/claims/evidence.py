@@ -12,7 +12,7 @@ from essence.claims.definition import Claim
 from essence.record.canonical import canonical_json, sha256_text
 from essence.report.records import COST_UNITS, Arm, Group, GroupKey, Results, Score
 
-RECIPE = ("rows", "objective", "optimizer", "compute_dtype")
+RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype")
 
 
 class Setting(NamedTuple):

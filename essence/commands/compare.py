@@ -16,7 +16,7 @@ from rich.text import Text
 from essence.atomic import read_json
 from essence.errors import RecordError
 from essence.experiment import PROJECT
-from essence.record.compare import Chain, Difference, edited, likely_causes, merge, read_chain
+from essence.record.compare import Chain, Difference, edited, likely_causes, merge, read_chain, result_differences
 from essence.record.export import unpack
 from essence.report import words
 from essence.scoring.statistics import Estimate, difference
@@ -55,16 +55,19 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
     pairs = pair(*sides)
     edits = {name: edited(side) for name, side in zip("AB", (_all(s) for s in sides), strict=True)}
     compared = [one for name, a, b in pairs for one in _scores(name, a, b)]
+    numbers = [(name, *row) for name, a, b in pairs for row in result_differences(a, b)]
     causes = merge([cause for _, a, b in pairs for cause in likely_causes(a, b)])
     if as_json:
         record = {
             "results": [one.as_json() for one in compared],
             "causes": [cause.as_json() for cause in causes],
+            "numbers": [dict(zip(("cell", "stage", "number", "A", "B"), row, strict=True)) for row in numbers],
             "edited": edits,
         }
         sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _print(compared, causes, console)
+        _print_numbers(numbers, console)
         for side, stages in edits.items():
             for name in stages:
                 console.print(
@@ -160,6 +163,23 @@ def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | N
     if estimate.low is None or estimate.high is None:
         return estimate, BEYOND if estimate.value else SAME
     return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND
+
+
+def _print_numbers(numbers: list[tuple[Any, ...]], console: Console) -> None:
+    """Of one pair of cells all that differ; of a matrix how many, since the JSON has them."""
+    cells = dict.fromkeys(row[0] for row in numbers)
+    if not numbers:
+        return
+    console.print()
+    if len(cells) > 1:
+        console.print(f"{len(numbers)} other numbers differ in {len(cells)} cells: --json lists them", highlight=False)
+        return
+    table = Table(title="Other numbers that differ", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for column in ("Stage", "Number", "A", "B"):
+        table.add_column(column)
+    for _, *row in numbers:
+        table.add_row(*(Text(f"{value:.6g}" if isinstance(value, float) else str(value)) for value in row))
+    console.print(table)
 
 
 def _print(compared: list[Compared], causes: list[Difference], console: Console) -> None:

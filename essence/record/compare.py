@@ -14,7 +14,7 @@ from typing import Any, Literal
 from essence.atomic import read_json
 from essence.errors import RecordError
 from essence.protocol import Protocol
-from essence.record.checks import schema_findings
+from essence.record.checks import look, schema_findings
 from essence.record.manifest import seal_of
 from essence.store import RunDirectory, stage_id
 
@@ -46,6 +46,12 @@ PROTOCOL_FIELDS = {field.name for field in fields(Protocol)}
 GRADER = ("grader", "timeout_s", "math_verify")
 """Settings of a grade stage that can change a verdict."""
 FINGERPRINTS = ("tokens_sha256", "prompts_sha256", "samples_sha256", "train.sha256", "validation.sha256")
+MEASURED = (
+    "inputs.data.train.tokens", "results.steps", "results.last_loss", "results.best_validation_ce",
+    "results.mean_completion_tokens", "cost.flops", "cost.wall_s", "cost.peak_memory_gib", "cost.peak_gpu_memory_gib",
+    "cost.energy_j",
+)  # fmt: skip
+"""Numbers of a record that are shown beside the accuracies, where they differ."""
 RESULTS = ("accuracy", "last_loss", "best_validation_ce")
 HARDWARE: dict[str, Kind] = {
     "driver": "driver",
@@ -125,6 +131,17 @@ def likely_causes(first: Chain, second: Chain) -> list[Difference]:
         if not any(other == place or other.startswith(f"{place}.") for other in changed):
             causes[place] += _outputs(first[place], second[place])
     return merge([found for place in common for found in causes[place]])
+
+
+def result_differences(first: Chain, second: Chain) -> list[tuple[str, str, Any, Any]]:
+    """(Stage, what, in A, in B) of every other number that differs: losses, lengths, tokens and costs."""
+    found = []
+    for place in (place for place in first if place in second):
+        for field in MEASURED:
+            both = look(first[place], field), look(second[place], field)
+            if both[0] != both[1]:
+                found.append((_named(first[place]), field.rsplit(".", 1)[-1], *both))
+    return [row for row in dict.fromkeys(found) if not row[0].startswith("download")]
 
 
 def merge(differences: Sequence[Difference]) -> list[Difference]:
