@@ -148,8 +148,11 @@ def queued_lines(stages: list[dict[str, Any]], most: int = MOST_QUEUED) -> list[
     """A line for each stage that only waits for the cluster, and how many wait for other stages first."""
     turns = [stage for stage in stages if stage["scheduler_job"]["reason"] != "Dependency"]
     lines = [f"{stage['title']}: queued{job_words(stage)}" for stage in turns[:most]]
-    if rest := len(stages) - len(lines):
-        lines.append(f"{rest} {'more ' if lines else ''}queued{' behind those' if len(turns) <= most else ''}")
+    rest = len(stages) - len(lines)
+    if rest and lines:
+        lines.append(f"{rest} more queued{' behind those' if len(turns) <= most else ''}")
+    elif rest:
+        lines.append(f"{rest} queued behind what runs")
     return lines
 
 
