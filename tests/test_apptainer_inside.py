@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.contract import Ending
 from essence.engines.surroundings import Mount, Surroundings
 from essence.engines.token import token
+from essence.errors import MachineError
+from essence.settings import Resources
 
 NOBODY = 65534
 
@@ -190,6 +192,29 @@ def test_a_download_has_network_and_reads_the_token_from_a_file(
     known = token(around.folder.path)
     assert known and "planted-secret" not in " ".join(argv(around, Path("x.sif"), known))
     known.forget()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """As much of a planned stage as the check for GPUs looks at."""
+
+    resources: Resources
+    runs_in: str = "download"
+
+
+def test_gpus_that_no_container_would_get_are_told_before_anything_starts(
+    engine: ApptainerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = Asking(RESOURCES.model_copy(update={"gpus": 1}))
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has GPUs")
+    with pytest.raises(MachineError, match=r'Apptainer gives its containers no GPUs \("nvidia-smi": executable'):
+        engine.check([asking])  # type: ignore[list-item]
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text("#!/bin/sh\necho GPU 0\n", encoding="utf-8")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    engine.check([asking])  # type: ignore[list-item]
 
 
 STUBBORN = "import signal, time; signal.signal(15, lambda *_: exit(75)); print('up', flush=True); time.sleep(60)"

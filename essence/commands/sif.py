@@ -5,7 +5,6 @@ another one.
 """
 
 import json
-import os
 import subprocess
 import tarfile
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from essence.engines.docker import DockerEngine
 
 MIB = 1 << 20
+UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ def build(flavour: str, only: str | None, archives: str | None, console: Console
     found = sources(chosen, flavour, Path(archives).expanduser().absolute() if archives else None)
     folder = sif_folder()
     with hold(folder, str(folder), "invoke sif"):
+        for left in folder.glob(f"{UNFINISHED}*.sif"):
+            # Of a build that was killed.
+            left.unlink()
         for image, source in found:
             _make(image, source, console)
     return 0
@@ -65,6 +68,13 @@ def sources(names: Iterable[EnvironmentName], flavour: str, archives: Path | Non
     from essence.engines.docker import DockerEngine
 
     engine = DockerEngine(flavour)
+    try:
+        engine.check([])
+    except MachineError as error:
+        why = str(error).split(";")[0]
+        raise MachineError(
+            f"{why}; start it, name one with DOCKER_HOST, or give what docker save wrote elsewhere: --archives FOLDER"
+        ) from None
     return [(image, of_engine(image, engine)) for image in images]
 
 
@@ -109,7 +119,7 @@ def _make(image: ImageRecipe, source: Source, console: Console) -> None:
             console.print(f"{file}: is there, of {image.name} {source.config_digest}", highlight=False, soft_wrap=True)
             return
     console.print(f"{file}: of {image.name} {source.config_digest}", highlight=False, soft_wrap=True)
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    temporary = file.with_name(f"{UNFINISHED}{file.name}")
     try:
         _run(build_command(temporary, definition, source), "build")
         # Not during the build: there it asks for privileges that a root user does not have everywhere.

@@ -8,12 +8,13 @@ import functools
 import os
 import shlex
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from essence.engines.apptainer_stage import ApptainerStage
+from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
 from essence.engines.images import recipe
 from essence.engines.sif import found_sif, missing_sifs, program, sif_file, version
 from essence.engines.surroundings import Mount, Surroundings, visible_gpus
@@ -56,12 +57,29 @@ class ApptainerEngine:
         }
 
     def check(self, stages: list[PlannedStage]) -> None:
-        """MachineError without Apptainer, or without a SIF that was made from the project as it is."""
+        """MachineError without Apptainer, a SIF that was made from the project as it is, or GPUs for containers."""
         program()
         names = sorted({stage.runs_in for stage in stages})
         missing_sifs([recipe(name, self.flavour) for name in names], self._cure())
         for name in names:
             self.image(name)
+        if asking := [stage for stage in stages if stage.resources.gpus]:
+            self._try_gpus(asking[0])
+
+    def _try_gpus(self, stage: PlannedStage) -> None:
+        """MachineError when a container gets no GPUs: --nv says nothing where there are none."""
+        image = recipe(stage.runs_in, self.flavour)
+        rights = ["--no-privs"] if os.getuid() == 0 else []
+        words = ["apptainer", "exec", "--containall", "--no-home", *rights, "--nv", str(sif_file(image))]
+        done = subprocess.run(
+            [*words, "nvidia-smi", "--list-gpus"], capture_output=True, text=True, env=host_variables(), check=False
+        )
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise MachineError(
+                f"Apptainer gives its containers no GPUs ({plain(said[-1]) if said else 'nvidia-smi fails in them'}); "
+                "install NVIDIA's driver with nvidia-smi on this machine"
+            )
 
     def _cure(self) -> str:
         return f"make sif FLAVOUR={self.flavour}"

@@ -94,12 +94,17 @@ class ApptainerStage:
         """The line in which Apptainer said why."""
         with self.surroundings.folder.log.open("rb") as log:
             log.seek(max(self.log_start, log.seek(0, os.SEEK_END) - LAST_BYTES))
-            lines = [COLOUR.sub("", line).strip() for line in log.read().decode(errors="replace").splitlines()]
-        said = [line.removeprefix("FATAL:").strip() for line in lines if line.startswith("FATAL:")]
-        reason = said[-1] if said else next((line for line in reversed(lines) if line), "it does not say why")
+            lines = log.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if "FATAL:" in line] or [line for line in lines if line.strip()]
+        reason = plain(said[-1]) if said else "it does not say why"
         if "cgroups" in reason and self.surroundings.resources.memory_gib:
             reason += "; resources.memory_gib = 0 asks for no limit"
         return reason
+
+
+def plain(line: str) -> str:
+    """A line of Apptainer's without colours and without its first word."""
+    return COLOUR.sub("", line).strip().removeprefix("FATAL:").strip()
 
 
 def host_variables() -> dict[str, str]:

@@ -62,7 +62,7 @@ class Site(Record):
     scratch: str
     """Folder on the node for temporary files; variables in it are read when the job runs. Used with apptainer."""
     network_none: bool
-    """Take the network from stages on one node; many clusters allow that only to root. Used with apptainer."""
+    """Take the network from stages on one node; not every Apptainer lets users do so. Used with apptainer."""
     no_privileges: bool
     """`--no-privs`, for a root user without all of root's capabilities. Used with apptainer."""
     signal_s: Annotated[int, Field(ge=30)]
