@@ -7,6 +7,7 @@ accuracies must be equal to the last bit. The models are those that the local ru
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -18,9 +19,11 @@ from typing import Any
 import psutil
 import pytest
 from conftest import MICRO, PROJECT, command_line, invoke
-from containers import DockerHost
+from containers import DockerHost, Sifs
+from slurm_node import let_go
 from test_matrix import stage_processes, wait_for
 
+from essence.engines import scheduler
 from essence.engines.docker import FOLDER
 
 HOST_END_S = 600.0
@@ -34,6 +37,10 @@ class Under:
     engine: str
     working: Callable[[Path], list[Any]]
     kill: Callable[[Any], None]
+    words: tuple[str, ...] = ()
+    """Further words of the command."""
+    recorded: str = ""
+    """The container engine in the record, where it is not the one that was asked for."""
 
 
 def pins(micro: Path) -> Path:
@@ -59,18 +66,27 @@ def killed(process: psutil.Process) -> None:
     scope="module",
     params=[
         "local",
-        pytest.param("docker", marks=pytest.mark.docker),
-        pytest.param("apptainer", marks=pytest.mark.apptainer),
+        *(pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("docker", "apptainer", "slurm")),
     ],
 )
-def under(request: pytest.FixtureRequest) -> Under:
-    if request.param != "docker":
-        if request.param == "apptainer":
+def under(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Under]:
+    engine = request.param
+    if engine == "docker":
+        request.getfixturevalue("images")
+        yield under_docker(request.getfixturevalue("docker_host"))
+    elif engine == "slurm":
+        sifs = request.getfixturevalue("sifs")
+        request.getfixturevalue("slurm")
+        with pytest.MonkeyPatch.context() as patch:
+            yield under_slurm(sifs, tmp_path_factory.mktemp("cluster"), patch)
+            subprocess.run(["scancel", "--me"], check=True)
+    else:
+        if engine == "apptainer":
             request.getfixturevalue("sifs")
-        return Under(request.param, stage_processes, killed)
-    host: DockerHost = request.getfixturevalue("docker_host")
-    request.getfixturevalue("images")
+        yield Under(engine, stage_processes, killed)
 
+
+def under_docker(host: DockerHost) -> Under:
     def containers(runs: Path) -> list[Any]:
         found = host.client.containers.list(all=True, filters={"label": FOLDER})
         return [container for container in found if container.labels[FOLDER].startswith(f"{runs}/")]
@@ -78,11 +94,45 @@ def under(request: pytest.FixtureRequest) -> Under:
     return Under("docker", containers, lambda container: container.remove(force=True))
 
 
+def under_slurm(sifs: Sifs, folder: Path, patch: pytest.MonkeyPatch) -> Under:
+    """Jobs of the one node, small enough for it, with a login shell that has Apptainer as a module would give it."""
+    text = (PROJECT / "experiments" / "sites" / "generic.toml").read_text(encoding="utf-8")
+    text = re.sub(r"memory_gib = \d+, cpus = \d+", "memory_gib = 2, cpus = 2", text)
+    site = folder / "site.toml"
+    restricted = str(sifs.apptainer.needs_namespace).lower()
+    site.write_text(re.sub("no_privileges = false", f"no_privileges = {restricted}", text), encoding="utf-8")
+    (folder / ".bash_profile").write_text(f"export PATH={sifs.apptainer.program.parent}:$PATH\n", encoding="utf-8")
+    patch.setenv("HOME", str(folder))
+
+    def jobs(runs: Path) -> list[Any]:
+        return [job for job in scheduler.queue() if not job.ended and job.folder.startswith(f"{runs}/")]
+
+    return Under("slurm", jobs, requeued_or_cancelled, ("--site", str(site)), recorded="apptainer")
+
+
+def requeued_or_cancelled(job: scheduler.JobState) -> None:
+    """A job that runs is queued again, as one that is preempted; one that waits is cancelled."""
+    if job.waiting or subprocess.run(["scontrol", "requeue", job.job], capture_output=True).returncode:
+        scheduler.cancel([job.job])
+    else:
+        let_go(job.job)
+
+
 def words(under: Under, micro: Path, runs: Path) -> tuple[str, ...]:
     return (
         *("run", "--experiment", str(MICRO), "--pins", str(pins(micro))),
-        *("--runs", str(runs), "--engine", under.engine),
+        *("--runs", str(runs), "--engine", under.engine, *under.words),
     )
+
+
+def run_to_its_end(under: Under, micro: Path, runs: Path) -> None:
+    """Issue the command, and once more when what works for it outlives it."""
+    done = invoke(*words(under, micro, runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    if under.engine == "slurm":
+        wait_for(lambda: not under.working(runs), HOST_END_S)
+        done = invoke(*words(under, micro, runs))
+    assert ("stages" in done.stdout and "are done" in done.stdout) or "were done before" in done.stdout, done.stdout
 
 
 def host_at_work(under: Under, micro: Path, runs: Path, chance: random.Random) -> "subprocess.Popen[str]":
@@ -107,9 +157,8 @@ def disturbed(under: Under, micro: Path, tmp_path_factory: pytest.TempPathFactor
     host.send_signal(signal.SIGINT)
     said, _ = host.communicate(timeout=HOST_END_S)
     assert host.returncode in (0, 1, 130), said
-    assert under.working(runs) == []
-    done = invoke(*words(under, micro, runs))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert under.engine == "slurm" or under.working(runs) == []
+    run_to_its_end(under, micro, runs)
     yield runs
 
 
@@ -149,11 +198,11 @@ def test_the_record_names_engine_and_image_and_the_second_run_does_nothing(
     images = {}
     for file in disturbed.glob("stages/*/manifest.json"):
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        assert manifest["image"]["engine"] == under.engine
+        assert manifest["image"]["engine"] == (under.recorded or under.engine)
         assert manifest["hardware"]["host"] == os.uname().nodename
         images[manifest["identity"]["stage"]] = manifest["image"]
     contained = under.engine != "local"
     assert all((image["digest"] or "").startswith("sha256:") == contained for image in images.values())
-    assert all(bool(image["sif_sha256"]) == (under.engine == "apptainer") for image in images.values())
+    assert all(bool(image["sif_sha256"]) == (under.engine in ("apptainer", "slurm")) for image in images.values())
     again = invoke(*words(under, micro, disturbed))
     assert again.returncode == 0 and "were done before" in again.stdout

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import PROJECT
@@ -22,9 +23,10 @@ from containers import (
 from essence.commands.images import ENVIRONMENTS, bake_command, bake_variables
 from essence.commands.lock import ARGUMENTS
 from essence.engines import FLAVOURS
-from essence.engines.images import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, bases, recipe
+from essence.engines.images import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, STAGES, bases, recipe
 from essence.errors import MachineError
 from essence.record.canonical import sha256_file
+from essence.settings import StageName
 
 DOCKERFILES = sorted((PROJECT / "docker").glob("*.Dockerfile"))
 ALL = [(environment, flavour) for environment in ENVIRONMENTS for flavour in FLAVOURS]
@@ -47,6 +49,10 @@ def test_every_image_has_a_base_and_a_lock_that_is_made_by_the_one_command(envir
     image = recipe(environment, flavour)  # type: ignore[arg-type]
     assert image.base in bases(image.dockerfile).values() and image.lock.is_file()
     assert image.lock.stem in ARGUMENTS
+
+
+def test_every_stage_counts_in_the_source_of_an_image() -> None:
+    assert {stage for stages in STAGES.values() for stage in stages} == set(get_args(StageName))
 
 
 def test_the_same_base_has_the_same_digest_in_every_file() -> None:

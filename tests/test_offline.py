@@ -98,6 +98,8 @@ def fetching(
 ) -> Iterator[tuple[str, LocalHub]]:
     """An engine, and a hub that its downloads can reach."""
     engine, address = request.param, "127.0.0.1"
+    if engine == "apptainer":
+        request.getfixturevalue("sifs")
     if engine == "docker":
         host: DockerHost = request.getfixturevalue("docker_host")
         request.getfixturevalue("images")
@@ -111,7 +113,10 @@ def fetching(
 
 @pytest.mark.parametrize(
     ("fetching", "kept"),
-    [("local", "variable"), ("local", "file"), pytest.param("docker", "variable", marks=pytest.mark.docker)],
+    [
+        *(("local", "variable"), ("local", "file")),
+        *(pytest.param(name, "variable", marks=getattr(pytest.mark, name)) for name in ("docker", "apptainer")),
+    ],
     indirect=["fetching"],
 )
 def test_a_token_reaches_the_hub_and_nothing_else(

@@ -36,7 +36,7 @@ LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
 )
 STAGES: dict[EnvironmentName, tuple[StageName, ...]] = {
     "download": ("download",),
-    "train": ("download", "tokenize", "train"),
+    "train": ("download", "tokenize", "teacher", "train"),
     "eval": ("generate", "grade"),
 }
 """Which stages run in an environment."""
