@@ -206,6 +206,8 @@ def _downloads(selection: Selection, thorough: bool, offline: bool) -> Iterator[
     if offline or (answer := _hub_refuses()):
         reason = "" if offline else f"; {answer}"
         words = replace(selection.words, only=None, site=None)
+        if words.engine == "slurm":
+            words = replace(words, engine="local", flavour=None)
         cure = f"on a machine with network, into this run directory: {words.typed(whole=False, command='download')}"
         yield Check("downloads", f"{found}{reason}", "all downloads", cure)
     else:
