@@ -1,7 +1,8 @@
 """The small matrix under every engine, disturbed at random moments: the result of an undisturbed local run.
 
-Two cells are distilled, generated and graded on the locks for CPUs; fingerprints of tokens, weights, verdicts and
-accuracies must be equal to the last bit. The models are those that the local run has made, to save their training.
+Two cells are distilled, generated and graded on the locks for CPUs; fingerprints of tokens, weights, completions,
+verdicts and accuracies must be equal to the last bit. The models are those that the local run has made, to save
+their training.
 """
 
 import json
@@ -171,8 +172,16 @@ def by_title(runs: Path) -> dict[str, dict[str, Any]]:
         outputs = {o["path"]: o["sha256"] for o in manifest["outputs"] if not o["path"].startswith(timed)}
         results = {k: v for k, v in manifest["results"].items() if not k.endswith("_s")}
         data = {k: v for k, v in manifest["inputs"]["data"].items() if k != "samples_sha256"}
-        found[manifest["identity"]["title"]] = {"results": results, "data": data, "outputs": outputs}
+        told = {"results": results, "data": data, "outputs": outputs, "completions": completions(file.parent)}
+        found[manifest["identity"]["title"]] = told
     return found
+
+
+def completions(stage: Path) -> list[tuple[str, int, str]]:
+    """What was generated, without the seconds that it took."""
+    file = stage / "output" / "samples.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return sorted((str(s["problem"]), s["sample"], s["completion"]) for s in map(json.loads, lines))
 
 
 @pytest.mark.slow
