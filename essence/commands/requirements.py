@@ -70,11 +70,13 @@ def checks(selection: Selection, thorough: bool, offline: bool = False) -> Itera
         machine = this_machine(selection.run_directory.root)
         yield _writable(selection)
         yield from _pins(left)
-        yield _disk(selection, machine)
-        if selection.words.engine != "slurm":
-            # Of a cluster's nodes Slurm is asked.
+        on_a_cluster = selection.words.engine == "slurm"
+        if not on_a_cluster:
             yield from _gpus(selection, left, machine)
             yield from _memory(selection, machine)
+        yield _disk(selection, machine)
+        # Of a cluster's nodes Slurm is asked.
+        if not on_a_cluster:
             yield from _engine(selection, left)
     yield from _downloads(selection, thorough, offline)
 
