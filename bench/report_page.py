@@ -68,10 +68,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     page.parent.mkdir()
     page.write_text(render_page(results, {}, write_pieces(results, page.parent, folder / "none")), encoding="utf-8")
     written_s = time.perf_counter() - started
-    (folder / "again").mkdir()
-    started = time.perf_counter()
-    write_pieces(results, folder / "again", page.parent)
-    linked_s = time.perf_counter() - started
     pieces = list((page.parent / "samples").glob("*.js"))
     load = os.getloadavg()[0]
     rounds = [open_once(page) for _ in range(arguments.rounds)]
@@ -88,7 +84,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "report": {
             "page_mb": round(page.stat().st_size / 1e6, 2), "pieces": len(pieces),
             "pieces_mb": round(sum(piece.stat().st_size for piece in pieces) / 1e6, 1),
-            "written_s": round(written_s, 1), "pieces_linked_s": round(linked_s, 2),
+            "written_s": round(written_s, 1),
         },
         "opened_s": {"median": statistics.median(opened), "all": opened},
         "opened_cpu_s": {"median": statistics.median(cpu), "all": cpu},

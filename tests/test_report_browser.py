@@ -97,7 +97,7 @@ def eventually(page: Any, condition: str) -> None:
 def test_the_word_of_a_claim_is_seen_without_scrolling(browser: Any, reports: dict[str, Path]) -> None:
     page, _ = open_page(browser, reports["whole"], 390, "light")
     boxes = page.eval_on_selector_all(".claims .word", "all => all.map(one => one.getBoundingClientRect().toJSON())")
-    assert len(boxes) > 5 and all(0 <= box["left"] and box["right"] <= 390 for box in boxes)
+    assert len(boxes) > 5 and all(box["left"] >= 0 and box["right"] <= 390 for box in boxes)
     page.close()
 
 

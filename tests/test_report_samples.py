@@ -10,6 +10,7 @@ import pytest
 from synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 
 from essence.report import samples
+from essence.report.build import write_report
 from essence.report.results import read_results
 from essence.report.samples import Pieces, longest_kept, packed, write_pieces
 
@@ -50,15 +51,17 @@ def test_many_pieces_lie_beside_the_page_and_are_not_made_twice(
     run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "MOST_EMBEDDED_BYTES", 1000)
-    found, folder = pieces(run)
+    first = write_report(run.root, "tiny").parent.rename(run.root / "first")
+    changed, edited = (run.stage_of(cell, "grade") for cell in (0, 1))
+    run.damage(changed, seeds={"sampling": 9})
+    with (first / "samples" / f"{edited}.js").open("a") as file:
+        file.write("// a line by hand\n")
+    found, newer = pieces(run, "newer", "first")
     assert found.beside and not found.embedded
-    assert {file.stem for file in (folder / "samples").iterdir()} == found.ids
-    changed = run.stage_of(0, "grade")
-    run.damage(changed, seal="another record")
-    again, newer = pieces(run, "newer", "new")
-    assert again.ids == found.ids
-    same = {id for id in again.ids if (newer / "samples" / f"{id}.js").samefile(folder / "samples" / f"{id}.js")}
-    assert again.ids - same == {changed}
+    assert {file.stem for file in (newer / "samples").iterdir()} == found.ids
+    same = {id for id in found.ids if (newer / "samples" / f"{id}.js").samefile(first / "samples" / f"{id}.js")}
+    assert found.ids - same == {changed, edited}
+    assert "by hand" not in (newer / "samples" / f"{edited}.js").read_text()
 
 
 def test_an_evaluation_without_its_files_has_no_piece(run: SyntheticRun) -> None:

@@ -5,6 +5,7 @@ report.html while all of them together are small, else a script each in `samples
 """
 
 import base64
+import contextlib
 import gzip
 import json
 import os
@@ -17,8 +18,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from essence.errors import InputError
-from essence.record.canonical import canonical_json, sha256_text
+from essence.atomic import read_json
+from essence.errors import InputError, RecordError
+from essence.record.canonical import canonical_json, sha256_file, sha256_text
 from essence.report import words
 from essence.report.evidence import StageEvidence
 from essence.report.records import Results
@@ -64,14 +66,17 @@ class Pieces:
 
 
 def write_pieces(results: Results, folder: Path, old: Path) -> Pieces:
-    """Write `<folder>/samples/<id>.js` for every evaluation; what the report in `old` holds unchanged is linked.
+    """Write `<folder>/samples/<id>.js` for every evaluation; what the report in `old` holds unchanged, by
+    the hash in its record, is linked.
 
     Takes the files away again and returns their texts when all together are at most `MOST_EMBEDDED_BYTES`. An
     evaluation whose files are missing or damaged has no piece: `invoke verify` is what tells why.
     """
-    samples = folder / "samples"
+    samples, hashes = folder / "samples", {}
     samples.mkdir()
-    written = {s.id: samples / f"{s.id}.js" for s in sources(results) if _write(s, samples, old / "samples")}
+    with contextlib.suppress(RecordError):
+        hashes = dict(read_json(old / "report.json").get("files", {}))
+    written = {s.id: samples / f"{s.id}.js" for s in sources(results) if _write(s, samples, old, hashes)}
     total = sum(file.stat().st_size for file in written.values())
     if total > MOST_EMBEDDED_BYTES:
         return Pieces(frozenset(written), bytes=total)
@@ -152,14 +157,15 @@ def _cut(text: str, kept: int | None) -> tuple[str, int, str]:
     return text[: kept - kept // 2], len(text) - kept, text[len(text) - kept // 2 :]
 
 
-def _write(source: Source, folder: Path, old: Path) -> bool:
-    """Whether there is a piece now."""
+def _write(source: Source, folder: Path, old: Path, hashes: dict[str, str]) -> bool:
+    """Whether there is a piece now; `hashes` are those of the old report's files."""
     target, first = folder / f"{source.id}.js", f"// {source.made_from}\n"
-    if _begins_with(old / target.name, first):
+    name = f"samples/{target.name}"
+    if _begins_with(old / name, first) and hashes.get(name) == sha256_file(old / name):
         try:
-            os.link(old / target.name, target)
+            os.link(old / name, target)
         except OSError:
-            shutil.copyfile(old / target.name, target)
+            shutil.copyfile(old / name, target)
         return True
     try:
         text = packed(source.make())
