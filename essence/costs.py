@@ -89,7 +89,8 @@ def _numbers(student: Architecture, teacher: Architecture, tokens: int, devices:
         devices=devices,
         teacher_placement="sharded",
     )
-    buffers = min(CHUNK_LABELS, tokens) * CHUNK_BYTES_PER_LOGIT * student.vocabulary + BFLOAT16_BYTES * student.head_parameters
+    buffers = min(CHUNK_LABELS, tokens) * CHUNK_BYTES_PER_LOGIT * student.vocabulary
+    buffers += BFLOAT16_BYTES * student.head_parameters
     chunked = replace(released, loss_bytes_per_logit=KEPT_BYTES_PER_LOGIT, loss_bytes=buffers)
     memory = estimate_memory(released)
     # The student's weights come together for forward, recomputation and backward, the teacher's once.
