@@ -78,7 +78,7 @@ def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[
         f"this machine has {this_machine(selection.run_directory.root).describe()}",
         f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
     ]
-    lines += [one.sentence() for one in stored]
+    lines += [one.sentence() for one in stored if resources.gpus or one.stage]
     return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
 
 
