@@ -12,7 +12,7 @@ import pytest
 
 from essence.atomic import read_json, write_json
 from essence.errors import HeldError, RecordError
-from essence.stages.attempts import AttemptJournal
+from essence.record.attempts import AttemptJournal
 from essence.store import StageFolder, hold, holder_alive
 
 HOLDER = """

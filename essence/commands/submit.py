@@ -26,8 +26,8 @@ from essence.engines.stage_jobs import note_submission
 from essence.engines.surroundings import fetches
 from essence.errors import MachineError, PinError, SchedulerError
 from essence.pins import missing
+from essence.record.attempts import now
 from essence.settings import DownloadSettings
-from essence.stages.attempts import now
 from essence.store import hold
 
 COMPLETING = "COMPLETING"

@@ -18,13 +18,13 @@ from typing import get_args
 
 from essence.atomic import read_json, write_json
 from essence.errors import InputError, KitError, RecordError, disk_error
+from essence.record.attempts import AttemptJournal, now
 from essence.record.canonical import sha256_file
 from essence.record.environment import hardware, software
 from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
 from essence.record.manifest import StageSettings as ManifestSettings
 from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
 from essence.source import source_sha256
-from essence.stages.attempts import AttemptJournal, now
 from essence.stages.context import (
     EXIT_CURABLE,
     EXIT_STOPPED,
