@@ -92,8 +92,8 @@ def kill_all(stage: psutil.Process) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)  # six starts of three processes
-def test_three_kills_and_a_stop_end_in_the_same_bits(prepared: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)  # seven starts of three processes
+def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path], tmp_path: Path) -> None:
     undisturbed, folder = make_stage(tmp_path / "one", prepared), make_stage(tmp_path / "two", prepared)
     assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "log.txt").read_text()[-3000:]
 
@@ -102,6 +102,7 @@ def test_three_kills_and_a_stop_end_in_the_same_bits(prepared: dict[str, Path], 
     failure = json.loads((folder / "failure.json").read_text())
     assert failure["curable"] and failure["message"] == "rank 1 of 2 was killed by SIGKILL (out of memory?)"
     assert after(6, folder, kill_all) == -signal.SIGKILL
+    assert after(7, folder, lambda stage: stage.send_signal(signal.SIGTERM)) == 75
     assert after(8, folder, lambda stage: stage.send_signal(signal.SIGUSR1)) == 75
     assert start(folder).wait(timeout=300) == 0
 
@@ -113,6 +114,7 @@ def test_three_kills_and_a_stop_end_in_the_same_bits(prepared: dict[str, Path], 
         "killed",
         "failed",
         "killed",
+        "stopped",
         "stopped",
         "finished",
     ]
