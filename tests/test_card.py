@@ -60,6 +60,14 @@ def test_what_is_not_finished_is_said(run: SyntheticRun) -> None:
     assert "Not finished when this was written: sums-test (best)." in text
 
 
+def test_one_problem_has_no_interval_and_the_method_says_so(run: SyntheticRun) -> None:
+    stage = run.stage_of(0, "grade")
+    results = json.loads((run.root / "stages" / stage / "manifest.json").read_text())["results"]
+    none = {"standard_error": None, "interval": [None, None], "method": "no interval: one problem only"}
+    run.damage(stage, results=results | none | {"per_problem": results["per_problem"][:1]})
+    assert f"{results['accuracy']:.1%} | no interval: one problem only |" in _text(run)
+
+
 def test_the_hub_reads_the_results_from_it(run: SyntheticRun) -> None:
     from huggingface_hub import ModelCard
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import MICRO, PROJECT, invoke
 
+from essence.commands.compare import _change
 from essence.record.compare import likely_causes
 
 HALF = """
@@ -169,6 +170,15 @@ def test_causes_are_ranked_and_consequences_left_out() -> None:
 def test_equal_inputs_with_other_results_are_said_to_be_unexplained() -> None:
     causes = likely_causes({"grade": manifest("grade")}, {"grade": manifest("grade", results={"accuracy": 0.1})})
     assert [(cause.kind, cause.field) for cause in causes] == [("unexplained", "accuracy")]
+
+
+def test_of_one_problem_nothing_can_be_told() -> None:
+    """Without an interval a difference may be chance."""
+    first, second = (
+        {"confidence": 0.95, "per_problem": [{"problem": "1", "correct": correct, "samples": 4}]} for correct in (1, 2)
+    )
+    assert _change(first, second)[1] == "cannot be told"
+    assert _change(first, first)[1] == "equal"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import rocrate
 from conftest import PROJECT, invoke, required
+from synthetic_run import SyntheticRun
 
 from essence.errors import RecordError
-from essence.record.export import unpack
+from essence.record.export import collect, unpack
+from essence.store import RunDirectory
 
 VALIDATOR_LOCK = PROJECT / "locks" / "crate.txt"
 VOCABULARY = Path(rocrate.__file__).parent / "data" / "ro-crate.jsonld"
@@ -190,6 +192,18 @@ def test_bytes_changed_inside_an_archive_are_one_sentence(archive: Path, tmp_pat
         except RecordError as error:
             findings = [str(error)]
         assert findings
+
+
+def test_what_a_kill_left_half_written_is_left_out(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "runs", lsps=(1.0,), seeds=(1,)).write()
+    half = run.root / run.experiment / ".report.7.partial"
+    half.mkdir()
+    (half / "report.html").write_text("half")
+    (run.root / run.experiment / "cards").mkdir()
+    (run.root / run.experiment / "cards" / "README.md").write_text("whole")
+    contents = collect(RunDirectory(run.root), run.experiment, tmp_path, weights=False)
+    mine = [path for path in contents.files if path.startswith(f"{run.experiment}/")]
+    assert mine == [f"{run.experiment}/cards/README.md", f"{run.experiment}/plan.json"]
 
 
 def test_nothing_to_export_is_one_sentence(tmp_path: Path) -> None:

@@ -3,13 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import invoke
+from synthetic_run import SyntheticRun
 
+from essence.commands.compare import resolve
+from essence.errors import RecordError
 from essence.record.manifest import seal_of
+from essence.record.recount import result_findings
 from essence.record.verify import Verification, verify
 from essence.store import RunDirectory
 
@@ -274,3 +279,28 @@ def test_without_the_data_what_could_not_be_checked_is_named(runs: Path) -> None
     assert done.returncode == 0 and found["ok"]
     assert any(line.startswith("download-") and " files of its output, " in line for line in found["unchecked"])
     assert any(line.startswith("train-") for line in found["unchecked"])
+
+
+def test_completions_with_separators_of_lines_are_read_whole(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end no line of JSON; texts of models hold them."""
+    run = SyntheticRun(tmp_path, lsps=(1.0,), seeds=(1,)).write()
+    folder = RunDirectory(tmp_path).stage(run.stage_of(0, "generate"))
+    file = folder.output / "samples.jsonl"
+    manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    before = list(result_findings(folder, manifest))
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+    lines[0]["completion"] = "one\u2028two\u2029three\u0085four"
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    assert list(result_findings(folder, manifest)) == before
+
+
+@pytest.mark.parametrize("change", [{"evaluations": None}, {"stages": []}])
+def test_a_plan_of_another_shape_is_a_finding_and_one_sentence(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = SyntheticRun(tmp_path, lsps=(1.0,), seeds=(1,)).write()
+    run.plan["cells"][0] |= change
+    run.plan["cells"][0] = {name: value for name, value in run.plan["cells"][0].items() if value is not None}
+    run.write_plan()
+    file = tmp_path / "tiny/plan.json"
+    assert any(finding.startswith(f"{file}: not a plan of this kit") for finding in checked(tmp_path).findings)
+    with ExitStack() as unpacked, pytest.raises(RecordError, match="not a plan of this kit"):
+        resolve(str(tmp_path / "tiny"), unpacked)

@@ -112,16 +112,22 @@ def _cells(folder: Path) -> Iterator[tuple[str, Chain]]:
     """Cells and baselines of an experiment, or of all in a run directory, that have anything finished."""
     plans = [folder / "plan.json"] if (folder / "plan.json").is_file() else sorted(folder.glob("*/plan.json"))
     for file in plans:
-        run_directory = RunDirectory(file.parent.parent)
         plan = read_json(file)
-        for entry in [*plan["cells"], *plan["baselines"]]:
-            train = entry.get("stages", {}).get("train", "")
-            chains = read_chain(run_directory, train, "train") if train else {}
-            for evaluation in entry["evaluations"]:
-                place = f"grade {evaluation['benchmark']} {evaluation['checkpoint']}"
-                chains |= read_chain(run_directory, evaluation["grade"], place)
-            if chains:
-                yield entry.get("name") or f"{entry['role']} {entry['model']} ({entry['protocol']})", chains
+        try:
+            yield from _cells_of(RunDirectory(file.parent.parent), plan)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{file}: not a plan of this kit, at {error!r}: see invoke verify") from error
+
+
+def _cells_of(run_directory: RunDirectory, plan: dict[str, Any]) -> Iterator[tuple[str, Chain]]:
+    for entry in [*plan["cells"], *plan["baselines"]]:
+        train = entry.get("stages", {}).get("train", "")
+        chains = read_chain(run_directory, train, "train") if train else {}
+        for evaluation in entry["evaluations"]:
+            place = f"grade {evaluation['benchmark']} {evaluation['checkpoint']}"
+            chains |= read_chain(run_directory, evaluation["grade"], place)
+        if chains:
+            yield entry.get("name") or f"{entry['role']} {entry['model']} ({entry['protocol']})", chains
 
 
 def pair(first: Side, second: Side) -> list[tuple[str, Chain, Chain]]:
@@ -160,6 +166,8 @@ def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | N
     estimate = difference(matrices[1], matrices[0], first["confidence"])
     if matrices[0] == matrices[1]:
         return estimate, SAME
+    if len(problems) == 1:  # no interval, so any difference may be chance
+        return estimate, UNKNOWN
     if estimate.low is None or estimate.high is None:
         return estimate, BEYOND if estimate.value else SAME
     return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND

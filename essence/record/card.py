@@ -178,19 +178,26 @@ def _training(manifest: dict[str, Any]) -> list[Row]:
 
 def _accuracy(evaluation: dict[str, Any], manifest: dict[str, Any]) -> tuple[str, ...]:
     results = manifest["results"]
-    low, high = results["interval"]
     reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(results["finish_reasons"].items()))
     return (
         results["metric"],
         evaluation["checkpoint"],
         f"{results['accuracy']:.1%}",
-        f"{low:.1%} to {high:.1%} ({results['confidence']:.0%}, {results['method']})",
+        _interval(results),
         str(len(results["per_problem"])),
         f"{sum(problem['samples'] for problem in results['per_problem']):,}",
         reasons,
         number(results["mean_completion_tokens"]),
         evaluation["grade"],
     )
+
+
+def _interval(results: dict[str, Any]) -> str:
+    """Both ends and how they were computed; of a single problem there is none, and the method says so."""
+    low, high = results["interval"]
+    if low is None or high is None:
+        return str(results["method"])
+    return f"{low:.1%} to {high:.1%} ({results['confidence']:.0%}, {results['method']})"
 
 
 def _cost(cost: dict[str, Any]) -> list[Row]:

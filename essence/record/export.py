@@ -116,14 +116,12 @@ def _is_exported(stage: str, path: str, weights: bool) -> bool:
 
 
 def _add_folder(folder: Path, place: str, contents: Contents) -> None:
-    """Files of a folder; links could lead anywhere, and are left."""
-    files = (
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not p.is_symlink() and p.name not in NOT_OF_THE_RUN and p.name[0] != "."
-    )
+    """Files of a folder; links could lead anywhere, and are left; so is what a kill left half written."""
+    files = (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.name not in NOT_OF_THE_RUN)
     for file in sorted(files):
-        contents.files[f"{place}/{file.relative_to(folder).as_posix()}"] = file
+        inside_folder = file.relative_to(folder)
+        if not any(part.startswith(".") for part in inside_folder.parts):
+            contents.files[f"{place}/{inside_folder.as_posix()}"] = file
 
 
 def _hashes(contents: Contents) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,8 @@ LINES = {"generate": "samples.jsonl", "grade": "verdicts.jsonl", "train": "metri
 
 
 def _read(file: Path) -> list[Line]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    """Records by line; bytes, since a text is also split at U+2028 and U+0085, which completions hold."""
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
 def _twice(file: Path, lines: list[Line]) -> Iterator[str]:

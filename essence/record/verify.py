@@ -67,7 +67,10 @@ def verify(run_directory: RunDirectory, experiment: str | None = None, stages: l
     if stages is None:
         asked = {name: plan for name, plan in plans.items() if experiment in (None, name)}
         _verify_plans(run_directory, asked, records, found)
-        found.unfinished += unfinished_lines(run_directory, asked, names)
+        try:
+            found.unfinished += unfinished_lines(run_directory, asked, names)
+        except ODD as error:
+            found.findings.append(f"{run_directory.root}: a plan in it is of another shape, at {error!r}: what is left is not told")
     found.findings += _code_findings(run_directory, records)
     return found
 
