@@ -70,7 +70,7 @@ def verify(run_directory: RunDirectory, experiment: str | None = None, stages: l
         try:
             found.unfinished += unfinished_lines(run_directory, asked, names)
         except ODD as error:
-            found.findings.append(f"{run_directory.root}: a plan in it is of another shape, at {error!r}: what is left is not told")
+            found.findings.append(f"{run_directory.root}: a plan in it has another shape, at {error!r}")
     found.findings += _code_findings(run_directory, records)
     return found
 
