@@ -9,6 +9,7 @@ from pathlib import Path
 from essence.atomic import read_json
 from essence.distill.cost import (
     Architecture,
+    adapter_parameters,
     distillation_flops,
     forward_flops,
     sharded_static_bytes,
@@ -32,8 +33,8 @@ DECODING_EFFICIENCY = 0.65
 PROMPT_TOKENS = 200
 LOSS_BYTES_PER_LOGIT = 29
 """Peak of the plain loss, forward and backward, in bytes a token and vocabulary entry."""
-SAVED_FOLDERS = 2
-"""best/ and last/."""
+SAVED_BYTES = 2 * 4
+"""A parameter in best/ and last/, which are float32."""
 SCRATCH_BYTES = 3 * 12 + 4
 """A parameter takes 12 in a checkpoint (weight and two moments); two are kept, one is being written; 4 for the best."""
 
@@ -74,10 +75,12 @@ def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirecto
     row, measured = mean_row(plan, loaded, run_directory)
     row_tokens = float(row.lengths[0]) if row else None
     student = architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
-    teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory)
+    taught = settings.objective.kd_weight > 0.0
+    teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory) if taught else None
+    known = student if teacher or not taught else None
     kept = tokens_read(row, settings.view) if row else None
     rows = rows_trained(settings, kept)
-    flops = _training_flops(settings, student, teacher, kept, row, rows)
+    flops = _training_flops(settings, known, teacher, kept, row, rows)
     gpus = loaded.experiment.resources.gpus
     return Estimate(
         rows=rows,
@@ -87,9 +90,9 @@ def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirecto
         training_flops=flops,
         training_gpu_hours=flops / (ACHIEVABLE_FLOPS * TRAINING_UTILIZATION) / 3600 if flops and gpus else None,
         evaluation_gpu_hours=_evaluation_gpu_hours(plan, student, loaded) if gpus else None,
-        gpu_memory_gib=_gpu_memory_gib(settings, student, teacher, gpus) if gpus else None,
-        disk_gib=_saved_bytes(settings) * student.parameters / GIB if student else None,
-        scratch_gib=SCRATCH_BYTES * student.parameters / GIB if student else None,
+        gpu_memory_gib=_gpu_memory_gib(settings, known, teacher, gpus) if gpus else None,
+        disk_gib=_saved_bytes(settings, student) / GIB if student else None,
+        scratch_gib=SCRATCH_BYTES * _trained(settings, student) / GIB if student else None,
     )
 
 
@@ -155,7 +158,8 @@ def _training_flops(
     row: Bounds | None,
     rows: int,
 ) -> float | None:
-    if not (student and teacher and kept and row):
+    """None where a size is not known; without a teacher, of plain fine-tuning."""
+    if not (student and kept and row):
         return None
     checkpointing, epochs = settings.activation_checkpointing, settings.optimizer.epochs
     step = distillation_flops(
@@ -189,7 +193,7 @@ def _gpu_memory_gib(
     settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, gpus: int
 ) -> float | None:
     """Static memory and the loss of the longest row that is let in."""
-    if not (student and teacher):
+    if not student:
         return None
     static = (
         sharded_static_bytes(student, teacher, gpus, settings.teacher)
@@ -200,6 +204,11 @@ def _gpu_memory_gib(
     return (static + LOSS_BYTES_PER_LOGIT * longest * student.vocabulary) / GIB
 
 
-def _saved_bytes(settings: TrainSettings) -> int:
-    """Bytes a parameter of the folders that a training leaves."""
-    return SAVED_FOLDERS * (2 if settings.compute_dtype == "bfloat16" else 4)
+def _trained(settings: TrainSettings, student: Architecture) -> int:
+    """Parameters that a checkpoint holds: all of the student, or its adapters alone."""
+    return adapter_parameters(student, settings.lora) if settings.lora.rank else student.parameters
+
+
+def _saved_bytes(settings: TrainSettings, student: Architecture) -> int:
+    """Of the folders that a training leaves: whole models, and beside them adapters where there are any."""
+    return SAVED_BYTES * (student.parameters + adapter_parameters(student, settings.lora))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from essence.distill.cost import layer_flops, stored_bytes_per_token, teaching_flops
+from essence.distill.cost import forward_flops, layer_flops, stored_bytes_per_token, teaching_flops
 from essence.distill.sequence import reads_prefix
 from essence.estimate import (
     ACHIEVABLE_FLOPS,
@@ -88,7 +88,8 @@ def _stored(group: Sequence[CellPlan], loaded: LoadedExperiment, run_directory: 
     rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
     top_k = settings.teacher_top_k if settings.teacher == "top-k" else None
     size = stored_bytes_per_token(teacher, settings.compute_dtype, top_k)
-    reading = layer_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
+    read_flops = forward_flops if top_k else layer_flops  # the likeliest tokens are those of the head
+    reading = read_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
     saved = 0.0
     for plan in group:
         cell = train_settings(plan.cell, loaded.experiment)

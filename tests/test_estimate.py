@@ -1,0 +1,59 @@
+"""What a plan tells of a cell before anything runs, against what the training will be."""
+
+from pathlib import Path
+
+import pytest
+from test_cost import GIB, QWEN3
+
+from essence.distill.cost import adapter_parameters, forward_flops
+from essence.estimate import Estimate, estimate
+from essence.experiment import load, train_settings
+from essence.plan import make_plan
+from essence.store import RunDirectory
+from essence.teacher_costs import stored_teachers
+
+
+def planned(folder: Path, text: str) -> tuple[Estimate, ...]:
+    """Estimates of the cells of an experiment that changes bespoke."""
+    file = folder / "x.toml"
+    file.write_text(f'extends = "bespoke"\ntitle = "x"\n{text}\n')
+    loaded = load(str(file))
+    plans = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells
+    return tuple(estimate(plan, loaded, RunDirectory(folder / "runs")) for plan in plans)
+
+
+def test_plain_fine_tuning_has_no_teacher(tmp_path: Path) -> None:
+    *_, found = planned(tmp_path, "[training]\nkd_weight = 0.0")
+    *_, taught = planned(tmp_path, "")
+    assert found.training_flops and taught.training_flops and found.gpu_memory_gib and taught.gpu_memory_gib
+    read = found.kept_tokens // found.rows if found.kept_tokens else 0
+    teaching = forward_flops(QWEN3["8b"], read) * found.rows * 2
+    assert taught.training_flops - found.training_flops == pytest.approx(teaching)
+    assert taught.gpu_memory_gib - found.gpu_memory_gib >= 2 * QWEN3["8b"].parameters / GIB / 8
+
+
+def test_saved_folders_are_float32(tmp_path: Path) -> None:
+    *_, found = planned(tmp_path, "")
+    assert found.disk_gib == pytest.approx(2 * 4 * QWEN3["4b"].parameters / GIB)
+    assert found.scratch_gib == pytest.approx(40 * QWEN3["4b"].parameters / GIB)
+
+
+def test_adapters_are_all_that_checkpoints_hold(tmp_path: Path) -> None:
+    text = '[training]\nparallel = "single"\nprocesses = 1\nlora.rank = 8\n[resources]\ngpus = 1'
+    *_, found = planned(tmp_path, text)
+    lora = train_settings(load(str(tmp_path / "x.toml")).cells()[0], load(str(tmp_path / "x.toml")).experiment).lora
+    adapters = adapter_parameters(QWEN3["4b"], lora)
+    assert found.scratch_gib == pytest.approx(40 * adapters / GIB)
+    assert found.disk_gib == pytest.approx(8 * (QWEN3["4b"].parameters + adapters) / GIB)
+
+
+def test_the_likeliest_tokens_are_read_with_the_head(tmp_path: Path) -> None:
+    hours = []
+    for form in ("cached", "top-k"):
+        file = tmp_path / f"{form}.toml"
+        file.write_text(f'extends = "bespoke"\ntitle = "x"\n[training]\nteacher = "{form}"\n')
+        loaded = load(str(file))
+        plans = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells
+        (stored,) = stored_teachers(plans, loaded, RunDirectory(tmp_path / "runs"))
+        hours.append(stored.gpu_hours * 790e12 * 0.4 * 3600)
+    assert hours[1] - hours[0] == pytest.approx(2 * QWEN3["8b"].head_parameters * stored.tokens)
