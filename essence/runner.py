@@ -123,6 +123,8 @@ class Runner:
         folder.path.mkdir(parents=True, exist_ok=True)
         spec = make_spec(stage, self.code, self.engine.image(stage.runs_in))
         write_json(folder.spec, spec.model_dump(mode="json"))
+        # Why an earlier attempt failed is not why this one does, which may end before it can say so.
+        folder.failure.unlink(missing_ok=True)
         self.display.event("started", stage, 0.0)
         try:
             running = self.engine.start(surroundings(stage, self.run_directory))
