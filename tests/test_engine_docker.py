@@ -152,6 +152,17 @@ def test_without_a_login_there_is_no_token(tmp_path: Path, monkeypatch: pytest.M
     assert found and found.file == tmp_path / "token" and not found.temporary
 
 
+def test_a_token_that_a_killed_host_left_is_removed_without_a_login_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted-secret")
+    left = token(tmp_path)
+    assert left and left.file.is_file()
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert token(tmp_path) is None and not left.file.exists()
+
+
 @pytest.mark.docker
 def test_running_out_of_memory_is_told_apart_from_failing(engine: DockerEngine, tmp_path: Path) -> None:
     around = surroundings_of(tmp_path, resources=RESOURCES.model_copy(update={"memory_gib": 0.0625}))

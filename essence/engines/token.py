@@ -42,8 +42,8 @@ class Token:
 
 def token(reader: Path) -> Token | None:
     """From HF_TOKEN, or the file that the hub's own tools keep; None = not logged in. `reader`: the stage's folder."""
+    left_token(reader).forget()
     if secret := os.environ.get("HF_TOKEN"):
-        left_token(reader).forget()
         place = left_token(reader).file.parent
         try:
             place.mkdir(mode=0o700)
