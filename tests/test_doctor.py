@@ -81,6 +81,9 @@ def test_a_laptop_is_told_all_that_bespoke_needs_and_nothing_is_written(
     told = invoke("doctor", "--runs", str(runs))
     assert told.returncode == 2 and f"of {len(found)} things are missing" in told.stdout
     assert not runs.exists()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:80a")
+    _, found = doctor(runs=str(runs))
+    assert "http://127.0.0.1:80a does not answer (nonnumeric port: '80a')" in str(found["downloads"])
 
 
 def test_nothing_is_missing_for_the_miniature(doctor: Look, tmp_path: Path) -> None:

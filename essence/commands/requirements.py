@@ -1,5 +1,6 @@
 """What a run needs and what is here: the list that `invoke doctor` prints, and that every run goes through first."""
 
+import http.client
 import os
 import shlex
 import urllib.error
@@ -233,5 +234,5 @@ def _hub_refuses() -> str | None:
             return None
     except urllib.error.HTTPError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"{url} does not answer ({getattr(error, 'reason', error)})"
