@@ -13,6 +13,9 @@ from rich.console import Console
 from synthetic_run import SyntheticRun
 
 from essence.commands.watch import Watch, is_over, screen, short_names, watch
+from essence.engines import scheduler
+from essence.engines.scheduler import JobState
+from essence.errors import SchedulerError
 from essence.stages import gpu_use
 from essence.stages.gpu_use import GIB
 from essence.store import RunDirectory
@@ -123,6 +126,20 @@ def test_it_goes_on_while_somebody_works(run: SyntheticRun) -> None:
     run.fail(run.stage_of(0, "grade"), "no space left")
     run.leave(run.stage_of(1, "train"))
     start(run, run.stage_of(1, "train"))
+    assert not is_over(Watch(RunDirectory(run.root), run.experiment).look())
+
+
+def test_it_goes_on_while_slurm_does_not_answer(run: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.fail(run.stage_of(0, "grade"), "no space left")
+    waiting = run.stage_of(1, "train")
+    run.leave(waiting)
+    note = {"job": "7", "site": "generic", "after": [], "submitted": "2026-01-01T00:00:00+00:00"}
+    (run.root / "stages" / waiting / "jobs.jsonl").write_text(json.dumps(note) + "\n")
+
+    def silent() -> list[JobState]:
+        raise SchedulerError("squeue: Slurm has not answered for 120 s; try again later")
+
+    monkeypatch.setattr(scheduler, "queue", silent)
     assert not is_over(Watch(RunDirectory(run.root), run.experiment).look())
 
 

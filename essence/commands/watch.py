@@ -98,10 +98,14 @@ def watch(
 
 
 def is_over(state: dict[str, Any]) -> bool:
-    """Whether nothing will change any more: everything is done, or something failed and nobody works on the rest."""
+    """Whether nothing will change any more: everything is done, or something failed and nobody works on the rest.
+
+    While a scheduler that has to do with it does not answer, nobody knows what still waits there.
+    """
     counts = state["counts"]
     left = sum(number for name, number in counts.items() if name != "done")
-    works = state["held_by"] or state["running"] or state["queued"]
+    silent = state["scheduler"] is not None and not state["scheduler"]["answers"]
+    works = state["held_by"] or state["running"] or state["queued"] or silent
     return left == 0 or (counts["failed"] > 0 and not works)
 
 
