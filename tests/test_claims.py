@@ -92,7 +92,10 @@ def test_supervision_with_the_chain_of_thought_is_compared_at_its_worst() -> Non
     names = {"a": 0.1, "p+a": 0.2, "cot": 0.5, "cot+a": 0.6, "p+cot": 0.55, "p+cot+a": 0.6}
     arms = [scored(1.0, accuracy, sections=name) for name, accuracy in names.items()]
     assert value(measure("sections", *arms)) == pytest.approx(0.3, abs=0.02)
-    assert measure("sections", *arms[2:]) == "needs supervisions with and without the chain of thought at LSP 1"
+    for some in (arms[2:], arms[1:], arms[1:3]):
+        assert str(measure("sections", *some)).startswith(
+            "needs the four supervisions with the chain of thought and both"
+        )
 
 
 def test_supervisions_with_the_chain_of_thought_are_compared_with_each_other() -> None:
@@ -138,6 +141,15 @@ def test_the_shape_needs_a_rise_and_a_plateau() -> None:
     assert value(measure("shape", *steep)) < 0.0
 
 
+def test_a_reference_that_solves_nothing_leaves_its_setting_out_of_the_shape() -> None:
+    rising = [scored(0.1, 0.1), scored(0.8, 0.6), scored(1.0, 0.6)]
+    nothing = [scored(lsp, accuracy, "aime24") for lsp, accuracy in ((0.1, 0.1), (0.8, 0.2), (1.0, -1.0))]
+    outcome = measure("shape", *rising, *nothing)
+    assert isinstance(outcome, Measured) and outcome.settings == 1
+    assert value(outcome) == value(measure("shape", *rising))
+    assert measure("shape", *nothing) == "there is no ratio: nothing is solved at LSP 1.0"
+
+
 def trained(lsp: float, seed: int, on_gpu: bool = False, **cost: float) -> Trained:
     setting = Setting("bespoke", "qwen3-8b", "qwen3-4b-base", "released", None, "")
     return Trained(setting, "left", "p+cot+a", lsp, seed, cost, on_gpu, (f"train-{lsp}-{seed}",))
@@ -153,6 +165,13 @@ def test_costs_are_ratios_of_the_same_seed_and_counted_ones_have_no_error() -> N
     assert isinstance(flops, Measured) and decide(flops, CLAIMS["flops-half"].band) == "reproduced"
     one = measure("time-half", trained=cells[:2])
     assert isinstance(one, Measured) and decide(one, CLAIMS["time-half"].band) == "undecided"
+
+
+def test_memory_of_a_gpu_is_not_divided_by_that_of_a_process() -> None:
+    cells = (trained(0.5, 1, memory=1.0), trained(1.0, 1, True, memory=10.0), trained(0.5, 2, True, memory=4.0))
+    assert "the same kind of device" in str(measure("memory-half", trained=cells))
+    outcome = measure("memory-half", trained=(*cells, trained(1.0, 2, True, memory=8.0)))
+    assert value(outcome) == 0.5 and isinstance(outcome, Measured) and outcome.note == ""
 
 
 def test_the_memory_example_wants_a_gpu() -> None:
@@ -258,6 +277,11 @@ def test_what_nothing_is_known_about_is_not_advised() -> None:
     assert one_sample.wanted.keys() == {"problems"} and one_sample.wanted["problems"] > 30
     runs = advise(Estimate(0.5, 0.02, 0.25, 0.75, 2, ""), (0.45, 0.55), None)
     assert runs.wanted == {"runs": 4} and "4 pairs of runs instead of 2" in runs.sentence
+    counted = advise(Estimate(0.5, 0.0, 0.4, 0.6, 3, "counted: range over runs"), (0.45, 0.55), None)
+    assert counted.wanted == {} and "more runs do not narrow" in counted.sentence
+    one = {method: advise(Estimate(0.5, None, None, None, 1, f"no interval: {method}"), BAND, None).sentence
+           for method in ("one pair of runs", "one problem only")}  # fmt: skip
+    assert [("second seed" in sentence) for sentence in one.values()] == [True, False]
     assert "any number of runs" in advise(Estimate(0.86, 0.1, 0.5, 1.2, 30, ""), BAND, None).sentence
 
 
@@ -280,6 +304,33 @@ def test_two_experiments_are_judged_together_and_shared_stages_count_once(tmp_pa
     second = SyntheticRun(tmp_path, experiment="two").write()
     results = [read_results(tmp_path, run.experiment) for run in (first, second)]
     assert gather(results) == gather(results[:1])
+
+
+def test_the_same_arm_in_two_experiments_has_each_seed_once(tmp_path: Path) -> None:
+    runs = [SyntheticRun(tmp_path, experiment=name, seeds=s).write() for name, s in (("a", (1,)), ("b", (1, 2, 3)))]
+    both, all_seeds = (gather([read_results(tmp_path, one.experiment) for one in some]) for some in (runs, runs[1:]))
+    assert both.scored == all_seeds.scored and len(both.trained) == len(all_seeds.trained)
+    assert {len(arm.shares) for arm in both.scored} == {3}
+
+
+def _taught(run: SyntheticRun, cell: int, **teacher: object) -> None:
+    train = run.stage_of(cell, "train")
+    told = json.loads((run.root / "stages" / train / "manifest.json").read_text())["settings"]
+    told["resolved"] |= teacher
+    run.damage(train, settings=told)
+
+
+def test_arms_taught_in_another_form_are_not_paired_and_the_approximate_one_is_named(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,)).write()
+    compared = []
+    for half, full in (("cached", "cached"), ("live", "cached"), ("top-k", "top-k")):
+        for cell, form in enumerate((half, full)):
+            _taught(run, cell, teacher=form, teacher_top_k=64)
+        evidence = gather([read_results(tmp_path, run.experiment)])
+        compared.append(not isinstance(MEASURES["retention"](CLAIMS["retention-half"], evidence), str))
+    assert compared == [True, False, False]
+    found = json.loads(invoke("claims", "--runs", str(tmp_path), "--json").stdout)
+    assert found["not_counted"].keys() == {run.stage_of(cell, "train") for cell in (0, 1)}
 
 
 def test_every_claim_has_a_row_in_report_and_command(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from essence.scoring.statistics import Estimate, student_t
 MOST_TIMES = 1000
 """Beyond this many times as many, no number is given."""
 CONFIDENCE = 0.95
+ONE_PAIR = "no interval: one pair of runs"
 Band = tuple[float, float]
 
 
@@ -59,8 +60,10 @@ class Advice:
 def advise(estimate: Estimate, band: Band, spread: Spread | None) -> Advice:
     """What would bring the interval to one side of every edge of the band, the value staying where it is."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
-        more = "; a second seed gives an interval" if estimate.n == 1 and spread is None else ""
+        more = "; a second seed gives an interval" if estimate.method == ONE_PAIR else ""
         return Advice(estimate.method + more, {})
+    if spread is None and estimate.standard_error == 0.0:
+        return Advice("what is counted has a range over runs, which more runs do not narrow", {})
     shrink = wanted_shrink(estimate.value, estimate.low, estimate.high, band)
     if shrink <= 1.0 / MOST_TIMES:
         return Advice("too near the edge of what is accepted for any number of runs to decide", {})

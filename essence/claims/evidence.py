@@ -4,15 +4,15 @@ A setting is a pair of models, a data set, a benchmark, a protocol and a number 
 sides of a comparison.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from essence.claims.definition import Claim
 from essence.record.canonical import canonical_json, sha256_text
-from essence.report.records import COST_UNITS, Arm, Group, GroupKey, Results, Score
+from essence.report.records import COST_UNITS, Arm, Group, GroupKey, Results
 
-RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype")
+RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype", "teacher")
 
 
 class Setting(NamedTuple):
@@ -26,7 +26,7 @@ class Setting(NamedTuple):
     benchmark: str
     """Empty where the cost of training is compared."""
     recipe: str = ""
-    """Hash of objective, optimizer and selection of rows: arms that were trained otherwise are not compared."""
+    """Hash of objective, optimizer, selection of rows and form of the teacher: others are not compared."""
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,34 @@ def _named(setting: Setting, claim: Claim) -> bool:
 
 
 def gather(results: Iterable[Results]) -> Evidence:
-    """The evidence of some experiments; a stage that two of them share counts once.
+    """The evidence of some experiments; an arm has the seeds of all of them, a training that they share once.
 
-    Trainings without a teacher are no distillation, of which alone the paper's claims speak.
+    Trainings without a teacher are no distillation, of which alone the paper's claims speak; the stored top-k of a
+    teacher only approximates it.
     """
-    scored: dict[tuple[str, ...], Scored] = {}
+    runs: dict[Hashable, dict[str, Scored]] = {}
     trained: dict[tuple[str, ...], Trained] = {}
     for group in (group for one in results for group in one.groups):
-        for arm in (arm for arm in group.arms if _distilled(arm)):
-            for found in _scored(group, arm):
-                scored.setdefault(found.stages, found)
+        for arm in (arm for arm in group.arms if _counts(arm)):
+            for training, found in _scored(group, arm):
+                key = (found.setting, found.checkpoint, found.span, found.sections, found.lsp)
+                runs.setdefault(key, {}).setdefault(training, found)
             for cell in _trained(group, arm):
                 trained.setdefault(cell.stages, cell)
+    scored: dict[tuple[str, ...], Scored] = {}  # two spans may share their arm at LSP 1.0
+    for joined in (_joined(list(seeds.values())) for seeds in runs.values()):
+        scored.setdefault(joined.stages, joined)
     return Evidence(tuple(scored.values()), tuple(trained.values()))
+
+
+def _joined(seeds: Sequence[Scored]) -> Scored:
+    """One arm of its seeds."""
+    return replace(
+        seeds[0],
+        shares=tuple(shares for one in seeds for shares in one.shares),
+        samples=min(one.samples for one in seeds),
+        stages=tuple(stage for one in seeds for stage in one.stages),
+    )
 
 
 def _setting(key: GroupKey, arm: Arm, benchmark: str) -> Setting:
@@ -141,8 +156,10 @@ def _settings(arm: Arm) -> dict[str, Any]:
     return next((dict(settings) for settings in found if settings), {})
 
 
-def _distilled(arm: Arm) -> bool:
-    return dict(_settings(arm).get("objective", {})).get("kd_weight") != 0.0
+def _counts(arm: Arm) -> bool:
+    """Whether the arm was distilled, and from the exact teacher."""
+    settings = _settings(arm)
+    return dict(settings.get("objective", {})).get("kd_weight") != 0.0 and settings.get("teacher") != "top-k"
 
 
 def _recipe(arm: Arm) -> str:
@@ -150,20 +167,24 @@ def _recipe(arm: Arm) -> str:
     return sha256_text(canonical_json({name: settings.get(name) for name in RECIPE}))[:16]
 
 
-def _scored(group: Group, arm: Arm) -> Iterable[Scored]:
-    for (benchmark, checkpoint), pooled in arm.pooled.items():
-        scores: tuple[Score, ...] = pooled.scores
-        yield Scored(
-            setting=_setting(group.key, arm, benchmark),
-            checkpoint=checkpoint,
-            span=group.key.span,
-            sections=group.key.sections,
-            lsp=arm.lsp,
-            shares=tuple(score.shares for score in scores),
-            samples=min(score.samples // max(1, len(score.shares)) for score in scores),
-            confidence=next((s.confidence for s in scores if s.confidence), 0.95),
-            stages=tuple(score.grade.id for score in scores),
-        )
+def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
+    """Id of each training with its score on each benchmark."""
+    for cell in arm.cells:
+        for score in (score for score in cell.scores if score.accuracy):
+            yield (
+                cell.train.id,
+                Scored(
+                    setting=_setting(group.key, arm, score.benchmark),
+                    checkpoint=score.checkpoint,
+                    span=group.key.span,
+                    sections=group.key.sections,
+                    lsp=arm.lsp,
+                    shares=(score.shares,),
+                    samples=score.samples // max(1, len(score.shares)),
+                    confidence=score.confidence or 0.95,
+                    stages=(score.grade.id,),
+                ),
+            )
 
 
 def _trained(group: Group, arm: Arm) -> Iterable[Trained]:

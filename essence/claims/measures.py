@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.claims.advice import Spread
+from essence.claims.advice import ONE_PAIR, Spread
 from essence.claims.definition import Claim
 from essence.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.claims.resampling import Statistic, estimate, spread_of
@@ -22,6 +22,7 @@ WITH_COT = ("cot", "cot+a", "p+cot", "p+cot+a")
 WITHOUT_COT = ("a", "p+a")
 FULL = 1.0
 GB_IN_GIB = 1e9 / 2**30
+NO_RATIO = "there is no ratio: nothing is solved at LSP 1.0"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
 def sections(claim: Claim, evidence: Evidence) -> Outcome:
     """Lowest accuracy of a supervision with the chain of thought minus the highest of one without it, mean."""
     arms = [arm for arm in evidence.of(claim, any_sections=True) if arm.lsp == claim.lsp]
-    complete = [group for group in _by_setting(arms) if _has_both(group)]
+    complete = [group for group in _by_setting(arms) if _has_all(group)]
     if not complete:
-        return _wanted(claim, f"supervisions with and without the chain of thought at LSP {claim.lsp:g}")
+        return _wanted(claim, f"the four supervisions with the chain of thought and both without, LSP {claim.lsp:g}")
 
     def contrast(means: Matrix) -> NDArray[np.float64]:
         return _mean_of_groups(complete, means, _least_with_minus_most_without)
@@ -129,9 +130,12 @@ def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:
     """Smaller of two, mean over settings: loss at the lowest proportion, and what `lsp` keeps beyond `saturated`."""
     assert claim.lsp is not None and claim.saturated is not None
     saturated = claim.saturated
-    groups = [triple for group in _by_setting(evidence.of(claim)) if (triple := _lowest_middle_full(group, claim.lsp))]
+    triples = [three for group in _by_setting(evidence.of(claim)) if (three := _lowest_middle_full(group, claim.lsp))]
+    groups = [three for three in triples if _mean(three[2]) > 0]
     if not groups:
-        return _wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
+        return (
+            NO_RATIO if triples else _wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
+        )
 
     def smaller(means: Matrix) -> NDArray[np.float64]:
         lowest, middle, full = means[::3], means[1::3], means[2::3]
@@ -148,11 +152,13 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     """Mean over settings and seeds of the cost of a training at `lsp` / at 1.0."""
     assert claim.cost is not None
     pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if claim.cost in a.cost and b.cost.get(claim.cost)]
+    if claim.cost != "flops":  # memory of a GPU is not to be divided by that of a process, nor the times
+        pairs = [(a, b) for a, b in pairs if a.on_gpu == b.on_gpu]
     if not pairs:
-        return _wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0")
+        return _wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on the same kind of device")
     ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in pairs])
     settings = len({short.setting for short, _ in pairs})
-    note = "" if claim.cost != "memory" or pairs[0][0].on_gpu else "memory of the process, no GPU"
+    note = "" if claim.cost != "memory" or all(a.on_gpu for a, _ in pairs) else "memory of the process where no GPU is"
     return Measured(_over_runs(ratios, counted=claim.cost == "flops"), settings, _stages(pairs), note=note)
 
 
@@ -209,9 +215,9 @@ def _by_setting(arms: Sequence[Scored]) -> list[list[Scored]]:
     return [list(group) for _, group in groupby(ordered, key=lambda arm: str(arm.setting))]
 
 
-def _has_both(group: Sequence[Scored]) -> bool:
-    names = {arm.sections for arm in group}
-    return not names.isdisjoint(WITH_COT) and not names.isdisjoint(WITHOUT_COT)
+def _has_all(group: Sequence[Scored]) -> bool:
+    """Whether every supervision is there: the claim speaks of each with the chain of thought and each without."""
+    return {*WITH_COT, *WITHOUT_COT} <= {arm.sections for arm in group}
 
 
 def _least_with_minus_most_without(group: Sequence[Scored], means: Matrix) -> NDArray[np.float64]:
@@ -279,7 +285,7 @@ def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:
     if counted:
         return Estimate(mean, 0.0, float(values.min()), float(values.max()), count, "counted: range over runs")
     if count < 2:
-        return Estimate(mean, None, None, None, count, "no interval: one pair of runs")
+        return Estimate(mean, None, None, None, count, ONE_PAIR)
     error = float(values.std(ddof=1)) / count**0.5
     margin = student_t(0.95, count - 1) * error
     return Estimate(mean, error, mean - margin, mean + margin, count, "Student t over pairs of runs")
@@ -297,7 +303,7 @@ def _no_ratio(claim: Claim, evidence: Evidence) -> str:
     """Why there is no retention: nothing is graded at both proportions, or nothing is solved at 1.0."""
     lsps = {arm.lsp for arm in evidence.of(claim)}
     if {claim.lsp, FULL} <= lsps:
-        return "there is no ratio: nothing is solved at LSP 1.0"
+        return NO_RATIO
     return _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
 
 

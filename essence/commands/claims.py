@@ -8,9 +8,11 @@ from rich.console import Console
 from essence.claims.verdict import judge, judged_record
 from essence.errors import RecordError
 from essence.report.claims import claim_rows, print_claims
-from essence.report.facts import builtin_sources
+from essence.report.facts import approximate_trainings, builtin_sources
 from essence.report.results import read_results
 from essence.store import RunDirectory
+
+APPROXIMATE = "its teacher is a stored top-k, an approximation"
 
 
 def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_json: bool, console: Console) -> int:
@@ -23,6 +25,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     used = read if experiment else real or read
     judged = judge(used)
     refused = {stage.id: stage.problem for one in used for stage in one.refused}
+    refused |= {stage.id: APPROXIMATE for one in used for stage in approximate_trainings(one)}
     if as_json:
         record = {
             "experiments": [one.experiment for one in used],

@@ -50,9 +50,13 @@ def builtin_sources(results: Results) -> list[str]:
 
 def approximate_teachers(results: Results) -> list[str]:
     """Titles of the trainings whose teacher was a top-k."""
+    return sorted(str(stage.look("identity", "title")) for stage in approximate_trainings(results))
+
+
+def approximate_trainings(results: Results) -> list[StageEvidence]:
+    """The finished trainings whose teacher was a top-k."""
     trained = (stage for stage in results.stages if stage.stage == "train" and stage.state == "done")
-    found = (s for s in trained if s.look("settings", "resolved", "teacher") == "top-k")
-    return sorted(str(stage.look("identity", "title")) for stage in found)
+    return [stage for stage in trained if stage.look("settings", "resolved", "teacher") == "top-k"]
 
 
 def finished_at(results: Results) -> str:
