@@ -14,8 +14,10 @@ from slurm_node import SlurmNode, let_go
 from some_resources import some_resources
 
 from essence.engines.images import recipe
+from essence.engines.scheduler import JobState
 from essence.engines.site import SITES, Site, load_site
 from essence.engines.slurm_text import Job, batch_text, submit_text
+from essence.engines.stage_jobs import StageJob
 from essence.engines.surroundings import Mount, Surroundings, told
 from essence.errors import ExperimentError
 from essence.settings import Spec
@@ -90,14 +92,23 @@ def test_every_site_file_loads_and_a_misspelled_key_is_one_sentence(tmp_path: Pa
         ("account", "a b"),
         ("binds", ["data"]),
         ("limits", {"train": {"time": "1 day", "memory_gib": 1, "cpus": 1}}),
+        ("signal_s", 3600),
         ("images", {"train": "train.sif"}),
         ("images", {"train": "{flavor}.sif", "download": "d", "eval": "e"}),
         ("sif_folder", "sif"),
     ],
 )
 def test_a_site_that_would_make_another_text_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=key):
+    with pytest.raises(ValueError, match=key if key != "signal_s" else r"limits\s.*download.time = '01:00:00' must be"):
         Site.model_validate({**load_site("generic").model_dump(), key: value})
+
+
+def test_a_stage_that_keeps_nothing_is_not_stopped_to_be_queued_again() -> None:
+    site = load_site("generic")
+    assert "#SBATCH --signal=B:USR1@600" in batch_text(job(), site)
+    assert "USR1@" not in batch_text(job(stage="tokenize"), site)
+    ended = StageJob(JobState("7", "TIMEOUT"), "time-out", stage="tokenize")
+    assert ended.sentence.endswith("raise limits.tokenize.time in the site file")
 
 
 def test_a_path_that_no_list_of_folders_can_name_is_refused() -> None:

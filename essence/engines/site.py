@@ -38,6 +38,12 @@ class StageLimits(Record):
             raise ValueError("must be written [days-]hours:minutes:seconds, as in 12:00:00")
         return time
 
+    @property
+    def seconds(self) -> int:
+        days, _, clock = self.time.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
 
 class Site(Record):
     """One cluster."""
@@ -107,6 +113,16 @@ class Site(Record):
         if lacking := [name for name in wanted if name not in table]:
             raise ValueError(f"{', '.join(lacking)} must be there too")
         return table
+
+    @field_validator("limits")
+    @classmethod
+    def time_for_a_checkpoint(
+        cls, limits: dict[StageName, StageLimits], info: ValidationInfo
+    ) -> dict[StageName, StageLimits]:
+        for name, stage in limits.items():
+            if stage.seconds <= (signal_s := info.data.get("signal_s", 0)):
+                raise ValueError(f"{name}.time = '{stage.time}' must be longer than signal_s = {signal_s} seconds")
+        return limits
 
     @field_validator("images")
     @classmethod

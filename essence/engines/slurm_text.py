@@ -19,6 +19,8 @@ from essence.record.environment import SCHEDULER_VARIABLES
 from essence.settings import Spec
 
 EXIT_STOPPED = 75
+KEEPS_NOTHING = ("tokenize",)
+"""Stages that begin anew when they were stopped: queued again at their time limit they would never end."""
 FIRST_PORT, PORTS = 20000, 20000
 JOB_TIME = (*SCHEDULER_VARIABLES, "SLURM_NODEID", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT")
 """Variables that are handed into the container with the value they have on the node."""
@@ -119,7 +121,9 @@ def header(job: Job, site: Site) -> list[str]:
     options += [f"--mem={int(resources.memory_gib * 1024) or limits.memory_gib * 1024}M", f"--time={limits.time}"]
     if resources.gpus:
         options.append(":".join(["--gres=gpu", *([site.gpu_type] if site.gpu_type else []), str(resources.gpus)]))
-    options += ["--requeue", f"--signal=B:USR1@{site.signal_s}"]
+    options += ["--requeue"]
+    # What keeps nothing has all of its time, and ends as a time-out that status tells.
+    options += [] if around.stage in KEEPS_NOTHING else [f"--signal=B:USR1@{site.signal_s}"]
     return [*lines, *(f"#SBATCH {option}" for option in options)]
 
 

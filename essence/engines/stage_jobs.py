@@ -15,7 +15,7 @@ from typing import Any
 from essence.atomic import append_json_line, read_json_lines
 from essence.engines import scheduler
 from essence.engines.scheduler import NEVER, JobState
-from essence.engines.slurm_text import EXIT_STOPPED
+from essence.engines.slurm_text import EXIT_STOPPED, KEEPS_NOTHING
 from essence.store import StageFolder
 
 UNKNOWN = "UNKNOWN"
@@ -52,6 +52,8 @@ class StageJob:
     """Why it ended without a result: job failure, or one of `CURES`; None while it may still succeed."""
     submitted: str | None = None
     """When it was queued, as written down then."""
+    stage: str = ""
+    """Its kind."""
 
     @property
     def sentence(self) -> str:
@@ -61,6 +63,8 @@ class StageJob:
             return f"{words}; it was asked to stop: {CURES['cancelled']}"
         if self.cause == "job failure":
             return f"{words}, " + (f"ended by signal {state.signal}" if state.signal else f"exit code {state.code}")
+        if self.cause == "time-out" and self.stage in KEEPS_NOTHING:
+            return f"{words}; it cannot go on where it was stopped: raise limits.{self.stage}.time in the site file"
         if self.cause == "node failure" and state.nodes:
             words += f" ({state.nodes})"
         return f"{words}; {CURES[str(self.cause)]}"
@@ -111,7 +115,7 @@ def stage_jobs(folders: Mapping[str, StageFolder], queue: list[JobState] | None)
             _note_ending(folders[stage], remembered[job])
     asked = queue is not None
     return {
-        stage: StageJob(state, _cause(state, folders[stage], asked), noted[stage].submitted)
+        stage: StageJob(state, _cause(state, folders[stage], asked), noted[stage].submitted, stage.split("-")[0])
         for stage, state in found.items()
     }
 
