@@ -153,7 +153,10 @@ def test_stopped_between_files_goes_on_to_the_same_bytes(
     again = surroundings(tmp_path, prepared)
     outcome = teacher.run(stage_settings(), again)
     assert (around.partial / "rows" / files[0]).stat().st_mtime_ns == first_time
-    assert outcome.cost["tokens"] < outcome.results["tokens"], "what was stored before is not computed again"
+    assert outcome.executed["tokens"] < outcome.results["tokens"], "what was stored before is not computed again"
+    assert outcome.cost["tokens"] == outcome.results["tokens"], "as FLOPs and wall time, of all attempts"
+    nothing_left = teacher.run(stage_settings(), surroundings(tmp_path, prepared)).executed
+    assert (nothing_left["tokens"], nothing_left["fill"]) == (0, None)
     for path in sorted(cache.rglob("*.*")):
         assert (around.partial / path.relative_to(cache)).read_bytes() == path.read_bytes(), path.name
     assert len(list(around.partial.rglob("*.*"))) == len(list(cache.rglob("*.*")))
@@ -180,6 +183,11 @@ def test_damage_is_named(prepared: dict[str, Path], cache: Path, tmp_path: Path)
     refused(r"rows-00003.safetensors: is missing", tmp_path / "lost")
     (copy("unknown").parent / "index.json").unlink()
     refused(r"index.json: missing or damaged", tmp_path / "unknown")
+    head = copy("head").parent.parent / "model" / "head.safetensors"
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    head.write_bytes(content)
+    refused(r"head.safetensors: damaged, its sha256 is", tmp_path / "head")
 
 
 def test_rows_that_are_not_stored_are_refused(prepared: dict[str, Path], cache: Path, tmp_path: Path) -> None:

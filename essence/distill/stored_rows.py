@@ -1,7 +1,8 @@
 """Files of what a teacher gives for whole rows: written once, a file at a time, read by every training through a map.
 
 ```
-<folder>/index.json           what is stored, and of each file its size and sha256; rewritten after each file
+<folder>/index.json           what is stored, and of each file its size and sha256; rewritten after each file, and at
+                              the end with the sha256 of the teacher's head, which lies in another folder
 <folder>/rows-00000.safetensors
     positions  int64 (rows,)    of the rows in their data set
     lengths    int64 (rows,)    tokens of each row
@@ -99,6 +100,14 @@ class RowWriter:
                 "sha256": digest,
             }
         )
+        self._write_index()
+
+    def seal(self, head: Path) -> None:
+        """Note the sha256 of the teacher's head, the last of what is written."""
+        self.facts["head_sha256"] = sha256_file(head)
+        self._write_index()
+
+    def _write_index(self) -> None:
         write_json(self.folder / INDEX, {"schema_version": 1, **self.facts, "files": self.files})
 
 
@@ -113,6 +122,19 @@ def _whole_files(folder: Path) -> Iterable[dict[str, Any]]:
         if not path.is_file() or path.stat().st_size != entry["bytes"]:
             return
         yield entry
+
+
+def check_head(output: Path) -> None:
+    """InputError where the head of a teacher stage's output is not the one that was written."""
+    index, head = output / ROWS / INDEX, output / MODEL / HEAD
+    try:
+        expected = read_json(index)["head_sha256"]
+    except (RecordError, KeyError) as error:
+        raise InputError(f"{index}: missing or damaged ({error}): {CURE}") from None
+    if not head.is_file():
+        raise InputError(f"{head}: is missing: {CURE}")
+    if (digest := sha256_file(head)) != expected:
+        raise InputError(f"{head}: damaged, its sha256 is {digest[:16]}: {CURE}")
 
 
 class StoredRows:

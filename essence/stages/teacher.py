@@ -65,6 +65,7 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
         writer.add(reader.read(part, writer.tokens, writer.tokens + left))
         left -= sum(row.input_ids.size for row in part)
     write_model(context.partial / MODEL, folder, head_weight(model))
+    writer.seal(context.partial / MODEL / HEAD)
     return outcome(settings, rows, writer, reader, architecture)
 
 
@@ -175,7 +176,7 @@ def write_model(folder: Path, teacher: Path, head: Tensor) -> None:
 def outcome(
     settings: TeacherSettings, rows: Sequence[Example], writer: RowWriter, reader: Reader, model: cost.Architecture
 ) -> StageOutcome:
-    """What the manifest is told."""
+    """What the manifest is told; the cost is that of all attempts, `executed` speaks of the last one alone."""
     tokens = sum(row.input_ids.size for row in rows)
     read_flops = cost.forward_flops if settings.top_k else cost.layer_flops
     results: dict[str, Any] = {
@@ -198,10 +199,11 @@ def outcome(
             "device": reader.device.type,
             "attention": settings.attention,
             "packed": reader.packed,
-            "fill": reader.tokens / max(1, reader.positions),
+            "tokens": reader.tokens,
+            "fill": reader.tokens / reader.positions if reader.positions else None,
         },
         cost={
-            "tokens": reader.tokens,
+            "tokens": tokens,
             "flops": sum(read_flops(model, row.input_ids.size) for row in rows),
             "flops_formula": FLOPS_FORMULA,
         },

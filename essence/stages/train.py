@@ -42,7 +42,7 @@ from essence.distill.ranks import Ranks
 from essence.distill.selection import CellRows, load_cell_rows
 from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
-from essence.distill.stored_rows import ROWS, StoredRows
+from essence.distill.stored_rows import ROWS, StoredRows, check_head
 from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.top_k import sparse_bytes
 from essence.distill.trackers import open_trackers
@@ -202,6 +202,8 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     think_token_ids(tokenizer, student)
     if teacher:
         check_pair(student, teacher)
+    if teacher and settings.teacher == "cached":
+        check_head(teacher.parent)
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     rows = load_cell_rows(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
     setup = Setup(
