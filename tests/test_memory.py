@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from test_cost import GIB, QWEN3
 
-from essence.distill.cost import Architecture
+from essence.distill.cost import Architecture, adapter_parameters
 from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load, estimate_memory, smallest_change
+from essence.settings import LoraSettings
 
+LORA = LoraSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))
 PAPER = Load(
     student=QWEN3["4b"],
     teacher=QWEN3["8b"],
@@ -33,6 +35,14 @@ def test_static_memory_of_the_paper_s_pairs() -> None:
     assert estimate_memory(larger).static / GIB == pytest.approx(55.8, abs=0.05)
     sharded = replace(alone, parallel="zero2", devices=4)
     assert estimate_memory(alone).static - estimate_memory(sharded).static == QWEN3["4b"].parameters * 12 * 3 // 4
+
+
+def test_the_buckets_of_ddp_are_a_second_copy_of_the_gradients() -> None:
+    alone = replace(PAPER, parallel="ddp", devices=1, teacher_placement="replicated")
+    two = replace(alone, devices=2)
+    assert estimate_memory(two).static - estimate_memory(alone).static == 4 * QWEN3["4b"].parameters
+    adapted = [estimate_memory(replace(load, lora=LORA)).static for load in (alone, two)]
+    assert adapted[1] - adapted[0] == 4 * adapter_parameters(QWEN3["4b"], LORA)
 
 
 def test_the_plain_loss_is_nearly_all_that_length_changes() -> None:

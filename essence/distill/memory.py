@@ -2,7 +2,7 @@
 
 Static, in bytes a parameter: the student's weight 4, gradient 4, AdamW moments 8 and under bfloat16 a copy of 2; the
 teacher 2 or 4. ZeRO-2 divides gradients and moments by the number of devices, ZeRO-3 the weights too and then gathers
-two layers and the embeddings of each model.
+two layers and the embeddings of each model. DDP's buckets hold a second copy of the gradients: 4.
 
 Dynamic is the larger of two moments: the teacher reading, and the student between its forward and its backward pass.
 What autograd keeps of a layer was counted tensor by tensor (`tests/test_memory.py` counts again), a token:
@@ -77,11 +77,12 @@ def estimate_memory(load: Load) -> Memory:
 def _student_static(load: Load) -> int:
     student, parameters = load.student, load.student.parameters
     shared = load.devices if load.parallel in ("zero2", "zero3") else 1
+    buckets = GRADIENT_BYTES if load.parallel == "ddp" and load.devices > 1 else 0
     if load.lora:
-        adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + MOMENT_BYTES)
+        adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + buckets + MOMENT_BYTES)
         frozen = FLOAT32_BYTES if load.parallel in ("zero2", "zero3") else BYTES[load.compute_dtype]
         return parameters * frozen + adapters
-    held = parameters * (GRADIENT_BYTES + MOMENT_BYTES) / shared
+    held = parameters * (GRADIENT_BYTES + buckets + MOMENT_BYTES) / shared
     copy = BYTES[load.compute_dtype] if load.compute_dtype == "bfloat16" else 0
     if load.parallel == "zero3" and load.devices > 1:
         gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
