@@ -194,9 +194,11 @@ def holder_alive(folder: Path) -> bool:
         return False
     here = _pid_namespace()
     if holder["host"] != socket.gethostname() or holder.get("pid_namespace", here) != here:
+        heard = float(holder["since"])
         with contextlib.suppress(RecordError):
-            return time.time() - float(read_json(folder / "progress.json")["updated"]) < HOLDER_SILENT_S
-        return time.time() - float(holder["since"]) < HOLDER_SILENT_S
+            # It may still be that of an earlier holder.
+            heard = max(heard, float(read_json(folder / "progress.json")["updated"]))
+        return time.time() - heard < HOLDER_SILENT_S
     try:
         # A process with this number that started after the folder was taken is another one.
         return bool(psutil.Process(holder["pid"]).create_time() <= holder["since"])

@@ -70,6 +70,10 @@ def test_a_process_of_a_container_is_not_the_one_here_with_its_number(tmp_path: 
     assert not holder_alive(tmp_path)
     write_json(tmp_path / "progress.json", {"updated": time.time()})
     assert holder_alive(tmp_path)
+    # What an earlier one told does not make one silent that has just begun.
+    write_json(tmp_path / "progress.json", {"updated": time.time() - 500})
+    write_json(tmp_path / "holder.json", {**holder, "since": time.time() - 1})
+    assert holder_alive(tmp_path)
 
 
 def test_output_without_a_manifest_is_not_finished(tmp_path: Path) -> None:
