@@ -6,8 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from essence.atomic import read_json
-from essence.errors import HeldError, RecordError
-from essence.store import RunDirectory, describe_holder, holder_alive
+from essence.engines import scheduler
+from essence.engines.stage_jobs import has_jobs, stage_jobs
+from essence.errors import HeldError, RecordError, SchedulerError
+from essence.store import RunDirectory, StageFolder, describe_holder, holder_alive
 
 GIB = 1 << 30
 
@@ -18,6 +20,7 @@ def clean(run_directory: RunDirectory, experiment: str | None, confirmed: bool, 
     for folder in folders:
         if holder_alive(folder):
             raise HeldError(f"{folder} is held by {describe_holder(folder)}; stop it first")
+    _check_no_jobs(run_directory, folders)
     size = sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
     for folder in folders:
         console.print(("removing " if confirmed else "would remove ") + str(folder), highlight=False, soft_wrap=True)
@@ -29,6 +32,26 @@ def clean(run_directory: RunDirectory, experiment: str | None, confirmed: bool, 
     elif not confirmed:
         console.print(f"{what}; to remove them, add --yes", highlight=False)
     return 0
+
+
+def _check_no_jobs(run_directory: RunDirectory, folders: list[Path]) -> None:
+    """HeldError when jobs of a scheduler work in these folders or wait to, or when nobody says that they do not."""
+    stages = {path.name: StageFolder(path) for path in folders if path.parent == run_directory.stages}
+    left = {identifier: stage for identifier, stage in stages.items() if not stage.done}
+    if not has_jobs(left.values()):
+        return
+    queue, silent = None, ""
+    try:
+        queue = scheduler.queue()
+    except SchedulerError as error:
+        silent = f" as far as is known here ({error})"
+    jobs = stage_jobs(left, queue)
+    # What Slurm has forgotten has ended; where none answers, what was not seen to end may still be there.
+    live = sorted(job.state.job for job in jobs.values() if not job.state.ended and job.cause != "unknown")
+    if live:
+        raise HeldError(
+            f"jobs {', '.join(live)} are queued or running{silent}; cancel them first: scancel {' '.join(live)}"
+        )
 
 
 def removable(run_directory: RunDirectory, experiment: str | None) -> list[Path]:
