@@ -14,12 +14,14 @@ from synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 from essence.errors import RecordError
 from essence.report import words
 from essence.report.build import report_is_current, write_report
+from essence.report.check import report_findings
 from essence.report.endings import ENDING_COLUMNS, ending_rows
 from essence.report.facts import environment_facts
 from essence.report.findings import findings
 from essence.report.records import Results
 from essence.report.results import read_results
 from essence.report.table import arm_rows, cell_rows, missing_lines, print_results
+from essence.store import RunDirectory
 
 EVALUATION = ("sums-test", "best")
 
@@ -286,6 +288,18 @@ def test_a_new_report_takes_the_place_of_the_old_one(run: SyntheticRun) -> None:
     write_report(run.root, "tiny")
     assert "stale.txt" not in files(report)
     assert [p.name for p in report.parent.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_report_is_not_current_once_a_reason_that_it_shows_is_another(run: SyntheticRun) -> None:
+    """Neither is it accused by verify: its words are those of another moment."""
+    grade = run.stage_of(0, "grade")
+    run.fail(grade, "no such file")
+    report = write_report(run.root, "tiny")
+    assert report_is_current(run.root, "tiny") and "no such file" in (report.parent / "report.json").read_text()
+    run.fail(grade, "disk is full")
+    assert not report_is_current(run.root, "tiny")
+    found, unchecked = report_findings(RunDirectory(run.root), "tiny")
+    assert found == [] and "before later stages" in unchecked[0]
 
 
 def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun) -> None:

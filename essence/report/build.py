@@ -16,6 +16,7 @@ from essence.errors import RecordError
 from essence.record.canonical import canonical_json, sha256_file, sha256_text
 from essence.record.manifest import seal_of
 from essence.report.cost_claim import claim_tables
+from essence.report.evidence import read_stage
 from essence.report.findings import findings
 from essence.report.markdown import markdown_report
 from essence.report.page import render_page, statement
@@ -48,15 +49,20 @@ def report_is_current(run_dir: Path, experiment: str) -> bool:
 
 
 def made_from(run_dir: Path, experiment: str) -> str:
-    """One hash of all that a report comes from: plan, manifests, states of unfinished stages, the report's own code."""
+    """One hash of all that a report comes from: plan, manifests, what is said of unfinished stages, its own code."""
     run = RunDirectory(run_dir)
     plan = read_json(run.plan(experiment))
     stages = {name: run.stage(name) for name in plan.get("stages", {})}
-    seen = {name: sha256_file(s.manifest) if s.done else s.state() for name, s in stages.items()}
+    seen = {name: sha256_file(s.manifest) if s.done else _shown(run, name) for name, s in stages.items()}
     package = Path(__file__).parent.parent
     files = [*package.glob("report/*.[phj]*"), *package.glob("claims/*.py"), CLAIMS_FILE]
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
     return sha256_text(canonical_json([plan, seen, code.hexdigest()]))
+
+
+def _shown(run: RunDirectory, stage_id: str) -> str:
+    """State and reason of an unfinished stage, as the report's tables have them."""
+    return read_stage(run, stage_id, {"stage": "", "title": ""}).state_words
 
 
 def write_results(results: Results) -> Path:
