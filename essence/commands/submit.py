@@ -14,15 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from essence.atomic import read_json_lines
 from essence.commands import report
 from essence.commands.selection import Selection, whole_plan
 from essence.commands.slurm import DEFAULT_SITE, fetch_command, planned_jobs
 from essence.commands.written import write_down
 from essence.engines import scheduler
-from essence.engines.scheduler import NEVER, NO_MORE, JobState
+from essence.engines.scheduler import NEVER, JobState
 from essence.engines.site import Site
 from essence.engines.slurm_text import Job, batch_text
-from essence.engines.stage_jobs import note_submission
+from essence.engines.stage_jobs import is_noted, note_submission
 from essence.engines.surroundings import fetches
 from essence.errors import MachineError, PinError, SchedulerError
 from essence.pins import missing
@@ -31,6 +32,9 @@ from essence.settings import DownloadSettings
 from essence.store import hold
 
 COMPLETING = "COMPLETING"
+QUEUEING_WAIT_S = 300.0
+"""How long to wait while another experiment's jobs are queued, with which this one may share stages."""
+EXIT_PARTLY = 1
 
 
 @dataclass
@@ -57,11 +61,20 @@ class Submission:
                 scheduler.cancel([state.job])
             elif state.state != COMPLETING:
                 self.jobs[job.surroundings.stage_id] = state.job
+                # One whose submission was killed after Slurm took it.
+                if not is_noted(job.surroundings.folder, state.job):
+                    self._note(job)
                 return
         # One that is just ending either succeeds, and the new job finds that, or the new one takes over.
         ending = [state.job for state in active if state.state == COMPLETING]
         self.jobs[job.surroundings.stage_id] = self._queue(job, needed, ending)
         self.fresh.append(job)
+        self._note(job)
+
+    def _note(self, job: Job) -> None:
+        """Write down at once which job works on a stage: a killed submission leaves nothing unknown."""
+        after = [self.jobs[stage] for stage in job.after]
+        note_submission(job.surroundings.folder, self.jobs[job.surroundings.stage_id], self.site_name, after, now())
 
     def _queue(self, job: Job, needed: list[str], ending: list[str]) -> str:
         folder = job.surroundings.folder.path
@@ -81,7 +94,7 @@ class Submission:
             for job in jobs:
                 self.add(job)
         except SchedulerError as error:
-            if self.fresh and NO_MORE.search(str(error)):
+            if self.jobs and scheduler.takes_no_more(str(error)):
                 self.refusal = str(error)
             else:
                 gone = self._withdraw()
@@ -90,10 +103,6 @@ class Submission:
         except BaseException:
             self._withdraw()
             raise
-        for job in self.fresh:
-            identifier = job.surroundings.stage_id
-            after = [self.jobs[stage] for stage in job.after]
-            note_submission(job.surroundings.folder, self.jobs[identifier], self.site_name, after, now())
 
     def _withdraw(self) -> str:
         """Cancel what was queued by this call; how to say so."""
@@ -104,15 +113,18 @@ class Submission:
             return f"; {len(queued)} jobs before it are queued still: scancel {' '.join(queued)} ({error})"
         for job in self.fresh:
             # Only what this call made, and nothing has written to since.
-            folder = job.surroundings.folder.path
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            folder = job.surroundings.folder
+            if list(folder.path.iterdir()) == [folder.jobs] and len(read_json_lines(folder.jobs)) == 1:
+                folder.jobs.unlink()
+                folder.path.rmdir()
         return f"; the {len(queued)} jobs queued before it were cancelled" if queued else ""
 
 
 def refusal_sentence(site: Site, name: str, job: Job, words: str) -> str:
     """A refusal of Slurm's with the key of the site file that it is about."""
     stage = job.surroundings.stage
+    if scheduler.takes_no_more(words):
+        return f"{words}; the limit on queued jobs is reached: issue the command again once some have ended"
     if re.search("account", words, re.IGNORECASE):
         value = f"account = '{site.account}', partition = '{site.partition}'"
         return f"{words}; {value} in site {name}: set one that you may use (sacctmgr show associations user=$USER)"
@@ -145,7 +157,8 @@ def queue_left(selection: Selection, site: Site, whole: bool, as_json: bool, con
     if left:
         scheduler.queue()  # nothing is written where no Slurm answers
     folder = run_directory.experiment(selection.name)
-    with hold(folder, f"run directory {folder}", command):
+    queueing, what = run_directory.root / ".queueing", f"the queueing of jobs in {run_directory.root}"
+    with hold(folder, f"run directory {folder}", command), hold(queueing, what, command, QUEUEING_WAIT_S):
         if left:
             # Before the look at what is left: a job that ends in between is then not queued again.
             submission.queue = scheduler.queue()
@@ -162,7 +175,7 @@ def queue_left(selection: Selection, site: Site, whole: bool, as_json: bool, con
     else:
         report.print_tables(run_directory, selection.name, console)
         console.print(f"\n{selection.name}: all {len(selection.wanted)} stages were done before.", highlight=False)
-    return 0
+    return EXIT_PARTLY if submission.refusal else 0
 
 
 def check_downloads(selection: Selection) -> None:

@@ -28,6 +28,8 @@ QUEUE = ("JobID", "State", "Reason", "RestartCnt", "exit_code", "NodeList", "Dep
 ACCOUNTS = ("JobIDRaw", "State", "ExitCode", "NodeList")
 NO_MORE = re.compile(r"submit job|submit limit|MaxSubmit|temporarily unable|limit on number of jobs", re.IGNORECASE)
 """In the refusal of a job that could be queued once others have ended."""
+NAMED_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Limit\b")
+"""Slurm's name of a limit; the sentence that follows it speaks of all of them."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ def submit(text: str, after_ok: Iterable[str] = (), after_any: Iterable[str] = (
     words += [f"--dependency={','.join(needed)}"] if needed else []
     # After the id sbatch may name the cluster, behind a semicolon.
     return _ask("sbatch", *words, text=text)[-1].split(";")[0]
+
+
+def takes_no_more(words: str) -> bool:
+    """Whether a refusal is about the number of jobs, and not about this one."""
+    return bool(NO_MORE.search(words)) and all("Submit" in name for name in NAMED_LIMIT.findall(words))
 
 
 def accepts(text: str) -> None:

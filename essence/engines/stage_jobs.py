@@ -79,6 +79,11 @@ def note_submission(folder: StageFolder, job: str, site: str, after: Iterable[st
     append_json_line(folder.jobs, {"job": job, "site": site, "after": list(after), "submitted": when})
 
 
+def is_noted(folder: StageFolder, job: str) -> bool:
+    """Whether it was written down that this job was queued."""
+    return any(str(line.get("job")) == job for line in read_json_lines(folder.jobs))
+
+
 def _note_ending(folder: StageFolder, state: JobState) -> None:
     told = {name: value for name, value in dataclasses.asdict(state).items() if name not in ("folder", "dependency")}
     # A reviewer may look at a folder that is not theirs.
