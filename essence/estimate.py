@@ -3,7 +3,7 @@
 After the tokenize stage has run, its counts take the place of the assumed row length.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from essence.atomic import read_json
@@ -12,14 +12,15 @@ from essence.distill.cost import (
     adapter_parameters,
     distillation_flops,
     forward_flops,
-    sharded_static_bytes,
-    static_bytes,
 )
+from essence.distill.dealing import deal
+from essence.distill.memory import estimate_memory, load_of
+from essence.distill.packing import shape
 from essence.distill.sequence import Bounds, span_windows, validation_view
 from essence.errors import InputError, RecordError
 from essence.experiment import LoadedExperiment, train_settings
 from essence.plan import CellPlan
-from essence.settings import TrainSettings, ViewSettings
+from essence.settings import Resources, TrainSettings, ViewSettings
 from essence.store import RunDirectory
 
 GIB = 1 << 30
@@ -31,8 +32,6 @@ MEMORY_BANDWIDTH = 3.35e12
 """Bytes/s of an H100; decoding reads every key and value once a token."""
 DECODING_EFFICIENCY = 0.65
 PROMPT_TOKENS = 200
-LOSS_BYTES_PER_LOGIT = 29
-"""Peak of the plain loss, forward and backward, in bytes a token and vocabulary entry."""
 SAVED_BYTES = 2 * 4
 """A parameter in best/ and last/, which are float32."""
 SCRATCH_BYTES = 3 * 12 + 4
@@ -90,7 +89,7 @@ def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirecto
         training_flops=flops,
         training_gpu_hours=flops / (ACHIEVABLE_FLOPS * TRAINING_UTILIZATION) / 3600 if flops and gpus else None,
         evaluation_gpu_hours=_evaluation_gpu_hours(plan, student, loaded) if gpus else None,
-        gpu_memory_gib=_gpu_memory_gib(settings, known, teacher, gpus) if gpus else None,
+        gpu_memory_gib=_gpu_memory_gib(settings, known, teacher, loaded.experiment.resources) if gpus else None,
         disk_gib=_saved_bytes(settings, student) / GIB if student else None,
         scratch_gib=SCRATCH_BYTES * _trained(settings, student) / GIB if student else None,
     )
@@ -190,18 +189,18 @@ def _evaluation_gpu_hours(plan: CellPlan, student: Architecture | None, loaded: 
 
 
 def _gpu_memory_gib(
-    settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, gpus: int
+    settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, resources: Resources
 ) -> float | None:
-    """Static memory and the loss of the longest row that is let in."""
+    """The formula of the preflight, for a step whose rows are all as long as is let in, each token a label."""
     if not student:
         return None
-    static = (
-        sharded_static_bytes(student, teacher, gpus, settings.teacher)
-        if gpus > 1
-        else static_bytes(student, teacher, settings.compute_dtype, settings.teacher, settings.lora)
-    )
     longest = tokens_read(_row(0, settings.rows.max_row_tokens - 1, 0), settings.view)
-    return (static + LOSS_BYTES_PER_LOGIT * longest * student.vocabulary) / GIB
+    optimizer, multiple = settings.optimizer, settings.pad_to_multiple
+    rows = max(1, optimizer.batch_tokens // longest) if optimizer.batch_tokens else optimizer.batch_rows
+    passes = deal([longest] * rows, settings.processes, settings.packing, multiple, resources)[0]
+    largest = max(shape([longest] * rows, part, settings.packing, multiple) for part in passes if part)
+    load = load_of(settings, student, teacher, resources.loss)
+    return estimate_memory(replace(load, positions=largest.positions, labels=largest.tokens)).total / GIB
 
 
 def _trained(settings: TrainSettings, student: Architecture) -> int:

@@ -1,11 +1,13 @@
 """What a plan tells of a cell before anything runs, against what the training will be."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_cost import GIB, QWEN3
 
 from essence.distill.cost import adapter_parameters, forward_flops
+from essence.distill.memory import estimate_memory, load_of
 from essence.estimate import Estimate, estimate
 from essence.experiment import load, train_settings
 from essence.plan import make_plan
@@ -57,3 +59,23 @@ def test_the_likeliest_tokens_are_read_with_the_head(tmp_path: Path) -> None:
         (stored,) = stored_teachers(plans, loaded, RunDirectory(tmp_path / "runs"))
         hours.append(stored.gpu_hours * 790e12 * 0.4 * 3600)
     assert hours[1] - hours[0] == pytest.approx(2 * QWEN3["8b"].head_parameters * stored.tokens)
+
+
+def test_gpu_memory_is_what_the_preflight_computes(tmp_path: Path) -> None:
+    *_, default = planned(tmp_path, "")
+    loaded = load(str(tmp_path / "x.toml"))
+    settings = train_settings(loaded.cells()[-1], loaded.experiment)
+    held = load_of(settings, QWEN3["4b"], QWEN3["8b"], loaded.experiment.resources.loss)
+    expected = estimate_memory(replace(held, positions=4096, labels=4095)).total / GIB
+    assert default.gpu_memory_gib == pytest.approx(expected) and 54 < expected < 55
+    changes = (
+        'parallel = "zero3"\nteacher_placement = "sharded"',
+        'teacher = "cached"',
+        'teacher_placement = "offloaded"',
+        "lora.rank = 8",
+    )
+    for change in changes:
+        *_, found = planned(tmp_path, f"[training]\n{change}")
+        assert found.gpu_memory_gib and found.gpu_memory_gib < expected - 5, change
+    *_, plain = planned(tmp_path, '[resources.loss]\nform = "plain"')
+    assert plain.gpu_memory_gib and plain.gpu_memory_gib > expected + 5

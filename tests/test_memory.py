@@ -7,7 +7,8 @@ import pytest
 from test_cost import GIB, QWEN3
 
 from essence.distill.cost import Architecture, adapter_parameters
-from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load, estimate_memory, smallest_change
+from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load, estimate_memory, loss_memory, smallest_change
+from essence.experiment import load, train_settings
 from essence.settings import LoraSettings
 
 LORA = LoraSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))
@@ -43,6 +44,24 @@ def test_the_buckets_of_ddp_are_a_second_copy_of_the_gradients() -> None:
     assert estimate_memory(two).static - estimate_memory(alone).static == 4 * QWEN3["4b"].parameters
     adapted = [estimate_memory(replace(load, lora=LORA)).static for load in (alone, two)]
     assert adapted[1] - adapted[0] == 4 * adapter_parameters(QWEN3["4b"], LORA)
+
+
+@pytest.mark.parametrize("teacher", ["live", "top-k"])
+def test_a_frozen_head_has_no_gradient(teacher: str) -> None:
+    loaded = load("bespoke")
+    whole = train_settings(loaded.cells()[-1], loaded.experiment).model_copy(update={"teacher": teacher})
+    frozen = whole.model_copy(update={"lora": LORA})
+    loss, student = loaded.experiment.resources.loss, QWEN3["4b"]
+    trained, kept = (loss_memory(student, settings, loss) for settings in (whole, frozen))
+    assert trained.fixed - kept.fixed == (8 if teacher == "top-k" else 4) * student.head_parameters
+    if teacher == "live":
+        assert (trained.labels, kept.labels) == (loss.gradient_rows, loss.chunk_rows)
+
+
+def test_no_more_logits_count_than_the_store_holds() -> None:
+    chunked = replace(PAPER, loss_bytes_per_logit=2.0, activation_checkpointing=False)
+    few, all_labels = (estimate_memory(replace(chunked, loss_labels=labels)).dynamic for labels in (512, 9999))
+    assert all_labels - few == 2 * (4096 - 512) * PAPER.student.vocabulary
 
 
 def test_the_plain_loss_is_nearly_all_that_length_changes() -> None:

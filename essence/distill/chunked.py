@@ -27,23 +27,14 @@ from torch import Tensor
 
 from essence.distill.divergence import FORMULAS, Pair
 from essence.distill.loss import missing_vocabulary
+from essence.distill.memory import GPU_BLOCK_ELEMENTS
 from essence.settings import LossResources, ObjectiveSettings
 
-BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 25}
+BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": GPU_BLOCK_ELEMENTS}
 """Logits that are turned into gradients at a time: for each thread of a CPU so few (and at least a line) that they stay
 in its own cache, on a GPU so many that its kernels take longer than their launch. Changes speed and memory only."""
-BLOCK_BUFFERS = 4
-"""Blocks of that many elements in float32 that live at once, for the paper's objective."""
 PRODUCT_ROWS = 16384
 """Vocabulary entries of d head that are computed at a time where the product is not d head itself."""
-
-
-def chunked_bytes(vocabulary: int, hidden: int, compute_dtype: torch.dtype, loss: LossResources) -> tuple[float, int]:
-    """What this form takes at most under float32 weights: bytes a label and vocabulary entry, and bytes besides."""
-    size = compute_dtype.itemsize
-    copy = size if size < torch.float32.itemsize else 0
-    chunk = vocabulary * loss.chunk_rows * size + BLOCK_BUFFERS * torch.float32.itemsize * BLOCK_ELEMENTS["cuda"]
-    return float(size), chunk + vocabulary * hidden * (torch.float32.itemsize + copy)
 
 
 @dataclass

@@ -208,21 +208,3 @@ def static_bytes(
 def teacher_parameters(teacher: Architecture, form: TeacherForm) -> int:
     """Parameters of the teacher that a training loads."""
     return {"live": teacher.parameters, "cached": teacher.head_parameters, "top-k": 0}[form]
-
-
-def sharded_static_bytes(
-    student: Architecture, teacher: Architecture | None, devices: int, teacher_form: TeacherForm = "live"
-) -> int:
-    """The same on each of `devices` under full sharding (FSDP, ZeRO-3) with bfloat16 compute.
-
-    `(16 P_student + 2 P_teacher) / devices`, and what is gathered: two layers of each model, and the embeddings and
-    heads, the student's with their gradient. A head beside stored states lies whole on each.
-    """
-    shard = MASTER_BYTES * student.parameters
-    gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
-    if teacher and teacher_form != "live":
-        gathered += teacher_parameters(teacher, teacher_form)
-    elif teacher:
-        shard += BFLOAT16_BYTES * teacher.parameters
-        gathered += 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
-    return round(shard / devices + BFLOAT16_BYTES * gathered)

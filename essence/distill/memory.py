@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from essence.distill.cost import Architecture, adapter_parameters
-from essence.settings import LoraSettings, Parallel, TeacherPlacement
+from essence.settings import LoraSettings, LossResources, Parallel, TeacherPlacement, TrainSettings
 
 Dtype = Literal["float32", "bfloat16"]
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -29,6 +29,12 @@ FLOAT32_BYTES = 4
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8
 PLAIN_BYTES_PER_LOGIT = 29
 """Peak of the plain loss, forward and backward, in bytes a label and vocabulary entry, counted."""
+GPU_BLOCK_ELEMENTS, BLOCK_BUFFERS = 1 << 25, 4
+"""Of the chunked loss: logits that a GPU turns into gradients at a time, and how many such blocks in float32 live at
+once, for the paper's objective."""
+CHUNK_COPIES = 7
+"""Of the loss on a top-k: forms of a chunk's logits in float32 that live at once: logits, two log-softmaxes, the rest,
+their gradients."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Load:
     """Its states come from a teacher stage, and only its head is here."""
     lora: LoraSettings | None = None
     """Adapters are all that is trained; None = all weights are."""
+    loss_labels: int | None = None
+    """Labels whose logits the loss holds at once; None = those of all."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,56 @@ class Memory:
     @property
     def total(self) -> int:
         return self.static + self.dynamic
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """What heads and loss take above the models at most, under a head of float32 weights."""
+
+    bytes_per_logit: float
+    labels: int | None
+    """As `Load.loss_labels`."""
+    fixed: int
+
+
+def loss_memory(student: Architecture, settings: TrainSettings, loss: LossResources) -> LossMemory:
+    """Of the form that a training's steps run: see `essence/distill/chunked.py` and `top_k.py`.
+
+    A head that is frozen (LoRA) has no gradient; then the logits of a chunk alone are kept, not of `gradient_rows`.
+    """
+    size, trains_head = BYTES[settings.compute_dtype], settings.lora.rank == 0
+    copy = size if size < FLOAT32_BYTES else 0
+    if settings.teacher == "top-k":
+        chunk = loss.chunk_rows * student.vocabulary * FLOAT32_BYTES * CHUNK_COPIES
+        gradients = 2 * FLOAT32_BYTES if trains_head else 0
+        return LossMemory(0.0, None, chunk + student.head_parameters * (gradients + size))
+    if loss.form == "plain":
+        return LossMemory(PLAIN_BYTES_PER_LOGIT, None, 0)
+    chunk = student.vocabulary * loss.chunk_rows * size + BLOCK_BUFFERS * FLOAT32_BYTES * GPU_BLOCK_ELEMENTS
+    fixed = chunk + student.head_parameters * ((FLOAT32_BYTES if trains_head else 0) + copy)
+    return LossMemory(float(size), loss.gradient_rows if trains_head else loss.chunk_rows, fixed)
+
+
+def load_of(settings: TrainSettings, student: Architecture, teacher: Architecture | None, loss: LossResources) -> Load:
+    """What a training gives each device to hold, before its rows: `positions` and `labels` are 0."""
+    of_loss = loss_memory(student, settings, loss)
+    return Load(
+        student=student,
+        teacher=None if settings.teacher == "top-k" else teacher,  # neither its states nor its logits are made
+        compute_dtype=settings.compute_dtype,
+        activation_checkpointing=settings.activation_checkpointing,
+        packed=settings.packing,
+        positions=0,
+        labels=0,
+        loss_bytes_per_logit=of_loss.bytes_per_logit,
+        loss_bytes=of_loss.fixed,
+        loss_labels=of_loss.labels,
+        parallel=settings.parallel,
+        devices=settings.processes,
+        teacher_placement=settings.teacher_placement,
+        teacher_stored=settings.teacher != "live",
+        lora=settings.lora if settings.lora.rank else None,
+    )
 
 
 def estimate_memory(load: Load) -> Memory:
@@ -117,7 +175,8 @@ def _student_step(load: Load) -> int:
     taught = BYTES[load.compute_dtype] * load.teacher.hidden if load.teacher else 0
     logits = load.loss_bytes_per_logit * student.vocabulary
     states = 2 * FLOAT32_BYTES * student.hidden + taught  # at the labels: the student's, their gradient, the teacher's
-    at_loss = load.positions * ends + load.labels * (logits + states) + load.loss_bytes
+    held = load.labels if load.loss_labels is None else min(load.labels, load.loss_labels)
+    at_loss = load.positions * ends + held * logits + load.labels * states + load.loss_bytes
     if not load.activation_checkpointing:
         return round(load.positions * student.layers * layer + at_loss)
     gradients = 2 * BYTES[load.compute_dtype] * student.intermediate + FLOAT32_BYTES * student.hidden

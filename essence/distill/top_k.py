@@ -21,16 +21,6 @@ VALUES = ("ids", "log_p", "log_rest")
 """What is stored of each token, `essence/distill/stored_rows.py`."""
 
 
-CHUNK_COPIES = 7
-"""Forms of a chunk's logits in float32 that live at once: logits, two log-softmaxes, the rest, their gradients."""
-
-
-def sparse_bytes(vocabulary: int, hidden: int, compute_dtype: torch.dtype, loss: LossResources) -> int:
-    """What the objective takes at most, however many labels."""
-    chunk = loss.chunk_rows * vocabulary * torch.float32.itemsize * CHUNK_COPIES
-    return chunk + vocabulary * hidden * (2 * torch.float32.itemsize + compute_dtype.itemsize)
-
-
 class TopK(NamedTuple):
     """A teacher's distributions at N labels, at the objective's temperature."""
 

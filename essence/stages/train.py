@@ -18,7 +18,6 @@ from essence.distill import cost, preflight
 from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
 from essence.distill.cached_teacher import CachedTeacher, TopKTeacher
 from essence.distill.checkpoint import load_weights
-from essence.distill.chunked import chunked_bytes
 from essence.distill.devices import (
     GIB,
     MFU_FORMULA,
@@ -27,7 +26,7 @@ from essence.distill.devices import (
     prepare_device,
 )
 from essence.distill.distiller import COMPUTE_DTYPES
-from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load
+from essence.distill.memory import load_of
 from essence.distill.models import (
     check_model_files,
     check_pair,
@@ -44,7 +43,6 @@ from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
 from essence.distill.stored_rows import ROWS, StoredRows, check_head
 from essence.distill.teacher import TeacherStates, place_teacher
-from essence.distill.top_k import sparse_bytes
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
@@ -120,36 +118,11 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     return replace(told, executed={**told.executed, "parameters": parameters, "preflight": findings})
 
 
-def loss_bytes(setup: Setup, settings: TrainSettings, loss: LossResources) -> tuple[float, int]:
-    """What heads and loss take above the models: bytes a label and vocabulary entry, and bytes however many labels."""
-    head = setup.student_config["vocab_size"], setup.student_config["hidden_size"]
-    if settings.teacher == "top-k":
-        return 0.0, sparse_bytes(*head, COMPUTE_DTYPES[settings.compute_dtype], loss)
-    if loss.form == "plain":
-        return PLAIN_BYTES_PER_LOGIT, 0
-    return chunked_bytes(*head, COMPUTE_DTYPES[settings.compute_dtype], loss)
-
-
 def look_first(settings: TrainSettings, context: StageContext, setup: Setup, loss: LossResources) -> dict[str, Any]:
     """What can be known without a model: whether the memory will do, and that the rows are those of before."""
     resources, training = context.resources, setup.rows.training.examples
-    per_logit, fixed = loss_bytes(setup, settings, loss)
-    load = Load(
-        student=cost.Architecture.from_config(setup.student_config),
-        teacher=held_teacher(setup, settings),
-        compute_dtype=settings.compute_dtype,
-        activation_checkpointing=settings.activation_checkpointing,
-        packed=settings.packing,
-        positions=0,
-        labels=0,
-        loss_bytes_per_logit=per_logit,
-        loss_bytes=fixed,
-        parallel=settings.parallel,
-        devices=settings.processes,
-        teacher_placement=settings.teacher_placement,
-        teacher_stored=settings.teacher != "live",
-        lora=settings.lora if settings.lora.rank else None,
-    )
+    teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
+    load = load_of(settings, cost.Architecture.from_config(setup.student_config), teacher, loss)
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(
         training, settings.optimizer, settings.processes, settings.packing, multiple, resources
@@ -227,13 +200,6 @@ def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -
         raise InputError(
             f"tokens.arrow holds token id {largest}, but the student knows {vocabulary}: tokenise with its tokenizer"
         )
-
-
-def held_teacher(setup: Setup, settings: TrainSettings) -> cost.Architecture | None:
-    """The teacher whose states and logits are made here; of a top-k neither is."""
-    if setup.teacher_config is None or settings.teacher == "top-k":
-        return None
-    return cost.Architecture.from_config(setup.teacher_config)
 
 
 def load_student(folder: Path, settings: TrainSettings) -> Any:
