@@ -16,8 +16,9 @@ from conftest import MICRO, PROJECT, invoke
 from containers import Apptainer
 from test_engine_docker import RESOURCES
 
-from essence.engines.apptainer import argv, open_work_folder, work_folder
-from essence.engines.apptainer_stage import host_variables
+from essence.engines.apptainer import argv, held_work_folder, open_work_folder, work_folder
+from essence.engines.apptainer_stage import ApptainerStage, host_variables
+from essence.engines.contract import Ending
 from essence.engines.images import LOCK_LABEL, recipe
 from essence.engines.surroundings import Mount, Surroundings
 from essence.errors import ExperimentError, MachineError
@@ -104,6 +105,22 @@ def test_the_folder_for_temporary_files_is_this_users_alone(tmp_path: Path, monk
         MachineError, match="belongs to somebody else; name another folder for temporary files with TMPDIR"
     ):
         open_work_folder(around)
+
+
+def test_the_folder_stays_while_another_process_of_the_stage_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a second experiment has waited for a stage that works, and was told that it is held."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = StageFolder(tmp_path / "stage")
+    folder.path.mkdir()
+    around = some_stage(folder=folder, user=(os.getuid(), os.getgid()))
+    works = ApptainerStage(["sleep", "60"], around, *held_work_folder(around), None)
+    waited = ApptainerStage(["false"], around, *held_work_folder(around), None)
+    waited.process.wait()
+    assert waited.poll() == Ending(1) and work_folder(around).is_dir()
+    works.kill()
+    assert not work_folder(around).exists()
 
 
 def test_what_apptainer_sees_of_the_caller_brings_nothing_inside(monkeypatch: pytest.MonkeyPatch) -> None:

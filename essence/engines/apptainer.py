@@ -4,6 +4,8 @@ The words of the command line are made here for batch texts too (`slurm_text.py`
 has its identity, so what is done under one of the two engines is done under the other.
 """
 
+import contextlib
+import fcntl
 import functools
 import os
 import shlex
@@ -91,10 +93,10 @@ class ApptainerEngine:
 
     def start(self, surroundings: Surroundings) -> ApptainerStage:
         """Start a stage; one that a killed host left running stops by itself, and this one waits for its folder."""
-        work = open_work_folder(surroundings)
+        work, held = held_work_folder(surroundings)
         secret = token(surroundings.folder.path) if surroundings.network else None
         command = argv(surroundings, self._sif(surroundings), secret, lifeline=True)
-        return ApptainerStage(command, surroundings, work, secret)
+        return ApptainerStage(command, surroundings, work, held, secret)
 
     def _sif(self, surroundings: Surroundings) -> Path:
         return sif_file(recipe(surroundings.environment, self.flavour))
@@ -156,6 +158,21 @@ def work_folder(around: Surroundings) -> Path:
     that nothing of a killed run is left."""
     place = sha256_text(str(around.folder.path))[:WORK_DIGITS]
     return Path(tempfile.gettempdir()) / f"essence-{around.user[0]}-{place}"
+
+
+def held_work_folder(around: Surroundings) -> tuple[Path, int]:
+    """The folder, and an open descriptor that keeps others who use it from removing it."""
+    while True:
+        folder = open_work_folder(around)
+        with contextlib.suppress(FileNotFoundError):
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            with contextlib.suppress(OSError):
+                # On a disk without such locks nobody can take it whole to remove it either.
+                fcntl.flock(held, fcntl.LOCK_SH)
+            if folder.exists() and os.path.samestat(folder.lstat(), os.fstat(held)):
+                return folder, held
+            # Its last user removed it in between.
+            os.close(held)
 
 
 def open_work_folder(around: Surroundings) -> Path:

@@ -6,6 +6,7 @@ parent's death would not be told.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -30,20 +31,23 @@ LAST_BYTES = 8192
 class ApptainerStage:
     """A running stage."""
 
-    def __init__(self, command: list[str], surroundings: Surroundings, work: Path, secret: Token | None) -> None:
+    def __init__(
+        self, command: list[str], surroundings: Surroundings, work: Path, held: int, secret: Token | None
+    ) -> None:
+        """`held`: descriptor that holds the work folder (`held_work_folder`), and is this stage's to close."""
         self.surroundings = surroundings
         self.memory_kills = memory_kills()
         self._leave = contextlib.ExitStack()
         if secret:
             self._leave.callback(secret.forget)
-        self._leave.callback(shutil.rmtree, work, ignore_errors=True)
+        self._leave.callback(leave_work_folder, work, held)
         try:
-            self.process = self._start(command)
+            self.process = self._start(command, held)
         except BaseException:
             self._leave.close()
             raise
 
-    def _start(self, command: list[str]) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str], held: int) -> "subprocess.Popen[bytes]":
         read, lifeline = os.pipe()
         self._leave.callback(os.close, lifeline)
         try:
@@ -56,6 +60,8 @@ class ApptainerStage:
                     stderr=subprocess.STDOUT,
                     env=host_variables(),
                     cwd=self.surroundings.folder.path,
+                    # Should this process be killed, the container's own still holds its folder.
+                    pass_fds=(held,),
                     # Ctrl-C reaches the host alone, which then asks each stage to stop.
                     start_new_session=True,
                 )
@@ -100,6 +106,14 @@ class ApptainerStage:
         if "cgroups" in reason and self.surroundings.resources.memory_gib:
             reason += "; resources.memory_gib = 0 asks for no limit"
         return reason
+
+
+def leave_work_folder(work: Path, held: int) -> None:
+    """Remove the work folder, unless another process of the same stage, which waits or works, has it too."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(work, ignore_errors=True)
+    os.close(held)
 
 
 def plain(line: str) -> str:
