@@ -96,6 +96,10 @@ def test_through_the_stages(prepared: dict[str, Path], tmp_path: Path) -> None:
     around = context(tmp_path / "b", **inputs(prepared, teacher=few))
     trained = train.run(train_settings(teacher="top-k", teacher_top_k=8), around)
     assert trained.executed["parallel"]["teacher"] == "top-k"
+    loss = trained.executed["preflight"]["objective"]
+    assert (loss["form"], loss["validation"]["form"]) == ("sparse", "chunked") and loss["validation"]["parity"][
+        "passed"
+    ]
     assert trained.results["last_loss"] != pytest.approx(live[-3], abs=1e-3)
     with pytest.raises(InputError, match="holds top_k = 8, not 16: run the stage again"):
         curve(tmp_path / "c", prepared, train_settings(teacher="top-k", teacher_top_k=16), teacher=few)

@@ -137,11 +137,19 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup, los
 
 
 def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> Settled:
-    """The loss as it will run, checked on this rank's device with the heads of these models, which then go again."""
-    dtype = COMPUTE_DTYPES[settings.compute_dtype]
-    teacher = load_head(setup.teacher, dtype, setup.device) if setup.teacher else None
+    """The loss as it will run, checked on this rank's device with the heads of these models, which then go again.
+
+    Beside a top-k the steps run a form of their own, and what is checked is that of the validations: CE alone.
+    """
+    dtype, objective = COMPUTE_DTYPES[settings.compute_dtype], settings.objective
     student = load_head(setup.student, torch.float32, setup.device)
-    return settle(student, teacher, dtype, settings.objective, resources.loss, ranks)
+    if settings.teacher == "top-k":
+        of_validations = settle(
+            student, None, dtype, objective.model_copy(update={"kd_weight": 0.0}), resources.loss, ranks
+        )
+        return replace(of_validations, told={"form": "sparse", "validation": of_validations.told})
+    teacher = load_head(setup.teacher, dtype, setup.device) if setup.teacher else None
+    return settle(student, teacher, dtype, objective, resources.loss, ranks)
 
 
 def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> TeacherStates:
