@@ -162,6 +162,9 @@ def test_two_images_of_one_environment(runs: Path) -> None:
     [
         ("grade", "results", {"interval": [0.0, 0.01]}, "interval high 0.01 recorded, "),
         ("grade", "results", {"statuses": {"graded": 1}}, "status graded 1 recorded, "),
+        ("grade", "results", {"finish_reasons": {"stop": 1}}, "finish reason stop 1 recorded, "),
+        ("grade", "results", {"mean_completion_tokens": 1.5}, "mean_completion_tokens 1.5 recorded, "),
+        ("grade", "results", {"longest_completion_tokens": 1}, "longest_completion_tokens 1 recorded, "),
         ("generate", "results", {"mean_completion_tokens": 1.5}, "mean_completion_tokens 1.5 recorded, "),
         ("train", "results", {"last_loss": 0.5}, "last_loss 0.5 recorded, "),
         ("train", "results", {"best_validation_ce": 0.1}, "best_validation_ce 0.1 recorded, "),
@@ -176,6 +179,13 @@ def test_a_number_that_its_files_do_not_give_even_under_a_new_seal(
     file = folder_of(runs, stage) / "manifest.json"
     edit(file, lambda record: record[group].update(change), reseal=True)
     assert any(f"{file}: {sentence}" in finding for finding in checked(runs).findings), checked(runs).findings
+
+
+@pytest.mark.parametrize("measure", ["pass", "majority"])
+def test_votes_that_the_verdicts_do_not_give_even_under_a_new_seal(runs: Path, measure: str) -> None:
+    file = folder_of(runs, "grade") / "manifest.json"
+    edit(file, lambda m: next(iter(m["results"][f"{measure}_at_k"].values())).update(value=0.99), reseal=True)
+    assert f"{file}: {'pass' if measure == 'pass' else 'maj'}@1 value 0.99 recorded, " in only(runs)
 
 
 @pytest.mark.parametrize("stage", ["download", "tokenize", "train", "generate", "grade"])

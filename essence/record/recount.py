@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from essence.scoring.statistics import accuracy
-from essence.store import StageFolder
+from essence.atomic import read_json
+from essence.errors import RecordError
+from essence.record.canonical import sha256_file
+from essence.scoring.statistics import accuracy, majority_at_k, pass_at_k
+from essence.scoring.summary import answer_numbers, completion_facts
+from essence.store import StageFolder, stage_id
 
 Manifest = dict[str, Any]
 Line = dict[str, Any]
@@ -29,7 +33,11 @@ def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
         yield from (where + finding for finding in _training(results, lines))
         return
     yield from _twice(folder.output / LINES[stage], lines)
-    found = _completions(results, lines) if stage == "generate" else _verdicts(results, lines)
+    if stage == "generate":
+        yield from (where + finding for finding in _completions(results, lines))
+        return
+    samples = _samples_read(folder, manifest)
+    found = [*_verdicts(results, lines), *_votes(results, lines), *_endings(results, samples)]
     yield from (where + finding for finding in found)
 
 
@@ -39,6 +47,21 @@ LINES = {"generate": "samples.jsonl", "grade": "verdicts.jsonl", "train": "metri
 def _read(file: Path) -> list[Line]:
     """Records by line; bytes, since a text is also split at U+2028 and U+0085, which completions hold."""
     return [json.loads(line) for line in file.read_bytes().splitlines()]
+
+
+def _samples_read(folder: StageFolder, manifest: Manifest) -> list[Line]:
+    """The completions that were graded; none where they are not here or not as recorded, which is told elsewhere."""
+    entry = manifest["inputs"]["stages"].get("samples")
+    if entry is None:
+        return []
+    read = StageFolder(folder.path.parent / stage_id(entry["stage"], entry["key"]))
+    file = read.output / LINES["generate"]
+    try:
+        recorded = {output["path"]: output["sha256"] for output in read_json(read.manifest)["outputs"]}
+        intact = recorded[file.name] == sha256_file(file)
+    except (RecordError, OSError, KeyError, TypeError):
+        return []
+    return _read(file) if intact else []
 
 
 def _twice(file: Path, lines: list[Line]) -> Iterator[str]:
@@ -105,6 +128,39 @@ def _score(results: dict[str, Any], marks: list[list[bool]]) -> Iterator[str]:
             ("low", "high"), results["interval"], (estimate.low, estimate.high), strict=True
         ):
             yield from _differs(f"interval {name}", recorded, value, "verdicts.jsonl")
+
+
+def _votes(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
+    """pass@k and maj@k, as many as are recorded."""
+    of_problem: dict[str, list[Line]] = {}
+    for line in lines:
+        of_problem.setdefault(str(line["problem"]), []).append(line)
+    recorded = {**results.get("pass_at_k", {}), **results.get("majority_at_k", {})}
+    if not recorded or not lines or len({len(found) for found in of_problem.values()}) != 1:
+        return
+    correct = [[bool(line["correct"]) for line in found] for found in of_problem.values()]
+    answers = [answer_numbers(found) for found in of_problem.values()]
+    for name, estimate in recorded.items():
+        measure, _, k = name.partition("@")
+        if measure == "pass":
+            computed = pass_at_k(correct, int(k), results["confidence"])
+        else:
+            computed = majority_at_k(answers, correct, int(k), results["confidence"])
+        for part in ("value", "standard_error", "low", "high"):
+            yield from _differs(f"{name} {part}", estimate[part], getattr(computed, part), "verdicts.jsonl")
+
+
+def _endings(results: dict[str, Any], samples: list[Line]) -> Iterator[str]:
+    """How completions ended and how long they are."""
+    if not samples:
+        return
+    counted = completion_facts(samples)
+    reasons = counted.pop("finish_reasons")
+    for reason in sorted(results["finish_reasons"].keys() | reasons.keys()):
+        yield from _differs(f"finish reason {reason}", results["finish_reasons"].get(reason, 0),
+                            reasons.get(reason, 0), "samples.jsonl")  # fmt: skip
+    for name, value in counted.items():
+        yield from _differs(name, results[name], value, "samples.jsonl")
 
 
 def _differs(name: str, recorded: Any, value: Any, source: str) -> Iterator[str]:
