@@ -16,7 +16,7 @@ from conftest import MICRO, PROJECT, invoke
 from containers import Apptainer
 from test_engine_docker import RESOURCES
 
-from essence.engines.apptainer import argv, held_work_folder, open_work_folder, work_folder
+from essence.engines.apptainer import argv, held_work_folder, network_variables, open_work_folder, work_folder
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.contract import Ending
 from essence.engines.images import LOCK_LABEL, recipe
@@ -80,6 +80,17 @@ def test_it_can_be_printed_where_there_is_neither_apptainer_nor_a_sif(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_password_of_a_proxy_is_no_part_of_the_command_line(
+    plain_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del plain_machine
+    monkeypatch.setenv("https_proxy", "http://me:planted@proxy:3128")
+    around = some_stage(stage="download", environment="download", network=True)
+    assert "planted" not in " ".join(argv(around, Path("download.sif"), lifeline=True))
+    assert network_variables(around) == {"APPTAINERENV_https_proxy": "http://me:planted@proxy:3128"}
+    assert network_variables(some_stage()) == {}
+
+
 def test_the_same_stages_have_the_same_keys_as_under_docker(tmp_path: Path) -> None:
     runs = ("--runs", str(tmp_path))
     plans = [
@@ -115,8 +126,8 @@ def test_the_folder_stays_while_another_process_of_the_stage_uses_it(
     folder = StageFolder(tmp_path / "stage")
     folder.path.mkdir()
     around = some_stage(folder=folder, user=(os.getuid(), os.getgid()))
-    works = ApptainerStage(["sleep", "60"], around, *held_work_folder(around), None)
-    waited = ApptainerStage(["false"], around, *held_work_folder(around), None)
+    works = ApptainerStage(["sleep", "60"], around, *held_work_folder(around))
+    waited = ApptainerStage(["false"], around, *held_work_folder(around))
     waited.process.wait()
     assert waited.poll() == Ending(1) and work_folder(around).is_dir()
     works.kill()

@@ -19,7 +19,7 @@ from typing import Any
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
 from essence.engines.images import recipe
 from essence.engines.sif import found_sif, missing_sifs, program, sif_file, version
-from essence.engines.surroundings import Mount, Surroundings, visible_gpus
+from essence.engines.surroundings import NETWORK_VARIABLES, Mount, Surroundings, visible_gpus
 from essence.engines.token import Token, token
 from essence.errors import ExperimentError, MachineError
 from essence.plan import PlannedStage
@@ -28,6 +28,8 @@ from essence.settings import EnvironmentName
 
 LIFELINE = "ESSENCE_LIFELINE"
 """Tells the stage that its standard input closes when the host process is gone (`essence/stages/context.py`)."""
+INSIDE = "APPTAINERENV_"
+"""How the name of a variable begins that Apptainer hands into the container."""
 MIB_IN_GIB = 1024
 WORK_DIGITS = 12
 SEPARATORS = ":,\\"
@@ -96,7 +98,7 @@ class ApptainerEngine:
         work, held = held_work_folder(surroundings)
         secret = token(surroundings.folder.path) if surroundings.network else None
         command = argv(surroundings, self._sif(surroundings), secret, lifeline=True)
-        return ApptainerStage(command, surroundings, work, held, secret)
+        return ApptainerStage(command, surroundings, work, held, secret, network_variables(surroundings))
 
     def _sif(self, surroundings: Surroundings) -> Path:
         return sif_file(recipe(surroundings.environment, self.flavour))
@@ -111,9 +113,18 @@ def argv(around: Surroundings, sif: Path, secret: Token | None = None, lifeline:
     words.append(f"--workdir={work_folder(around)}")
     words += [f"--memory={int(resources.memory_gib * MIB_IN_GIB)}M"] if resources.memory_gib else []
     variables = around.contained_variables() | gpu_variables(around) | (secret.variables(inside=True) if secret else {})
-    variables |= {LIFELINE: "1"} if lifeline else {}
+    if lifeline:
+        # A proxy's address may hold a password: what is started here has those apart (`network_variables`).
+        variables = {name: value for name, value in variables.items() if name not in NETWORK_VARIABLES}
+        variables[LIFELINE] = "1"
     stage = ["env", *(f"{name}={value}" for name, value in variables.items()), "python", *around.arguments]
     return [*limit_words(resources.ulimits), *words, str(sif), *stage]
+
+
+def network_variables(around: Surroundings) -> dict[str, str]:
+    """For Apptainer's own environment, which nobody else can read: what a download is told of the network."""
+    variables = around.contained_variables()
+    return {f"{INSIDE}{name}": variables[name] for name in NETWORK_VARIABLES if name in variables}
 
 
 def apptainer_words(around: Surroundings, bound: Iterable[str], *, no_network: bool, no_privileges: bool) -> list[str]:

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from essence.engines.contract import Ending
@@ -32,9 +33,18 @@ class ApptainerStage:
     """A running stage."""
 
     def __init__(
-        self, command: list[str], surroundings: Surroundings, work: Path, held: int, secret: Token | None
+        self,
+        command: list[str],
+        surroundings: Surroundings,
+        work: Path,
+        held: int,
+        secret: Token | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        """`held`: descriptor that holds the work folder (`held_work_folder`), and is this stage's to close."""
+        """`held`: descriptor that holds the work folder (`held_work_folder`), and is this stage's to close.
+
+        `variables`: more for Apptainer itself, which are no part of the command line.
+        """
         self.surroundings = surroundings
         self.memory_kills = memory_kills()
         self._leave = contextlib.ExitStack()
@@ -42,12 +52,12 @@ class ApptainerStage:
             self._leave.callback(secret.forget)
         self._leave.callback(leave_work_folder, work, held)
         try:
-            self.process = self._start(command, held)
+            self.process = self._start(command, held, variables or {})
         except BaseException:
             self._leave.close()
             raise
 
-    def _start(self, command: list[str], held: int) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str], held: int, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
         read, lifeline = os.pipe()
         self._leave.callback(os.close, lifeline)
         try:
@@ -58,7 +68,7 @@ class ApptainerStage:
                     stdin=read,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=host_variables(),
+                    env={**host_variables(), **variables},
                     cwd=self.surroundings.folder.path,
                     # Should this process be killed, the container's own still holds its folder.
                     pass_fds=(held,),
