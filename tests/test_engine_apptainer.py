@@ -15,13 +15,23 @@ import pytest
 from conftest import MICRO, PROJECT, invoke
 from containers import Apptainer
 from test_engine_docker import RESOURCES
+from test_slurm_jobs import stand_in_sif
 
-from essence.engines.apptainer import argv, held_work_folder, network_variables, open_work_folder, work_folder
+from essence.engines.apptainer import (
+    ApptainerEngine,
+    argv,
+    held_work_folder,
+    network_variables,
+    open_work_folder,
+    work_folder,
+)
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.contract import Ending
 from essence.engines.images import LOCK_LABEL, recipe
+from essence.engines.sif import sif_file
 from essence.engines.surroundings import Mount, Surroundings
 from essence.errors import ExperimentError, MachineError
+from essence.record.canonical import sha256_file
 from essence.store import StageFolder
 
 GOLDEN = Path(__file__).with_name("golden") / "apptainer.txt"
@@ -132,6 +142,21 @@ def test_the_folder_stays_while_another_process_of_the_stage_uses_it(
     assert waited.poll() == Ending(1) and work_folder(around).is_dir()
     works.kill()
     assert not work_folder(around).exists()
+
+
+def test_a_sif_that_is_replaced_while_a_run_goes_on_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(tmp_path))
+    monkeypatch.setattr("essence.engines.apptainer.version", lambda: "1")
+    file = sif_file(recipe("train", "cpu"))
+    stand_in_sif(file, recipe("train", "cpu"))
+    engine = ApptainerEngine("cpu")
+    assert engine.image("train")["sif_sha256"] == sha256_file(file)
+    stand_in_sif(file.with_suffix(".new"), recipe("train", "cpu"))
+    file.with_suffix(".new").rename(file)
+    with pytest.raises(MachineError, match=r"train-cpu.sif: is not the file that this run began with"):
+        engine.start(some_stage())
 
 
 def test_what_apptainer_sees_of_the_caller_brings_nothing_inside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import MICRO, invoke
@@ -161,6 +162,31 @@ def test_a_token_that_a_killed_host_left_is_removed_without_a_login_too(
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
     assert token(tmp_path) is None and not left.file.exists()
+
+
+def test_an_image_that_is_built_while_a_run_goes_on_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, names = list[str](), iter(["sha256:first", "sha256:second"])
+
+    def create(image: str, **_: object) -> SimpleNamespace:
+        made.append(image)
+        return SimpleNamespace(start=lambda: None)
+
+    class Engine(DockerEngine):
+        client = SimpleNamespace(  # type: ignore[assignment]
+            images=SimpleNamespace(get=lambda _: SimpleNamespace(id=next(names))),
+            containers=SimpleNamespace(create=create, list=lambda **_: []),
+            version=lambda: {"Version": "1"},
+            info=dict,
+        )
+
+    monkeypatch.setattr(docker_engine, "config_digest", lambda _, image: image.id)
+    monkeypatch.setattr(docker_engine, "DockerStage", lambda *_, **__: None)
+    engine = Engine("cpu")
+    told = engine.image("download")["digest"]
+    engine.start(surroundings_of(tmp_path, user=(os.getuid(), os.getgid())))
+    assert made == [told]
 
 
 @pytest.mark.docker

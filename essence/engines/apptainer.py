@@ -18,7 +18,7 @@ from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
 from essence.engines.images import recipe
-from essence.engines.sif import found_sif, missing_sifs, program, sif_file, version
+from essence.engines.sif import SifRecord, found_sif, missing_sifs, program, sif_file, version
 from essence.engines.surroundings import NETWORK_VARIABLES, Mount, Surroundings, visible_gpus
 from essence.engines.token import Token, token
 from essence.errors import ExperimentError, MachineError
@@ -50,15 +50,19 @@ class ApptainerEngine:
     @functools.cache  # noqa: B019  one engine lives as long as its run
     def image(self, name: EnvironmentName) -> dict[str, str | None]:
         """Engine and SIF as they are here; group `image` of the manifest."""
-        image = recipe(name, self.flavour)
-        found = found_sif(image, self._cure())
+        found = self._record(name)
         return {
             "engine": self.name,
             "engine_version": version(),
             "digest": found.config_digest,
-            "base_digest": image.base.split("@")[1],
+            "base_digest": recipe(name, self.flavour).base.split("@")[1],
             "sif_sha256": found.sha256,
         }
+
+    @functools.cache  # noqa: B019  one engine lives as long as its run
+    def _record(self, name: EnvironmentName) -> SifRecord:
+        """What the SIF was when this run first looked, which the manifests say."""
+        return found_sif(recipe(name, self.flavour), self._cure())
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without Apptainer, a SIF that was made from the project as it is, or GPUs for containers."""
@@ -95,10 +99,18 @@ class ApptainerEngine:
 
     def start(self, surroundings: Surroundings) -> ApptainerStage:
         """Start a stage; one that a killed host left running stops by itself, and this one waits for its folder."""
+        sif = self._same_sif(surroundings)
         work, held = held_work_folder(surroundings)
         secret = token(surroundings.folder.path) if surroundings.network else None
-        command = argv(surroundings, self._sif(surroundings), secret, lifeline=True)
+        command = argv(surroundings, sif, secret, lifeline=True)
         return ApptainerStage(command, surroundings, work, held, secret, network_variables(surroundings))
+
+    def _same_sif(self, surroundings: Surroundings) -> Path:
+        """The SIF; MachineError when another was put in its place since this run began."""
+        file, known = self._sif(surroundings), self._record(surroundings.environment)
+        if not (file.is_file() and known.is_of(file)):
+            raise MachineError(f"{file}: is not the file that this run began with; issue the command again")
+        return file
 
     def _sif(self, surroundings: Surroundings) -> Path:
         return sif_file(recipe(surroundings.environment, self.flavour))

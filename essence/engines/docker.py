@@ -66,7 +66,7 @@ class DockerEngine:
         return {
             "engine": self.name,
             "engine_version": str(self.client.version()["Version"]),
-            "digest": config_digest(self.client, self._found(image)),
+            "digest": config_digest(self.client, self._chosen(name)),
             "base_digest": image.base.split("@")[1],
             "sif_sha256": None,
         }
@@ -103,6 +103,11 @@ class DockerEngine:
         image.check_labels(found.labels, f"the image {image.name}", self._cure())
         return found
 
+    @functools.cache  # noqa: B019  one engine lives as long as its run
+    def _chosen(self, name: EnvironmentName) -> Any:
+        """The image that all containers of this run are made of, as the manifests say, whatever is built meanwhile."""
+        return self._found(recipe(name, self.flavour))
+
     def _found(self, image: ImageRecipe) -> Any:
         try:
             return self.client.images.get(image.name)
@@ -136,7 +141,7 @@ class DockerEngine:
     def _start(self, surroundings: Surroundings) -> DockerStage:
         log_start = surroundings.folder.log.stat().st_size if surroundings.folder.log.is_file() else 0
         secret = token(surroundings.folder.path) if surroundings.network else None
-        image = self._found(recipe(surroundings.environment, self.flavour))
+        image = self._chosen(surroundings.environment)
         container = None
         try:
             options = creation(surroundings, secret, self._user(surroundings))
