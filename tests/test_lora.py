@@ -127,3 +127,11 @@ def test_matrices_that_are_not_there_are_named() -> None:
     gpt = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match="the student has no matrices down_proj, q_proj, v_proj: take them out"):
         add_adapters(gpt, LoraSettings.model_validate(LORA), 0)
+
+
+def test_the_order_of_the_matrices_is_in_no_key() -> None:
+    one, other = (
+        LoraSettings.model_validate({"rank": 2, "alpha": 4.0, "targets": targets})
+        for targets in (["v_proj", "q_proj"], ["q_proj", "v_proj", "q_proj"])
+    )
+    assert one == other and one.targets == ["q_proj", "v_proj"]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from essence.settings.base import Record
 from essence.settings.data import RowsSettings, ViewSettings
@@ -74,7 +74,12 @@ class LoraSettings(Record):
     alpha: Annotated[float, Field(gt=0.0)]
     """What an adapter adds is multiplied by alpha / rank."""
     targets: Annotated[list[LoraTarget], Field(min_length=1)]
-    """Matrices of every layer that get one."""
+    """Matrices of every layer that get one; kept in alphabetical order, since none changes the result."""
+
+    @field_validator("targets")
+    @classmethod
+    def in_order(cls, targets: list[LoraTarget]) -> list[LoraTarget]:
+        return sorted(set(targets))
 
 
 class LoopSettings(Record):
