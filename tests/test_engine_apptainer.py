@@ -189,7 +189,7 @@ def test_without_a_sif_or_with_a_wrong_one_there_is_one_sentence(
     monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(folder))
     run = ("reproduce", str(MICRO), "--engine", "apptainer", "--runs", str(tmp_path / "runs"))
     said = one_sentence(invoke(*run))
-    assert f"no SIF {folder}/eval-cpu.sif here" in said
+    assert f"no SIF {folder}/eval-cpu.sif and no SIF {folder}/train-cpu.sif here" in said
     assert "make sif FLAVOUR=cpu" in said
     for name in ("eval-cpu.sif", "train-cpu.sif"):
         (folder / name).write_bytes(b"no SIF")
