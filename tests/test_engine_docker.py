@@ -193,7 +193,7 @@ def test_an_image_that_is_built_while_a_run_goes_on_is_not_started(
 def test_running_out_of_memory_is_told_apart_from_failing(engine: DockerEngine, tmp_path: Path) -> None:
     around = surroundings_of(tmp_path, resources=RESOURCES.model_copy(update={"memory_gib": 0.0625}))
     ending = ended(run_inside(engine, around, "x = bytearray(10**9)"))
-    assert ending.code != 0 and "memory ran out: its container may take 0.0625 GiB" in ending.cause  # type: ignore[attr-defined]
+    assert ending.code != 0 and "memory ran out: it may take 0.0625 GiB" in ending.cause  # type: ignore[attr-defined]
     failed = ended(run_inside(engine, around, "import sys; sys.exit(3)"))
     assert (failed.code, failed.cause) == (3, None)  # type: ignore[attr-defined]
     killed = ended(run_inside(engine, around, "import os; os.kill(os.getpid(), 9)"))
