@@ -65,16 +65,28 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
+def metrics_of(folder: Path) -> Path:
+    return folder / "scratch" / "training" / "metrics.jsonl"
+
+
 def steps_of(folder: Path) -> int:
-    file = folder / "scratch" / "training" / "metrics.jsonl"
+    file = metrics_of(folder)
     return file.read_text().count('"kind": "step"') if file.is_file() else 0
+
+
+def written(folder: Path) -> int:
+    """When a step was last written down, in nanoseconds."""
+    metrics = metrics_of(folder)
+    return metrics.stat().st_mtime_ns if metrics.is_file() else 0
 
 
 def after(step: int, folder: Path, act: Callable[[psutil.Process], None]) -> int:
     """Start the stage, do something to it after so many steps of the whole training; returns its exit code."""
+    before = written(folder)
     process = start(folder)
     deadline = time.monotonic() + 300
-    while steps_of(folder) < step and process.poll() is None:
+    # The attempt before may have gone further than it was asked: this one must have written, too.
+    while (steps_of(folder) < step or written(folder) == before) and process.poll() is None:
         assert time.monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
         time.sleep(0.01)
     assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
@@ -97,13 +109,13 @@ def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path
     undisturbed, folder = make_stage(tmp_path / "one", prepared), make_stage(tmp_path / "two", prepared)
     assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "log.txt").read_text()[-3000:]
 
-    assert after(2, folder, lambda stage: stage.kill()) == -signal.SIGKILL
-    assert after(4, folder, lambda stage: stage.children()[1].kill()) == 2
+    assert after(1, folder, lambda stage: stage.kill()) == -signal.SIGKILL
+    assert after(3, folder, lambda stage: stage.children()[1].kill()) == 2
     failure = json.loads((folder / "failure.json").read_text())
     assert failure["curable"] and failure["message"] == "rank 1 of 2 was killed by SIGKILL (out of memory?)"
-    assert after(6, folder, kill_all) == -signal.SIGKILL
-    assert after(7, folder, lambda stage: stage.send_signal(signal.SIGTERM)) == 75
-    assert after(8, folder, lambda stage: stage.send_signal(signal.SIGUSR1)) == 75
+    assert after(4, folder, kill_all) == -signal.SIGKILL
+    assert after(5, folder, lambda stage: stage.send_signal(signal.SIGTERM)) == 75
+    assert after(6, folder, lambda stage: stage.send_signal(signal.SIGUSR1)) == 75
     assert start(folder).wait(timeout=300) == 0
 
     for path in sorted((undisturbed / "output").rglob("*.*")):
