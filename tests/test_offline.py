@@ -134,7 +134,7 @@ def test_a_token_reaches_the_hub_and_nothing_else(
         monkeypatch.delenv("HF_TOKEN", raising=False)
         (tmp_path / "login").write_text(TOKEN)
         monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "login"))
-    runs = tmp_path / "runs"
+    runs, kept_before = tmp_path / "runs", kept_in_memory()
     words = matrix(micro, tmp_path)
     line = command_line("run", *words, "--engine", engine, "--only", "tokenize")
     host = subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -150,11 +150,16 @@ def test_a_token_reaches_the_hub_and_nothing_else(
     assert any("essence.stages" in text for text in seen)
     assert [text for text in [*seen, said] if TOKEN in text] == []
     assert leaks(runs) == []
-    assert not list(Path("/dev/shm").glob(f"essence-{os.getuid()}-*"))
+    assert kept_in_memory() <= kept_before
     jobs = invoke("run", *words, "--engine", "slurm", "--dry-run")
     assert TOKEN not in jobs.stdout + jobs.stderr
     if engine == "docker":
         assert TOKEN not in of_images(request.getfixturevalue("docker_host"), request.getfixturevalue("images"))
+
+
+def kept_in_memory() -> set[Path]:
+    """Folders that hold a token for a download; one that was killed may have left its own."""
+    return set(Path("/dev/shm").glob(f"essence-{os.getuid()}-*"))
 
 
 def inspected(host: DockerHost, runs: Path) -> list[str]:
