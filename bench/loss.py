@@ -88,7 +88,7 @@ def products(work: Work) -> None:
 def liger(chunk_rows: int, compiled: bool) -> Form:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=0.0, chunk_size=chunk_rows, compiled=compiled, fallback=False)
+    loss = LigerFusedLinearJSDLoss(0.5, 0.5, beta=0.0, chunk_size=chunk_rows, compiled=compiled)
 
     def run(work: Work) -> Tensor:
         found: Tensor = loss(work.states, work.head, work.teacher_states, work.teacher_head, work.labels)
