@@ -4,13 +4,16 @@ Thin on purpose: a task turns words into a call of `essence.commands` and an exi
 the tasks, so that `invoke --list` answers at once.
 """
 
+import functools
+import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from invoke import Context, Exit, task
+from invoke import Exit, Task, task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,27 +38,11 @@ CHOICE = {
     "dry_run": "print every command line that would be started, and start none",
     "json": "print JSON for machines",
 }
-
-
-def _help(*names: str) -> dict[str, str]:
-    return {name: CHOICE[name] for name in names}
-
-
 MATRIX_WORDS = (
-    "experiment",
-    "lsp",
-    "dataset",
-    "pair",
-    "span",
-    "sections",
-    "protocol",
-    "seed",
-    "engine",
-    "flavour",
-    "pins",
-    "runs",
-    "json",
+    *("experiment", "lsp", "dataset", "pair", "span", "sections", "protocol", "seed"),
+    *("engine", "flavour", "pins", "runs"),
 )
+"""What chooses cells, and what they run in."""
 
 
 @contextmanager
@@ -81,142 +68,87 @@ def _console() -> Iterator["Console"]:
         raise
 
 
-def _end(code: int) -> None:
-    if code:
-        raise Exit(code=code)
+def _command(*words: str, **more: str) -> Callable[[Callable[..., int]], Task]:
+    """Make a task of a function that gets a console, then its options, and returns the exit code.
+
+    With `words`, these are options too, and the function gets them together as `words`. What an option is stands in
+    CHOICE or in `more`.
+    """
+
+    def decorate(body: Callable[..., int]) -> Task:
+        console, *own = inspect.signature(body).parameters.values()
+        own = [option for option in own if option.name != "words"]
+        chosen = [console.replace(name=word, default="local" if word == "engine" else None) for word in words]
+        required = [option for option in own if option.default is option.empty]
+        options = [*required, *chosen, *(option for option in own if option not in required)]
+
+        @functools.wraps(body)
+        def called(_context, **given):
+            with _console() as console:
+                if words:
+                    from essence.commands.selection import Words
+
+                    given["words"] = Words(**{word: given.pop(word) for word in words})
+                if code := body(console, **given):
+                    raise Exit(code=code)
+
+        # From this invoke makes the options.
+        signature = inspect.Signature([console.replace(name="_context"), *options])
+        called.__signature__ = signature  # type: ignore[attr-defined]
+        explained = {option.name: CHOICE[option.name] for option in options if option.name in CHOICE}
+        return task(auto_shortflags=False, help={**explained, **more})(called)
+
+    return decorate
 
 
-@task(help=CHOICE, auto_shortflags=False)
-def run(
-    _,
-    experiment=None,
-    lsp=None,
-    dataset=None,
-    pair=None,
-    span=None,
-    sections=None,
-    protocol=None,
-    seed=None,
-    only=None,
-    engine="local",
-    flavour=None,
-    pins=None,
-    runs=None,
-    site=None,
-    dry_run=False,
-    json=False,
-):
+@_command(*MATRIX_WORDS, "only", "site")
+def run(console, words, dry_run=False, json=False):
     """Run chosen cells of an experiment (default: bespoke), as in: invoke run --lsp 0.5"""
     from essence.commands.run import run as start
-    from essence.commands.selection import Words
 
-    words = Words(
-        experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, flavour, pins, runs, site
-    )
-    with _console() as console:
-        _end(start(words, whole=False, dry_run=dry_run, as_json=json, console=console))
+    return start(words, whole=False, dry_run=dry_run, as_json=json, console=console)
 
 
-@task(
-    auto_shortflags=False,
-    positional=["name"],
-    help={
-        "name": CHOICE["experiment"],
-        **_help("only", "engine", "flavour", "pins", "runs", "site", "dry_run", "json"),
-    },
-)
-def reproduce(
-    _, name, only=None, engine="local", flavour=None, pins=None, runs=None, site=None, dry_run=False, json=False
-):
+@_command("only", "engine", "flavour", "pins", "runs", "site", name=CHOICE["experiment"])
+def reproduce(console, words, name, dry_run=False, json=False):
     """Run the whole matrix of an experiment with its baselines and write the report."""
     from essence.commands.run import run as start
-    from essence.commands.selection import Words
 
-    words = Words(experiment=name, only=only, engine=engine, flavour=flavour, pins=pins, runs=runs, site=site)
-    with _console() as console:
-        _end(start(words, whole=True, dry_run=dry_run, as_json=json, console=console))
+    return start(replace(words, experiment=name), whole=True, dry_run=dry_run, as_json=json, console=console)
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        **_help(*MATRIX_WORDS, "only", "site"),
-        "offline": "what is still to be downloaded is missing, even where there is a network",
-    },
+@_command(
+    *(*MATRIX_WORDS, "only", "site"),
+    offline="what is still to be downloaded is missing, even where there is a network",
 )
-def doctor(
-    _,
-    experiment=None,
-    lsp=None,
-    dataset=None,
-    pair=None,
-    span=None,
-    sections=None,
-    protocol=None,
-    seed=None,
-    only=None,
-    engine="local",
-    flavour=None,
-    pins=None,
-    runs=None,
-    site=None,
-    offline=False,
-    json=False,
-):
+def doctor(console, words, offline=False, json=False):
     """Say what is missing for a run before anything is queued, with what cures it; ends with 2 if anything is."""
     from essence.commands.doctor import doctor as look
-    from essence.commands.selection import Words
 
-    words = Words(
-        experiment, lsp, dataset, pair, span, sections, protocol, seed, only, engine, flavour, pins, runs, site
-    )
-    with _console() as console:
-        _end(look(words, offline, json, console))
+    return look(words, offline, json, console)
 
 
-@task(help=_help(*MATRIX_WORDS), auto_shortflags=False)
-def download(
-    _,
-    experiment=None,
-    lsp=None,
-    dataset=None,
-    pair=None,
-    span=None,
-    sections=None,
-    protocol=None,
-    seed=None,
-    engine="local",
-    flavour=None,
-    pins=None,
-    runs=None,
-    json=False,
-):
+@_command(*MATRIX_WORDS)
+def download(console, words, json=False):
     """Bring in everything that chosen cells need from a network; the same as run --only download."""
     from essence.commands.run import run as start
-    from essence.commands.selection import Words
 
-    words = Words(
-        experiment, lsp, dataset, pair, span, sections, protocol, seed, "download", engine, flavour, pins, runs
-    )
-    with _console() as console:
-        _end(start(words, whole=False, dry_run=False, as_json=json, console=console))
+    return start(replace(words, only="download"), whole=False, dry_run=False, as_json=json, console=console)
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        "model": "a folder in Hugging Face format, or owner/name@COMMIT on the hub",
-        "benchmark": "benchmark by short name, as in aime25",
-        "samples": "completions a problem",
-        "decoder": "vllm or transformers (default: as the experiment says)",
-        "problems": "take only the first so many problems",
-        "max_new_tokens": "token cap of a completion (default: as the experiment says)",
-        "max_model_tokens": "prompt and completion together (default: as the experiment says)",
-        **_help("experiment", "protocol", "engine", "pins", "runs", "dry_run", "json"),
-    },
+@_command(
+    *("experiment", "engine", "pins", "runs"),
+    model="a folder in Hugging Face format, or owner/name@COMMIT on the hub",
+    benchmark="benchmark by short name, as in aime25",
+    samples="completions a problem",
+    decoder="vllm or transformers (default: as the experiment says)",
+    problems="take only the first so many problems",
+    max_new_tokens="token cap of a completion (default: as the experiment says)",
+    max_model_tokens="prompt and completion together (default: as the experiment says)",
 )
 def evaluate(
-    _,
+    console,
+    words,
     model,
     benchmark,
     samples=None,
@@ -224,199 +156,133 @@ def evaluate(
     problems=None,
     max_new_tokens=None,
     max_model_tokens=None,
-    experiment=None,
     protocol="released",
-    engine="local",
-    pins=None,
-    runs=None,
     dry_run=False,
     json=False,
 ):
     """Check any finished model, as in: invoke evaluate --model FOLDER --benchmark aime25 --samples 64"""
     from essence.commands.evaluate import Asked
     from essence.commands.evaluate import evaluate as start
-    from essence.commands.selection import Words
 
-    words = Words(experiment=experiment, protocol=protocol, engine=engine, pins=pins, runs=runs)
     numbers = {"samples": samples, "problems": problems}
     numbers.update(max_new_tokens=max_new_tokens, max_model_tokens=max_model_tokens)
-    with _console() as console:
-        _end(start(words, Asked(model, benchmark, decoder, numbers), dry_run, json, console))
+    return start(replace(words, protocol=protocol), Asked(model, benchmark, decoder, numbers), dry_run, json, console)
 
 
-@task(
-    help={**_help(*MATRIX_WORDS), "costs": "instead, computed time, memory and FLOPs at LSP 0.1 to 1.0 for each pair"},
-    auto_shortflags=False,
-)
-def plan(
-    _,
-    experiment=None,
-    lsp=None,
-    dataset=None,
-    pair=None,
-    span=None,
-    sections=None,
-    protocol=None,
-    seed=None,
-    engine="local",
-    flavour=None,
-    pins=None,
-    runs=None,
-    json=False,
-    costs=False,
-):
+@_command(*MATRIX_WORDS, costs="instead, computed time, memory and FLOPs at LSP 0.1 to 1.0 for each pair")
+def plan(console, words, json=False, costs=False):
     """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
     from essence.commands.costs import print_costs
     from essence.commands.plan import print_plan
-    from essence.commands.selection import Words
 
-    words = Words(experiment, lsp, dataset, pair, span, sections, protocol, seed, None, engine, flavour, pins, runs)
-    with _console() as console:
-        _end((print_costs if costs else print_plan)(words, json, console))
+    return (print_costs if costs else print_plan)(words, json, console)
 
 
-@task(help={**_help("experiment", "runs", "json"), "watch": "draw anew until it is over"}, auto_shortflags=False)
-def status(_, experiment="tiny", runs=None, json=False, watch=False):
+@_command(watch="draw anew until it is over")
+def status(console, experiment="tiny", runs=None, json=False, watch=False):
     """Show how far each cell is; also while it runs, from another terminal."""
     from essence.commands.selection import run_directory
     from essence.commands.status import print_status
     from essence.commands.watch import watch as keep_watching
 
-    with _console() as console:
-        if watch:
-            _end(keep_watching(run_directory(runs), experiment, console))
-        _end(print_status(run_directory(runs), experiment, json, console) if not watch else 0)
+    if watch:
+        return keep_watching(run_directory(runs), experiment, console)
+    return print_status(run_directory(runs), experiment, json, console)
 
 
-@task(help=_help("experiment", "runs", "json"), auto_shortflags=False)
-def report(_, experiment="tiny", runs=None, json=False):
+@_command()
+def report(console, experiment="tiny", runs=None, json=False):
     """Write the report of what is there: table, figures, report.md, report.html."""
     from essence.commands.report import print_report
     from essence.commands.selection import run_directory
 
-    with _console() as console:
-        _end(print_report(run_directory(runs), experiment, json, console))
+    return print_report(run_directory(runs), experiment, json, console)
 
 
-@task(
-    auto_shortflags=False,
-    help={"experiment": "one experiment (default: all in the run directory together)", **_help("runs", "json")},
-)
-def claims(_, experiment=None, runs=None, json=False):
+@_command(experiment="one experiment (default: all in the run directory together)")
+def claims(console, experiment=None, runs=None, json=False):
     """Compute for each claim of the paper: reproduced, not reproduced, undecided or not run."""
     from essence.commands.claims import print_all_claims
     from essence.commands.selection import run_directory
 
-    with _console() as console:
-        _end(print_all_claims(run_directory(runs), experiment, json, console))
+    return print_all_claims(run_directory(runs), experiment, json, console)
 
 
-@task(
-    auto_shortflags=False,
-    positional=["folder"],
-    help={"folder": "run directory, one experiment in it, or an exported archive", "json": CHOICE["json"]},
-)
-def verify(_, folder, json=False):
+@_command(folder="run directory, one experiment in it, or an exported archive")
+def verify(console, folder, json=False):
     """Recompute every hash of a run directory and say which file differs, as in: invoke verify runs"""
     from pathlib import Path
 
     from essence.commands.check import print_verification
 
-    with _console() as console:
-        _end(print_verification(Path(folder).resolve(), None, json, console))
+    return print_verification(Path(folder).resolve(), None, json, console)
 
 
-@task(
-    auto_shortflags=False,
-    positional=["first", "second"],
-    help={
-        "first": "run directory, experiment in it, or stage folder; FOLDER:TEXT is the cell with TEXT in its name",
-        "second": "what it is compared with",
-        "json": CHOICE["json"],
-    },
+@_command(
+    first="run directory, experiment in it, or stage folder; FOLDER:TEXT is the cell with TEXT in its name",
+    second="what it is compared with",
 )
-def compare(_, first, second, json=False):
+def compare(console, first, second, json=False):
     """Say how two runs differ and what most likely made them differ, as in: invoke compare runs ../other/runs"""
     from essence.commands.compare import compare as compare_runs
 
-    with _console() as console:
-        _end(compare_runs(first, second, json, console))
+    return compare_runs(first, second, json, console)
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        **_help("experiment", "runs"),
-        "output": "file to write (default: <experiment>.tar.gz here)",
-        "weights": "with the trained weights",
-    },
+@_command(
+    output="file to write (default: <experiment>.tar.gz here)",
+    weights="with the trained weights",
 )
-def export(_, experiment="tiny", output=None, weights=False, runs=None):
+def export(console, experiment="tiny", output=None, weights=False, runs=None):
     """Write one archive of a run: records, metrics, samples, report, configuration; an RO-Crate."""
     from essence.commands.export import write_archive
     from essence.commands.selection import run_directory
 
-    with _console() as console:
-        _end(write_archive(run_directory(runs), experiment, output, weights, console))
+    return write_archive(run_directory(runs), experiment, output, weights, console)
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        **_help("experiment", "runs"),
-        "cell": "only cells with this text in their name",
-        "output": "folder to write to (default: runs/<experiment>/cards)",
-    },
+@_command(
+    cell="only cells with this text in their name",
+    output="folder to write to (default: runs/<experiment>/cards)",
 )
-def card(_, experiment="tiny", cell=None, output=None, runs=None):
+def card(console, experiment="tiny", cell=None, output=None, runs=None):
     """Write a model card (README.md for a hub) for each trained cell, from its records."""
     from essence.commands.card import write_cards
     from essence.commands.selection import run_directory
 
-    with _console() as console:
-        _end(write_cards(run_directory(runs), experiment, cell, output, console))
+    return write_cards(run_directory(runs), experiment, cell, output, console)
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        **_help("experiment", "runs"),
-        "cell": "text that the name of one cell has",
-        "repository": "owner/name on the hub; made private when it is not there",
-        "checkpoint": "best or last",
-        "yes": "really upload",
-    },
+@_command(
+    cell="text that the name of one cell has",
+    repository="owner/name on the hub; made private when it is not there",
+    checkpoint="best or last",
+    yes="really upload",
 )
-def push(_, experiment, cell, repository, checkpoint="best", runs=None, yes=False):
+def push(console, experiment, cell, repository, checkpoint="best", runs=None, yes=False):
     """Show what would be uploaded of a trained model, with its card, after verifying it; with --yes upload it."""
     from essence.commands.push import Upload
     from essence.commands.push import push as start
     from essence.commands.selection import run_directory
 
-    with _console() as console:
-        _end(start(run_directory(runs), Upload(experiment, cell, repository, checkpoint), yes, console))
+    return start(run_directory(runs), Upload(experiment, cell, repository, checkpoint), yes, console)
 
 
-@task(
-    auto_shortflags=False,
-    help={"experiment": "remove this experiment too", "runs": CHOICE["runs"], "yes": "really remove"},
+@_command(
+    experiment="remove this experiment too",
+    yes="really remove",
 )
-def clean(_, experiment=None, runs=None, yes=False):
+def clean(console, experiment=None, runs=None, yes=False):
     """Remove stages that no experiment needs any more, or one experiment."""
     from essence.commands.clean import clean as remove
     from essence.commands.selection import run_directory
 
-    with _console() as console:
-        _end(remove(run_directory(runs), experiment, yes, console))
+    return remove(run_directory(runs), experiment, yes, console)
 
 
-@task(
-    auto_shortflags=False,
-    positional=["file"],
-    help={
-        "file": 'JSON lines of {"gold", "completion"}; - is standard input',
-        "grader": "math-verify or lighteval-0.10",
-    },
+@_command(
+    file='JSON lines of {"gold", "completion"}; - is standard input',
+    grader="math-verify or lighteval-0.10",
 )
 def grade(_, file, grader="math-verify"):
     """Grade any completions: a verdict a line on standard output, a summary on standard error."""
@@ -424,48 +290,43 @@ def grade(_, file, grader="math-verify"):
 
     from essence.commands.grade import grade as judge
 
-    with _console():
-        _end(judge(file, grader, Console(stderr=True)))
+    return judge(file, grader, Console(stderr=True))  # standard output is for the verdicts
 
 
-@task
-def pin(_: Context) -> None:
+@_command()
+def pin(console):
     """Look up the commits that are still empty in experiments/pins.toml (needs network)."""
     from essence.commands.pin import pin as fill
 
-    with _console() as console:
-        _end(fill(console))
+    return fill(console)
 
 
-@task(auto_shortflags=False, help={"upgrade": "take newer versions where pyproject.toml allows them"})
-def lock(_, upgrade=False):
+@_command(upgrade="take newer versions where pyproject.toml allows them")
+def lock(console, upgrade=False):
     """Make the hash-locked versions in locks/ anew from pyproject.toml (needs network)."""
     from essence.commands.lock import lock as write
 
-    with _console() as console:
-        _end(write(upgrade, console))
+    return write(upgrade, console)
 
 
-@task(auto_shortflags=False, help={"flavour": "cuda, cpu or paper", "only": "download, train or eval"})
-def images(_, flavour="cuda", only=None):
+@_command(
+    flavour="cuda, cpu or paper",
+    only="download, train or eval",
+)
+def images(console, flavour="cuda", only=None):
     """Build the images that the stages run in (needs Docker with buildx, and network)."""
     from essence.commands.images import build
 
-    with _console() as console:
-        _end(build(flavour, only, console))
+    return build(flavour, only, console)
 
 
-@task(
-    auto_shortflags=False,
-    help={
-        "flavour": "cuda, cpu or paper",
-        "only": "download, train or eval",
-        "archives": "folder of archives, train-cuda.tar and so on, that docker save wrote elsewhere",
-    },
+@_command(
+    flavour="cuda, cpu or paper",
+    only="download, train or eval",
+    archives="folder of archives, train-cuda.tar and so on, that docker save wrote elsewhere",
 )
-def sif(_, flavour="cuda", only=None, archives=None):
+def sif(console, flavour="cuda", only=None, archives=None):
     """Make a SIF of each Docker image, for Apptainer and Slurm, as in: invoke sif --flavour cpu"""
     from essence.commands.sif import build
 
-    with _console() as console:
-        _end(build(flavour, only, archives, console))
+    return build(flavour, only, archives, console)

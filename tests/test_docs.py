@@ -1,10 +1,13 @@
 """What the pages say is there: links and their anchors, commands and their flags, make targets, paths."""
 
 import ast
+import functools
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+from invoke import Task
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -28,14 +31,14 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@functools.cache
 def _tasks() -> dict[str, set[str]]:
-    """Command -> its parameters, as tasks.py declares them."""
-    tree = ast.parse((PROJECT / "tasks.py").read_text())
+    """Command -> its options, as invoke reads them from tasks.py."""
+    declared = runpy.run_path(str(PROJECT / "tasks.py"))
     return {
-        node.name: {argument.arg for argument in node.args.args}
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.decorator_list
-        if any("task" in ast.unparse(decorator).split("(")[0] for decorator in node.decorator_list)
+        name: {(argument.attr_name or argument.name).replace("-", "_") for argument in value.get_arguments()}
+        for name, value in declared.items()
+        if isinstance(value, Task)
     }
 
 
