@@ -2,56 +2,83 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from slurm_node import SlurmNode
 from synthetic_run import SyntheticRun
+from test_matrix import wait_for
 
 from essence.commands.clean import clean
 from essence.engines import scheduler
-from essence.engines.scheduler import JobState
-from essence.errors import HeldError, SchedulerError
+from essence.errors import HeldError
 from essence.store import RunDirectory
+
+FORGOTTEN = "4000000000"
+"""A number that no Slurm of the tests gives."""
+JOB = "#!/bin/sh\n#SBATCH --job-name=stage\n#SBATCH --chdir={folder}\n#SBATCH --output=/dev/null\n{more}sleep 300\n"
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> SyntheticRun:
-    """A run of which one training was queued as job 7."""
+    """A run of which one training is not done."""
     made = SyntheticRun(tmp_path).write()
     made.leave(made.stage_of(0, "train"))
-    note = {"job": "7", "site": "generic", "after": [], "submitted": "2026-01-01T00:00:00+00:00"}
-    (made.root / "stages" / made.stage_of(0, "train") / "jobs.jsonl").write_text(json.dumps(note) + "\n")
     return made
+
+
+def training(run: SyntheticRun) -> Path:
+    return run.root / "stages" / run.stage_of(0, "train")
+
+
+def note(run: SyntheticRun, job: str) -> None:
+    """The training was queued as this job."""
+    line = {"job": job, "site": "generic", "after": [], "submitted": "2026-01-01T00:00:00+00:00"}
+    (training(run) / "jobs.jsonl").write_text(json.dumps(line) + "\n")
 
 
 def cleaned(run: SyntheticRun) -> int:
     return clean(RunDirectory(run.root), run.experiment, True, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
-def test_what_is_queued_or_runs_stays(run: SyntheticRun, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run.root / "stages" / run.stage_of(0, "train")
-    monkeypatch.setattr(scheduler, "queue", lambda: [JobState("7", state, folder=str(folder))])
-    with pytest.raises(HeldError, match="jobs 7 are queued or running; cancel them first: scancel 7"):
+@pytest.fixture(params=["PENDING", "RUNNING"])
+def job(request: pytest.FixtureRequest, slurm: SlurmNode, run: SyntheticRun) -> Iterator[str]:
+    """The id of a job in the training's folder that waits, or that runs."""
+    del slurm
+    held = "#SBATCH --hold\n" if request.param == "PENDING" else ""
+    identifier = scheduler.submit(JOB.format(folder=training(run), more=held))
+    wait_for(lambda: request.param in [state.state for state in scheduler.queue() if state.job == identifier])
+    yield identifier
+    scheduler.cancel([identifier])
+
+
+@pytest.mark.slurm
+def test_what_is_queued_or_runs_stays(run: SyntheticRun, job: str) -> None:
+    note(run, job)
+    with pytest.raises(HeldError, match=f"jobs {job} are queued or running; cancel them first: scancel {job}"):
         cleaned(run)
-    assert folder.is_dir()
+    assert training(run).is_dir()
+    scheduler.cancel([job])
+    wait_for(lambda: all(state.ended for state in scheduler.queue() if state.job == job))
+    assert cleaned(run) == 0 and not training(run).exists()
 
 
-def test_without_slurm_what_was_not_seen_to_end_stays(run: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent() -> list[JobState]:
-        raise SchedulerError("squeue is not on PATH")
+@pytest.mark.slurm
+def test_what_slurm_has_forgotten_goes(run: SyntheticRun, slurm: SlurmNode) -> None:
+    del slurm
+    note(run, FORGOTTEN)
+    assert cleaned(run) == 0 and not training(run).exists()
 
-    monkeypatch.setattr(scheduler, "queue", silent)
-    with pytest.raises(HeldError, match=r"jobs 7 .* as far as is known here \(squeue is not on PATH\)"):
+
+def test_without_slurm_what_was_not_seen_to_end_stays(
+    run: SyntheticRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(run, "7")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HeldError, match=r"jobs 7 .* as far as is known here \(squeue is not on PATH"):
         cleaned(run)
-    folder = run.root / "stages" / run.stage_of(0, "train")
-    with (folder / "jobs.jsonl").open("a") as file:
+    with (training(run) / "jobs.jsonl").open("a") as file:
         file.write(json.dumps({"ended": {"job": "7", "state": "CANCELLED"}}) + "\n")
-    assert cleaned(run) == 0 and not folder.exists()
-
-
-def test_what_slurm_has_forgotten_goes(run: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "queue", list)
-    monkeypatch.setattr(scheduler, "ended", lambda _: {})
-    assert cleaned(run) == 0 and not (run.root / "stages" / run.stage_of(0, "train")).exists()
+    assert cleaned(run) == 0 and not training(run).exists()
