@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from containers import Sifs, need
+from inside import LOOK, looking
 from test_engine_docker import RESOURCES, surroundings_of
 from test_matrix import wait_for
 
-from essence.engines import apptainer as engine_module
 from essence.engines.apptainer import ApptainerEngine, argv, limit_words, work_folder
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.contract import Ending
@@ -40,18 +40,9 @@ def engine(sifs: Sifs) -> ApptainerEngine:
     return ApptainerEngine("cpu")
 
 
-def run_inside(
-    engine: ApptainerEngine, around: Surroundings, code: str, monkeypatch: pytest.MonkeyPatch
-) -> ApptainerStage:
+def run_inside(engine: ApptainerEngine, around: Surroundings, code: str) -> ApptainerStage:
     """Python code in the container that a stage would have, through the engine's own start."""
-    original = argv
-
-    def changed(*given: object, **more: object) -> list[str]:
-        line = original(*given, **more)  # type: ignore[arg-type]
-        return [*line[: line.index("python") + 1], "-c", code]
-
-    monkeypatch.setattr(engine_module, "argv", changed)
-    return engine.start(around)
+    return engine.start(looking(around, code))
 
 
 def ended(stage: ApptainerStage, timeout_s: float = 90.0) -> Ending:
@@ -61,31 +52,17 @@ def ended(stage: ApptainerStage, timeout_s: float = 90.0) -> Ending:
     return endings[-1]
 
 
-LOOK = """
-import importlib.util, json, os, pathlib, socket
-def fails(what):
-    try: what()
-    except OSError as error: return type(error).__name__
-    return None
-own, read = pathlib.Path.cwd(), pathlib.Path.cwd().parent / "input"
-(own / "made.txt").write_text("made")
-status = pathlib.Path("/proc/self/status").read_text()
+LOOK_HERE = f"""{LOOK}
 (own.parent / "stray.txt").write_text("in the private /tmp")
-places = (read, "/", "/opt/essence", "/opt/essence-source/essence", "/etc", "/usr/bin", "/var", "/root", "/home")
-print(json.dumps({
-  "uid": [os.getuid(), os.getgid()],
-  "interfaces": [name for _, name in socket.if_nameindex()],
-  "connect": fails(lambda: socket.create_connection(("192.0.2.1", 80), timeout=3)),
-  "write": {str(place): fails(lambda: pathlib.Path(place, "x").write_text("x")) for place in places},
-  "neighbours": sorted(p.name for p in own.parent.iterdir()),
-  "capabilities": [line.split()[1] for line in status.splitlines() if line.startswith(("CapEff", "CapPrm", "CapBnd"))],
-  "no_new_privileges": "NoNewPrivs:\\t1" in status,
-  "planted": importlib.util.find_spec("planted") is not None,
-  "home": [os.environ["HOME"], os.path.exists(os.environ.get("HOST_HOME", "/nowhere"))],
-  "variables": {k: v for k, v in os.environ.items()},
-  "path": [p for p in __import__("sys").path if p],
-  "processes": len([p for p in os.listdir("/proc") if p.isdigit()]),
-}))
+found["neighbours"] = sorted(p.name for p in own.parent.iterdir())
+found["write"] = write(
+    read, "/", "/opt/essence", "/opt/essence-source/essence", "/etc", "/usr/bin", "/var", "/root", "/home"
+)
+found["planted"] = importlib.util.find_spec("planted") is not None
+found["home"] = [os.environ["HOME"], os.path.exists(os.environ.get("HOST_HOME", "/nowhere"))]
+found["path"] = [p for p in __import__("sys").path if p]
+found["processes"] = len([p for p in os.listdir("/proc") if p.isdigit()])
+print(json.dumps(found))
 """
 
 
@@ -127,12 +104,12 @@ def check_isolation(found: dict[str, object], around: Surroundings, home: Path) 
 
 
 def test_a_stage_sees_its_folders_and_nothing_else(
-    engine: ApptainerEngine, tmp_path: Path, host_with_traps: Path, monkeypatch: pytest.MonkeyPatch
+    engine: ApptainerEngine, tmp_path: Path, host_with_traps: Path
 ) -> None:
     around = around_here(tmp_path, resources=RESOURCES.model_copy(update={"gpus": 1}))
     (tmp_path / "neighbour").mkdir()
     around = replace(around, variables={"HOST_HOME": str(host_with_traps)})
-    ending = ended(run_inside(engine, around, LOOK, monkeypatch))
+    ending = ended(run_inside(engine, around, LOOK_HERE))
     said = around.folder.log.read_text()
     assert ending == Ending(0), said
     found = json.loads(said.splitlines()[-1])
@@ -151,8 +128,7 @@ def test_another_user_than_root_is_isolated_too(sifs: Sifs, host_with_traps: Pat
         for folder in (around.folder.path, work_folder(around), place / "cache"):
             folder.mkdir(exist_ok=True)
             os.chown(folder, NOBODY, NOBODY)
-        line = argv(around, sifs.file("download"))
-        line = [*line[: line.index("python") + 1], "-c", LOOK]
+        line = argv(looking(around, LOOK_HERE), sifs.file("download"))
         done = subprocess.run(
             ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *line],
             # Another user may not mount through /dev/fuse everywhere: the SIF is unpacked.
@@ -182,7 +158,7 @@ def test_a_download_has_network_and_reads_the_token_from_a_file(
         "print(len(socket.if_nameindex()) > 1, get_token() == 'planted-' + 'secret', "
         "'planted' in str(dict(os.environ)), flush=True); time.sleep(1)"
     )
-    stage = run_inside(engine, around, code, monkeypatch)
+    stage = run_inside(engine, around, code)
     wait_for(lambda: around.folder.log.read_text() or stage.poll())
     processes = subprocess.run(["ps", "eaxww", "-o", "args"], capture_output=True, text=True).stdout
     seen = [line for line in processes.splitlines() if "planted-secret" in line and str(around.folder.path) in line]
@@ -220,25 +196,23 @@ def test_gpus_that_no_container_would_get_are_told_before_anything_starts(
 STUBBORN = "import signal, time; signal.signal(15, lambda *_: exit(75)); print('up', flush=True); time.sleep(60)"
 
 
-def test_how_a_stage_ended_is_told_apart(
-    engine: ApptainerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_a_stage_ended_is_told_apart(engine: ApptainerEngine, tmp_path: Path) -> None:
     around = around_here(tmp_path)
     log = around.folder.log
-    assert ended(run_inside(engine, around, "print('said'); exit(7)", monkeypatch)) == Ending(7)
+    assert ended(run_inside(engine, around, "print('said'); exit(7)")) == Ending(7)
     assert log.read_text() == "said\n"
     own = "import os; os.kill(os.getpid(), 9)"
-    assert ended(run_inside(engine, around, own, monkeypatch)) == Ending(-9, "killed by SIGKILL")
-    stage = run_inside(engine, around, STUBBORN, monkeypatch)
+    assert ended(run_inside(engine, around, own)) == Ending(-9, "killed by SIGKILL")
+    stage = run_inside(engine, around, STUBBORN)
     wait_for(lambda: log.read_text().endswith("up\n"))
     stage.stop()
     assert ended(stage) == Ending(75)
-    stage = run_inside(engine, around, STUBBORN, monkeypatch)
+    stage = run_inside(engine, around, STUBBORN)
     wait_for(lambda: log.read_text().endswith("up\nup\n"))
     stage.kill()
     assert ended(stage).code == -9 and not work_folder(around).exists()
     gone = replace(around, mounts=(*around.mounts, Mount(tmp_path / "gone", tmp_path / "gone", True)))
-    ending = ended(run_inside(engine, gone, "", monkeypatch))
+    ending = ended(run_inside(engine, gone, ""))
     assert ending.code == 255 and ending.cause
     assert ending.cause.startswith("Apptainer could not start its container: container creation failed")
     assert f"{tmp_path}/gone" in ending.cause
@@ -249,7 +223,7 @@ def test_memory_that_ran_out_is_told(
 ) -> None:
     around = around_here(tmp_path, resources=RESOURCES.model_copy(update={"memory_gib": 0.25}))
     if not Path("/run/systemd/system").is_dir():
-        ending = ended(run_inside(engine, around, "", monkeypatch))
+        ending = ended(run_inside(engine, around, ""))
         assert ending.cause and ending.cause.endswith("resources.memory_gib = 0 asks for no limit")
         if not os.access("/sys/fs/cgroup/memory", os.W_OK):
             need("apptainer", "nobody may limit memory on this machine")
@@ -258,15 +232,13 @@ def test_memory_that_ran_out_is_told(
         changed.write_text(configuration.read_text().replace("systemd cgroups = yes", "systemd cgroups = no"))
         monkeypatch.setenv("APPTAINER_CONFIG_FILE", str(changed))
     greedy = "x = bytearray(1 << 30)"
-    ending = ended(run_inside(engine, around, greedy, monkeypatch))
+    ending = ended(run_inside(engine, around, greedy))
     assert ending == Ending(-9, "killed because memory ran out: it may take 0.25 GiB (resources.memory_gib)")
 
 
-def test_limits_are_those_that_were_asked_for(
-    engine: ApptainerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limits_are_those_that_were_asked_for(engine: ApptainerEngine, tmp_path: Path) -> None:
     assert limit_words({"memlock": -1, "stack": 1024}) == ["prlimit", "--memlock=unlimited", "--stack=1024"]
     around = around_here(tmp_path, resources=RESOURCES.model_copy(update={"ulimits": {"nofile": 4096}}))
     code = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
-    assert ended(run_inside(engine, around, code, monkeypatch)) == Ending(0)
+    assert ended(run_inside(engine, around, code)) == Ending(0)
     assert around.folder.log.read_text() == "(4096, 4096)\n"

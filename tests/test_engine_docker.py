@@ -5,18 +5,18 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import MICRO, invoke
-from containers import DockerHost, load_base, need, started_engine, starting_obstacle
+from containers import BASE_IMAGE, DockerHost, load_base, need, started_engine, starting_obstacle
 from docker.types import Ulimit
+from inside import LOOK, looking
 from test_matrix import wait_for
 
 from essence.commands.selection import Words, select
-from essence.engines import docker as docker_engine
 from essence.engines.docker import FOLDER, DockerEngine, argv, creation
 from essence.engines.docker_stage import DockerStage
+from essence.engines.images import config_digest, recipe
 from essence.engines.surroundings import Mount, Surroundings
 from essence.engines.token import token
 from essence.errors import MachineError
@@ -61,13 +61,7 @@ def engine(docker_host: DockerHost, images: list[str]) -> DockerEngine:
 
 def run_inside(engine: DockerEngine, around: Surroundings, code: str) -> DockerStage:
     """Python code in the container that a stage would have, through the engine's own start."""
-    command = ["python", "-c", code]
-    original = docker_engine.creation
-    docker_engine.creation = lambda *given: original(*given) | {"command": command}  # type: ignore[assignment]
-    try:
-        return engine.start(around)
-    finally:
-        docker_engine.creation = original
+    return engine.start(looking(around, code))
 
 
 def ended(stage: DockerStage, timeout_s: float = 60.0) -> object:
@@ -75,28 +69,11 @@ def ended(stage: DockerStage, timeout_s: float = 60.0) -> object:
     return stage.poll()
 
 
-LOOK = """
-import json, os, pathlib, socket
-def fails(what):
-    try: what()
-    except OSError as error: return type(error).__name__
-    return None
-own, read = pathlib.Path.cwd(), pathlib.Path.cwd().parent / "input"
-(own / "made.txt").write_text("made")
-status = pathlib.Path("/proc/self/status").read_text()
-print(json.dumps({
-  "uid": [os.getuid(), os.getgid()],
-  "interfaces": sorted(os.listdir("/sys/class/net")),
-  "connect": fails(lambda: socket.create_connection(("192.0.2.1", 80), timeout=3)),
-  "write": {str(place): fails(lambda: pathlib.Path(place, "x").write_text("x"))
-            for place in (read, "/", "/opt/essence", "/opt/essence-source/essence", "/etc", "/usr/bin", own.parent)},
-  "neighbours": sorted(p.name for p in own.parent.iterdir()),
-  "tmp": fails(lambda: pathlib.Path("/tmp/x").write_text("x")),
-  "capabilities": [line.split()[1] for line in status.splitlines() if line.startswith(("CapEff", "CapPrm", "CapBnd"))],
-  "no_new_privileges": "NoNewPrivs:\\t1" in status,
-  "shm_mib": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize >> 20,
-  "variables": sorted(os.environ),
-}))
+LOOK_HERE = f"""{LOOK}
+found["write"] = write(read, "/", "/opt/essence", "/opt/essence-source/essence", "/etc", "/usr/bin", own.parent)
+found["tmp"] = fails(lambda: pathlib.Path("/tmp/x").write_text("x"))
+found["shm_mib"] = os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize >> 20
+print(json.dumps(found))
 """
 
 
@@ -109,7 +86,7 @@ def test_a_stage_sees_its_folders_and_nothing_else(
     monkeypatch.setenv("HF_TOKEN", "planted-secret")
     around = surroundings_of(tmp_path)
     (tmp_path / "neighbour").mkdir()
-    ending = ended(run_inside(engine, around, LOOK))
+    ending = ended(run_inside(engine, around, LOOK_HERE))
     said = around.folder.log.read_text()
     assert ending is not None and ending.code == 0, said  # type: ignore[attr-defined]
     found = json.loads(said)
@@ -164,29 +141,19 @@ def test_a_token_that_a_killed_host_left_is_removed_without_a_login_too(
     assert token(tmp_path) is None and not left.file.exists()
 
 
-def test_an_image_that_is_built_while_a_run_goes_on_is_not_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, names = list[str](), iter(["sha256:first", "sha256:second"])
-
-    def create(image: str, **_: object) -> SimpleNamespace:
-        made.append(image)
-        return SimpleNamespace(start=lambda: None)
-
-    class Engine(DockerEngine):
-        client = SimpleNamespace(  # type: ignore[assignment]
-            images=SimpleNamespace(get=lambda _: SimpleNamespace(id=next(names))),
-            containers=SimpleNamespace(create=create, list=lambda **_: []),
-            version=lambda: {"Version": "1"},
-            info=dict,
-        )
-
-    monkeypatch.setattr(docker_engine, "config_digest", lambda _, image: image.id)
-    monkeypatch.setattr(docker_engine, "DockerStage", lambda *_, **__: None)
-    engine = Engine("cpu")
+@pytest.mark.docker
+def test_an_image_that_is_built_while_a_run_goes_on_is_not_started(engine: DockerEngine, tmp_path: Path) -> None:
     told = engine.image("download")["digest"]
-    engine.start(surroundings_of(tmp_path, user=(os.getuid(), os.getgid())))
-    assert made == [told]
+    name, images = recipe("download", "cpu").name, engine.client.images
+    first = images.get(name)
+    assert images.get(BASE_IMAGE).tag(*name.split(":"))
+    try:
+        stage = run_inside(engine, surroundings_of(tmp_path), "import time; time.sleep(99)")
+    finally:
+        assert first.tag(*name.split(":"))
+    began = images.get(stage.container.attrs["Image"])
+    stage.kill()
+    assert began.id == first.id and config_digest(engine.client, began) == told
 
 
 @pytest.mark.docker
