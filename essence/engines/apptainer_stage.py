@@ -17,7 +17,7 @@ from pathlib import Path
 
 from essence.engines.contract import Ending
 from essence.engines.ending import ended_by_signal, memory_kills
-from essence.engines.local import SECRET
+from essence.engines.local import SECRET, ask_to_stop, kill_group
 from essence.engines.surroundings import Surroundings
 from essence.engines.token import Token
 
@@ -87,14 +87,11 @@ class ApptainerStage:
 
     def stop(self) -> None:
         """Apptainer passes the signal on to the stage."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
+        ask_to_stop(self.process)
 
     def kill(self) -> None:
         """Without Apptainer's own process the kernel ends all that is in the container."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        kill_group(self.process)
         self._leave.close()
 
     def _judge(self, code: int) -> Ending:

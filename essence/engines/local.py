@@ -106,11 +106,21 @@ class LocalStage:
         return ended_by_signal(-code, self.memory_kills)
 
     def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
+        ask_to_stop(self.process)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        kill_group(self.process)
         self.poll()
+
+
+def ask_to_stop(process: "subprocess.Popen[bytes]") -> None:
+    """SIGTERM; one that has ended meanwhile needs none."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL for a process and all that it started in its session; returns when it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
