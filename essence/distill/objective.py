@@ -32,7 +32,7 @@ def objective_from_states(
         labels: int64, shape (N,); below 0 = ignored.
         weights: float32, shape (N,), as `Batch.step_weights` makes them; 0 = ignored.
         settings: the objective.
-        resources: plain or chunked; see `essence/distill/chunked.py`.
+        resources: plain or chunked; see `essence/distill/chunked.py`. Beside stored distributions always in chunks.
 
     An ignored line adds exactly nothing to loss and gradients, whatever its states hold, NaN included.
 
@@ -42,17 +42,20 @@ def objective_from_states(
     """
     if settings.kd_weight == 0.0:
         teacher_states = teacher_head = None
-    elif isinstance(teacher_states, TopK):
-        return _from_top_k(student_states, student_head, teacher_states, labels, weights, settings, resources)
-    elif teacher_states is None or teacher_head is None:
+    elif teacher_states is None or (teacher_head is None and not isinstance(teacher_states, TopK)):
         raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's states and head")
     ignored = ((labels < 0) | (weights == 0.0)).unsqueeze(1)
     student_states = student_states.masked_fill(ignored, 0.0)
-    teacher_states = None if teacher_states is None else teacher_states.masked_fill(ignored, 0.0)
     weights, labels = weights.masked_fill(labels < 0, 0.0), labels.clamp(min=0)
     if not torch.is_grad_enabled():
         student_states, student_head = student_states.detach(), student_head.detach()
     with torch.autocast(student_states.device.type, enabled=False):
+        if isinstance(teacher_states, TopK):
+            found = SparseObjective.apply(  # type: ignore[no-untyped-call]
+                student_states, student_head, teacher_states, labels, weights, settings, resources
+            )
+            return Losses(*found)
+        teacher_states = None if teacher_states is None else teacher_states.masked_fill(ignored, 0.0)
         if resources.form == "chunked":
             found = ChunkedObjective.apply(  # type: ignore[no-untyped-call]
                 student_states, student_head, teacher_states, teacher_head, labels, weights, settings, resources
@@ -64,20 +67,3 @@ def objective_from_states(
         with torch.no_grad():
             teacher_logits = teacher_states @ teacher_head.to(teacher_states.dtype).T
         return objective(logits, teacher_logits, labels, weights, settings)
-
-
-def _from_top_k(
-    states: Tensor,
-    head: Tensor,
-    top: TopK,
-    labels: Tensor,
-    weights: Tensor,
-    settings: ObjectiveSettings,
-    resources: LossResources,
-) -> Losses:
-    """The approximate objective; always in chunks."""
-    states = states.masked_fill(((labels < 0) | (weights == 0.0)).unsqueeze(1), 0.0)
-    weights, labels = weights.masked_fill(labels < 0, 0.0), labels.clamp(min=0)
-    with torch.autocast(states.device.type, enabled=False):
-        found = SparseObjective.apply(states, head, top, labels, weights, settings, resources)  # type: ignore[no-untyped-call]
-    return Losses(*found)

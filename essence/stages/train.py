@@ -127,11 +127,10 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup, los
     largest = preflight.largest_pass(
         training, settings.optimizer, settings.processes, settings.packing, multiple, resources
     )
-    rows = setup.rows.training.examples
     stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
     return {
         "memory": preflight.check_memory(load, largest, multiple, setup.device),
-        "teacher_bytes": stored.check(rows, resources.threads) if stored else None,
+        "teacher_bytes": stored.check(training, resources.threads) if stored else None,
         "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
     }
 
