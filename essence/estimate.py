@@ -3,10 +3,12 @@
 After the tokenize stage has run, its counts take the place of the assumed row length.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from essence.atomic import read_json
+from essence.data.files import local_files
 from essence.distill.cost import (
     Architecture,
     adapter_parameters,
@@ -19,8 +21,8 @@ from essence.distill.packing import shape
 from essence.distill.sequence import Bounds, span_windows, validation_view
 from essence.errors import InputError, RecordError
 from essence.experiment import LoadedExperiment, train_settings
-from essence.plan import CellPlan
-from essence.settings import Resources, TrainSettings, ViewSettings
+from essence.plan import CellPlan, PlannedStage
+from essence.settings import DownloadSettings, Resources, Source, TrainSettings, ViewSettings
 from essence.store import RunDirectory
 
 GIB = 1 << 30
@@ -95,16 +97,20 @@ def estimate(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirecto
     )
 
 
-def download_gib(plans: list[CellPlan], loaded: LoadedExperiment, run_directory: RunDirectory) -> float:
-    """Disk for the models of these cells that are still to come, in bfloat16."""
-    names = {
-        (name, stage)
-        for p in plans
-        for name, stage in ((p.cell.student, p.stages["student"]), (p.cell.teacher, p.stages["teacher"]))
-    }
-    left = [(name, stage) for name, stage in names if not run_directory.stage(stage).done]
-    models = [architecture(name, stage, loaded, run_directory) for name, stage in left]
-    return sum(2 * model.parameters for model in models if model) / GIB
+def download_gib(stages: Iterable[PlannedStage], loaded: LoadedExperiment, run_directory: RunDirectory) -> float:
+    """Disk for the downloads among these stages: the files of a local path, a repository's model in bfloat16.
+
+    Repositories of rows and problems are small beside them, and not counted.
+    """
+    found = [(stage.id, stage.settings.source) for stage in stages if isinstance(stage.settings, DownloadSettings)]
+    return sum(_download_bytes(stage, source, loaded, run_directory) for stage, source in found) / GIB
+
+
+def _download_bytes(stage: str, source: Source, loaded: LoadedExperiment, run_directory: RunDirectory) -> int:
+    if source.path:
+        return sum(path.stat().st_size for path in local_files(Path(source.path)))
+    model = architecture(source.name, stage, loaded, run_directory) if source.kind == "model" else None
+    return 2 * model.parameters if model else 0
 
 
 def tokens_read(row: Bounds, view: ViewSettings) -> int:

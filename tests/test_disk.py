@@ -28,22 +28,15 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def heavier_than_told(folder: Path) -> Path:
-    """A model whose file holds more than its config speaks of; pins that name it for teacher and student."""
-    model = folder / "model"
-    model.mkdir()
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    (model / "config.json").write_text(json.dumps(dict.fromkeys(sizes, 1)), encoding="utf-8")
-    (model / "model.safetensors").write_bytes(os.urandom(2 << 20))
-    pins = folder / "pins.toml"
-    pins.write_text("".join(f'[models.{n}]\npath = "{model}"\n' for n in ("tiny-teacher", "tiny-student")))
-    return pins
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    runs, pins = tmp_path / "small", heavier_than_told(tmp_path)
-    with mounted(runs, "size=1m"):
-        words = ("--experiment", str(MICRO), "--pins", str(pins), "--runs", str(runs))
+@pytest.mark.parametrize("full", ["bytes", "files"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_finished(full: str, tmp_path: Path) -> None:
+    """What a run does not see beforehand: the bytes of rows that are made, and how many files a disk has room for."""
+    runs, experiment = tmp_path / "small", tmp_path / "full.toml"
+    rows = 20_000 if full == "bytes" else 150
+    text = f'extends = "{MICRO}"\ntitle = "Too much"\n[datasets.tiny.options]\nrows = {rows}\n'
+    experiment.write_text(text, encoding="utf-8")
+    with mounted(runs, "size=4m" if full == "bytes" else "size=1g,nr_inodes=40"):
+        words = ("--experiment", str(experiment), "--runs", str(runs))
         done = invoke("run", "--only", "download", *words)
         assert done.returncode in (1, 2)  # the host process may be the first to write to it
         assert "no space is left on its disk; make room there" in done.stdout + done.stderr

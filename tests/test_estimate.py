@@ -8,7 +8,7 @@ from test_cost import GIB, QWEN3
 
 from essence.distill.cost import adapter_parameters, forward_flops
 from essence.distill.memory import estimate_memory, load_of
-from essence.estimate import Estimate, estimate
+from essence.estimate import Estimate, download_gib, estimate
 from essence.experiment import load, train_settings
 from essence.plan import make_plan
 from essence.store import RunDirectory
@@ -79,3 +79,20 @@ def test_gpu_memory_is_what_the_preflight_computes(tmp_path: Path) -> None:
         assert found.gpu_memory_gib and found.gpu_memory_gib < expected - 5, change
     *_, plain = planned(tmp_path, '[resources.loss]\nform = "plain"')
     assert plain.gpu_memory_gib and plain.gpu_memory_gib > expected + 5
+
+
+def test_only_the_downloads_that_are_wanted_take_disk(tmp_path: Path) -> None:
+    """Tokenizing wants the student's tokenizer, and no teacher; a local folder takes what lies in it."""
+    pins = tmp_path / "pins.toml"
+    student = tmp_path / "student"
+    (student / ".cache").mkdir(parents=True)
+    for name, size in (("model.safetensors", 3000), ("config.json", 20), ("old.bin", 500), (".cache/x", 40)):
+        (student / name).write_bytes(b"0" * size)
+    for text, size in (("", 2 * QWEN3["4b"].parameters), (f'[models.qwen3-4b-base]\npath = "{student}"\n', 3020)):
+        pins.write_text(text, encoding="utf-8")
+        loaded = load("bespoke", pins=pins)
+        plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False)
+        runs = RunDirectory(tmp_path / "runs")
+        assert round(download_gib(plan.wanted("tokenize"), loaded, runs) * GIB) == size
+        both = size + 2 * QWEN3["8b"].parameters
+        assert round(download_gib(plan.wanted(None), loaded, runs) * GIB) == both

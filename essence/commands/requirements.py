@@ -164,14 +164,15 @@ def _smaller(selection: Selection) -> str:
 
 def disk_gib(selection: Selection) -> float:
     """Disk that what is left is estimated to take: models saved and downloaded, stored states, scratch."""
-    left = {stage.id for stage in selection.left()}
+    loaded, run_directory = selection.loaded, selection.run_directory
+    stages = selection.left()
+    left = {stage.id for stage in stages}
     cells = [plan for plan in selection.plan.cells if plan.stages["train"] in left]
-    costs = [estimate(plan, selection.loaded, selection.run_directory) for plan in cells]
+    costs = [estimate(plan, loaded, run_directory) for plan in cells]
     scratch = max((cost.scratch_gib or 0.0 for cost in costs), default=0.0)
-    at_once = min(len(cells), selection.loaded.experiment.resources.parallel_stages)
-    models = [plan for plan in selection.plan.cells if left & {plan.stages["student"], plan.stages["teacher"]}]
-    downloads = download_gib(models, selection.loaded, selection.run_directory)
-    stored = stored_teachers(selection.plan.cells, selection.loaded, selection.run_directory)
+    at_once = min(len(cells), loaded.experiment.resources.parallel_stages)
+    downloads = download_gib(stages, loaded, run_directory)
+    stored = stored_teachers(selection.plan.cells, loaded, run_directory)
     states = sum(one.disk_gib for one in stored if one.stage in left)
     return sum(cost.disk_gib or 0.0 for cost in costs) + scratch * at_once + downloads + states
 

@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from essence.data.files import is_data_file
+from essence.data.files import is_data_file, local_files
 from essence.errors import InputError, PinError
 from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import DownloadSettings, Source
 from essence.stages.context import StageContext, StageOutcome
 
 FOLDERS = {"model": "model", "dataset": "rows", "benchmark": "problems"}
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
@@ -53,18 +52,13 @@ def _copy(path: Path, folder: Path, context: StageContext) -> None:
     """Copy the files of a local path; a run directory holds all that it depends on. Pickled weights stay behind."""
     if not path.exists():
         raise InputError(f"local path {path} does not exist")
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    files = [p for p in files if p.suffix not in PICKLES and not _hidden(p, path)]
+    files = local_files(path)
     for number, file in enumerate(files):
         context.stop.check()
         target = folder / (file.relative_to(path) if path.is_dir() else file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
         context.progress.update("copy", number + 1, len(files), "files", file.name)
-
-
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts) if root.is_dir() else False
 
 
 def _fetch(source: Source, folder: Path) -> None:
