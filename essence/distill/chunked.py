@@ -13,7 +13,8 @@ kept or computed twice. Chunk by chunk:
 When the store holds `gradient_rows` lines, or the labels end, d head = store.T @ states in one product: summed by the
 matrix unit in float32 and rounded once. Adding up a bfloat16 d head chunk by chunk instead multiplies its error; with
 more labels than `gradient_rows` the parts are therefore summed in float32, unless `head_gradient_sum = "weight"`.
-With `gradient_rows <= chunk_rows` that setting needs the least memory.
+With `gradient_rows <= chunk_rows` that setting needs the least memory. With `gradient_rows = 0` the store takes as many
+bytes as the float32 sum: a small head has a small store.
 
 Bytes above the inputs, with n = min(N, gradient_rows), c = min(N, chunk_rows), b = 2 for bfloat16:
 `V * (b * n + b * c) + d head`; d head is V * H of the weight's dtype, and 4 * V * H more where float32 sums are needed.
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from essence.distill.divergence import FORMULAS, Pair
 from essence.distill.loss import missing_vocabulary
-from essence.distill.memory import GPU_BLOCK_ELEMENTS
+from essence.distill.memory import GPU_BLOCK_ELEMENTS, kept_rows
 from essence.settings import LossResources, ObjectiveSettings
 
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": GPU_BLOCK_ELEMENTS}
@@ -100,7 +101,7 @@ class _Work:
         self.needed = needed
         self.head_dtype = head.dtype
         labels, vocabulary = states.shape[0], head.shape[0]
-        kept = resources.gradient_rows if needed[1] else resources.chunk_rows
+        kept = kept_rows(resources, head.shape[1], states.element_size()) if needed[1] else resources.chunk_rows
         self.store_rows = max(1, min(labels, kept))
         self.chunk_rows = min(self.store_rows, resources.chunk_rows)
         self.store = states.new_empty(self.store_rows, vocabulary)

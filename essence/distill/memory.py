@@ -102,7 +102,17 @@ def loss_memory(student: Architecture, settings: TrainSettings, loss: LossResour
         return LossMemory(PLAIN_BYTES_PER_LOGIT, None, 0)
     chunk = student.vocabulary * loss.chunk_rows * size + BLOCK_BUFFERS * FLOAT32_BYTES * GPU_BLOCK_ELEMENTS
     fixed = chunk + student.head_parameters * ((FLOAT32_BYTES if trains_head else 0) + copy)
-    return LossMemory(float(size), loss.gradient_rows if trains_head else loss.chunk_rows, fixed)
+    rows = kept_rows(loss, student.hidden, size) if trains_head else loss.chunk_rows
+    return LossMemory(float(size), rows, fixed)
+
+
+def kept_rows(loss: LossResources, hidden: int, element_bytes: int) -> int:
+    """Labels whose gradient of the logits, of `element_bytes` an entry, is kept for one product with the states.
+
+    Bytes kept: rows * V * element_bytes. The head's gradient in float32: 4 * V * hidden. Where the two are equal a
+    product does so many operations for every byte of the sum it is added to that the adding does not count.
+    """
+    return loss.gradient_rows or max(loss.chunk_rows, FLOAT32_BYTES * hidden // element_bytes)
 
 
 def load_of(settings: TrainSettings, student: Architecture, teacher: Architecture | None, loss: LossResources) -> Load:

@@ -22,8 +22,9 @@ class LossResources(Record):
     """`plain` holds all logits, in float32: the reference."""
     chunk_rows: Annotated[int, Field(gt=0)]
     """Labels whose teacher and student logits are held at a time."""
-    gradient_rows: Annotated[int, Field(gt=0)]
-    """Labels whose gradient of the logits is kept for one product with the states."""
+    gradient_rows: Annotated[int, Field(ge=0)]
+    """Labels whose gradient of the logits is kept for one product with the states; 0 = as many as take the bytes of the
+    head's own gradient in float32: twice the hidden size in bfloat16."""
     compiled: bool
     """Compile the loss of a chunk; needs a C++ compiler, or Triton on a GPU."""
     fallback: bool
