@@ -85,6 +85,16 @@ def test_a_count_that_was_not_executed_as_declared(runs: Path) -> None:
     assert f"{file}: samples = 2 declared, 1 executed" in checked(runs).findings
 
 
+def test_a_cap_is_what_the_prompt_leaves_of_the_model_s_tokens(runs: Path) -> None:
+    """As released, completions may have as many tokens as the model reads, which no prompt leaves."""
+    file = folder_of(runs, "generate") / "manifest.json"
+    executed = json.loads(file.read_text(encoding="utf-8"))["settings"]["executed"]
+    cap, shortest = executed["max_new_tokens"], executed["shortest_prompt_tokens"]
+    assert cap == 160 - shortest < 160
+    edit(file, lambda record: record["settings"]["executed"].update(max_new_tokens=160), reseal=True)
+    assert f"{file}: max_new_tokens = {cap} declared, 160 executed" in checked(runs).findings
+
+
 def test_a_swapped_checkpoint_is_named(runs: Path) -> None:
     mine, other = (folder_of(runs, "train", cell) / "output/best/model.safetensors" for cell in (0, 1))
     shutil.copyfile(other, mine)

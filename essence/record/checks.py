@@ -20,7 +20,6 @@ Manifest = dict[str, Any]
 DECLARED = {
     "generate": {
         "settings.executed.samples_per_problem": "samples",
-        "settings.executed.max_new_tokens": "max_new_tokens",
         "settings.executed.stop_loops": "stop_loops",
         "settings.executed.dtype": "dtype",
     },
@@ -148,11 +147,22 @@ def executed_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
         found, declared = look(manifest, executed), look(resolved, setting)
         if found is not None and found != declared:
             yield f"{folder.manifest}: {setting} = {declared} declared, {found} executed"
+    if manifest["identity"]["stage"] == "generate":
+        yield from _cap_findings(folder, manifest["settings"]["executed"], resolved)
     if manifest["identity"]["stage"] == "train":
         yield from _row_findings(folder, manifest, resolved["rows"])
     used = manifest["seeds"].get(manifest["identity"]["stage"])
     if "seed" in resolved and resolved["seed"] != used:
         yield f"{folder.manifest}: seed {resolved['seed']} declared, {used} used"
+
+
+def _cap_findings(folder: StageFolder, executed: dict[str, Any], resolved: dict[str, Any]) -> Iterator[str]:
+    """Completions may have the tokens declared, and no more than their prompt leaves of the model's."""
+    for cap, prompt in (("max_new_tokens", "shortest"), ("smallest_max_new_tokens", "longest")):
+        room = resolved["max_model_tokens"] - executed[f"{prompt}_prompt_tokens"]
+        declared = min(resolved["max_new_tokens"], room)
+        if executed[cap] != declared:
+            yield f"{folder.manifest}: {cap} = {declared} declared, {executed[cap]} executed"
 
 
 def _row_findings(folder: StageFolder, manifest: Manifest, rows: dict[str, Any]) -> Iterator[str]:

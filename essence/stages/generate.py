@@ -96,6 +96,7 @@ def _outcome(
     executed: dict[str, Any],
 ) -> StageOutcome:
     caps = [request.max_new_tokens for request in requests]
+    lengths = [len(prompt.token_ids) for prompt in prompts]
     completion_tokens = sum(sample["tokens"] for sample in samples)
     return StageOutcome(
         results=_results(prompts, samples),
@@ -104,6 +105,8 @@ def _outcome(
             "samples_per_problem": len(samples) // len(prompts),
             "max_new_tokens": max(caps),
             "smallest_max_new_tokens": min(caps),
+            "shortest_prompt_tokens": min(lengths),
+            "longest_prompt_tokens": max(lengths),
             "stop_loops": settings.stop_loops,
             **executed,
         },
