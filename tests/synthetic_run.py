@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.record.manifest import Manifest, seal_of
+from essence.scoring.statistics import accuracy as estimate
 
 ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
 PROBLEMS = 40
@@ -52,6 +53,8 @@ class SyntheticRun:
     title: str = "The whole matrix in miniature"
     accuracy: dict[float, float] = field(default_factory=lambda: dict(ACCURACY))
     untrained: float = 0.08
+    temperature: float = 0.6
+    """Of sampling; another one makes other stages of evaluation."""
     finished: bool = True
     plan: dict[str, Any] = field(default_factory=dict)
 
@@ -168,7 +171,8 @@ class SyntheticRun:
         return identifier
 
     def _evaluation(self, of: str, checkpoint: str, accuracy: float, seed: int, lsp: float = 1.0) -> dict[str, Any]:
-        generate, grade = stage_id("generate", of, checkpoint), stage_id("grade", of, checkpoint)
+        names = (of, checkpoint) if self.temperature == 0.6 else (of, checkpoint, self.temperature)
+        generate, grade = stage_id("generate", *names), stage_id("grade", *names)
         total = PROBLEMS * SAMPLES
         capped = round(total * 0.2 * (1.1 - lsp))
         reasons = {"stop": total - capped, "length": capped}
@@ -176,17 +180,17 @@ class SyntheticRun:
         correct = per_problem(accuracy, seed)
         problems = self._problems()
         self._stage(
-            generate, "generate", f"generate with {of}", {"samples": SAMPLES, "temperature": 0.6, "top_p": 0.95},
+            generate, "generate", f"generate with {of}",
+            {"samples": SAMPLES, "temperature": self.temperature, "top_p": 0.95},
             results={"samples": total, "problems": PROBLEMS, **lengths},
             cost={"wall_s": 9.0, "peak_memory_gib": 0.5, "flops": None},
             lines={"samples.jsonl": sample_lines(correct, capped) if self.texts else ()},
         )  # fmt: skip
-        value = sum(c["correct"] for c in correct) / total
-        error = math.sqrt(max(value * (1 - value), 1e-4) / PROBLEMS)
+        found = estimate([[number < c["correct"] for number in range(c["samples"])] for c in correct], 0.95)
         results = {
-            "benchmark": self.benchmark, "metric": f"{self.benchmark} avg@{SAMPLES}", "accuracy": value,
-            "standard_error": error, "interval": [max(0.0, value - 2 * error), min(1.0, value + 2 * error)],
-            "confidence": 0.95, "method": "synthetic", "per_problem": correct,
+            "benchmark": self.benchmark, "metric": f"{self.benchmark} avg@{SAMPLES}", "accuracy": found.value,
+            "standard_error": found.standard_error, "interval": [found.low, found.high],
+            "confidence": 0.95, "method": found.method, "per_problem": correct,
             "statuses": {"graded": total, "no answer": 0, "timeout": 0}, **lengths,
         }  # fmt: skip
         fields = {"problem_field": "problem", "answer_field": "answer", "answer_type": "integer", "prompt": "{problem}"}

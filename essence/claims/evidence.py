@@ -1,18 +1,14 @@
-"""What the results of runs hold for claims: arms with their scores, arms with their costs.
+"""What claims are measured on: arms with their scores, arms with their costs.
 
-A setting is a pair of models, a data set, a benchmark, a protocol and a number of rows: what must be equal on both
-sides of a comparison.
+A setting is a pair of models, a data set, a benchmark, a protocol, and how the arms were trained and evaluated: what
+must be equal on both sides of a comparison.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from essence.claims.definition import Claim
-from essence.record.canonical import canonical_json, sha256_text
-from essence.report.records import COST_UNITS, Arm, Group, GroupKey, Results
-
-RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype", "teacher")
+from essence.report.records import FULL
 
 
 class Setting(NamedTuple):
@@ -22,11 +18,12 @@ class Setting(NamedTuple):
     teacher: str
     student: str
     protocol: str
-    train_rows: int | None
     benchmark: str
     """Empty where the cost of training is compared."""
     recipe: str = ""
     """Hash of objective, optimizer, selection of rows and form of the teacher: others are not compared."""
+    evaluation: str = ""
+    """Hash of how completions were sampled and graded; empty as the benchmark is."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,15 @@ class Scored:
     stages: tuple[str, ...]
     """Ids of the grade stages."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained on whole rows."""
+        return is_whole(self.lsp, self.span)
+
+    @property
+    def completions(self) -> int:
+        return sum(len(seed) for seed in self.shares) * self.samples
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -61,6 +67,18 @@ class Trained:
     stages: tuple[str, ...]
     validation_ce: float | None = None
     """Lowest cross-entropy on the validation rows."""
+    devices: str = ""
+    """What it ran on, and shared out how: times and memory are compared on equal ones only."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained on whole rows."""
+        return is_whole(self.lsp, self.span)
+
+
+def is_whole(lsp: float, span: str) -> bool:
+    """Whether this part of a row is all of it; a `cot-lead` of 1.0 lacks the answer."""
+    return lsp == FULL and span != "cot-lead"
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Evidence:
             arm
             for arm in self.scored
             if arm.checkpoint == claim.checkpoint
-            and (any_span or arm.lsp == 1.0 or arm.span == claim.span)
+            and (any_span or arm.whole or arm.span == claim.span)
             and (any_sections or arm.sections == claim.sections)
             and _named(arm.setting, claim)
         ]
@@ -99,7 +117,7 @@ class Evidence:
         return [
             cell
             for cell in self.trained
-            if (any_span or cell.lsp == 1.0 or cell.span == claim.span)
+            if (any_span or cell.whole or cell.span == claim.span)
             and cell.sections == claim.sections
             and _named(cell.setting, claim)
         ]
@@ -113,87 +131,3 @@ def _named(setting: Setting, claim: Claim) -> bool:
         (claim.benchmarks, setting.benchmark),
     )
     return all(not names or value in names for names, value in named)
-
-
-def gather(results: Iterable[Results]) -> Evidence:
-    """The evidence of some experiments; an arm has the seeds of all of them, a training that they share once.
-
-    Trainings without a teacher are no distillation, of which alone the paper's claims speak; the stored top-k of a
-    teacher only approximates it.
-    """
-    runs: dict[Hashable, dict[str, Scored]] = {}
-    trained: dict[tuple[str, ...], Trained] = {}
-    for group in (group for one in results for group in one.groups):
-        for arm in (arm for arm in group.arms if _counts(arm)):
-            for training, found in _scored(group, arm):
-                key = (found.setting, found.checkpoint, found.span, found.sections, found.lsp)
-                runs.setdefault(key, {}).setdefault(training, found)
-            for cell in _trained(group, arm):
-                trained.setdefault(cell.stages, cell)
-    scored: dict[tuple[str, ...], Scored] = {}  # two spans may share their arm at LSP 1.0
-    for joined in (_joined(list(seeds.values())) for seeds in runs.values()):
-        scored.setdefault(joined.stages, joined)
-    return Evidence(tuple(scored.values()), tuple(trained.values()))
-
-
-def _joined(seeds: Sequence[Scored]) -> Scored:
-    """One arm of its seeds."""
-    return replace(
-        seeds[0],
-        shares=tuple(shares for one in seeds for shares in one.shares),
-        samples=min(one.samples for one in seeds),
-        stages=tuple(stage for one in seeds for stage in one.stages),
-    )
-
-
-def _setting(key: GroupKey, arm: Arm, benchmark: str) -> Setting:
-    return Setting(key.dataset, key.teacher, key.student, key.protocol, key.train_rows, benchmark, _recipe(arm))
-
-
-def _settings(arm: Arm) -> dict[str, Any]:
-    """What the arm's trainings were told; empty where none of their records is here."""
-    found = (cell.train.look("settings", "resolved") for cell in arm.cells)
-    return next((dict(settings) for settings in found if settings), {})
-
-
-def _counts(arm: Arm) -> bool:
-    """Whether the arm was distilled, and from the exact teacher."""
-    settings = _settings(arm)
-    return dict(settings.get("objective", {})).get("kd_weight") != 0.0 and settings.get("teacher") != "top-k"
-
-
-def _recipe(arm: Arm) -> str:
-    settings = _settings(arm)
-    return sha256_text(canonical_json({name: settings.get(name) for name in RECIPE}))[:16]
-
-
-def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
-    """Id of each training with its score on each benchmark."""
-    for cell in arm.cells:
-        for score in (score for score in cell.scores if score.accuracy):
-            yield (
-                cell.train.id,
-                Scored(
-                    setting=_setting(group.key, arm, score.benchmark),
-                    checkpoint=score.checkpoint,
-                    span=group.key.span,
-                    sections=group.key.sections,
-                    lsp=arm.lsp,
-                    shares=(score.shares,),
-                    samples=score.samples // max(1, len(score.shares)),
-                    confidence=score.confidence or 0.95,
-                    stages=(score.grade.id,),
-                ),
-            )
-
-
-def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
-    for cell in arm.cells:
-        cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
-        ce = cell.train.number("results", "best_validation_ce")
-        if cost:
-            on_gpu = cell.train.number("cost", "peak_gpu_memory_gib") is not None
-            key = group.key
-            yield Trained(
-                _setting(key, arm, ""), key.span, key.sections, arm.lsp, cell.seed, cost, on_gpu, (cell.train.id,), ce
-            )

@@ -1,46 +1,26 @@
-"""How each claim is measured: a formula on the accuracies of arms, or on the costs of trainings.
+"""How each claim is measured: formulas on the accuracies of arms; those on trainings are in `trainings.py`.
 
 Each function takes a claim and the evidence of one protocol, and gives what was measured, or a sentence that says which
 cells are missing.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.claims.advice import ONE_PAIR, Spread
 from essence.claims.definition import Claim
-from essence.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.claims.evidence import Evidence, Scored
+from essence.claims.measured import Measured, Outcome, wanted
 from essence.claims.resampling import Statistic, estimate, spread_of
-from essence.scoring.statistics import Estimate, Matrix, student_t
+from essence.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
+from essence.report.records import FULL
+from essence.scoring.statistics import Matrix
 
 WITH_COT = ("cot", "cot+a", "p+cot", "p+cot+a")
 WITHOUT_COT = ("a", "p+a")
-FULL = 1.0
-GB_IN_GIB = 1e9 / 2**30
 NO_RATIO = "there is no ratio: nothing is solved at LSP 1.0"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Ours, beside a claim."""
-
-    estimate: Estimate
-    settings: int
-    """Pairs of models x data sets x benchmarks that it is over."""
-    stages: tuple[str, ...]
-    """Ids of the stages whose manifests it comes from."""
-    spread: Spread | None = None
-    """Where the variance comes from; None for what is measured on runs as wholes."""
-    note: str = ""
-
-
-Outcome = Measured | str
-"""What was measured, or why nothing was."""
 
 
 def retention(claim: Claim, evidence: Evidence) -> Outcome:
@@ -52,7 +32,7 @@ def retention(claim: Claim, evidence: Evidence) -> Outcome:
 def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
     """Largest over settings of accuracy at `lsp` / accuracy at 1.0."""
     pairs = _against_full(claim, evidence)
-    return _measure(pairs, _largest_ratio) if pairs else _no_ratio(claim, evidence)
+    return _measure(pairs, _largest_ratio, extreme=len(pairs) > 2) if pairs else _no_ratio(claim, evidence)
 
 
 def sections(claim: Claim, evidence: Evidence) -> Outcome:
@@ -60,12 +40,12 @@ def sections(claim: Claim, evidence: Evidence) -> Outcome:
     arms = [arm for arm in evidence.of(claim, any_sections=True) if arm.lsp == claim.lsp]
     complete = [group for group in _by_setting(arms) if _has_all(group)]
     if not complete:
-        return _wanted(claim, f"the four supervisions with the chain of thought and both without, LSP {claim.lsp:g}")
+        return wanted(claim, f"the four supervisions with the chain of thought and both without, LSP {claim.lsp:g}")
 
     def contrast(means: Matrix) -> NDArray[np.float64]:
         return _mean_of_groups(complete, means, _least_with_minus_most_without)
 
-    return _measure([arm for group in complete for arm in group], contrast, len(complete))
+    return _measure([arm for group in complete for arm in group], contrast, len(complete), extreme=True)
 
 
 def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
@@ -73,35 +53,12 @@ def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
     arms = [a for a in evidence.of(claim, any_sections=True) if a.lsp == claim.lsp and a.sections in WITH_COT]
     complete = [group for group in _by_setting(arms) if {arm.sections for arm in group} == set(WITH_COT)]
     if not complete:
-        return _wanted(claim, f"the four supervisions with the chain of thought at LSP {claim.lsp:g}")
+        return wanted(claim, f"the four supervisions with the chain of thought at LSP {claim.lsp:g}")
 
     def contrast(means: Matrix) -> NDArray[np.float64]:
         return _mean_of_groups(complete, means, lambda _, rows: rows.max(axis=0) - rows.min(axis=0))
 
-    return _measure([arm for group in complete for arm in group], contrast, len(complete))
-
-
-def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
-    """Smaller of two: `near` minus how far the left half's loss lies from the whole's, and the right half's beyond it.
-
-    Losses are the lowest validation cross-entropies, as shares of that at LSP 1.0.
-    """
-    assert claim.near is not None
-    cells: dict[tuple[Setting, int], dict[str, Trained]] = defaultdict(dict)
-    for cell in evidence.trainings_of(claim, any_span=True):
-        part = "full" if cell.lsp == FULL else cell.span
-        if cell.lsp in (claim.lsp, FULL) and cell.validation_ce:
-            cells[cell.setting, cell.seed][part] = cell
-    found = [parts for parts in cells.values() if {"left", "right", "full"} <= parts.keys()]
-    if not found:
-        return _wanted(claim, f"left and right spans at LSP {claim.lsp:g} beside LSP 1.0")
-    losses = [[float(parts[part].validation_ce or 0.0) for part in ("left", "right", "full")] for parts in found]
-    left, right, full = np.array(losses).T
-    values = np.minimum(claim.near - np.abs(left / full - 1.0), right / full - 1.0 - claim.near)
-    three = [tuple(parts[part] for part in ("left", "right", "full")) for parts in found]
-    ratios = f"left {np.mean(left / full):.2f}, right {np.mean(right / full):.2f} of the loss at LSP 1.0"
-    settings = len({parts["full"].setting for parts in found})
-    return Measured(_over_runs(values, counted=False), settings, _stages(three), note=ratios)
+    return _measure([arm for group in complete for arm in group], contrast, len(complete), extreme=True, least=0.0)
 
 
 def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
@@ -109,7 +66,7 @@ def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
     arms = [arm for arm in evidence.of(claim, any_span=True) if arm.lsp == claim.lsp]
     pairs = _pairs(arms, lambda arm: arm.span == "left", lambda arm: arm.span == "right")
     if not pairs:
-        return _wanted(claim, f"left and right spans at LSP {claim.lsp:g}")
+        return wanted(claim, f"left and right spans at LSP {claim.lsp:g}")
     measured = _measure(pairs, lambda means: (means[::2] - means[1::2]).mean(axis=0))
     ahead = sum(_mean(left) > _mean(right) for left, right in zip(pairs[::2], pairs[1::2], strict=True))
     return _noted(measured, f"left ahead in {ahead} of {len(pairs) // 2}")
@@ -118,12 +75,12 @@ def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
 def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
     """Largest distance between the accuracy at any proportion and at 1.0, over proportions and settings."""
     arms = evidence.of(claim)
-    full = {arm.setting: arm for arm in arms if arm.lsp == FULL}
+    full = {arm.setting: arm for arm in arms if arm.whole}
     pairs = [x for arm in arms if arm.lsp < FULL and arm.setting in full for x in (arm, full[arm.setting])]
     if not pairs:
-        return _wanted(claim, "LSP 1.0 and below")
+        return wanted(claim, "LSP 1.0 and below")
     settings = len({arm.setting for arm in pairs})
-    return _measure(pairs, lambda means: np.abs(means[::2] - means[1::2]).max(axis=0), settings)
+    return _measure(pairs, _largest_distance, settings, extreme=True, least=0.0)
 
 
 def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:
@@ -133,9 +90,7 @@ def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:
     triples = [three for group in _by_setting(evidence.of(claim)) if (three := _lowest_middle_full(group, claim.lsp))]
     groups = [three for three in triples if _mean(three[2]) > 0]
     if not groups:
-        return (
-            NO_RATIO if triples else _wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
-        )
+        return NO_RATIO if triples else wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
 
     def smaller(means: Matrix) -> NDArray[np.float64]:
         lowest, middle, full = means[::3], means[1::3], means[2::3]
@@ -145,32 +100,9 @@ def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:
         return smaller
 
     at = " and ".join(", ".join(f"{lsp:g}" for lsp in sorted({g[place].lsp for g in groups})) for place in (0, 1))
-    return _noted(_measure([arm for group in groups for arm in group], smaller, len(groups)), f"at LSP {at}")
-
-
-def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
-    """Mean over settings and seeds of the cost of a training at `lsp` / at 1.0."""
-    assert claim.cost is not None
-    pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if claim.cost in a.cost and b.cost.get(claim.cost)]
-    if claim.cost != "flops":  # memory of a GPU is not to be divided by that of a process, nor the times
-        pairs = [(a, b) for a, b in pairs if a.on_gpu == b.on_gpu]
-    if not pairs:
-        return _wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on the same kind of device")
-    ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in pairs])
-    settings = len({short.setting for short, _ in pairs})
-    note = "" if claim.cost != "memory" or all(a.on_gpu for a, _ in pairs) else "memory of the process where no GPU is"
-    return Measured(_over_runs(ratios, counted=claim.cost == "flops"), settings, _stages(pairs), note=note)
-
-
-def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
-    """Smaller of two: GPU memory left at `lsp`, and GPU memory missing at 1.0, as shares of the GPU."""
-    assert claim.memory_gb is not None
-    room = claim.memory_gb * GB_IN_GIB
-    pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if a.on_gpu and b.on_gpu]
-    if not pairs:
-        return _wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on a GPU")
-    margins = np.array([min(room - a.cost["memory"], b.cost["memory"] - room) / room for a, b in pairs])
-    return Measured(_over_runs(margins, counted=False), len({a.setting for a, _ in pairs}), _stages(pairs))
+    return _noted(
+        _measure([arm for group in groups for arm in group], smaller, len(groups), extreme=True), f"at LSP {at}"
+    )
 
 
 MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
@@ -188,10 +120,18 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
 }
 
 
-def _measure(arms: Sequence[Scored], statistic: Statistic, settings: int | None = None) -> Measured:
+def _measure(
+    arms: Sequence[Scored],
+    statistic: Statistic,
+    settings: int | None = None,
+    *,
+    extreme: bool = False,
+    least: float = -np.inf,
+) -> Measured:
+    """As `estimate` tells of `extreme` and `least`."""
     stages = tuple(dict.fromkeys(stage for arm in arms for stage in arm.stages))
     count = len({arm.setting for arm in arms}) if settings is None else settings
-    found = estimate(arms, statistic)
+    found = estimate(arms, statistic, extreme=extreme, least=least)
     total = None if found.standard_error is None else found.standard_error**2
     return Measured(found, count, stages, spread_of(arms, statistic, total))
 
@@ -202,7 +142,7 @@ def _noted(measured: Measured, note: str) -> Measured:
 
 def _against_full(claim: Claim, evidence: Evidence) -> list[Scored]:
     """Arms at the claim's proportion, each followed by its arm at 1.0, where that one solves anything."""
-    return _pairs(evidence.of(claim), lambda arm: arm.lsp == claim.lsp, lambda arm: arm.lsp == FULL and _mean(arm) > 0)
+    return _pairs(evidence.of(claim), lambda arm: arm.lsp == claim.lsp, lambda arm: arm.whole and _mean(arm) > 0)
 
 
 def _pairs(arms: Sequence[Scored], first: Callable[[Scored], bool], second: Callable[[Scored], bool]) -> list[Scored]:
@@ -256,6 +196,11 @@ def _largest_ratio(means: Matrix) -> NDArray[np.float64]:
     return largest
 
 
+def _largest_distance(means: Matrix) -> NDArray[np.float64]:
+    largest: NDArray[np.float64] = np.abs(means[::2] - means[1::2]).max(axis=0)
+    return largest
+
+
 def _mean_ratio(means: Matrix) -> NDArray[np.float64]:
     mean: NDArray[np.float64] = _ratios(means).mean(axis=0)
     return mean
@@ -272,41 +217,9 @@ def _mean(arm: Scored) -> float:
     return float(np.mean([np.mean(list(shares.values())) for shares in arm.shares]))
 
 
-def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained]]:
-    """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed."""
-    cells = evidence.trainings_of(claim)
-    full: dict[tuple[Setting, int], Trained] = {(c.setting, c.seed): c for c in cells if c.lsp == FULL}
-    return [(c, full[c.setting, c.seed]) for c in cells if c.lsp == claim.lsp and (c.setting, c.seed) in full]
-
-
-def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:
-    """Mean of a number over pairs of runs; what is counted has no error."""
-    count, mean = len(values), float(values.mean())
-    if counted:
-        return Estimate(mean, 0.0, float(values.min()), float(values.max()), count, "counted: range over runs")
-    if count < 2:
-        return Estimate(mean, None, None, None, count, ONE_PAIR)
-    error = float(values.std(ddof=1)) / count**0.5
-    margin = student_t(0.95, count - 1) * error
-    return Estimate(mean, error, mean - margin, mean + margin, count, "Student t over pairs of runs")
-
-
-def _stages(pairs: Sequence[tuple[Trained, ...]]) -> tuple[str, ...]:
-    found: dict[str, None] = defaultdict(None)
-    for pair in pairs:
-        for cell in pair:
-            found.update(dict.fromkeys(cell.stages))
-    return tuple(found)
-
-
 def _no_ratio(claim: Claim, evidence: Evidence) -> str:
     """Why there is no retention: nothing is graded at both proportions, or nothing is solved at 1.0."""
     lsps = {arm.lsp for arm in evidence.of(claim)}
     if {claim.lsp, FULL} <= lsps:
         return NO_RATIO
-    return _wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")
-
-
-def _wanted(claim: Claim, cells: str) -> str:
-    named = [" or ".join(names) for names in (claim.teachers, claim.students, claim.benchmarks) if names]
-    return f"needs {cells}" + (f", of {', '.join(named)}" if named else "")
+    return wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")

@@ -23,11 +23,20 @@ from essence.scoring.statistics import (
 Statistic = Callable[[Matrix], NDArray[np.float64]]
 """From accuracies [arms, resamples] to one number a resample, [resamples]."""
 METHOD = f"bootstrap over problems (joint for all arms of a benchmark) and seeds, {BOOTSTRAP_RESAMPLES} resamples"
+BASIC = f"basic {METHOD}"
 SAMPLING_DRAWS = 2_000
 
 
-def estimate(arms: Sequence[Scored], statistic: Statistic) -> Estimate:
-    """The statistic of some arms with its interval; ends are None where resamples leave it undefined."""
+def estimate(
+    arms: Sequence[Scored], statistic: Statistic, *, extreme: bool = False, least: float = -np.inf
+) -> Estimate:
+    """The statistic of some arms with its interval; ends are None where resamples leave it undefined.
+
+    extreme: it is the largest or smallest of several numbers. Chance alone drives such a one outwards, in the arms as
+        they are by about as much as in resamples of them once more: the interval is the basic one, which takes that
+        off again. (The percentile interval of a largest change holds the truth hardly ever where nothing changes.)
+    least: no value can be below it.
+    """
     matrices = _matrices(arms)
     points = np.array([[matrix.mean()] for matrix in matrices])
     value = float(statistic(points)[0])
@@ -39,10 +48,12 @@ def estimate(arms: Sequence[Scored], statistic: Statistic) -> Estimate:
     draws = statistic(_resampled(arms, matrices))
     tail = expanded_tail(arms[0].confidence, problems)
     low, high = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf")
+    if extreme:
+        low, high = max(least, 2.0 * value - high), max(least, 2.0 * value - low)
     bounded = bool(np.isfinite(draws).all())
     error = float(draws.std(ddof=1)) if bounded else None
     note = "" if bounded else "; some resampled references solve nothing"
-    return Estimate(value, error, _finite(low), _finite(high), problems, METHOD + note)
+    return Estimate(value, error, _finite(low), _finite(high), problems, (BASIC if extreme else METHOD) + note)
 
 
 def spread_of(arms: Sequence[Scored], statistic: Statistic, total: float | None) -> Spread | None:

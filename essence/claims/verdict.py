@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from essence.claims.advice import advise
 from essence.claims.definition import Claim, load_claims
-from essence.claims.evidence import Evidence, gather
-from essence.claims.measures import MEASURES, Measured
+from essence.claims.evidence import Evidence
+from essence.claims.gather import gather
+from essence.claims.measured import Measured
+from essence.claims.measures import MEASURES
 from essence.report.records import Results
 
 Word = Literal["reproduced", "not reproduced", "undecided", "not run"]

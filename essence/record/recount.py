@@ -117,17 +117,15 @@ def _verdicts(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
 
 
 def _score(results: dict[str, Any], marks: list[list[bool]]) -> Iterator[str]:
-    """Accuracy, and where the method is the one of this kit also its error and interval."""
+    """Accuracy, its error and interval, and by what method."""
     if not marks or len({len(found) for found in marks}) != 1:
         return
     estimate = accuracy(marks, results["confidence"])
     yield from _differs("accuracy", results["accuracy"], estimate.value, "verdicts.jsonl")
-    if results["method"] == estimate.method:
-        yield from _differs("standard_error", results["standard_error"], estimate.standard_error, "verdicts.jsonl")
-        for name, recorded, value in zip(
-            ("low", "high"), results["interval"], (estimate.low, estimate.high), strict=True
-        ):
-            yield from _differs(f"interval {name}", recorded, value, "verdicts.jsonl")
+    yield from _differs("method", results["method"], estimate.method, "verdicts.jsonl")
+    yield from _differs("standard_error", results["standard_error"], estimate.standard_error, "verdicts.jsonl")
+    for name, recorded, value in zip(("low", "high"), results["interval"], (estimate.low, estimate.high), strict=True):
+        yield from _differs(f"interval {name}", recorded, value, "verdicts.jsonl")
 
 
 def _votes(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:

@@ -17,8 +17,8 @@ from essence.report.build import SCHEMA_VERSION, made_from, report_record
 from essence.report.results import read_results
 from essence.store import RunDirectory
 
-COMPUTED = ("claims", "groups")
-"""Parts of `report.json` that hold numbers and words."""
+CHECKED_BEFORE = ("made_from", "records", "files", "seal")
+"""Parts of `report.json` that are no numbers and words; the first two are compared before those are."""
 
 
 def report_findings(run_directory: RunDirectory, experiment: str) -> tuple[list[str], list[str]]:
@@ -68,11 +68,12 @@ def _records(run_directory: RunDirectory, file: Path, report: dict[str, Any]) ->
 def _numbers(run_directory: RunDirectory, experiment: str, file: Path, report: dict[str, Any]) -> Iterator[str]:
     """Figures are named in the report by what was drawn, which is not drawn again here."""
     made = json.loads(json.dumps(report_record(read_results(run_directory.root, experiment)), allow_nan=False))
-    for part in COMPUTED:
-        written, computed = ([_without_figures(entry) for entry in record[part]] for record in (report, made))
-        if written != computed:
-            yield f"{file}: {part} are not what the records give: `invoke report` writes it anew"
+    written, computed = ({**record, "groups": _without_figures(record["groups"])} for record in (report, made))
+    parts = dict.fromkeys([*computed, *written])
+    differing = [p for p in parts if p not in CHECKED_BEFORE and written.get(p) != computed.get(p)]
+    if differing:
+        yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` writes it anew"
 
 
-def _without_figures(entry: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != "figures"}
+def _without_figures(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in group.items() if name != "figures"} for group in groups]

@@ -48,6 +48,7 @@ class Score:
 
     benchmark: str
     checkpoint: str
+    generate: StageEvidence
     grade: StageEvidence
     accuracy: Estimate | None = None
     """As graded; None until it is."""

@@ -91,9 +91,9 @@ def _baseline(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Baseli
 
 def _score(entry: dict[str, Any], stages: dict[str, StageEvidence], *trained: StageEvidence) -> Score:
     """The score of one evaluation; without a number where a record that it rests on counts for nothing."""
-    grade = stages[entry["grade"]]
-    score = Score(entry["benchmark"], entry["checkpoint"], grade)
-    rests_on = (grade, stages[entry["generate"]], *trained)
+    generate, grade = stages[entry["generate"]], stages[entry["grade"]]
+    score = Score(entry["benchmark"], entry["checkpoint"], generate, grade)
+    rests_on = (generate, grade, *trained)
     if grade.number("results", "accuracy") is None or any(stage.problem for stage in rests_on):
         return score
     try:
