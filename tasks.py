@@ -53,8 +53,9 @@ def _console() -> Iterator["Console"]:
     from essence.errors import KitError, disk_error
 
     try:
-        # Where there is no terminal to ask, lines are as wide as the tables need.
-        yield Console(stderr="--json" in sys.argv, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        # Where there is no terminal to ask, lines are as wide as the tables need. What is printed holds messages and
+        # paths: brackets in them are no markup.
+        yield Console(stderr="--json" in sys.argv, width=None if sys.stdout.isatty() else PIPED_WIDTH, markup=False)
     except KitError as error:
         raise Exit(str(error), code=EXIT_CURABLE) from None
     except KeyboardInterrupt:
@@ -290,7 +291,7 @@ def grade(_, file, grader="math-verify"):
 
     from essence.commands.grade import grade as judge
 
-    return judge(file, grader, Console(stderr=True))  # standard output is for the verdicts
+    return judge(file, grader, Console(stderr=True, markup=False))  # standard output is for the verdicts
 
 
 @_command()

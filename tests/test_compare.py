@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import MICRO, PROJECT, invoke
+from synthetic_run import SyntheticRun
 
 from essence.commands.compare import _change
 from essence.record.compare import likely_causes
@@ -191,3 +192,17 @@ def test_of_one_problem_nothing_can_be_told() -> None:
 def test_what_cannot_be_compared_is_one_sentence(runs: Path, first: str, second: str, sentence: str) -> None:
     done = invoke("compare", f"{runs}/{first}", f"{runs}/{second}")
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_experiments_that_name_their_cells_alike_are_all_compared(tmp_path: Path) -> None:
+    """Two experiments may have a cell of one name with other settings: neither stands in for the other."""
+    for side, accuracy in (("a", 0.66), ("b", 0.1)):
+        SyntheticRun(tmp_path / side, "bespoke", lsps=(0.5,), seeds=(1,), accuracy={0.5: accuracy}).write()
+        SyntheticRun(tmp_path / side, "sft", lsps=(0.5,), seeds=(1,), temperature=0.0).write()
+    found = compared(str(tmp_path / "a"), str(tmp_path / "b"))
+    words = {one["name"]: one["word"] for one in found["results"]}
+    cell = "sums/tiny-teacher_tiny-student/lsp-0.50/p+cot+a/corrected/seed-1"
+    assert words[f"bespoke: {cell}"] == "beyond sampling error" and words[f"sft: {cell}"] == "equal"
+    assert len(words) == 6 and found["only_in"] == {"A": [], "B": []}
+    unclear = invoke("compare", str(tmp_path / "a"), str(tmp_path / "b" / "bespoke"))
+    assert unclear.returncode == 2 and "no cell in common: name one on each side" in unclear.stderr

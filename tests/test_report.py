@@ -12,6 +12,7 @@ from rich.console import Console
 from synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 
 from essence.errors import RecordError
+from essence.record.manifest import seal_of
 from essence.report import words
 from essence.report.build import report_is_current, write_report
 from essence.report.check import report_findings
@@ -300,6 +301,17 @@ def test_a_report_is_not_current_once_a_reason_that_it_shows_is_another(run: Syn
     assert not report_is_current(run.root, "tiny")
     found, unchecked = report_findings(RunDirectory(run.root), "tiny")
     assert found == [] and "before later stages" in unchecked[0]
+
+
+@pytest.mark.parametrize("part", ["title", "statement", "done", "claims", "groups", "computed_costs", "missing"])
+def test_no_part_of_a_report_can_be_written_otherwise_under_a_new_seal(part: str, run: SyntheticRun) -> None:
+    file = write_report(run.root, "tiny").parent / "report.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record[part] = not record[part] if isinstance(record[part], bool) else "the paper is right"
+    file.write_text(json.dumps({**record, "seal": seal_of(record)}), encoding="utf-8")
+    found, unchecked = report_findings(RunDirectory(run.root), "tiny")
+    assert len(found) == 1 and not unchecked
+    assert part in found[0] or "not a report of this kit" in found[0]
 
 
 def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun) -> None:

@@ -277,6 +277,14 @@ def test_a_report_of_other_records(runs: Path) -> None:
     assert done.returncode == 1 and f"{file}: changed since {report} was made from it" in done.stdout
 
 
+def test_an_interval_of_another_method_is_none_of_this_kit(runs: Path) -> None:
+    file = folder_of(runs, "grade") / "manifest.json"
+    edit(file, lambda record: record["results"].update(interval=[0.3, 0.4], method="by eye"), reseal=True)
+    found = checked(runs).findings
+    assert any(finding.startswith(f"{file}: method by eye recorded") for finding in found)
+    assert any(finding.startswith(f"{file}: interval low 0.3 recorded") for finding in found)
+
+
 def test_a_record_of_a_newer_kit(runs: Path) -> None:
     file = folder_of(runs, "grade") / "manifest.json"
     edit(file, lambda record: record.update(schema_version=9))

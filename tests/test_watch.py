@@ -148,6 +148,15 @@ def test_the_command_watches_a_finished_run_and_ends(run: SyntheticRun) -> None:
     assert done.returncode == 0 and "lsp-0.25" in done.stdout
 
 
+def test_brackets_of_a_message_are_printed_as_they_are(run: SyntheticRun) -> None:
+    """What a library says of a lost peer reads like markup that nothing opens."""
+    message = "RuntimeError: [/pytorch/gloo/transport/tcp/pair.cc:534] closed by peer [red]"
+    run.fail(run.stage_of(0, "train"), message)
+    done = invoke("status", "--experiment", run.experiment, "--runs", str(run.root))
+    assert done.returncode == 0, done.stderr
+    assert message in done.stdout
+
+
 def no_such_gpu(name: str) -> int:
     raise RuntimeError(f"{name}: a part of a GPU")
 

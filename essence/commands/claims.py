@@ -4,6 +4,7 @@ import json
 import sys
 
 from rich.console import Console
+from rich.text import Text
 
 from essence.claims.verdict import judge, judged_record
 from essence.errors import RecordError
@@ -36,6 +37,6 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     else:
         print_claims(claim_rows(judged), console)
         for identifier, problem in refused.items():
-            console.print(f"[bold red]not counted:[/bold red] {identifier}: {problem}", highlight=False, soft_wrap=True)
+            console.print(Text.assemble(("not counted:", "bold red"), f" {identifier}: {problem}"), soft_wrap=True)
         console.print(f"Measured on: {', '.join(one.experiment for one in used)}", highlight=False)
     return 0

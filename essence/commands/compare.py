@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ from essence.report import words
 from essence.scoring.statistics import Estimate, difference
 from essence.store import RunDirectory
 
+EXPERIMENT_END = ": "
+"""Between an experiment and the name of a cell, which has no colon."""
+MOST_NAMED = 6
 WITHIN, BEYOND, SAME, UNKNOWN = "within sampling error", "beyond sampling error", "equal", "cannot be told"
 
 
@@ -46,6 +49,7 @@ class Side:
 
     reference: str
     cells: dict[str, Chain]
+    """With the name of the experiment before it, `bespoke: `, where there are several."""
 
 
 def compare(first: str, second: str, as_json: bool, console: Console) -> int:
@@ -57,17 +61,23 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
     compared = [one for name, a, b in pairs for one in _scores(name, a, b)]
     numbers = [(name, *row) for name, a, b in pairs for row in result_differences(a, b)]
     causes = merge([cause for _, a, b in pairs for cause in likely_causes(a, b)])
+    alone = only_in(pairs, *sides)
     if as_json:
         record = {
             "results": [one.as_json() for one in compared],
             "causes": [cause.as_json() for cause in causes],
             "numbers": [dict(zip(("cell", "stage", "number", "A", "B"), row, strict=True)) for row in numbers],
             "edited": edits,
+            "only_in": alone,
         }
         sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _print(compared, causes, console)
         _print_numbers(numbers, console)
+        for side, names in alone.items():
+            if names:
+                more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+                console.print(Text(f"only in {side}, not compared: {', '.join(names[:MOST_NAMED])}{more}"))
         for side, stages in edits.items():
             for name in stages:
                 console.print(
@@ -113,8 +123,9 @@ def _cells(folder: Path) -> Iterator[tuple[str, Chain]]:
     plans = [folder / "plan.json"] if (folder / "plan.json").is_file() else sorted(folder.glob("*/plan.json"))
     for file in plans:
         plan = read_json(file)
+        before = f"{file.parent.name}{EXPERIMENT_END}" if len(plans) > 1 else ""
         try:
-            yield from _cells_of(RunDirectory(file.parent.parent), plan)
+            yield from ((before + name, chain) for name, chain in _cells_of(RunDirectory(file.parent.parent), plan))
         except (KeyError, TypeError, AttributeError) as error:
             raise RecordError(f"{file}: not a plan of this kit, at {error!r}: see invoke verify") from error
 
@@ -131,19 +142,36 @@ def _cells_of(run_directory: RunDirectory, plan: dict[str, Any]) -> Iterator[tup
 
 
 def pair(first: Side, second: Side) -> list[tuple[str, Chain, Chain]]:
-    """Cells of the same name; where one is left on each side, these two."""
-    common = [name for name in first.cells if name in second.cells]
-    left = [[name for name in side.cells if name not in common] for side in (first, second)]
-    pairs = [(name, first.cells[name], second.cells[name]) for name in common]
-    if len(left[0]) == len(left[1]) == 1:
-        a, b = left[0][0], left[1][0]
-        pairs.append((f"{a} | {b}", first.cells[a], second.cells[b]))
-    if not pairs:
+    """Cells of the same name, in the same experiment where several have one; where one is left on each side, these."""
+    names: dict[str, str] = {}
+    for word in (str, _without_experiment, lambda _: "left"):
+        left = _by(word, [name for name in first.cells if name not in names])
+        right = _by(word, [name for name in second.cells if name not in names.values()])
+        names |= {a[0]: right[key][0] for key, a in left.items() if len(a) == len(right.get(key, [])) == 1}
+    if not names:
         raise RecordError(
             f"{first.reference} and {second.reference} have no cell in common: name one on each side, as in "
             f"{first.reference}:{next(iter(first.cells))}"
         )
-    return pairs
+    return [(a if a == b else f"{a} | {b}", first.cells[a], second.cells[b]) for a, b in names.items()]
+
+
+def _without_experiment(name: str) -> str:
+    return name.rpartition(EXPERIMENT_END)[2]
+
+
+def _by(word: Callable[[str], str], names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(word(name), []).append(name)
+    return found
+
+
+def only_in(pairs: list[tuple[str, Chain, Chain]], first: Side, second: Side) -> dict[str, list[str]]:
+    """Cells of either side that nothing was compared with."""
+    used = {id(chain) for _, a, b in pairs for chain in (a, b)}
+    sides = {"A": first, "B": second}
+    return {name: [n for n, chain in side.cells.items() if id(chain) not in used] for name, side in sides.items()}
 
 
 def _scores(name: str, first: Chain, second: Chain) -> Iterator[Compared]:

@@ -5,6 +5,7 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from essence.commands.cluster import cluster_checks
 from essence.commands.requirements import Check, checks
@@ -49,7 +50,7 @@ def _table(found: list[Check]) -> Table:
     table.add_column("here", overflow="fold")
     table.add_column("cure", overflow="fold")
     for check in found:
-        sign = "[green]✓[/green]" if check.met else "[bold red]✗[/bold red]"
+        sign = Text("✓", "green") if check.met else Text("✗", "bold red")
         here = check.problem() if not check.met else f"{check.found}{f' ({check.wanted})' * bool(check.wanted)}"
-        table.add_row(sign, check.name, here, check.cure)
+        table.add_row(sign, Text(check.name), Text(here), Text(check.cure))
     return table

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from essence.atomic import read_json
 from essence.commands.requirements import require
-from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures
+from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
 from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
 from essence.engines import STARTING
 from essence.errors import ExperimentError, PinError
@@ -134,7 +134,7 @@ def _say(selection: Selection, summary: Summary, command: str, as_json: bool, co
     else:
         say_failures(selection, summary, command, console)
     if summary.interrupted:
-        console.print(f"Stopped. What is finished stays finished; to go on: [bold]{command}[/bold]", soft_wrap=True)
+        console.print(to_go_on(command), soft_wrap=True)
         return EXIT_INTERRUPTED
     if results is None:
         return EXIT_FAILED

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from essence.atomic import read_json
 from essence.commands import report
@@ -79,7 +80,7 @@ def _say_end(selection: Selection, summary: Summary, command: str, console: Cons
         report.print_tables(selection.run_directory, selection.name, console)
     count = len(selection.wanted)
     if summary.interrupted:
-        console.print(f"\nStopped. What is finished stays finished; to go on: [bold]{command}[/bold]", soft_wrap=True)
+        console.print(Text("\n").append_text(to_go_on(command)), soft_wrap=True)
     elif summary.complete:
         before = "were done before" if not summary.finished else f"are done ({len(summary.finished)} in this run)"
         console.print(f"\n{selection.name}: all {count} stages {before}.", highlight=False)
@@ -89,17 +90,19 @@ def say_failures(selection: Selection, summary: Summary, command: str, console: 
     titles = {stage.id: stage.title for stage in selection.wanted}
     for identifier in summary.failed:
         folder = selection.run_directory.stage(identifier)
-        console.print(f"\n[bold red]Failed:[/bold red] {titles[identifier]}", highlight=False)
+        console.print(Text.assemble(("\nFailed:", "bold red"), f" {titles[identifier]}"))
         for line in _why(folder):
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"  log: {folder.log}", highlight=False, soft_wrap=True)
+            console.print(Text(f"  {line}"), soft_wrap=True)
+        console.print(Text(f"  log: {folder.log}"), soft_wrap=True)
     if summary.failed:
         waiting = f"; {len(summary.blocked)} stages wait for them" if summary.blocked else ""
-        console.print(
-            f"\n{len(summary.failed)} failed{waiting}. To try again: [bold]{command}[/bold]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        again = Text.assemble(f"\n{len(summary.failed)} failed{waiting}. To try again: ", (command, "bold"))
+        console.print(again, soft_wrap=True)
+
+
+def to_go_on(command: str) -> Text:
+    """What an interrupted run says last."""
+    return Text.assemble("Stopped. What is finished stays finished; to go on: ", (command, "bold"))
 
 
 def _why(folder: StageFolder) -> list[str]:

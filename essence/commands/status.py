@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from essence.atomic import read_json
 from essence.commands.queued import SchedulerView, failure_of_job, look_at_scheduler, state_with_job
@@ -17,14 +18,15 @@ from essence.errors import RecordError
 from essence.report.words import duration
 from essence.store import RunDirectory, StageFolder, State, describe_holder, holder_alive
 
-SIGNS: dict[State, str] = {
-    "done": "[green]✓[/green]",
-    "running": "[cyan]▶[/cyan]",
-    "failed": "[bold red]✗[/bold red]",
-    "queued": "[blue]◦[/blue]",
-    "interrupted": "[yellow]‖[/yellow]",
-    "left": "[dim]·[/dim]",
+SIGNS: dict[State, tuple[str, str]] = {
+    "done": ("✓", "green"),
+    "running": ("▶", "cyan"),
+    "failed": ("✗", "bold red"),
+    "queued": ("◦", "blue"),
+    "interrupted": ("‖", "yellow"),
+    "left": ("·", "dim"),
 }
+"""Sign and its style."""
 
 MOST_QUEUED = 10
 """Jobs that are named; of a large matrix hundreds wait."""
@@ -119,27 +121,34 @@ def print_status(run_directory: RunDirectory, experiment: str, as_json: bool, co
     return 0
 
 
-def cell_row(cell: dict[str, Any]) -> list[str]:
+def cell_row(cell: dict[str, Any]) -> list[Text]:
     """Name and signs of a cell, by `CELL_COLUMNS`."""
     labels = cell["stages"]
-    evaluations = " ".join(SIGNS[s] for label, s in labels.items() if label.startswith(("generate", "grade")))
-    firsts = [SIGNS[labels[label]] if label in labels else "" for label in ("tokenize", "train")]
-    return [cell["name"], *firsts, evaluations]
+    evaluations = [_sign(state) for label, state in labels.items() if label.startswith(("generate", "grade"))]
+    firsts = [_sign(labels[label]) if label in labels else Text() for label in ("tokenize", "train")]
+    return [Text(cell["name"]), *firsts, Text(" ").join(evaluations)]
+
+
+def _sign(state: State) -> Text:
+    return Text(*SIGNS[state])
 
 
 def _print_running(state: dict[str, Any], console: Console) -> None:
+    def line(sign: State, text: str) -> None:
+        console.print(Text.assemble(SIGNS[sign], f" {text}"), soft_wrap=True)
+
     for stage in state["running"]:
         part = f"{stage['phase']} {stage['done']}/{stage['total']} {stage['unit']}" if "phase" in stage else "starting"
         left = f", {duration(stage['seconds_left'])} left" if stage.get("seconds_left") is not None else ""
-        console.print(f"[cyan]▶[/cyan] {stage['title']}: {part}{left}{job_words(stage)}", highlight=False)
-    for line in queued_lines(state["queued"]):
-        console.print(f"[blue]◦[/blue] {line}", highlight=False)
+        line("running", f"{stage['title']}: {part}{left}{job_words(stage)}")
+    for text in queued_lines(state["queued"]):
+        line("queued", text)
     for stage in state["failed"]:
         first = str(stage["message"]).strip().splitlines()[-1]
-        console.print(f"[bold red]✗[/bold red] {stage['title']}: {first}", highlight=False, soft_wrap=True)
-        console.print(f"  log: {stage['log']}", highlight=False, soft_wrap=True)
+        line("failed", f"{stage['title']}: {first}")
+        console.print(Text(f"  log: {stage['log']}"), soft_wrap=True)
     for stage in state["blocked"]:
-        console.print(f"[dim]·[/dim] {stage['title']}: {NEVER_STARTED}{job_words(stage)}", highlight=False)
+        line("left", f"{stage['title']}: {NEVER_STARTED}{job_words(stage)}")
     counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
     console.print(f"stages: {counts}; {who_works(state)}", highlight=False, soft_wrap=True)
 

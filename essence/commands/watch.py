@@ -201,7 +201,7 @@ def _bar(done: int, total: int, note: str) -> Progress:
     columns = (
         BarColumn(bar_width=20),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     bar = Progress(TextColumn(" "), *columns)
     bar.add_task(note, total=total, completed=done)
