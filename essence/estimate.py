@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from essence.atomic import read_json
-from essence.data.files import local_files
 from essence.distill.cost import (
     Architecture,
     adapter_parameters,
@@ -21,6 +20,7 @@ from essence.distill.packing import shape
 from essence.distill.sequence import Bounds, span_windows, validation_view
 from essence.errors import InputError, RecordError
 from essence.experiment import LoadedExperiment, train_settings
+from essence.local_files import local_files
 from essence.plan import CellPlan, PlannedStage
 from essence.settings import DownloadSettings, Resources, Source, TrainSettings, ViewSettings
 from essence.store import RunDirectory

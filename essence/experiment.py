@@ -7,14 +7,22 @@ data set under one protocol with one seed; `cell_settings` turns it into the set
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from essence.errors import ExperimentError, nearest
-from essence.pins import Catalogue, anchor_paths, find_pin, read_catalogue, read_pins_file
+from essence.pins import (
+    CATALOGUE_TABLES,
+    Catalogue,
+    anchor_paths,
+    find_pin,
+    merge_catalogues,
+    read_catalogue,
+    read_pins_file,
+)
 from essence.protocol import PROTOCOLS
 from essence.settings import (
     LSP,
@@ -38,7 +46,7 @@ from essence.settings import (
     TrainSettings,
     ViewSettings,
 )
-from essence.validation import read_toml, validate
+from essence.validation import merge_tables, read_toml, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
@@ -46,7 +54,6 @@ NO_EXPERIMENTS = ("defaults", "pins", "claims", "fingerprints")
 """Files of `experiments/` that hold other data."""
 PIN_FILES = (EXPERIMENTS / "pins.toml", *sorted((EXPERIMENTS / "benchmarks").glob("*.toml")))
 """The catalogue: models and data sets, and a file for each benchmark."""
-CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
 
 Seed = Annotated[int, Field(strict=True, ge=0)]
 SeedRule = Seed | Literal["cell"]
@@ -236,6 +243,7 @@ def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     experiment = validate(Experiment, tables, str(file))
     loaded = LoadedExperiment(file.stem, file, experiment, catalogue)
     _check_names(loaded)
+    _check_seeds(loaded)
     return loaded
 
 
@@ -245,17 +253,9 @@ def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     tables = anchor_paths(read_toml(file), file.parent)
     parent = tables.get("extends")
     if file.stem == "defaults" and file.parent == EXPERIMENTS:
-        return _merge(read_toml(EXPERIMENTS / "fingerprints.toml"), tables)
+        return merge_tables(read_toml(EXPERIMENTS / "fingerprints.toml"), tables)
     below = find_file(str(parent), file.parent) if parent else EXPERIMENTS / "defaults.toml"
-    return _merge(_read_layers(below, (*seen, file)), tables)
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+    return merge_catalogues(_read_layers(below, (*seen, file)), tables)
 
 
 def _check_names(loaded: LoadedExperiment) -> None:
@@ -271,6 +271,24 @@ def _check_names(loaded: LoadedExperiment) -> None:
                 find_pin(loaded.catalogue.models, model, "model", where)
     for benchmark in (*loaded.experiment.evaluation.benchmarks, *loaded.experiment.decontamination.benchmarks):
         find_pin(loaded.catalogue.benchmarks, benchmark, "benchmark", where)
+
+
+def _check_seeds(loaded: LoadedExperiment) -> None:
+    """Seeds of one arm are trainings that differ; a fixed selection and order of rows would make them one."""
+    experiment, where = loaded.experiment, str(loaded.file)
+    if experiment.training.lora.rank:
+        return  # adapters start at random
+    arms: dict[Cell, set[int]] = {}
+    for cell in (cell for block in experiment.matrix for cell in _expand_block(block, where)):
+        arms.setdefault(replace(cell, seed=0), set()).add(cell.seed)
+    for arm, seeds in arms.items():
+        rule = experiment.data[arm.dataset].split_seed
+        if len(seeds) > 1 and rule != "cell":
+            raise ExperimentError(
+                f"{where}: seed = {sorted(seeds)} gives {len(seeds)} times the same training: [data.{arm.dataset}] has "
+                f"split_seed = {rule}, and nothing but rows and their order is random; let them differ with "
+                'split_seed = "cell" there and seed = "cell" in [evaluation]'
+            )
 
 
 def split_pair(pair: str, where: str) -> tuple[str, str]:

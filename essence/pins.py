@@ -12,9 +12,11 @@ from pydantic import Field, field_validator, model_validator
 
 from essence.distill.cost import Architecture
 from essence.errors import PinError, nearest
+from essence.local_files import local_files
 from essence.settings import AnswerType, Record, RowFormat, Source
-from essence.validation import read_toml, validate
+from essence.validation import merge_tables, read_toml, validate
 
+CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
 ORIGINS = ("repository", "path", "builtin")
 OF_AN_ORIGIN = (*ORIGINS, "commit", "files", "options", "architecture", "mean_row_tokens", "rows_wanted", "columns")
 """What is said of one origin, and does not hold for another."""
@@ -96,17 +98,19 @@ AnyPin = TypeVar("AnyPin", bound=Pin)
 
 
 def merge_catalogues(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, entry by entry; an entry that names an origin replaces the whole origin below it."""
-    merged = {table: dict(entries) for table, entries in base.items()}
-    for table, entries in over.items():
-        target = merged.setdefault(table, {})
-        for name, entry in entries.items():
-            kept = dict(target.get(name, {}))
-            if any(origin in entry for origin in ORIGINS):
-                for key in OF_AN_ORIGIN:
-                    kept.pop(key, None)
-            target[name] = {**kept, **entry}
-    return merged
+    """`over` on top of `base`, as tables are; an entry that names an origin replaces the whole origin below it."""
+    below = dict(base)
+    for table in CATALOGUE_TABLES:
+        if isinstance(base.get(table), dict) and isinstance(over.get(table), dict):
+            entries = base[table].items()
+            below[table] = {name: _without_origin(entry, over[table].get(name)) for name, entry in entries}
+    return merge_tables(below, over)
+
+
+def _without_origin(entry: Any, over: Any) -> Any:
+    if not (isinstance(entry, dict) and isinstance(over, dict) and any(origin in over for origin in ORIGINS)):
+        return entry
+    return {key: value for key, value in entry.items() if key not in OF_AN_ORIGIN}
 
 
 def read_catalogue(layers: list[tuple[str, dict[str, Any]]]) -> Catalogue:
@@ -179,10 +183,9 @@ def missing(source: Source) -> str | None:
 
 
 def path_state(path: Path) -> str:
-    """Hash over names, sizes and modification times of the files under a path; the contents are hashed when copied."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.exists() else []
+    """Hash over names, sizes and modification times of the files that are taken in; contents are hashed when copied."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in local_files(path):
         status = file.stat()
         name = file.name if file == path else file.relative_to(path).as_posix()
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -22,6 +22,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ExperimentError(f"{path}: not valid TOML: {error}") from None
 
 
+def merge_tables(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge_tables(merged[key], value) if both else value
+    return merged
+
+
 def validate(record: type[AnyRecord], data: dict[str, Any], where: str) -> AnyRecord:
     """`data` as a `record`; ExperimentError naming `where`, key, value, what is allowed and the nearest known key."""
     try:

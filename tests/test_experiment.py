@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from essence.errors import ExperimentError, KitError
 from essence.experiment import EXPERIMENTS, PROJECT, available, choose, load
+from essence.pins import path_state
 from essence.plan import make_plan
 from essence.settings import SETTINGS, StageName
 from essence.source import imported_modules
@@ -102,6 +103,7 @@ MATRIX = '[[matrix]]\ndataset = ["bespoke"]\npair = ["qwen3-8b_qwen3-4b-base"]\n
         ('[models.mine]\npath = "x"\nrepository = "a/b"', ["models.mine", "exactly one of"]),
         ('[models.mine]\nrepository = "a/b"\ncommit = "main"', ["models.mine.commit", "'main'", "40 hexadecimal"]),
         ("[matrix\n", ["mine.toml", "not valid TOML"]),
+        ("[axes]\nseed = [1, 2]", ["seed = [1, 2] gives 2 times the same training", "split_seed = 42", '"cell"']),
         ('extend = "x"', ["unknown key 'extend'", "did you mean 'extends'"]),
     ],
 )
@@ -118,6 +120,33 @@ def test_bad_input_is_one_sentence(tmp_path: Path, text: str, words: list[str]) 
 def test_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(ExperimentError, match=r"unknown experiment 'bespok'; did you mean 'bespoke'\?"):
         load("bespok")
+
+
+def test_seeds_differ_by_their_rows_or_by_their_adapters(tmp_path: Path) -> None:
+    for text in ('[data.bespoke]\nsplit_seed = "cell"', "[training]\nlora.rank = 8"):
+        assert len(load(write(tmp_path, f"[axes]\nseed = [1, 2]\n{text}")).cells()) == 20
+
+
+def test_an_experiment_replaces_the_origin_of_an_entry_below_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    text = '[datasets.tiny]\npath = "rows.jsonl"\n[models.tiny-student.options]\ndocuments = 9\n'
+    file.write_text(f'extends = "tiny"\ntitle = "Mine"\n{text}', encoding="utf-8")
+    mine, tiny = load(str(file)).catalogue, load("tiny").catalogue
+    assert (mine.datasets["tiny"].path, mine.datasets["tiny"].builtin) == (str(tmp_path / "rows.jsonl"), None)
+    assert mine.datasets["tiny"].format == tiny.datasets["tiny"].format
+    assert mine.models["tiny-student"].options == {**tiny.models["tiny-student"].options, "documents": 9}
+
+
+def test_what_is_not_taken_in_does_not_change_a_local_source(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    for name in ("config.json", "pytorch_model.bin", ".git/index"):
+        (tmp_path / name).write_text("1")
+    before = path_state(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    (tmp_path / ".git/index").write_text("12")
+    assert path_state(tmp_path) == before
+    (tmp_path / "config.json").write_text("12")
+    assert path_state(tmp_path) != before
 
 
 def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ PARQUET_BATCH_ROWS = 512
 CHUNK_CHARACTERS = 1 << 20
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")
 """What tools of the hub write beside the rows."""
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -50,14 +49,6 @@ def data_files(folder: Path) -> list[Path]:
     if not files:
         raise InputError(f"{folder}: no rows: expected files ending in {', '.join(_READERS)}")
     return files
-
-
-def local_files(path: Path) -> list[Path]:
-    """The files at a local path that a run directory takes in: no hidden ones, no pickled weights."""
-    if not path.is_dir():
-        return [path] if path.exists() and path.suffix not in PICKLES else []
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix not in PICKLES)
-    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
 
 
 def is_data_file(path: Path) -> bool:

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from essence.data.files import is_data_file, local_files
+from essence.data.files import is_data_file
 from essence.errors import InputError, PinError
+from essence.local_files import local_files
 from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import DownloadSettings, Source
 from essence.stages.context import StageContext, StageOutcome
