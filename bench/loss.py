@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,11 +97,21 @@ def liger(chunk_rows: int, compiled: bool) -> Form:
     return run
 
 
-def kit(chunk_rows: int, gradient_rows: int, compiled: bool = False, head_gradient_sum: str = "float32") -> Form:
+def kit(
+    chunk_rows: int,
+    gradient_rows: int,
+    compiled: bool = False,
+    head_gradient_sum: Literal["float32", "weight"] = "float32",
+) -> Form:
     resources = LossResources(
-        form="chunked", chunk_rows=chunk_rows, gradient_rows=gradient_rows, compiled=compiled, fallback=False
+        form="chunked",
+        chunk_rows=chunk_rows,
+        gradient_rows=gradient_rows,
+        head_gradient_sum=head_gradient_sum,
+        compiled=compiled,
+        fallback=False,
     )
-    objective = some_objective(head_gradient_sum=head_gradient_sum)
+    objective = some_objective()
 
     def run(work: Work) -> Tensor:
         teacher = (work.teacher_states, work.teacher_head)

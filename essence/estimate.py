@@ -142,11 +142,13 @@ def _row(prompt: int, thought: int, answer: int) -> Bounds:
     return Bounds.of(prompt + thought + answer, prompt, prompt + thought - 1)
 
 
-def architecture(name: str, stage: str, loaded: LoadedExperiment, run_directory: RunDirectory) -> Architecture | None:
-    """From the model that is here, from a local folder, or as the catalogue tells."""
-    folder, pin = run_directory.stage(stage), loaded.catalogue.models[name]
+def architecture(
+    name: str, stage: str | None, loaded: LoadedExperiment, run_directory: RunDirectory
+) -> Architecture | None:
+    """From the model that `stage` brought in, from a local folder, or as the catalogue tells."""
+    folder, pin = run_directory.stage(stage) if stage else None, loaded.catalogue.models[name]
     try:
-        if folder.done:
+        if folder and folder.done:
             return Architecture.from_config(read_json(folder.manifest)["results"]["config"])
         if pin.path and not pin.architecture:
             return Architecture.from_config(read_json(Path(pin.path) / "config.json"))

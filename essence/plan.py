@@ -228,11 +228,15 @@ class _Planner:
 
     def cell(self, cell: Cell) -> CellPlan:
         experiment, protocol = self.loaded.experiment, PROTOCOLS[cell.protocol]
-        student, teacher = self.download("model", cell.student), self.download("model", cell.teacher)
-        tokenizer = student if experiment.data[cell.dataset].tokenizer == "student" else teacher
+        settings = train_settings(cell, experiment)
+        stages = {"student": self.download("model", cell.student)}
+        if settings.objective.kd_weight > 0.0:  # plain fine-tuning reads no teacher
+            stages["teacher"] = self.download("model", cell.teacher)
+        reads = experiment.data[cell.dataset].tokenizer
+        tokenizer = stages.get(reads) or self.download("model", getattr(cell, reads))
         tokens = self.add(
             "tokenize",
-            f"tokenize {cell.dataset} for {getattr(cell, experiment.data[cell.dataset].tokenizer)} ({cell.protocol})",
+            f"tokenize {cell.dataset} for {getattr(cell, reads)} ({cell.protocol})",
             tokenize_settings(cell.dataset, cell.protocol, self.loaded),
             {
                 "rows": self.download("dataset", cell.dataset),
@@ -243,16 +247,17 @@ class _Planner:
                 },
             },
         )
-        settings = train_settings(cell, experiment)
-        stages = {"tokenize": tokens, "student": student, "teacher": teacher}
+        stages["tokenize"] = tokens
         if settings.teacher != "live":
             stages["states"] = self.add(
                 "teacher",
                 f"teacher {cell.teacher} reads {cell.dataset} ({cell.protocol})",
                 teacher_settings(cell, settings, self.loaded),
-                {"tokens": tokens, "tokenizer": tokenizer, "teacher": teacher},
+                {"tokens": tokens, "tokenizer": tokenizer, "teacher": stages["teacher"]},
             )
-        inputs = {"tokens": tokens, "student": student, "teacher": stages.get("states", teacher)}
+        inputs = {"tokens": tokens, "student": stages["student"]}
+        if "teacher" in stages:
+            inputs["teacher"] = stages.get("states", stages["teacher"])
         stages["train"] = train = self.add("train", f"train {cell.name}", settings, inputs)
         evaluations = [
             self.evaluation(benchmark, train, checkpoint, cell.protocol, cell.seed, cell.name)

@@ -46,8 +46,3 @@ def _check(cell: Cell, settings: TrainSettings, loaded: LoadedExperiment) -> Non
             f"{asked}, but {cell.name} drops what stands before its span, so the teacher's states of whole rows are "
             "not those of what it reads: use teacher = 'live', the span 'right-with-context' or protocol 'corrected'"
         )
-    if settings.teacher == "top-k" and settings.objective.head_gradient_sum != "float32":
-        raise ExperimentError(
-            f"{asked} sums the head's gradient in float32, whatever head_gradient_sum = "
-            f"'{settings.objective.head_gradient_sum}' says: leave one of them out"
-        )

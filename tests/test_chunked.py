@@ -75,11 +75,10 @@ def test_equals_plain_in_float64(
     store: int, ignored: bool, head_gradient_sum: str, seed: int,
 ) -> None:  # fmt: skip
     case = Case(rows, vocabulary, padding, seed, torch.float64, ignored)
-    objective = some_objective(
-        divergence=divergence, temperature=temperature, kd_weight=kd_weight, head_gradient_sum=head_gradient_sum
-    )
+    objective = some_objective(divergence=divergence, temperature=temperature, kd_weight=kd_weight)
+    resources = loss_resources(chunk_rows=chunk, gradient_rows=store, head_gradient_sum=head_gradient_sum)
     plain, *expected = case.run(objective, PLAIN, scale=3.0)
-    found, *gradients = case.run(objective, loss_resources(chunk_rows=chunk, gradient_rows=store), scale=3.0)
+    found, *gradients = case.run(objective, resources, scale=3.0)
     torch.testing.assert_close(torch.stack(found), torch.stack(plain), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
 
@@ -142,7 +141,7 @@ def test_head_gradient_of_many_parts_is_summed_in_float32() -> None:
     *_, plain = case.run(some_objective(), PLAIN)
     parts = loss_resources(chunk_rows=50, gradient_rows=50)
     *_, exact_sum = case.run(some_objective(), parts)
-    *_, coarse_sum = case.run(some_objective(head_gradient_sum="weight"), parts)
+    *_, coarse_sum = case.run(some_objective(), parts.model_copy(update={"head_gradient_sum": "weight"}))
     assert error(exact_sum, true) <= 1.1 * error(plain, true)
     assert error(coarse_sum, true) > 1.5 * error(plain, true)
 
@@ -237,9 +236,7 @@ def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "block_rows", lambda lines: 16)
 
 
-def counted(
-    tokens: int, hidden: int, teacher_hidden: int, resources: LossResources | None, head_gradient_sum: str = "float32"
-) -> tuple[float, int]:
+def counted(tokens: int, hidden: int, teacher_hidden: int, resources: LossResources | None) -> tuple[float, int]:
     """Peak GiB above the inputs and FLOPs of products of heads and loss in bfloat16; None = the released form."""
     with FakeTensorMode():
         options = {"dtype": torch.bfloat16}
@@ -251,8 +248,7 @@ def counted(
             if resources is None:
                 released(states, head, *teacher, labels).backward()
             else:
-                objective = some_objective(head_gradient_sum=head_gradient_sum)
-                found = objective_from_states(states, head, *teacher, labels, weights, objective, resources)
+                found = objective_from_states(states, head, *teacher, labels, weights, some_objective(), resources)
                 found.loss.backward()
                 del found
     return memory.peak / GIB, flops.get_total_flops()
@@ -276,10 +272,10 @@ def released(states: Tensor, head: Tensor, teacher_states: Tensor, teacher_head:
 def test_peak_memory_at_full_size(tokens: int, hidden: int, teacher_hidden: int) -> None:
     """Six times below the released form with an exact head gradient, ten times in the setting that trades it."""
     default = load("bespoke").experiment.resources.loss
-    small = LossResources(form="chunked", chunk_rows=512, gradient_rows=512, compiled=False, fallback=False)
+    small = default.model_copy(update={"gradient_rows": 512, "head_gradient_sum": "weight"})
     reference, four_products = counted(tokens, hidden, teacher_hidden, None)
     exact, products = counted(tokens, hidden, teacher_hidden, default)
-    coarse, _ = counted(tokens, hidden, teacher_hidden, small, "weight")
+    coarse, _ = counted(tokens, hidden, teacher_hidden, small)
     assert reference / exact >= 6.0, f"{reference:.2f} GiB against {exact:.2f}"
     assert reference / coarse >= 10.0, f"{reference:.2f} GiB against {coarse:.2f}"
     assert products == four_products == 2 * tokens * VOCABULARY * (3 * hidden + teacher_hidden)

@@ -93,6 +93,15 @@ def learned() -> Any:
     return LEARNED[0]
 
 
+def test_what_a_tokenizer_s_file_says_of_padding_and_truncation_does_not_touch_rows() -> None:
+    """A training script that saved its tokenizer may have left both in it; rows are encoded whole."""
+    plain, saved = learn_tokenizer(), learn_tokenizer()
+    saved.enable_truncation(4)
+    saved.enable_padding(length=12)
+    batch = ["1+2=3 and so on, and so on", "7", "e\u0338 is read by the tokenizer itself"]
+    same_as_the_tokenizer(plain, Encoder(saved, 1), batch)
+
+
 def test_a_mark_before_a_combining_character(tiny: Encoder) -> None:
     """Text beside an added token is not in normal form with it: the tokenizer itself must encode such a text."""
     same_as_the_tokenizer(learned(), tiny, ["<think>\u0338 a", "a<think>\u0301\n", "e\u0301</think>"])

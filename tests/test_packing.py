@@ -62,7 +62,8 @@ def test_equal_lengths_keep_their_order_and_fill_is_counted() -> None:
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from essence.distill.attention import use_row_attention  # noqa: E402
+from essence.distill import attention  # noqa: E402
+from essence.distill.attention import as_computed, use_row_attention  # noqa: E402
 from essence.distill.batches import Batch  # noqa: E402
 from essence.distill.sequence import Example  # noqa: E402
 
@@ -165,6 +166,28 @@ def test_saved_config_does_not_speak_of_row_attention() -> None:
     model = decoder()
     use_row_attention(model)
     assert "essence" not in model.config.to_json_string(use_diff=False)
+
+
+def test_attention_is_in_the_dtype_of_autocast() -> None:
+    """Norms with float32 weights give float32 queries and keys, for which the kernel of a GPU has no form."""
+    states = torch.ones(2), torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
+    assert as_computed(*states) == states
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {one.dtype for one in as_computed(*states)} == {torch.bfloat16}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_kernel_of_the_gpu_is_taken_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a student is trained: float32 weights, computed in bfloat16."""
+    rows, gpu, calls = rows_of([9, 20, 11]), torch.device("cuda"), []
+    model = decoder(hidden_size=64, head_dim=32).float().to(gpu)
+    use_row_attention(model)
+    kernel = attention._flash_rows
+    monkeypatch.setattr(attention, "_flash_rows", lambda *args: calls.append(args) or kernel(*args))
+    with torch.autocast("cuda", torch.bfloat16):
+        model.base_model(**Batch.of(rows, 8, gpu, packed=True).model_inputs())
+    assert calls
 
 
 @pytest.mark.gpu

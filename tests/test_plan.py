@@ -40,6 +40,19 @@ def test_the_left_half_is_proportion_one_half() -> None:
     assert half.stages["train"] in [cell.stages["train"] for cell in left]
 
 
+def test_plain_fine_tuning_reads_no_teacher(tmp_path: Path) -> None:
+    """Nor does it depend on which one the pair names."""
+    file = tmp_path / "plain.toml"
+    pairs = '["qwen3-8b_qwen3-4b-base", "qwen3-32b_qwen3-4b-base"]'
+    file.write_text(f'extends = "sft"\ntitle = "x"\n[[matrix]]\ndataset = ["bespoke"]\nlsp = [0.5]\npair = {pairs}\n')
+    plan = plan_of(str(file), baselines=False)
+    assert len(plan.cells) == 2 and kinds(plan)["train"] == 1
+    assert not [
+        stage for stage in plan.wanted() if stage.title in ("download model qwen3-8b", "download model qwen3-32b")
+    ]
+    assert all("teacher" not in cell.stages for cell in plan.cells)
+
+
 def test_stages_stand_after_what_they_need() -> None:
     plan, seen = plan_of("pairs"), set[str]()
     for stage in plan.wanted():

@@ -45,7 +45,7 @@ def pair_tables(selection: Selection) -> dict[str, list[CostRow]]:
         cell = plan.cell
         name = f"{cell.dataset}/{cell.teacher}_{cell.student}"
         student = architecture(cell.student, plan.stages["student"], selection.loaded, selection.run_directory)
-        teacher = architecture(cell.teacher, plan.stages["teacher"], selection.loaded, selection.run_directory)
+        teacher = architecture(cell.teacher, plan.stages.get("teacher"), selection.loaded, selection.run_directory)
         tokens = estimate(plan, selection.loaded, selection.run_directory).row_tokens
         if name not in tables and student and teacher and tokens:
             tables[name] = cost_table(student, teacher, int(tokens), devices)

@@ -65,11 +65,23 @@ def row_attention(
     if row_lengths is None:
         states: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)[0]
         return states, None
+    query, key, value = as_computed(query, key, value)
     if query.is_cuda and query.dtype in VARLEN_DTYPES and dropout == 0.0 and row_starts is not None:
         return _flash_rows(query, key, value, row_starts, max(row_lengths), scaling), None
     rows = zip(*(torch.split(states, list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
     seen = [sdpa_attention_forward(module, *row, None, dropout, scaling)[0] for row in rows]
     return torch.cat(seen, dim=1), None
+
+
+def as_computed(*states: Tensor) -> tuple[Tensor, ...]:
+    """In the dtype that autocast computes attention in, where it is on, as it would do for SDPA.
+
+    With float32 weights queries and keys leave their norms in float32, for which the kernel has no form.
+    """
+    kind = states[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return states
+    return tuple(one.to(torch.get_autocast_dtype(kind)) for one in states)
 
 
 def _flash_rows(

@@ -112,7 +112,7 @@ class _Work:
         self.sums = Sums(states.new_zeros((), dtype=exact), states.new_zeros((), dtype=exact))
         self.d_states = torch.zeros_like(states) if needed[0] else None
         self.parts = -(-labels // self.store_rows)
-        self.sum_dtype = head.dtype if self.parts == 1 or settings.head_gradient_sum == "weight" else exact
+        self.sum_dtype = head.dtype if self.parts == 1 or resources.head_gradient_sum == "weight" else exact
         self._d_head: Tensor | None = None
         if needed[1] and labels == 0:
             self._d_head = torch.zeros_like(head)

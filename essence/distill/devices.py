@@ -98,10 +98,13 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class EnergyMeter:
-    """Joules that the visible GPUs of this machine have used since the last look, as their driver counts them."""
+    """Joules that a process's own GPU has used since the last look, as its driver counts them.
+
+    Its own alone: every process of a training sees all GPUs of its machine, and what they tell is summed.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._handles = _handles() if device.type == "cuda" else []
+        self._handle = _handle(device) if device.type == "cuda" else None
         self._last = self._joules()
 
     def since_last(self) -> float | None:
@@ -113,23 +116,22 @@ class EnergyMeter:
         return used
 
     def _joules(self) -> float | None:
-        if not self._handles:
+        if self._handle is None:
             return None
         import pynvml
 
         try:
-            return sum(float(pynvml.nvmlDeviceGetTotalEnergyConsumption(h)) for h in self._handles) * MILLIJOULES
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) * MILLIJOULES
         except pynvml.NVMLError:
             return None
 
 
-def _handles() -> list[Any]:
-    """NVML's handles of the devices that PyTorch sees, matched by UUID; empty without NVML."""
+def _handle(device: torch.device) -> Any:
+    """NVML's handle of a device of PyTorch, matched by UUID; None without NVML."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        uuids = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
-        return [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     except pynvml.NVMLError:
-        return []
+        return None

@@ -63,6 +63,9 @@ class Encoder:
     def __init__(self, backend: Any, threads: int) -> None:
         """From a `tokenizers.Tokenizer` as transformers loaded it. `threads` changes speed only."""
         os.environ["RAYON_NUM_THREADS"] = str(threads)  # read by the tokenizers library at its first batch
+        # What a tokenizer's file may say of these is for models that read texts as they come; rows are encoded whole.
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._fast: FastEncoding | None = None

@@ -63,10 +63,11 @@ def model_card(run: RunDirectory, plan: dict[str, Any], entry: dict[str, Any]) -
     manifest = _finished(run, stage)
     if manifest is None:
         raise RecordError(f"{run.stage(stage).path}: {entry['name']} is not trained yet, so it has no card")
-    sources = {role: _source(run, entry["stages"][role]) for role in ("teacher", "student")}
+    sources = {role: _source(run, entry["stages"].get(role)) for role in ("teacher", "student")}
     sources["dataset"] = _source(run, plan["stages"][entry["stages"]["tokenize"]]["inputs"].get("rows"))
     graded = [(evaluation, _finished(run, evaluation["grade"])) for evaluation in entry["evaluations"]]
-    title = f"{entry['student']} distilled from {entry['teacher']} at LSP {entry['lsp']:g}"
+    made = f"distilled from {entry['teacher']}" if "teacher" in entry["stages"] else f"fine-tuned on {entry['dataset']}"
+    title = f"{entry['student']} {made} at LSP {entry['lsp']:g}"
     index = [_index(run, plan, evaluation, record) for evaluation, record in graded if record]
     return ModelCard(
         title=title,
@@ -133,7 +134,7 @@ def _metadata(sources: dict[str, dict[str, Any]]) -> Metadata:
 def _facts(entry: dict[str, Any], sources: dict[str, dict[str, Any]]) -> list[Row]:
     return [
         ("cell", entry["name"]),
-        ("teacher", _origin(entry["teacher"], sources["teacher"])),
+        ("teacher", _origin(entry["teacher"], sources["teacher"]) if "teacher" in entry["stages"] else "none"),
         ("student", _origin(entry["student"], sources["student"])),
         ("data set", _origin(entry["dataset"], sources["dataset"])),
         ("lead-span proportion (LSP)", f"{entry['lsp']:g}"),

@@ -34,9 +34,6 @@ class ObjectiveSettings(Record):
     """Share of the teacher in the mixture of `skew_kl`; no other divergence reads it."""
     normalisation: Literal["row", "token"]
     """Mean over a row's supervised tokens, then over rows (released); or over all supervised tokens of a step."""
-    head_gradient_sum: Literal["float32", "weight"]
-    """In what dtype the parts of the head's gradient are summed: float32, or the weight's own, which takes less memory
-    and is coarser where the weight is bfloat16."""
 
 
 class OptimizerSettings(Record):

@@ -138,7 +138,6 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             jsd_beta=0.5,
             skew_alpha=0.1,
             normalisation="row",
-            head_gradient_sum="float32",
         ),
         optimizer=OptimizerSettings(**optimizer),
         lora=LoraSettings(rank=0, alpha=1.0, targets=["q_proj"]),
