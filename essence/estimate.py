@@ -6,6 +6,7 @@ After the tokenize stage has run, its counts take the place of the assumed row l
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from essence.atomic import read_json
 from essence.distill.cost import (
@@ -126,15 +127,35 @@ def rows_trained(settings: TrainSettings, kept: int | None) -> int:
 
 
 def mean_row(plan: CellPlan, loaded: LoadedExperiment, run_directory: RunDirectory) -> tuple[Bounds | None, bool]:
-    """A row of mean length and mean sections, and whether they were counted; assumed rows are all chain of thought."""
+    """A row of mean length and mean sections, and whether they were counted; assumed rows are all chain of thought.
+
+    Counts are of all rows, of which the longest are not trained on: the mean is that of rows under the limit, by the
+    histogram of their lengths, with sections in equal parts.
+    """
     folder = run_directory.stage(plan.stages["tokenize"])
     if folder.done:
         results = read_json(folder.manifest)["results"]
-        rows, sections = max(1, results["rows_kept"]), results["statistics"]["section_tokens"]
-        thought = (sections["cot"] + sections["unknown"]) // rows
-        return _row(sections["prompt"] // rows, thought, sections["answer"] // rows), True
+        counted, limit = results["statistics"], loaded.experiment.data[plan.cell.dataset].max_row_tokens
+        rows, sections = max(1, results["rows_kept"]), counted["section_tokens"]
+        mean = sum(sections.values()) / rows
+        shorter = _mean_below(counted["row_tokens"], limit, mean) / mean / rows if mean else 0.0
+        tokens = {name: int(number * shorter) for name, number in sections.items()}
+        return _row(tokens["prompt"], tokens["cot"] + tokens["unknown"], tokens["answer"]), True
     assumed = loaded.catalogue.datasets[plan.cell.dataset].mean_row_tokens
     return (_row(0, assumed, 0) if assumed else None), False
+
+
+def _mean_below(row_tokens: dict[str, Any], limit: int, mean: float) -> float:
+    """Mean length of the rows shorter than a limit, from bins that count with their middle; `mean` is that of all."""
+    if row_tokens["largest"] is None or row_tokens["largest"] < limit:
+        return mean
+    width, weighted, rows = row_tokens["bin_tokens"], 0.0, 0.0
+    for place, count in enumerate(row_tokens["histogram"]):
+        first = place * width
+        inside = count * min(1.0, max(0.0, (limit - first) / width))
+        weighted += inside * (first + min(limit, first + width)) / 2
+        rows += inside
+    return weighted / rows if rows else min(mean, float(limit))
 
 
 def _row(prompt: int, thought: int, answer: int) -> Bounds:

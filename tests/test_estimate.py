@@ -1,14 +1,18 @@
 """What a plan tells of a cell before anything runs, against what the training will be."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_cost import GIB, QWEN3
 
 from essence.distill.cost import adapter_parameters, forward_flops
 from essence.distill.memory import estimate_memory, load_of
-from essence.estimate import Estimate, download_gib, estimate
+from essence.distill.sequence import Bounds
+from essence.distill.summary import TokenStatistics
+from essence.estimate import Estimate, download_gib, estimate, mean_row
 from essence.experiment import load, train_settings
 from essence.plan import make_plan
 from essence.store import RunDirectory
@@ -96,3 +100,21 @@ def test_only_the_downloads_that_are_wanted_take_disk(tmp_path: Path) -> None:
         assert round(download_gib(plan.wanted("tokenize"), loaded, runs) * GIB) == size
         both = size + 2 * QWEN3["8b"].parameters
         assert round(download_gib(plan.wanted(None), loaded, runs) * GIB) == both
+
+
+def test_the_mean_row_is_that_of_the_rows_that_are_trained_on(tmp_path: Path) -> None:
+    """Nearly half of the rows are over the limit, as of the paper's first data set, and cost nothing."""
+    loaded, run_directory = load("bespoke"), RunDirectory(tmp_path)
+    plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells[-1]
+    lengths = np.random.default_rng(3).lognormal(8.2, 0.6, 4000).astype(np.int64) + 100
+    statistics = TokenStatistics()
+    none = np.full(lengths.size, -1)
+    statistics.add(Bounds(lengths, np.full(lengths.size, 100), lengths - 50), none)
+    manifest = run_directory.stage(plan.stages["tokenize"]).manifest
+    manifest.parent.mkdir(parents=True)
+    results = {"rows_kept": statistics.rows, "statistics": statistics.as_dict()}
+    manifest.write_text(json.dumps({"results": results}), encoding="utf-8")
+    row, counted = mean_row(plan, loaded, run_directory)
+    trained = lengths[lengths < 4096]
+    assert counted and row is not None and 0.3 < trained.size / lengths.size < 0.7
+    assert float(row.lengths[0]) == pytest.approx(trained.mean(), rel=0.06)
