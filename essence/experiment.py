@@ -244,6 +244,7 @@ def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     loaded = LoadedExperiment(file.stem, file, experiment, catalogue)
     _check_names(loaded)
     _check_seeds(loaded)
+    _check_processes(loaded)
     return loaded
 
 
@@ -289,6 +290,22 @@ def _check_seeds(loaded: LoadedExperiment) -> None:
                 f"split_seed = {rule}, and nothing but rows and their order is random; let them differ with "
                 'split_seed = "cell" there and seed = "cell" in [evaluation]'
             )
+
+
+def _check_processes(loaded: LoadedExperiment) -> None:
+    """Every process of a training has a GPU of its own, where GPUs are asked for, and machines have as many of them."""
+    processes, resources = loaded.experiment.training.processes, loaded.experiment.resources
+    gpus = resources.gpus * resources.nodes
+    if gpus and processes > gpus:
+        raise ExperimentError(
+            f"{loaded.file}: processes = {processes} in [training] need as many GPUs, but [resources] has gpus = "
+            f"{resources.gpus} on nodes = {resources.nodes}; lower processes, or raise gpus"
+        )
+    if processes % resources.nodes:
+        raise ExperimentError(
+            f"{loaded.file}: processes = {processes} in [training] cannot be shared out evenly to nodes = "
+            f"{resources.nodes} in [resources]; let it be a multiple"
+        )
 
 
 def split_pair(pair: str, where: str) -> tuple[str, str]:

@@ -39,8 +39,19 @@ class Machine:
 
 def this_machine(run_directory: Path) -> Machine:
     """Look at GPUs, memory and the disk that the run directory is, or will be, on."""
-    memory = psutil.virtual_memory().total / GIB
-    return Machine(query_gpus(), memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
+    memory, visible = psutil.virtual_memory().total / GIB, visible_gpus()
+    gpus = [gpu for gpu in query_gpus() if not visible or _named(gpu, visible)]
+    return Machine(gpus, memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that the caller has been given, as CUDA_VISIBLE_DEVICES names them; empty = all of the machine."""
+    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+
+
+def _named(gpu: dict[str, object], names: list[str]) -> bool:
+    """Whether one of the names, an index or the start of a UUID, is this GPU's."""
+    return any(str(gpu["index"]) == name or str(gpu["uuid"]).startswith(name) for name in names)
 
 
 def refusal(folder: Path) -> int | None:

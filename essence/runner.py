@@ -24,7 +24,8 @@ from essence.settings import GenerateSettings, Spec
 from essence.store import RunDirectory, StageFolder
 
 POLL_S = 0.05
-STOP_GRACE_S = 60.0
+STOP_GRACE_S = 600.0
+"""A checkpoint of a 4B student with its moments is 48 GB; a second Ctrl-C ends the wait."""
 BEFORE_PROBLEMS = ("download", "tokenize")
 """Stages that start whatever the benchmarks hold."""
 EXIT_STOPPED = 75

@@ -115,6 +115,32 @@ def test_driver_and_memory_of_the_gpus_against_image_and_cell(
         assert found[check]["found"] == driver
 
 
+def test_only_the_gpus_that_the_caller_was_given_count(
+    doctor: Look, stand_in_gpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_gpus(79.6, "580.95.05")
+    for visible, found_gpus in (("2,3", 2), ("GPU-1,0,3", 3), ("", 4)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        _, found = doctor(lsp="0.5", engine="docker", runs=str(tmp_path))
+        assert found["GPUs"]["found"] == f"{found_gpus} GPUs of 80 GiB" and found["GPUs"]["ok"] == (found_gpus == 4)
+
+
+def test_stages_that_would_share_their_gpus_are_refused(doctor: Look, stand_in_gpus: Any, tmp_path: Path) -> None:
+    stand_in_gpus(79.6, "580.95.05")
+    two = written(tmp_path / "two.toml", 'extends = "bespoke"\ntitle = "x"\n[resources]\nparallel_stages = 2\n')
+    _, found = doctor(experiment=two, lsp="0.5", engine="docker", runs=str(tmp_path))
+    assert "the same GPUs" in found["stages at once"]["found"]
+    _, found = doctor(lsp="0.5", engine="docker", runs=str(tmp_path))
+    assert "stages at once" not in found
+
+
+def test_a_login_node_that_downloads_need_not_have_the_memory_of_the_jobs(doctor: Look, tmp_path: Path) -> None:
+    large = written(tmp_path / "large.toml", CHANGED + "[resources]\nmemory_gib = 1e6\n")
+    for only, asked in (("download", False), ("tokenize", True)):
+        _, found = doctor(experiment=large, runs=str(tmp_path / "runs"), only=only)
+        assert ("memory" in found) == asked
+
+
 def test_every_base_with_cuda_has_a_least_driver() -> None:
     bases = {recipe(name, flavour).base for name in ("train", "eval") for flavour in FLAVOURS}  # type: ignore[arg-type]
     assert sorted(least_driver(cuda) for base in bases if (cuda := cuda_of(base))) == ["560.28.03", "580.65.06"]
@@ -134,7 +160,13 @@ CHANGED = f'extends = "{MICRO}"\ntitle = "changed"\n'
         ("", '[models.tiny-student]\npath = "/no/model"\n', "pin", "its local path /no/model does not exist"),
         ("", '[datasets.tiny]\nrepository = "a/b"\ncommit = ""\n', "pin", "the pin of dataset 'tiny' (a/b) is empty"),
         ("[resources]\nmemory_gib = 1e6\n", "", "memory", "1e+06 GiB of memory"),
-        ("[resources]\ngpus = 99\n", "", "GPUs", "99 GPUs of 0 GiB"),
+        ("[resources]\ngpus = 99\nparallel_stages = 1\n", "", "GPUs", "99 GPUs of 0 GiB"),
+        (
+            '[training]\nparallel = "ddp"\nprocesses = 2\n[resources]\nnodes = 2\n',
+            "",
+            "machines",
+            "2 machines",
+        ),
     ],
 )
 def test_what_an_experiment_lacks_is_named_and_a_run_says_the_same(

@@ -163,6 +163,8 @@ def test_running_out_of_memory_is_told_apart_from_failing(engine: DockerEngine, 
     assert ending.code != 0 and "memory ran out: it may take 0.0625 GiB" in ending.cause  # type: ignore[attr-defined]
     failed = ended(run_inside(engine, around, "import sys; sys.exit(3)"))
     assert (failed.code, failed.cause) == (3, None)  # type: ignore[attr-defined]
+    odd = ended(run_inside(engine, around, "import sys; sys.exit(-1)"))  # 255, which is no signal's
+    assert (odd.code, odd.cause) == (255, None)  # type: ignore[attr-defined]
     killed = ended(run_inside(engine, around, "import os; os.kill(os.getpid(), 9)"))
     assert killed.code == -9 and "SIGKILL" in killed.cause  # type: ignore[attr-defined]
     assert engine.client.containers.list(all=True, filters={"label": f"{FOLDER}={around.folder.path}"}) == []

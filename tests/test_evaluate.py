@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import invoke
+from conftest import MICRO, invoke
 
 from essence.commands.evaluate import Asked, model_pin, select_model
 from essence.commands.selection import Words
@@ -143,3 +143,12 @@ def test_a_model_is_evaluated_and_what_is_done_is_not_done_again(tmp_path: Path)
     assert "generate" not in again.stderr, "it was done before"
     samples = Path(results["samples_file"]).read_text(encoding="utf-8").splitlines()
     assert len(samples) == 6
+
+
+def test_without_a_network_the_cure_is_one_for_this_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`invoke download` knows nothing of a model that only this command names."""
+    words = ("--model", f"owner/name@{'0' * 40}", "--benchmark", "aime25", "--decoder", "transformers")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = invoke("evaluate", *words, "--experiment", str(MICRO), "--runs", str(tmp_path))
+    assert done.returncode == 2 and "model name" in done.stderr
+    assert "--model FOLDER" in done.stderr and "invoke d" not in done.stderr

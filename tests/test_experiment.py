@@ -103,6 +103,8 @@ MATRIX = '[[matrix]]\ndataset = ["bespoke"]\npair = ["qwen3-8b_qwen3-4b-base"]\n
         ('[models.mine]\npath = "x"\nrepository = "a/b"', ["models.mine", "exactly one of"]),
         ('[models.mine]\nrepository = "a/b"\ncommit = "main"', ["models.mine.commit", "'main'", "40 hexadecimal"]),
         ("[matrix\n", ["mine.toml", "not valid TOML"]),
+        ("[resources]\ngpus = 2", ["processes = 4", "need as many GPUs", "gpus = 2 on nodes = 1"]),
+        ("[resources]\nnodes = 3", ["processes = 4", "cannot be shared out evenly to nodes = 3"]),
         ("[axes]\nseed = [1, 2]", ["seed = [1, 2] gives 2 times the same training", "split_seed = 42", '"cell"']),
         ('extend = "x"', ["unknown key 'extend'", "did you mean 'extends'"]),
     ],

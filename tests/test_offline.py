@@ -178,3 +178,20 @@ def of_images(host: DockerHost, images: list[str]) -> str:
     """Configuration and history of the images."""
     found = [host.client.images.get(name) for name in images]
     return json.dumps([[image.attrs, image.history()] for image in found])
+
+
+def test_fetching_leaves_the_plan_of_another_engine(
+    hub: LocalHub, micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's jobs have other keys than this machine's stages; no plan would name what they have trained."""
+    words = matrix(micro, tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    folder = tmp_path / "runs" / "micro"
+    folder.mkdir(parents=True)
+    before = {}
+    for name in ("plan.json", "experiment.json"):
+        before[name] = (micro / "micro" / name).read_text(encoding="utf-8").replace("train-", "train-of-a-job-")
+        (folder / name).write_text(before[name], encoding="utf-8")
+    done = invoke("download", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: (folder / name).read_text(encoding="utf-8") for name in before} == before

@@ -77,7 +77,7 @@ def select_model(words: Words, asked: Asked) -> Selection:
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
     plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment)
-    return Selection(words, engine, root, loaded, plan, plan.wanted())
+    return Selection(words, engine, root, loaded, plan, plan.wanted(), evaluated=True)
 
 
 def model_pin(text: str) -> tuple[str, ModelPin]:

@@ -14,6 +14,7 @@ from essence.engines.images import cuda_of, least_driver, recipe
 from essence.engines.surroundings import fetches
 from essence.errors import DISK, KitError, MachineError
 from essence.estimate import download_gib, estimate
+from essence.experiment import ResourcesSection
 from essence.machine import Machine, refusal, this_machine
 from essence.pins import missing
 from essence.plan import PlannedStage
@@ -56,7 +57,7 @@ def require(selection: Selection) -> None:
     unmet = [check for check in checks(selection, thorough=False) if not check.met]
     if unmet:
         first, more = unmet[0], len(unmet) - 1
-        rest = f" (and {more} more: {doctor_command(selection)})" if more else ""
+        rest = f" (and {more} more{'' if selection.evaluated else f': {doctor_command(selection)}'})" if more else ""
         name = selection.name if first.wanted else f"{selection.name}:"
         raise MachineError(f"{name} {first.problem()}; {first.cure}{rest}")
 
@@ -73,8 +74,9 @@ def checks(selection: Selection, thorough: bool, offline: bool = False) -> Itera
         yield from _pins(left)
         on_a_cluster = selection.words.engine == "slurm"
         if not on_a_cluster:
+            yield from _shares(selection.loaded.experiment.resources)
             yield from _gpus(selection, left, machine)
-            yield from _memory(selection, machine)
+            yield from _memory(selection, left, machine)
         yield _disk(selection, machine)
         # Of a cluster's nodes Slurm is asked.
         if not on_a_cluster:
@@ -122,6 +124,15 @@ def _gpus(selection: Selection, left: list[PlannedStage], machine: Machine) -> I
         yield _driver(selection, machine)
 
 
+def _shares(resources: ResourcesSection) -> Iterator[Check]:
+    """What a machine alone cannot do: be several, or give the same GPUs to several stages at once."""
+    if resources.nodes > 1:
+        yield Check("machines", "one", f"{resources.nodes} machines", "set nodes = 1, or queue it: --engine slurm")
+    if resources.gpus and resources.parallel_stages > 1:
+        found = f"parallel_stages = {resources.parallel_stages}, which would all be given the same GPUs"
+        yield Check("stages at once", found, cure="set parallel_stages = 1 in [resources]")
+
+
 def _driver(selection: Selection, machine: Machine) -> Check:
     """The driver against the CUDA of the image: both numbers."""
     image = recipe("train", selection.flavour)
@@ -138,9 +149,10 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _memory(selection: Selection, machine: Machine) -> Iterator[Check]:
+def _memory(selection: Selection, left: list[PlannedStage], machine: Machine) -> Iterator[Check]:
+    """A login node that only downloads need not have what the jobs take."""
     wanted = selection.loaded.experiment.resources.memory_gib
-    if wanted:
+    if wanted and any(stage.stage != "download" for stage in left):
         cure = "" if machine.memory_gib >= wanted else "lower memory_gib in [resources], or take a larger machine"
         yield Check("memory", f"{machine.memory_gib:.0f} GiB", f"{wanted:g} GiB of memory", cure)
 
@@ -209,13 +221,19 @@ def _downloads(selection: Selection, thorough: bool, offline: bool) -> Iterator[
     found = f"{len(to_fetch)} still to come: {titles}"
     if offline or (answer := _hub_refuses()):
         reason = "" if offline else f"; {answer}"
-        words = replace(selection.words, only=None, site=None)
-        if words.engine == "slurm":
-            words = replace(words, engine="local", flavour=None)
-        cure = f"on a machine with network, into this run directory: {words.typed(whole=False, command='download')}"
-        yield Check("downloads", f"{found}{reason}", "all downloads", cure)
+        yield Check("downloads", f"{found}{reason}", "all downloads", _fetching(selection))
     else:
         yield Check("downloads", f"{found}; the hub answers")
+
+
+def _fetching(selection: Selection) -> str:
+    """How what is still to come gets here, where there is no network."""
+    if selection.evaluated:
+        return "fetch them where there is network, and name the folders: --model FOLDER, a benchmark's path with --pins"
+    words = replace(selection.words, only=None, site=None)
+    if words.engine == "slurm":
+        words = replace(words, engine="local", flavour=None)
+    return f"on a machine with network, into this run directory: {words.typed(whole=False, command='download')}"
 
 
 def _verified(selection: Selection, done: list[PlannedStage]) -> Check:

@@ -85,6 +85,8 @@ class Selection:
     loaded: LoadedExperiment
     plan: Plan
     wanted: list[PlannedStage]
+    evaluated: bool = False
+    """Whether it is of `invoke evaluate`, whose model no other command knows of."""
 
     @property
     def name(self) -> str:

@@ -1,13 +1,14 @@
 """`invoke run --engine slurm`: the jobs of what is left, queued, or with `--dry-run` printed as a shell text."""
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 
 from rich.console import Console
 
 from essence.commands.selection import Selection, Words, select
-from essence.engines.images import ImageRecipe, recipe
+from essence.engines.images import ImageRecipe, check_decoder, recipe
 from essence.engines.sif import checked_sif, known_sif
 from essence.engines.site import Site, load_site
 from essence.engines.slurm_text import Job, batch_text, submit_text
@@ -52,6 +53,7 @@ def planned_jobs(selection: Selection, site: Site, check: bool = False) -> list[
     """
     code, _ = code_facts(PROJECT)
     left = {stage.id: stage for stage in selection.left() if not fetches(stage)}
+    check_decoder(list(left.values()), selection.flavour)
     recipes = {identifier: image_recipe(stage, selection) for identifier, stage in left.items()}
     facts = {image: image_facts(image, site, check) for image in set(recipes.values())}
     return [
@@ -74,9 +76,15 @@ def image_facts(image: ImageRecipe, site: Site, check: bool) -> dict[str, str | 
     """What is known of an image before a job runs: of a SIF its hash and what it was made of, if it lies here."""
     file = site.image_file(image)
     if check and file and not file.is_file():
+        made = (
+            f"make sif FLAVOUR={image.flavour} and copy it there"
+            if site.container == "apptainer"
+            else f"enroot import --output {shlex.quote(str(file))} dockerd://{image.name}, after make images "
+            f"FLAVOUR={image.flavour}"
+        )
         raise MachineError(
             f"{file}: no such file, the image for {image.environment} as the site file says (sif_folder, images); "
-            f"make it with make sif FLAVOUR={image.flavour} and copy it there"
+            f"make it with {made}"
         )
     sif = None
     if file and site.container == "apptainer":

@@ -12,11 +12,17 @@ from essence.record.environment import code_facts
 
 
 def write_down(plan: Plan, selection: Selection) -> dict[str, Any]:
-    """Write plan.json, experiment.json and the diff of uncommitted code; what the specs say of the code."""
+    """Write plan.json, experiment.json and the diff of uncommitted code; what the specs say of the code.
+
+    Downloads are the same stages under every engine: fetching alone leaves the plan of another engine as it is, which
+    names the stages that are, or will be, trained.
+    """
     code, diff = code_facts(PROJECT)
     saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
     if diff and not saved.is_file():
         write_atomically(saved, diff)
+    if selection.words.only == "download" and selection.run_directory.plan(plan.loaded.name).is_file():
+        return code
     _write_changed(selection.run_directory.plan(plan.loaded.name), plan.as_json())
     resolved = {
         "schema_version": 1,

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
-from essence.engines.images import recipe
+from essence.engines.images import check_decoder, recipe
 from essence.engines.sif import SifRecord, found_sif, missing_sifs, program, sif_file, version
-from essence.engines.surroundings import NETWORK_VARIABLES, Mount, Surroundings, visible_gpus
+from essence.engines.surroundings import NETWORK_VARIABLES, Mount, Surroundings
 from essence.engines.token import Token, token
 from essence.errors import ExperimentError, MachineError
+from essence.machine import visible_gpus
 from essence.plan import PlannedStage
 from essence.record.canonical import sha256_text
 from essence.settings import EnvironmentName
@@ -67,6 +68,7 @@ class ApptainerEngine:
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without Apptainer, a SIF that was made from the project as it is, or GPUs for containers."""
         program()
+        check_decoder(stages, self.flavour)
         names = sorted({stage.runs_in for stage in stages})
         missing_sifs([recipe(name, self.flavour) for name in names], self._cure())
         for name in names:

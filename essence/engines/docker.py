@@ -18,10 +18,11 @@ from docker.types import DeviceRequest, Mount, Ulimit
 
 import docker
 from essence.engines.docker_stage import DockerStage
-from essence.engines.images import ImageRecipe, config_digest, recipe
-from essence.engines.surroundings import PRIVATE_TMP, Surroundings, visible_gpus
+from essence.engines.images import ImageRecipe, check_decoder, config_digest, recipe
+from essence.engines.surroundings import PRIVATE_TMP, Surroundings
 from essence.engines.token import Token, left_token, token
 from essence.errors import MachineError
+from essence.machine import visible_gpus
 from essence.plan import PlannedStage
 from essence.settings import EnvironmentName
 
@@ -73,6 +74,7 @@ class DockerEngine:
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
+        check_decoder(stages, self.flavour)
         names = sorted({stage.runs_in for stage in stages})
         present = {tag for image in self.client.images.list() for tag in image.tags}
         absent = [name for name in (recipe(name, self.flavour).name for name in names) if name not in present]
@@ -201,7 +203,8 @@ def argv(surroundings: Surroundings, image: str) -> list[str]:
         line += [f"--memory={options['mem_limit']}", f"--memory-swap={options['mem_limit']}"]
     line += [f"--ulimit={limit['Name']}={limit['Soft']}" for limit in options["ulimits"]]
     if gpus := surroundings.resources.gpus:
-        line.append(f"--gpus={gpus}")
+        chosen = visible_gpus()[:gpus]
+        line.append(f'--gpus="device={",".join(chosen)}"' if chosen else f"--gpus={gpus}")
     for mount in surroundings.mounts:
         line.append(f"--mount=type=bind,source={mount.source},target={mount.target}{',ro' * mount.read_only}")
     line += [f"--env={name}={value}" for name, value in options["environment"].items()]

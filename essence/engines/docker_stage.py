@@ -1,6 +1,7 @@
 """A stage in a container: its log goes into the stage's folder, and how it ended is told apart."""
 
 import contextlib
+import signal
 import threading
 
 import requests
@@ -69,6 +70,10 @@ class DockerStage:
             self._ending = Ending(FAILED, f"the Docker engine went away while the stage ran: {error}")
         except OSError as error:
             self._ending = Ending(FAILED, f"its log cannot be written: {error}")
+        except Exception as error:
+            # Without an ending the stage would seem to run for ever.
+            self._ending = Ending(FAILED, f"what became of its container cannot be told: {error!r}")
+            raise
         finally:
             self._tidy()
 
@@ -87,7 +92,7 @@ class DockerStage:
         self.container.reload()
         if self.container.attrs["State"]["OOMKilled"]:
             return Ending(code, out_of_memory(self.surroundings.resources.memory_gib))
-        if code > SIGNAL_BASE:
+        if code - SIGNAL_BASE in signal.valid_signals():
             return ended_by_signal(code - SIGNAL_BASE, self.memory_kills)
         return Ending(code)
 

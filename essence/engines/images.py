@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from essence.atomic import read_json, write_json
 from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
+from essence.plan import PlannedStage
 from essence.record.canonical import sha256_file, sha256_text
-from essence.settings import EnvironmentName, StageName
+from essence.settings import EnvironmentName, GenerateSettings, StageName
 from essence.source import source_sha256
 
 if TYPE_CHECKING:
@@ -167,3 +168,13 @@ def bases(dockerfile: Path) -> dict[str, str]:
     """Stage name -> image, of every FROM that names an image outside the file."""
     text = dockerfile.read_text(encoding="utf-8")
     return {name: image for image, name in re.findall(r"^FROM (\S+@sha256:[0-9a-f]{64}) AS (\S+)$", text, re.MULTILINE)}
+
+
+def check_decoder(stages: list[PlannedStage], flavour: str) -> None:
+    """MachineError where completions are asked of vLLM in an image that has none."""
+    asking = [s for s in stages if isinstance(s.settings, GenerateSettings) and s.settings.decoder == "vllm"]
+    if asking and flavour == "cpu":
+        raise MachineError(
+            f"{recipe('eval', flavour).name} holds no vLLM, which decoder = 'vllm' asks for; choose another flavour "
+            "with --flavour, or decoder = 'transformers'"
+        )

@@ -27,8 +27,10 @@ JOB_TIME = (*SCHEDULER_VARIABLES, "SLURM_NODEID", "CUDA_VISIBLE_DEVICES", "MASTE
 SCRUB = f"unset $(compgen -e | grep -iE {shlex.quote(SECRET.pattern)})"
 
 TASK = """\
-# One task a node. Slurm's signals reach this shell alone: it passes them on to all processes of the task.
-ask_to_stop() {{ trap '' TERM USR1; kill -TERM 0; }}
+# One task a node. Slurm's signals reach this shell alone: it asks the stage, which tells the processes that it started.
+asked=
+stage=
+ask_to_stop() {{ asked=1; [ -z "$stage" ] || kill -TERM "$stage" 2>/dev/null; }}
 trap ask_to_stop TERM USR1
 {before}given=("ESSENCE_HOST=$(hostname)")
 for name in {names}; do
@@ -36,6 +38,7 @@ for name in {names}; do
 done
 {start} &
 stage=$!
+[ -z "$asked" ] || ask_to_stop
 wait "$stage"
 code=$?
 # A signal ends the first wait early.

@@ -111,11 +111,6 @@ def told(resources: Resources, network: bool) -> dict[str, str]:
     return variables
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that the caller has been given, as CUDA_VISIBLE_DEVICES names them; empty = all of the machine."""
-    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-
-
 def _local_source(stage: PlannedStage) -> list[Path]:
     """The local path that a download copies, and the folders that links in it lead to (a hub cache is made of them)."""
     if not isinstance(stage.settings, DownloadSettings) or not stage.settings.source.path:

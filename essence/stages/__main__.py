@@ -39,8 +39,8 @@ from essence.stages.context import (
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.store import StageFolder, hold
 
-ORPHAN_GRACE_S = 60.0
-"""How long to wait for a process of a killed host to notice that it is alone and let go of the folder."""
+ORPHAN_GRACE_S = 600.0
+"""How long to wait for a process of a killed host to notice that it is alone, write its checkpoint and let go."""
 KIB = 1 << 10
 
 

@@ -97,8 +97,9 @@ def _of_one_copy(settings: DecodeSettings, copies: int) -> DecodeSettings:
 def _serve(settings: DecodeSettings, copy: int, requests: list[Request], to_parent: Connection, parent: int) -> None:
     """What a copy's process does."""
     _die_with_parent(parent)
-    # Whoever asks the stage to stop asks the parent, which then ends its copies.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whoever asks the stage to stop may ask all of its processes; the parent then ends its copies.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if settings.resources.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(copy, settings.resources.gpus))
     with contextlib.suppress(BrokenPipeError):
