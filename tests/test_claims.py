@@ -301,6 +301,14 @@ def test_fine_tuning_without_a_teacher_and_other_recipes_are_not_mixed_in(tmp_pa
         assert measured is not None and measured.settings == settings
 
 
+def test_fine_tuning_alone_leaves_every_claim_without_a_run(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,)).write()
+    for cell in (0, 1):
+        _taught(run, cell, objective={"kd_weight": 0.0})
+    found = judge([read_results(tmp_path, run.experiment)])
+    assert len(found) == len(CLAIMS) and {one.word for one in found} == {"not run"}
+
+
 def test_two_experiments_are_judged_together_and_shared_stages_count_once(tmp_path: Path) -> None:
     first = SyntheticRun(tmp_path, experiment="one").write()
     second = SyntheticRun(tmp_path, experiment="two").write()

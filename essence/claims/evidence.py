@@ -95,12 +95,6 @@ class Evidence:
             tuple(cell for cell in self.trained if cell.setting.protocol == protocol),
         )
 
-    @property
-    def protocols(self) -> list[str]:
-        """The protocols that anything was run under, in order of appearance."""
-        settings = [cell.setting for cell in self.trained] + [arm.setting for arm in self.scored]
-        return list(dict.fromkeys(setting.protocol for setting in settings))
-
     def of(self, claim: Claim, *, any_span: bool = False, any_sections: bool = False) -> list[Scored]:
         """The scored arms that a claim speaks of."""
         return [

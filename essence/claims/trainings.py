@@ -25,7 +25,8 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     if claim.cost != "flops":  # memory of a GPU is not to be divided by that of a process, nor the times
         pairs = [(a, b) for a, b in pairs if a.on_gpu == b.on_gpu and a.devices == b.devices]
     if not pairs:
-        return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on the same devices and as many processes")
+        alike = "" if claim.cost == "flops" else " on the same devices and as many processes"
+        return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{alike}")
     ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in pairs])
     settings = len({short.setting for short, _ in pairs})
     note = "" if claim.cost != "memory" or all(a.on_gpu for a, _ in pairs) else "memory of the process where no GPU is"

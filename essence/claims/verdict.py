@@ -35,9 +35,8 @@ def judge(results: Iterable[Results]) -> list[Judged]:
     read = list(results)
     evidence = gather(read)
     refused = len({stage.id for one in read for stage in one.refused})
-    return [
-        _judge(claim, name, evidence.under(name), refused) for claim in load_claims() for name in evidence.protocols
-    ]
+    protocols = dict.fromkeys(group.key.protocol for one in read for group in one.groups)
+    return [_judge(claim, name, evidence.under(name), refused) for claim in load_claims() for name in protocols]
 
 
 def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> Judged:

@@ -34,7 +34,8 @@ class ModelCard:
     key: str
     seal: str
     weights: list[Row]
-    teacher: str
+    teacher: str | None
+    """None after plain fine-tuning."""
     unfinished: list[str]
 
     def text(self) -> str:
@@ -80,7 +81,7 @@ def model_card(run: RunDirectory, plan: dict[str, Any], entry: dict[str, Any]) -
         key=manifest["identity"]["key"],
         seal=manifest["seal"],
         weights=[(f["path"], f["sha256"]) for f in manifest["outputs"] if f["path"].endswith(WEIGHTS)],
-        teacher=entry["teacher"],
+        teacher=entry["teacher"] if "teacher" in entry["stages"] else None,
         unfinished=[f"{e['benchmark']} ({e['checkpoint']})" for e, record in graded if record is None],
     )
 
