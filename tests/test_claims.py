@@ -271,6 +271,14 @@ def test_what_would_decide_decides() -> None:
     assert outcome.spread.variance(seeds=seeds / 2) <= goal < outcome.spread.variance(seeds=(seeds - 1) / 2)
 
 
+def test_advice_for_a_value_beyond_its_interval_goes_by_the_middle_of_the_interval() -> None:
+    """The largest of many numbers, driven outwards by chance, shrinks with more samples: it does not stay where it is."""
+    spread = Spread(samples=4, seeds=1, problems=60, total=4e-4, over_problems=4e-4, sampling=4e-4)
+    beyond = Estimate(0.093, 0.02, 0.0, 0.08, 60, "basic")
+    middle = Estimate(0.04, 0.02, 0.0, 0.08, 60, "basic")
+    assert advise(beyond, (0.0, 0.05), spread) == advise(middle, (0.0, 0.05), spread)
+
+
 def test_what_nothing_is_known_about_is_not_advised() -> None:
     estimate = Estimate(0.80, 0.05, 0.70, 0.90, 30, "")
     one_seed = advise(estimate, BAND, Spread(64, 1, 30, 0.0025, 0.0025, 0.0024))

@@ -64,7 +64,9 @@ def advise(estimate: Estimate, band: Band, spread: Spread | None) -> Advice:
         return Advice(estimate.method + more, {})
     if spread is None and estimate.standard_error == 0.0:
         return Advice("what is counted has a range over runs, which more runs do not narrow", {})
-    shrink = wanted_shrink(estimate.value, estimate.low, estimate.high, band)
+    inside = estimate.low <= estimate.value <= estimate.high  # a largest value may lie beyond its own basic interval
+    middle = estimate.value if inside else (estimate.low + estimate.high) / 2.0
+    shrink = wanted_shrink(middle, estimate.low, estimate.high, band)
     if shrink <= 1.0 / MOST_TIMES:
         return Advice("too near the edge of what is accepted for any number of runs to decide", {})
     return _of_runs(estimate, shrink) if spread is None else _of_samples(spread, shrink)
