@@ -50,8 +50,10 @@ def visible_gpus() -> list[str]:
 
 
 def _named(gpu: dict[str, object], names: list[str]) -> bool:
-    """Whether one of the names, an index or the start of a UUID, is this GPU's."""
-    return any(str(gpu["index"]) == name or str(gpu["uuid"]).startswith(name) for name in names)
+    """Whether one of the names, an index or the start of a UUID, is this GPU's; a part of a GPU is of any."""
+    return any(
+        name.startswith("MIG-") or str(gpu["index"]) == name or str(gpu["uuid"]).startswith(name) for name in names
+    )
 
 
 def refusal(folder: Path) -> int | None:

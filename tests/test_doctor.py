@@ -119,7 +119,7 @@ def test_only_the_gpus_that_the_caller_was_given_count(
     doctor: Look, stand_in_gpus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in_gpus(79.6, "580.95.05")
-    for visible, found_gpus in (("2,3", 2), ("GPU-1,0,3", 3), ("", 4)):
+    for visible, found_gpus in (("2,3", 2), ("GPU-1,0,3", 3), ("", 4), ("MIG-1", 4)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         _, found = doctor(lsp="0.5", engine="docker", runs=str(tmp_path))
         assert found["GPUs"]["found"] == f"{found_gpus} GPUs of 80 GiB" and found["GPUs"]["ok"] == (found_gpus == 4)
@@ -135,10 +135,11 @@ def test_stages_that_would_share_their_gpus_are_refused(doctor: Look, stand_in_g
 
 
 def test_a_login_node_that_downloads_need_not_have_the_memory_of_the_jobs(doctor: Look, tmp_path: Path) -> None:
-    large = written(tmp_path / "large.toml", CHANGED + "[resources]\nmemory_gib = 1e6\n")
-    for only, asked in (("download", False), ("tokenize", True)):
+    more = '[training]\nparallel = "ddp"\nprocesses = 2\n[resources]\nnodes = 2\nmemory_gib = 1e6\n'
+    large = written(tmp_path / "large.toml", CHANGED + more)
+    for only, memory, machines in (("download", False, False), ("tokenize", True, False), ("train", True, True)):
         _, found = doctor(experiment=large, runs=str(tmp_path / "runs"), only=only)
-        assert ("memory" in found) == asked
+        assert ("memory" in found, "machines" in found) == (memory, machines)
 
 
 def test_every_base_with_cuda_has_a_least_driver() -> None:

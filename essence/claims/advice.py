@@ -64,7 +64,7 @@ def advise(estimate: Estimate, band: Band, spread: Spread | None) -> Advice:
         return Advice(estimate.method + more, {})
     if spread is None and estimate.standard_error == 0.0:
         return Advice("what is counted has a range over runs, which more runs do not narrow", {})
-    inside = estimate.low <= estimate.value <= estimate.high  # a largest value may lie beyond its own basic interval
+    inside = estimate.low < estimate.value < estimate.high  # a largest value is driven to the end of its interval
     middle = estimate.value if inside else (estimate.low + estimate.high) / 2.0
     shrink = wanted_shrink(middle, estimate.low, estimate.high, band)
     if shrink <= 1.0 / MOST_TIMES:

@@ -80,7 +80,7 @@ def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
     if not pairs:
         return wanted(claim, "LSP 1.0 and below")
     settings = len({arm.setting for arm in pairs})
-    return _measure(pairs, _largest_distance, settings, extreme=True, least=0.0)
+    return _measure(pairs, _largest_distance, settings, extreme=len(pairs) > 2, least=0.0)
 
 
 def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:

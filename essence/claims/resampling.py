@@ -34,7 +34,8 @@ def estimate(
 
     extreme: it is the largest or smallest of several numbers. Chance alone drives such a one outwards, in the arms as
         they are by about as much as in resamples of them once more: the interval is the basic one, which takes that
-        off again. (The percentile interval of a largest change holds the truth hardly ever where nothing changes.)
+        off again, and holds the value itself. (The percentile interval of a largest change holds the truth hardly ever
+        where nothing changes.)
     least: no value can be below it.
     """
     matrices = _matrices(arms)
@@ -49,7 +50,7 @@ def estimate(
     tail = expanded_tail(arms[0].confidence, problems)
     low, high = np.quantile(draws, [tail, 1.0 - tail], method="inverted_cdf")
     if extreme:
-        low, high = max(least, 2.0 * value - high), max(least, 2.0 * value - low)
+        low, high = max(least, min(value, 2.0 * value - high)), max(value, 2.0 * value - low)
     bounded = bool(np.isfinite(draws).all())
     error = float(draws.std(ddof=1)) if bounded else None
     note = "" if bounded else "; some resampled references solve nothing"

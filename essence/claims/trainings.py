@@ -5,6 +5,7 @@ As in `measures.py`, each function takes a claim and the evidence of one protoco
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,6 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     """Mean over settings and seeds of the cost of a training at `lsp` / at 1.0."""
     assert claim.cost is not None
     pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if claim.cost in a.cost and b.cost.get(claim.cost)]
-    if claim.cost != "flops":  # memory of a GPU is not to be divided by that of a process, nor the times
-        pairs = [(a, b) for a, b in pairs if a.on_gpu == b.on_gpu and a.devices == b.devices]
     if not pairs:
         alike = "" if claim.cost == "flops" else " on the same devices and as many processes"
         return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{alike}")
@@ -68,10 +67,17 @@ def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
 
 
 def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained]]:
-    """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed."""
+    """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed.
+
+    Memory of a GPU is not to be divided by that of a process, nor are times of other devices; what is counted may be.
+    """
+
+    def alike(cell: Trained) -> tuple[Any, ...]:
+        return (cell.setting, cell.seed, *(() if claim.cost == "flops" else (cell.on_gpu, cell.devices)))
+
     cells = evidence.trainings_of(claim)
-    full: dict[tuple[Setting, int], Trained] = {(c.setting, c.seed): c for c in cells if c.whole}
-    return [(c, full[c.setting, c.seed]) for c in cells if c.lsp == claim.lsp and (c.setting, c.seed) in full]
+    full = {alike(cell): cell for cell in cells if cell.whole}
+    return [(cell, full[alike(cell)]) for cell in cells if cell.lsp == claim.lsp and alike(cell) in full]
 
 
 def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:

@@ -74,7 +74,7 @@ def checks(selection: Selection, thorough: bool, offline: bool = False) -> Itera
         yield from _pins(left)
         on_a_cluster = selection.words.engine == "slurm"
         if not on_a_cluster:
-            yield from _shares(selection.loaded.experiment.resources)
+            yield from _shares(selection.loaded.experiment.resources, left)
             yield from _gpus(selection, left, machine)
             yield from _memory(selection, left, machine)
         yield _disk(selection, machine)
@@ -124,11 +124,11 @@ def _gpus(selection: Selection, left: list[PlannedStage], machine: Machine) -> I
         yield _driver(selection, machine)
 
 
-def _shares(resources: ResourcesSection) -> Iterator[Check]:
+def _shares(resources: ResourcesSection, left: list[PlannedStage]) -> Iterator[Check]:
     """What a machine alone cannot do: be several, or give the same GPUs to several stages at once."""
-    if resources.nodes > 1:
+    if any(stage.resources.nodes > 1 for stage in left):
         yield Check("machines", "one", f"{resources.nodes} machines", "set nodes = 1, or queue it: --engine slurm")
-    if resources.gpus and resources.parallel_stages > 1:
+    if resources.parallel_stages > 1 and any(stage.resources.gpus for stage in left):
         found = f"parallel_stages = {resources.parallel_stages}, which would all be given the same GPUs"
         yield Check("stages at once", found, cure="set parallel_stages = 1 in [resources]")
 

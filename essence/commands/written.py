@@ -14,14 +14,14 @@ from essence.record.environment import code_facts
 def write_down(plan: Plan, selection: Selection) -> dict[str, Any]:
     """Write plan.json, experiment.json and the diff of uncommitted code; what the specs say of the code.
 
-    Downloads are the same stages under every engine: fetching alone leaves the plan of another engine as it is, which
-    names the stages that are, or will be, trained.
+    Downloads are the same stages under every engine: fetching alone leaves a plan that names them as it is, since it
+    may be that of another engine, and what was trained is in no other.
     """
     code, diff = code_facts(PROJECT)
     saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
     if diff and not saved.is_file():
         write_atomically(saved, diff)
-    if selection.words.only == "download" and selection.run_directory.plan(plan.loaded.name).is_file():
+    if selection.words.only == "download" and _names_downloads(selection.run_directory.plan(plan.loaded.name), plan):
         return code
     _write_changed(selection.run_directory.plan(plan.loaded.name), plan.as_json())
     resolved = {
@@ -33,6 +33,14 @@ def write_down(plan: Plan, selection: Selection) -> dict[str, Any]:
     }
     _write_changed(selection.run_directory.resolved(plan.loaded.name), resolved)
     return code
+
+
+def _names_downloads(file: Path, plan: Plan) -> bool:
+    downloads = {stage.id for stage in plan.stages.values() if stage.stage == "download"}
+    try:
+        return downloads <= set(read_json(file)["stages"])
+    except RecordError:
+        return False
 
 
 def _write_changed(file: Path, value: dict[str, Any]) -> None:
