@@ -172,10 +172,11 @@ def test_a_download_has_network_and_reads_the_token_from_a_file(
 
 @dataclass(frozen=True)
 class Asking:
-    """As much of a planned stage as the check for GPUs looks at."""
+    """As much of a planned stage as an engine's check looks at."""
 
     resources: Resources
     runs_in: str = "download"
+    settings: object = None
 
 
 def test_gpus_that_no_container_would_get_are_told_before_anything_starts(
