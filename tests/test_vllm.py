@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -30,6 +31,15 @@ from essence.stages import generate
 
 STOP_IDS = (256, 258)
 GREEDY = settings(decoder="vllm", samples=1, temperature=0.0, max_new_tokens=48, batch_sequences=256)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_variables() -> Iterator[None]:
+    """vLLM is told by variables of the process, which is a stage's own elsewhere."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
