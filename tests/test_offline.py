@@ -186,12 +186,15 @@ def test_fetching_leaves_the_plan_of_another_engine(
     """A cluster's jobs have other keys than this machine's stages; no plan would name what they have trained."""
     words = matrix(micro, tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    folder = tmp_path / "runs" / "micro"
-    folder.mkdir(parents=True)
-    before = {}
+    folder, before = tmp_path / "runs" / "micro", {}
+    assert invoke("download", *words).returncode == 0
     for name in ("plan.json", "experiment.json"):
-        before[name] = (micro / "micro" / name).read_text(encoding="utf-8").replace("train-", "train-of-a-job-")
+        before[name] = (folder / name).read_text(encoding="utf-8").replace("train-", "train-of-a-job-")
         (folder / name).write_text(before[name], encoding="utf-8")
     done = invoke("download", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {name: (folder / name).read_text(encoding="utf-8") for name in before} == before
+    other = (micro / "micro" / "plan.json").read_text(encoding="utf-8")  # of models that the kit makes
+    (folder / "plan.json").write_text(other, encoding="utf-8")
+    assert invoke("download", *words).returncode == 0
+    assert (folder / "plan.json").read_text(encoding="utf-8") != other
