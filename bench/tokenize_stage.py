@@ -331,7 +331,8 @@ def stage_settings() -> Any:
 
 def resources(threads: int) -> Any:
     """Those of an experiment, without a GPU."""
-    from essence.experiment import load, part
+    from essence.cell_settings import part
+    from essence.experiment import load
     from essence.settings import Resources
 
     asked = part(load("tiny").experiment.resources, Resources)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json
+from essence.cell_settings import train_settings
 from essence.distill.cost import (
     Architecture,
     adapter_parameters,
@@ -20,7 +21,7 @@ from essence.distill.memory import estimate_memory, load_of
 from essence.distill.packing import shape
 from essence.distill.sequence import Bounds, span_windows, validation_view
 from essence.errors import InputError, RecordError
-from essence.experiment import LoadedExperiment, train_settings
+from essence.experiment import LoadedExperiment
 from essence.local_files import local_files
 from essence.plan import CellPlan, PlannedStage
 from essence.settings import DownloadSettings, Resources, Source, TrainSettings, ViewSettings

@@ -9,9 +9,7 @@ data set under one protocol with one seed; `cell_settings` turns it into the set
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, field_validator
+from typing import Any
 
 from essence.errors import ExperimentError, nearest
 from essence.pins import (
@@ -23,28 +21,11 @@ from essence.pins import (
     read_catalogue,
     read_pins_file,
 )
-from essence.protocol import PROTOCOLS
+from essence.sections import AXES, OPTIONAL_AXES, Experiment, Matrix
 from essence.settings import (
-    LSP,
-    DecontaminationSettings,
-    GraderName,
-    GradingSettings,
-    LoopSettings,
-    ObjectiveSettings,
-    OptimizerSettings,
-    ParallelSettings,
     ProtocolName,
-    PublishedRows,
-    Record,
-    Resources,
-    RowsSettings,
-    SamplingSettings,
     Sections,
     Span,
-    TeacherChoice,
-    TokenizeSettings,
-    TrainSettings,
-    ViewSettings,
 )
 from essence.validation import merge_tables, read_toml, validate
 
@@ -54,118 +35,6 @@ NO_EXPERIMENTS = ("defaults", "pins", "claims", "fingerprints")
 """Files of `experiments/` that hold other data."""
 PIN_FILES = (EXPERIMENTS / "pins.toml", *sorted((EXPERIMENTS / "benchmarks").glob("*.toml")))
 """The catalogue: models and data sets, and a file for each benchmark."""
-
-Seed = Annotated[int, Field(strict=True, ge=0)]
-SeedRule = Seed | Literal["cell"]
-"""A fixed seed, or `"cell"`: the seed of the cell."""
-
-
-class Matrix(Record):
-    """One block of the matrix: the product of its axes. Axes that are not given come from `[axes]`."""
-
-    dataset: list[str]
-    pair: list[str]
-    """`teacher_student`, both by short name."""
-    lsp: list[LSP]
-    span: list[Span]
-    sections: list[Sections]
-    protocol: list[ProtocolName]
-    seed: list[Seed]
-    train_rows: list[Annotated[int, Field(strict=True, gt=0)]]
-    """Empty = as the data set says; otherwise an axis of its own (row-matched arms)."""
-    token_budget: list[Annotated[int, Field(strict=True, gt=0)]]
-    """Empty = all of `train_rows`; otherwise rows, in order, until so many tokens are read (token-matched arms)."""
-
-
-AXES = tuple(Matrix.model_fields)
-OPTIONAL_AXES = ("train_rows", "token_budget")
-"""Axes that may be empty."""
-
-
-class DataSection(Record):
-    """Rows of one data set."""
-
-    max_row_tokens: Annotated[int, Field(gt=0)]
-    train_rows: Annotated[int, Field(gt=0)]
-    validation_rows: Annotated[int, Field(gt=0)]
-    split_seed: SeedRule
-    tokenizer: Literal["student", "teacher"]
-    """Whose tokenizer and chat template render the rows."""
-    published: PublishedRows | None = None
-    """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own."""
-    max_row_characters: Annotated[int, Field(gt=0)]
-    """Longer rows are rejected unread: a guard against broken files, far above `max_row_tokens`."""
-    max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]
-    """The stage fails where a larger share of the rows is rejected."""
-    note: str = ""
-
-
-class DecontaminationSection(Record):
-    """Evaluation problems among the training questions: counted always, removed when asked."""
-
-    benchmarks: list[str]
-    overlap_words: Annotated[int, Field(gt=0)]
-    remove: bool
-
-
-class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings, TeacherChoice):
-    """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py).
-
-    `batch_rows` is the effective batch as stated, accumulation included.
-    """
-
-    gradient_accumulation: Annotated[int, Field(gt=0)]
-    """The part of `batch_rows` that is accumulation; protocol `released` leaves it out (trap 1)."""
-
-
-class EvaluationSection(SamplingSettings):
-    """Benchmarks and sampling."""
-
-    benchmarks: Annotated[list[str], Field(min_length=1)]
-    baselines: list[Literal["student", "teacher"]]
-    """Models that are evaluated as they come, beside the trained ones."""
-    problems: Annotated[int, Field(gt=0)] | None = None
-    """Take only the first so many problems of each benchmark."""
-    seed: SeedRule
-    expected_tokens: Annotated[int, Field(gt=0)]
-    """Tokens a completion is expected to have; for estimates only."""
-
-
-class GradingSection(GradingSettings):
-    """Who grades, and how."""
-
-    grader: GraderName | Literal["protocol"]
-    """`protocol`: the one that the cell's protocol names (essence/protocol.py)."""
-
-
-class ResourcesSection(Resources):
-    parallel_stages: Annotated[int, Field(gt=0)]
-    """Stages that the local engine runs at the same time."""
-
-
-class Experiment(Record):
-    """One experiment file, everything resolved."""
-
-    title: str
-    note: str = ""
-    """What the reader of the report should know first."""
-    extends: str | None = None
-    axes: dict[str, list[Any]]
-    matrix: Annotated[list[Matrix], Field(min_length=1)]
-    data: dict[str, DataSection]
-    decontamination: DecontaminationSection
-    training: TrainingSection
-    evaluation: EvaluationSection
-    grading: GradingSection
-    resources: ResourcesSection
-
-    @field_validator("axes")
-    @classmethod
-    def known_axes(cls, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for axis in axes:
-            if axis not in AXES:
-                raise ValueError(f"unknown axis '{axis}'{nearest(axis, AXES)} (known: {', '.join(AXES)})")
-        return axes
 
 
 @dataclass(frozen=True)
@@ -367,66 +236,3 @@ def choose(loaded: LoadedExperiment, wanted: dict[str, Any]) -> list[Cell]:
     if not unique:
         return expand(blocks, str(loaded.file))
     return list(unique.values())
-
-
-def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
-    """All that determines the training of a cell."""
-    protocol, training, data = PROTOCOLS[cell.protocol], experiment.training, experiment.data[cell.dataset]
-    batch_rows, batch_tokens = training.batch_rows, training.batch_tokens
-    if not protocol.applies_gradient_accumulation:
-        batch_rows = max(1, batch_rows // training.gradient_accumulation)
-        batch_tokens //= training.gradient_accumulation
-    return TrainSettings(
-        rows=RowsSettings(
-            max_row_tokens=data.max_row_tokens,
-            train_rows=cell.train_rows or data.train_rows,
-            validation_rows=data.validation_rows,
-            split_seed=resolve_seed(data.split_seed, cell.seed),
-            token_budget=cell.token_budget,
-            published=data.published,
-        ),
-        view=ViewSettings(
-            lsp=cell.lsp,
-            span=cell.span,
-            sections=cell.sections,
-            cot_includes_next_token=protocol.cot_includes_next_token,
-            supervise_end_of_sequence=protocol.supervise_end_of_sequence,
-            keep_context=protocol.keep_context,
-        ),
-        validation_view=protocol.validation_view,
-        objective=ObjectiveSettings(**part(training, ObjectiveSettings)),
-        optimizer=OptimizerSettings(
-            **{**part(training, OptimizerSettings), "batch_rows": batch_rows, "batch_tokens": batch_tokens}
-        ),
-        **part(training, LoopSettings),
-        **part(training, ParallelSettings),
-        **part(training, TeacherChoice),
-        seed=cell.seed,
-    )
-
-
-def part(section: Record, record: type[Record]) -> dict[str, Any]:
-    """The fields of a TOML section that a record of the settings has too."""
-    return {name: getattr(section, name) for name in record.model_fields}
-
-
-def tokenize_settings(dataset: str, protocol: ProtocolName, loaded: LoadedExperiment) -> TokenizeSettings:
-    """All that determines how a data set becomes tokens."""
-    data, rules, released = loaded.experiment.data[dataset], loaded.experiment.decontamination, PROTOCOLS[protocol]
-    fields = {name: loaded.catalogue.benchmarks[name].problem_field for name in rules.benchmarks}
-    return TokenizeSettings(
-        format=loaded.catalogue.datasets[dataset].format,
-        keep_generation_header=released.keep_generation_header,
-        markers=released.markers,
-        faulty_rows=released.faulty_rows,
-        max_row_characters=data.max_row_characters,
-        max_rejected_share=data.max_rejected_share,
-        decontamination=DecontaminationSettings(
-            problem_fields=fields, overlap_words=rules.overlap_words, remove=rules.remove
-        ),
-    )
-
-
-def resolve_seed(rule: int | str, cell_seed: int) -> int:
-    """A fixed seed, or the cell's."""
-    return cell_seed if isinstance(rule, str) else rule

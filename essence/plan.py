@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from essence.experiment import Cell, LoadedExperiment, part, resolve_seed, tokenize_settings, train_settings
+from essence.cell_settings import part, resolve_seed, tokenize_settings, train_settings
+from essence.experiment import Cell, LoadedExperiment
 from essence.pins import find_pin, to_source
 from essence.protocol import PROTOCOLS
 from essence.record.canonical import canonical_json, sha256_text

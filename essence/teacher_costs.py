@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from essence.cell_settings import train_settings
 from essence.distill.cost import forward_flops, layer_flops, stored_bytes_per_token, teaching_flops
 from essence.distill.sequence import reads_prefix
 from essence.estimate import (
@@ -18,7 +19,7 @@ from essence.estimate import (
     rows_trained,
     tokens_read,
 )
-from essence.experiment import LoadedExperiment, train_settings
+from essence.experiment import LoadedExperiment
 from essence.plan import CellPlan
 from essence.settings import ProtocolName, TeacherForm
 from essence.store import RunDirectory

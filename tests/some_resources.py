@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from essence.experiment import load, part
+from essence.cell_settings import part
+from essence.experiment import load
 from essence.settings import ObjectiveSettings, Resources
 
 

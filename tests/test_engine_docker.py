@@ -13,6 +13,7 @@ from docker.types import Ulimit
 from inside import LOOK, looking
 from test_matrix import wait_for
 
+from essence.cell_settings import part
 from essence.commands.selection import Words, select
 from essence.engines.docker import FOLDER, DockerEngine, argv, creation
 from essence.engines.docker_stage import DockerStage
@@ -20,7 +21,7 @@ from essence.engines.images import config_digest, recipe
 from essence.engines.surroundings import Mount, Surroundings
 from essence.engines.token import token
 from essence.errors import MachineError
-from essence.experiment import load, part
+from essence.experiment import load
 from essence.plan import PlannedStage
 from essence.settings import Resources
 from essence.store import StageFolder

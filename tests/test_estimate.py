@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from test_cost import GIB, QWEN3
 
+from essence.cell_settings import train_settings
 from essence.distill.cost import adapter_parameters, forward_flops
 from essence.distill.memory import estimate_memory, load_of
 from essence.distill.sequence import Bounds
 from essence.distill.summary import TokenStatistics
 from essence.estimate import Estimate, download_gib, estimate, mean_row
-from essence.experiment import load, train_settings
+from essence.experiment import load
 from essence.plan import make_plan
 from essence.store import RunDirectory
 from essence.teacher_costs import stored_teachers

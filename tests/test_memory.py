@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from test_cost import GIB, QWEN3
 
+from essence.cell_settings import train_settings
 from essence.distill.cost import Architecture, adapter_parameters
 from essence.distill.memory import PLAIN_BYTES_PER_LOGIT, Load, estimate_memory, loss_memory, smallest_change
-from essence.experiment import load, train_settings
+from essence.experiment import load
 from essence.settings import LoraSettings
 
 LORA = LoraSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))

@@ -11,12 +11,13 @@ from test_memory import PAPER
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
+from essence.cell_settings import part  # noqa: E402
 from essence.distill import preflight  # noqa: E402
 from essence.distill.cost import Architecture  # noqa: E402
 from essence.distill.memory import estimate_memory  # noqa: E402
 from essence.distill.sequence import Example  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
-from essence.experiment import load, part  # noqa: E402
+from essence.experiment import load  # noqa: E402
 from essence.settings import OptimizerSettings  # noqa: E402
 
 CPU = torch.device("cpu")

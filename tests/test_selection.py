@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from essence.cell_settings import train_settings
 from essence.distill.selection import describe_positions, describe_selection, select_rows
 from essence.errors import InputError
-from essence.experiment import load, train_settings
+from essence.experiment import load
 from essence.settings import PublishedRows, RowsSettings
 
 NO_LIMIT: dict[str, Any] = {"token_budget": None, "published": None}

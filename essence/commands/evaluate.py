@@ -14,18 +14,20 @@ from typing import Any
 from rich.console import Console
 
 from essence.atomic import read_json
+from essence.cell_settings import resolve_seed
 from essence.commands.requirements import require
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
 from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
 from essence.engines import STARTING
 from essence.errors import ExperimentError, PinError
-from essence.experiment import EvaluationSection, LoadedExperiment, load, resolve_seed
+from essence.experiment import LoadedExperiment, load
 from essence.machine import this_machine
 from essence.pins import ModelPin, find_pin
 from essence.plan import make_evaluation_plan
 from essence.protocol import PROTOCOLS
 from essence.report.words import percent
 from essence.runner import Summary
+from essence.sections import EvaluationSection
 from essence.store import RunDirectory, hold
 from essence.validation import validate
 

@@ -14,11 +14,11 @@ from essence.engines.images import cuda_of, least_driver, recipe
 from essence.engines.surroundings import fetches
 from essence.errors import DISK, KitError, MachineError
 from essence.estimate import download_gib, estimate
-from essence.experiment import ResourcesSection
 from essence.machine import Machine, refusal, this_machine
 from essence.pins import missing
 from essence.plan import PlannedStage
 from essence.record.verify import verify
+from essence.sections import ResourcesSection
 from essence.settings import DownloadSettings
 from essence.teacher_costs import stored_teachers
 

@@ -1,0 +1,84 @@
+"""From a cell and its experiment to the settings of its stages."""
+
+from typing import Any
+
+from essence.experiment import Cell, LoadedExperiment
+from essence.protocol import PROTOCOLS
+from essence.sections import Experiment
+from essence.settings import (
+    DecontaminationSettings,
+    LoopSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    ParallelSettings,
+    ProtocolName,
+    Record,
+    RowsSettings,
+    TeacherChoice,
+    TokenizeSettings,
+    TrainSettings,
+    ViewSettings,
+)
+
+
+def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
+    """All that determines the training of a cell."""
+    protocol, training, data = PROTOCOLS[cell.protocol], experiment.training, experiment.data[cell.dataset]
+    batch_rows, batch_tokens = training.batch_rows, training.batch_tokens
+    if not protocol.applies_gradient_accumulation:
+        batch_rows = max(1, batch_rows // training.gradient_accumulation)
+        batch_tokens //= training.gradient_accumulation
+    return TrainSettings(
+        rows=RowsSettings(
+            max_row_tokens=data.max_row_tokens,
+            train_rows=cell.train_rows or data.train_rows,
+            validation_rows=data.validation_rows,
+            split_seed=resolve_seed(data.split_seed, cell.seed),
+            token_budget=cell.token_budget,
+            published=data.published,
+        ),
+        view=ViewSettings(
+            lsp=cell.lsp,
+            span=cell.span,
+            sections=cell.sections,
+            cot_includes_next_token=protocol.cot_includes_next_token,
+            supervise_end_of_sequence=protocol.supervise_end_of_sequence,
+            keep_context=protocol.keep_context,
+        ),
+        validation_view=protocol.validation_view,
+        objective=ObjectiveSettings(**part(training, ObjectiveSettings)),
+        optimizer=OptimizerSettings(
+            **{**part(training, OptimizerSettings), "batch_rows": batch_rows, "batch_tokens": batch_tokens}
+        ),
+        **part(training, LoopSettings),
+        **part(training, ParallelSettings),
+        **part(training, TeacherChoice),
+        seed=cell.seed,
+    )
+
+
+def part(section: Record, record: type[Record]) -> dict[str, Any]:
+    """The fields of a TOML section that a record of the settings has too."""
+    return {name: getattr(section, name) for name in record.model_fields}
+
+
+def tokenize_settings(dataset: str, protocol: ProtocolName, loaded: LoadedExperiment) -> TokenizeSettings:
+    """All that determines how a data set becomes tokens."""
+    data, rules, released = loaded.experiment.data[dataset], loaded.experiment.decontamination, PROTOCOLS[protocol]
+    fields = {name: loaded.catalogue.benchmarks[name].problem_field for name in rules.benchmarks}
+    return TokenizeSettings(
+        format=loaded.catalogue.datasets[dataset].format,
+        keep_generation_header=released.keep_generation_header,
+        markers=released.markers,
+        faulty_rows=released.faulty_rows,
+        max_row_characters=data.max_row_characters,
+        max_rejected_share=data.max_rejected_share,
+        decontamination=DecontaminationSettings(
+            problem_fields=fields, overlap_words=rules.overlap_words, remove=rules.remove
+        ),
+    )
+
+
+def resolve_seed(rule: int | str, cell_seed: int) -> int:
+    """A fixed seed, or the cell's."""
+    return cell_seed if isinstance(rule, str) else rule

@@ -1,0 +1,136 @@
+"""What the TOML file of an experiment may hold: its tables, their keys and bounds."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from essence.errors import nearest
+from essence.settings import (
+    LSP,
+    GraderName,
+    GradingSettings,
+    LoopSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    ParallelSettings,
+    ProtocolName,
+    PublishedRows,
+    Record,
+    Resources,
+    SamplingSettings,
+    Sections,
+    Span,
+    TeacherChoice,
+)
+
+Seed = Annotated[int, Field(strict=True, ge=0)]
+SeedRule = Seed | Literal["cell"]
+"""A fixed seed, or `"cell"`: the seed of the cell."""
+
+
+class Matrix(Record):
+    """One block of the matrix: the product of its axes. Axes that are not given come from `[axes]`."""
+
+    dataset: list[str]
+    pair: list[str]
+    """`teacher_student`, both by short name."""
+    lsp: list[LSP]
+    span: list[Span]
+    sections: list[Sections]
+    protocol: list[ProtocolName]
+    seed: list[Seed]
+    train_rows: list[Annotated[int, Field(strict=True, gt=0)]]
+    """Empty = as the data set says; otherwise an axis of its own (row-matched arms)."""
+    token_budget: list[Annotated[int, Field(strict=True, gt=0)]]
+    """Empty = all of `train_rows`; otherwise rows, in order, until so many tokens are read (token-matched arms)."""
+
+
+AXES = tuple(Matrix.model_fields)
+OPTIONAL_AXES = ("train_rows", "token_budget")
+"""Axes that may be empty."""
+
+
+class DataSection(Record):
+    """Rows of one data set."""
+
+    max_row_tokens: Annotated[int, Field(gt=0)]
+    train_rows: Annotated[int, Field(gt=0)]
+    validation_rows: Annotated[int, Field(gt=0)]
+    split_seed: SeedRule
+    tokenizer: Literal["student", "teacher"]
+    """Whose tokenizer and chat template render the rows."""
+    published: PublishedRows | None = None
+    """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own."""
+    max_row_characters: Annotated[int, Field(gt=0)]
+    """Longer rows are rejected unread: a guard against broken files, far above `max_row_tokens`."""
+    max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]
+    """The stage fails where a larger share of the rows is rejected."""
+    note: str = ""
+
+
+class DecontaminationSection(Record):
+    """Evaluation problems among the training questions: counted always, removed when asked."""
+
+    benchmarks: list[str]
+    overlap_words: Annotated[int, Field(gt=0)]
+    remove: bool
+
+
+class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings, TeacherChoice):
+    """Objective, optimiser and loop; what the protocols decide is not here (essence/protocol.py).
+
+    `batch_rows` is the effective batch as stated, accumulation included.
+    """
+
+    gradient_accumulation: Annotated[int, Field(gt=0)]
+    """The part of `batch_rows` that is accumulation; protocol `released` leaves it out (trap 1)."""
+
+
+class EvaluationSection(SamplingSettings):
+    """Benchmarks and sampling."""
+
+    benchmarks: Annotated[list[str], Field(min_length=1)]
+    baselines: list[Literal["student", "teacher"]]
+    """Models that are evaluated as they come, beside the trained ones."""
+    problems: Annotated[int, Field(gt=0)] | None = None
+    """Take only the first so many problems of each benchmark."""
+    seed: SeedRule
+    expected_tokens: Annotated[int, Field(gt=0)]
+    """Tokens a completion is expected to have; for estimates only."""
+
+
+class GradingSection(GradingSettings):
+    """Who grades, and how."""
+
+    grader: GraderName | Literal["protocol"]
+    """`protocol`: the one that the cell's protocol names (essence/protocol.py)."""
+
+
+class ResourcesSection(Resources):
+    parallel_stages: Annotated[int, Field(gt=0)]
+    """Stages that the local engine runs at the same time."""
+
+
+class Experiment(Record):
+    """One experiment file, everything resolved."""
+
+    title: str
+    note: str = ""
+    """What the reader of the report should know first."""
+    extends: str | None = None
+    axes: dict[str, list[Any]]
+    matrix: Annotated[list[Matrix], Field(min_length=1)]
+    data: dict[str, DataSection]
+    decontamination: DecontaminationSection
+    training: TrainingSection
+    evaluation: EvaluationSection
+    grading: GradingSection
+    resources: ResourcesSection
+
+    @field_validator("axes")
+    @classmethod
+    def known_axes(cls, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for axis in axes:
+            if axis not in AXES:
+                raise ValueError(f"unknown axis '{axis}'{nearest(axis, AXES)} (known: {', '.join(AXES)})")
+        return axes
