@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from essence.claims.definition import Claim
-from essence.report.records import FULL
+from essence.report.records import is_whole
 
 
 class Setting(NamedTuple):
@@ -74,11 +74,6 @@ class Trained:
     def whole(self) -> bool:
         """Whether it was trained on whole rows."""
         return is_whole(self.lsp, self.span)
-
-
-def is_whole(lsp: float, span: str) -> bool:
-    """Whether this part of a row is all of it; a `cot-lead` of 1.0 lacks the answer."""
-    return lsp == FULL and span != "cot-lead"
 
 
 @dataclass(frozen=True)

@@ -58,12 +58,8 @@ def _joined(seeds: Sequence[Scored]) -> Scored:
 
 
 def _setting(key: GroupKey, arm: Arm, score: Score | None = None) -> Setting:
-    common = (key.dataset, key.teacher, key.student, key.protocol)
-    return (
-        Setting(*common, score.benchmark, _recipe(arm), _evaluation(score))
-        if score
-        else Setting(*common, "", _recipe(arm))
-    )
+    setting = Setting(key.dataset, key.teacher, key.student, key.protocol, "", _recipe(arm))
+    return setting._replace(benchmark=score.benchmark, evaluation=_evaluation(score)) if score else setting
 
 
 def _settings(arm: Arm) -> dict[str, Any]:
@@ -90,9 +86,9 @@ def _evaluation(score: Score) -> str:
 
 
 def _but_drawn(name: str, settings: Any) -> Any:
-    return (
-        {k: v for k, v in settings.items() if k not in DRAWN.get(name, ())} if isinstance(settings, dict) else settings
-    )
+    if not isinstance(settings, dict):
+        return settings
+    return {field: value for field, value in settings.items() if field not in DRAWN.get(name, ())}
 
 
 def _hash(settings: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from essence.commands.selection import Selection
@@ -230,10 +230,7 @@ def _fetching(selection: Selection) -> str:
     """How what is still to come gets here, where there is no network."""
     if selection.evaluated:
         return "fetch them where there is network, and name the folders: --model FOLDER, a benchmark's path with --pins"
-    words = replace(selection.words, only=None, site=None)
-    if words.engine == "slurm":
-        words = replace(words, engine="local", flavour=None)
-    return f"on a machine with network, into this run directory: {words.typed(whole=False, command='download')}"
+    return f"on a machine with network, into this run directory: {selection.words.fetching()}"
 
 
 def _verified(selection: Selection, done: list[PlannedStage]) -> Check:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,13 @@ class Words:
         if self.site:
             start += ["--site", self.site]
         return shlex.join(start)
+
+    def fetching(self) -> str:
+        """The command that brings in what the words need from a network; jobs have none, so it runs here."""
+        words = replace(self, only=None, site=None)
+        if words.engine == SLURM:
+            words = replace(words, engine="local", flavour=None)
+        return words.typed(whole=False, command="download")
 
 
 def _number(axis: str, text: str) -> Any:

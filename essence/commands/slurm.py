@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-from dataclasses import replace
 
 from rich.console import Console
 
@@ -99,15 +98,9 @@ def image_facts(image: ImageRecipe, site: Site, check: bool) -> dict[str, str | 
     }
 
 
-def fetch_command(selection: Selection) -> str:
-    """The command that brings in, where there is a network, what compute nodes cannot."""
-    words = replace(selection.words, engine="local", flavour=None, site=None, only=None)
-    return words.typed(whole=False, command="download")
-
-
 def _about(selection: Selection, jobs: int) -> str:
     lines = [f"# {selection.name}: {jobs} jobs (site {selection.words.site or DEFAULT_SITE})"]
     if downloads := sum(fetches(stage) for stage in selection.left()):
-        fetch = fetch_command(selection)
+        fetch = selection.words.fetching()
         lines.append(f"# first, where there is a network: {downloads} downloads: {fetch}")
     return "\n".join(lines) + "\n"

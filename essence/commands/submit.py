@@ -17,7 +17,7 @@ from rich.table import Table
 from essence.atomic import read_json_lines
 from essence.commands import report
 from essence.commands.selection import Selection, whole_plan
-from essence.commands.slurm import DEFAULT_SITE, fetch_command, planned_jobs
+from essence.commands.slurm import DEFAULT_SITE, planned_jobs
 from essence.commands.written import write_down
 from essence.engines import scheduler
 from essence.engines.scheduler import NEVER, JobState
@@ -184,7 +184,7 @@ def check_downloads(selection: Selection) -> None:
     if downloads := sum(fetches(stage) for stage in left):
         raise MachineError(
             f"{selection.name}: {downloads} downloads are left, and compute nodes have no network; first, where there "
-            f"is one: {fetch_command(selection)}"
+            f"is one: {selection.words.fetching()}"
         )
     for stage in left:
         if isinstance(stage.settings, DownloadSettings) and (sentence := missing(stage.settings.source)):

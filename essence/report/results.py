@@ -20,6 +20,7 @@ from essence.report.records import (
     Pooled,
     Results,
     Score,
+    is_whole,
 )
 from essence.scoring.statistics import Estimate, pooled_accuracy, retention
 from essence.store import RunDirectory
@@ -138,10 +139,9 @@ def _reference_key(key: GroupKey, full: Sequence[GroupKey]) -> GroupKey | None:
     """The group whose LSP 1.0 arm this one is compared with.
 
     Its own; else the one that differs only in span, which at LSP 1.0 makes no difference; else the one that differs
-    only in its number of rows or its token budget (matched arms). None when there is none, or no single one. A
-    `cot-lead` of 1.0 lacks the answer: it is no whole row to be compared with.
+    only in its number of rows or its token budget (matched arms). None when there is none, or no single one.
     """
-    whole = [other for other in full if other.span != "cot-lead"]
+    whole = [other for other in full if is_whole(FULL, other.span)]
     own = [other for other in whole if other == key]
     spans = [other for other in whole if replace(other, span=key.span) == key]
     rows = [
