@@ -11,7 +11,12 @@ FLAVOUR ?=
 SITE ?=
 WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR)) $(if $(SITE),--site $(SITE))
 
-.PHONY: help setup setup-host images sif test test-engines lint clean reproduce-tiny
+# Tests run side by side; those that share an engine or a file stay together: tests/parallel_plan.py.
+PYTEST := .venv/bin/pytest -n auto --dist loadgroup --no-loadscope-reorder
+ENGINES := docker or apptainer or slurm
+PROGRAMS := browser or vllm
+
+.PHONY: help setup setup-host images sif test test-engines test-programs test-all coverage lint clean reproduce-tiny
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
@@ -37,11 +42,20 @@ images: $(LOCKED) ## Build the images of a flavour, as in: make images FLAVOUR=c
 sif: $(LOCKED) ## Make the SIFs of a flavour from its images, as in: make sif FLAVOUR=cpu (default: cuda)
 	@$(INVOKE) sif $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
-test: .venv/essence-dev.txt ## Run the tests
-	@.venv/bin/pytest --cov --cov-report=term:skip-covered
+test: .venv/essence-dev.txt ## Run the tests that need no engine, browser or vLLM
+	@$(PYTEST) -m "not ($(ENGINES) or $(PROGRAMS))"
 
 test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer or Slurm
-	@.venv/bin/pytest -m "docker or apptainer or slurm"
+	@$(PYTEST) -m "$(ENGINES)"
+
+test-programs: .venv/essence-dev.txt ## Run the tests that need a browser or vLLM
+	@$(PYTEST) -m "$(PROGRAMS)"
+
+test-all: .venv/essence-dev.txt ## Run all tests
+	@$(PYTEST)
+
+coverage: .venv/essence-dev.txt ## Run all tests and show which lines they did not reach
+	@$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: .venv/essence-dev.txt ## Check style, types and Dockerfiles
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from shared import Shared
 
 # Other work on the machine makes an example slow; how fast things are is measured in bench/, not here.
 hypothesis_settings.register_profile("essence", deadline=None)
 hypothesis_settings.load_profile("essence")
 
-pytest_plugins = ["containers", "slurm_node"]
-"""Fixtures of the engines."""
+pytest_plugins = ["shared", "parallel_plan", "containers", "slurm_node"]
+"""What is made once for all processes, how tests are dealt to them, and the fixtures of the engines."""
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +50,12 @@ MICRO = Path(__file__).with_name("micro.toml")
 
 
 @pytest.fixture(scope="session")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished, undisturbed run directory of the small matrix; not to be changed."""
-    runs = tmp_path_factory.mktemp("micro")
-    done = invoke("reproduce", str(MICRO), "--runs", str(runs))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return runs
+def micro(shared: Shared) -> Path:
+    """A finished, undisturbed run directory of the small matrix, for all processes; not to be changed."""
+
+    def reproduce(runs: Path) -> str:
+        done = invoke("reproduce", str(MICRO), "--runs", str(runs))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(runs)
+
+    return Path(shared.once("micro", reproduce))

@@ -24,6 +24,7 @@ import debian_tools
 import pytest
 from conftest import PROJECT, required
 from debian_tools import run
+from filelock import FileLock
 from rich.console import Console
 
 import docker
@@ -159,12 +160,14 @@ def wait_for_engine(url: str, daemon: "subprocess.Popen[bytes]", log: Path) -> d
 @contextmanager
 def own_bridge(name: str) -> Iterator[None]:
     """A bridge on a network that no route of this machine uses: another engine's bridge is left alone."""
-    routes = run("ip", "route")
-    free = next(number for number in range(200, 255) if f"172.31.{number}." not in routes)
     run("ip", "link", "add", name, "type", "bridge")
     try:
-        run("ip", "addr", "add", f"172.31.{free}.1/24", "dev", name)
-        run("ip", "link", "set", name, "up")
+        # Another test run may look for one at the same moment.
+        with FileLock(Path(tempfile.gettempdir()) / "ess-bridge.lock"):
+            routes = run("ip", "route")
+            free = next(number for number in range(200, 255) if f"172.31.{number}." not in routes)
+            run("ip", "addr", "add", f"172.31.{free}.1/24", "dev", name)
+            run("ip", "link", "set", name, "up")
         yield
     finally:
         run("ip", "link", "delete", name)

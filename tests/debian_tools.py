@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from conftest import PROJECT
+from filelock import FileLock
 
 KEPT = PROJECT / ".cache" / "test-tools"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -36,16 +37,13 @@ def mirror() -> str:
 def kept(name: str, make: Callable[[Path], None]) -> Path:
     """What `make` fills a folder with, made once."""
     folder = KEPT / name
-    if not folder.is_dir():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=KEPT, prefix=f"{name}-"))
-        new.chmod(0o755)
-        make(new)
-        try:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with FileLock(KEPT / f"{name}.lock"):
+        if not folder.is_dir():
+            new = Path(tempfile.mkdtemp(dir=KEPT, prefix=f"{name}-"))
+            new.chmod(0o755)
+            make(new)
             new.rename(folder)
-        except OSError:
-            # Another test session was quicker.
-            shutil.rmtree(new)
     return folder
 
 

@@ -46,7 +46,7 @@ class Under:
 
 def pins(micro: Path) -> Path:
     """Names the models that the local run has made, as folders."""
-    file = micro.parent / f"{micro.name}-models.toml"
+    file = micro.parent / f"models-{os.getpid()}.toml"
     stages = json.loads((micro / "micro" / "plan.json").read_text(encoding="utf-8"))["stages"]
     lines = [
         f'[models.{stage["title"].split()[-1]}]\npath = "{micro / "stages" / identifier / "output" / "model"}"\n'
@@ -67,7 +67,10 @@ def killed(process: psutil.Process) -> None:
     scope="module",
     params=[
         "local",
-        *(pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("docker", "apptainer", "slurm")),
+        pytest.param("docker", marks=[pytest.mark.docker]),
+        # SIFs are made of Docker's images.
+        pytest.param("apptainer", marks=[pytest.mark.docker, pytest.mark.apptainer]),
+        pytest.param("slurm", marks=[pytest.mark.docker, pytest.mark.apptainer, pytest.mark.slurm]),
     ],
 )
 def under(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Under]:

@@ -44,14 +44,17 @@ def wait_for(condition: Any, timeout_s: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-def test_everything_is_there_and_the_second_run_does_nothing(micro: Path) -> None:
-    report = micro / "micro" / "report"
+def test_everything_is_there_and_the_second_run_does_nothing(micro: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    # The run directory is held meanwhile.
+    shutil.copytree(micro, runs)
+    report = runs / "micro" / "report"
     assert {p.name for p in report.iterdir()} >= {"report.html", "report.md", "report.json", "figures"}
-    before = {p: p.stat().st_mtime_ns for p in micro.rglob("*") if p.is_file()}
-    again = invoke("reproduce", str(MICRO), "--runs", str(micro))
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("*") if p.is_file()}
+    again = invoke("reproduce", str(MICRO), "--runs", str(runs))
     assert again.returncode == 0
     assert "micro: all 15 stages were done before." in again.stdout
-    after = {p: p.stat().st_mtime_ns for p in micro.rglob("*") if p.is_file()}
+    after = {p: p.stat().st_mtime_ns for p in runs.rglob("*") if p.is_file()}
     assert after == before
 
 

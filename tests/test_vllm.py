@@ -29,6 +29,7 @@ from essence.scoring.requests import Completion, Request, RequestKey, plan_reque
 from essence.settings import GenerateSettings
 from essence.stages import generate
 
+pytestmark = pytest.mark.vllm
 STOP_IDS = (256, 258)
 GREEDY = settings(decoder="vllm", samples=1, temperature=0.0, max_new_tokens=48, batch_sequences=256)
 

@@ -1,0 +1,44 @@
+"""What is made once for all the processes of a test run, whichever of them needs it first."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A folder that all processes of a test run see."""
+
+    folder: Path
+
+    def once(self, name: str, make: Callable[[Path], Any]) -> Any:
+        """What `make` returned, called by the first that asks, with a folder of its own; the others wait for it.
+
+        It is handed on as JSON. A failure is handed on too: what takes minutes to fail is tried once.
+        """
+        told = self.folder / f"{name}.json"
+        with FileLock(self.folder / f"{name}.lock"):
+            if not told.is_file():
+                told.write_text(json.dumps({"failed": "it was tried, and an earlier test says how it failed"}))
+                place = self.folder / name
+                place.mkdir()
+                told.write_text(json.dumps({"made": make(place)}), encoding="utf-8")
+        outcome = json.loads(told.read_text(encoding="utf-8"))
+        if "failed" in outcome:
+            pytest.fail(f"{name}: {outcome['failed']}")
+        return outcome["made"]
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """The folder of this test run: below that of pytest, which is the parent of each parallel process's own."""
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if hasattr(request.config, "workerinput") else own
+    folder = base / "shared"
+    folder.mkdir(exist_ok=True)
+    return Shared(folder)
