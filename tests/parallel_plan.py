@@ -17,6 +17,8 @@ GROUPS = {
     "browser": "browser",
 }
 """Mark -> the group of tests that has one process, the longest first. One Docker engine has the images and SIFs."""
+BUILD_TIMEOUT_S = 2700
+"""The first test with an engine waits until its images and SIFs are built, which a slow network makes long."""
 PROCESSES_A_CORE = 2
 """Half of the time a test waits for another process."""
 GIB_A_PROCESS = 5
@@ -44,6 +46,9 @@ def rank_of(item: pytest.Item, slow_files: set[str]) -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if group_of(item) == GROUPS["docker"]:
+            item.add_marker(pytest.mark.timeout(BUILD_TIMEOUT_S))
     if not hasattr(config, "workerinput"):
         return
     slow_files = {group_of(item) for item in items if item.get_closest_marker("slow")}
