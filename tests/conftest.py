@@ -13,8 +13,8 @@ from shared import Shared
 hypothesis_settings.register_profile("essence", deadline=None)
 hypothesis_settings.load_profile("essence")
 
-pytest_plugins = ["shared", "parallel_plan", "containers", "slurm_node"]
-"""What is made once for all processes, how tests are dealt to them, and the fixtures of the engines."""
+pytest_plugins = ["parallel_plan", "containers", "slurm_node"]
+"""How tests are dealt to processes, and the fixtures of the engines."""
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,16 @@ def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
 def required(what: str) -> bool:
     """Whether a check that cannot run here must fail instead of being skipped ($ESSENCE_REQUIRE, comma separated)."""
     return what in os.environ.get("ESSENCE_REQUIRE", "").split(",")
+
+
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """The folder of this test run: below that of pytest, which is the parent of each parallel process's own."""
+    own = tmp_path_factory.getbasetemp()
+    base = own.parent if hasattr(request.config, "workerinput") else own
+    folder = base / "shared"
+    folder.mkdir(exist_ok=True)
+    return Shared(folder)
 
 
 MICRO = Path(__file__).with_name("micro.toml")

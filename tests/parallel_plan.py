@@ -1,13 +1,19 @@
-"""How tests are dealt to parallel processes (`pytest -n auto --dist loadgroup --no-loadscope-reorder`).
+"""How tests are dealt to parallel processes (`pytest -n auto`).
 
 Tests that share something expensive or that only one may use stay in one process: those of an engine, those of a
 browser, and otherwise those of one file, which share its fixtures. What takes longest is dealt out first.
 """
 
+import functools
+import json
 import os
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 GROUPS = {
     "docker": "containers",
@@ -23,16 +29,16 @@ PROCESSES_A_CORE = 2
 """Half of the time a test waits for another process."""
 GIB_A_PROCESS = 5
 """Of memory, with the stages that a test starts; those of vLLM take most."""
+TOLD = "essence_groups"
+"""What a process is told: the file in which it says which test is of which group."""
 
 
 def group_of(item: pytest.Item) -> str:
-    """The process that a test needs, by its marks; else the file that it stands in."""
-    for mark in item.iter_markers("xdist_group"):
-        return str(mark.args[0])
+    """The tests that need the same process, by their marks; else those of the file."""
     for mark, group in GROUPS.items():
         if item.get_closest_marker(mark):
             return group
-    return item.path.stem
+    return item.nodeid.partition("::")[0]
 
 
 def rank_of(item: pytest.Item, slow_files: set[str]) -> int:
@@ -53,8 +59,55 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     slow_files = {group_of(item) for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: rank_of(item, slow_files))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    file = Path(config.workerinput[TOLD])
+    whole = file.with_suffix(f".{os.getpid()}")
+    whole.write_text(json.dumps({item.nodeid: group_of(item) for item in items}), encoding="utf-8")
+    # Each process writes the same.
+    whole.replace(file)
+
+
+class GroupScheduling(LoadScopeScheduling):
+    """Deals groups, in the order in which they were collected.
+
+    xdist's own `--dist loadgroup` changes the names of tests, which pytest 9.2 does not let it do.
+    """
+
+    def __init__(self, config: pytest.Config, log: Any, groups_file: Path) -> None:
+        config.option.loadscopereorder = False
+        super().__init__(config, log)
+        self.groups_file = groups_file
+
+    @functools.cached_property
+    def groups(self) -> dict[str, str]:
+        """Name of a test -> its group."""
+        return dict(json.loads(self.groups_file.read_text(encoding="utf-8")))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return self.groups[nodeid]
+
+
+class Dealing:
+    """The side of the process that deals."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="ess-groups-")
+        self.file = Path(self.folder.name) / "groups.json"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput[TOLD] = str(self.file)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> GroupScheduling:
+        return GroupScheduling(config, log, self.file)
+
+    def pytest_unconfigure(self) -> None:
+        self.folder.cleanup()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        config.pluginmanager.register(Dealing(), "essence-dealing")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -32,13 +32,3 @@ class Shared:
         if "failed" in outcome:
             pytest.fail(f"{name}: {outcome['failed']}")
         return outcome["made"]
-
-
-@pytest.fixture(scope="session")
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """The folder of this test run: below that of pytest, which is the parent of each parallel process's own."""
-    own = tmp_path_factory.getbasetemp()
-    base = own.parent if hasattr(request.config, "workerinput") else own
-    folder = base / "shared"
-    folder.mkdir(exist_ok=True)
-    return Shared(folder)
