@@ -247,6 +247,7 @@ def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock)
     optimizer = settings.optimizer.model_copy(update={"epochs": steps, "batch_rows": arguments.rows, "batch_tokens": 0})
     changes = {
         "optimizer": optimizer,
+        "order": settings.order.model_copy(update={"multiple": 1}),  # each step is all rows
         "activation_checkpointing": not arguments.keep_activations,
         "parallel": "single",
         "processes": 1,

@@ -10,6 +10,7 @@ from essence.settings import (
     LoopSettings,
     ObjectiveSettings,
     OptimizerSettings,
+    OrderSettings,
     ParallelSettings,
     ProtocolName,
     Record,
@@ -50,6 +51,8 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
         optimizer=OptimizerSettings(
             **{**part(training, OptimizerSettings), "batch_rows": batch_rows, "batch_tokens": batch_tokens}
         ),
+        order=OrderSettings(seed=resolve_seed(protocol.order_seed, cell.seed), multiple=protocol.order_multiple),
+        checkpoint_ranks=protocol.checkpoint_ranks,
         **part(training, LoopSettings),
         **part(training, ParallelSettings),
         **part(training, TeacherChoice),

@@ -21,6 +21,7 @@ from essence.pins import (
     read_catalogue,
     read_pins_file,
 )
+from essence.protocol import PROTOCOLS
 from essence.sections import AXES, OPTIONAL_AXES, Experiment, Matrix
 from essence.settings import (
     ProtocolName,
@@ -144,7 +145,7 @@ def _check_names(loaded: LoadedExperiment) -> None:
 
 
 def _check_seeds(loaded: LoadedExperiment) -> None:
-    """Seeds of one arm are trainings that differ; a fixed selection and order of rows would make them one."""
+    """Seeds of one arm are trainings that differ: by their rows, the order of these, or their adapters."""
     experiment, where = loaded.experiment, str(loaded.file)
     if experiment.training.lora.rank:
         return  # adapters start at random
@@ -153,11 +154,11 @@ def _check_seeds(loaded: LoadedExperiment) -> None:
         arms.setdefault(replace(cell, seed=0), set()).add(cell.seed)
     for arm, seeds in arms.items():
         rule = experiment.data[arm.dataset].split_seed
-        if len(seeds) > 1 and rule != "cell":
+        if len(seeds) > 1 and "cell" not in (rule, PROTOCOLS[arm.protocol].order_seed):
             raise ExperimentError(
                 f"{where}: seed = {sorted(seeds)} gives {len(seeds)} times the same training: [data.{arm.dataset}] has "
-                f"split_seed = {rule}, and nothing but rows and their order is random; let them differ with "
-                'split_seed = "cell" there and seed = "cell" in [evaluation]'
+                f"split_seed = {rule}, and nothing but the rows is random under protocol {arm.protocol}; let them "
+                'differ with split_seed = "cell" there and seed = "cell" in [evaluation]'
             )
 
 

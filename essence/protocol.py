@@ -35,6 +35,13 @@ class Protocol:
     may_stop_loops: bool
     """Not a trap: the released code lets a completion that repeats itself run to the cap, so `stop_loops` is for the
     corrected protocol alone."""
+    order_seed: int | Literal["cell"]
+    """Trap 21: epoch e reads the rows in the order of `torch.randperm` under this seed + e; `cell`: the cell's seed."""
+    order_multiple: int
+    """Trap 21: four GPUs read equally many rows, so an epoch's order is filled up from its start to a multiple of 4."""
+    checkpoint_ranks: int
+    """Trap 22: a checkpoint is kept where each of four GPUs finds its own quarter of the validation rows improved; of
+    one alone, that is the lowest mean."""
     grader: GraderName
     """Trap 20: lighteval's own copy of math-verify reads some answers otherwise."""
     evaluated_checkpoints: tuple[Literal["best", "last"], ...]
@@ -53,6 +60,9 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         markers="exact",
         faulty_rows="keep",
         may_stop_loops=False,
+        order_seed=42,
+        order_multiple=4,
+        checkpoint_ranks=4,
         grader="lighteval-0.10",
         evaluated_checkpoints=("best",),
     ),
@@ -67,6 +77,9 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         markers="lenient",
         faulty_rows="reject",
         may_stop_loops=True,
+        order_seed="cell",
+        order_multiple=1,
+        checkpoint_ranks=1,
         grader="math-verify",
         evaluated_checkpoints=("best", "last"),
     ),

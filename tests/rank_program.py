@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from some_resources import some_objective, some_resources
-from test_trainer import TRAIN, VALIDATION, ActAfter, model, settings
+from test_trainer import AS_RELEASED, TRAIN, VALIDATION, ActAfter, model, settings
 
 from essence.distill.adapters import add_adapters
 from essence.distill.batches import Batch, head_weight, states_of_rows
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 
 def train_on_this_rank(work: Path, ranks: Ranks, stop: StopRequest, progress: Progress, **changes: Any) -> TrainResult:
-    chosen = settings(processes=ranks.processes, **changes)
+    chosen = settings(processes=ranks.processes, **AS_RELEASED, **changes)
     dtype = torch.bfloat16 if chosen.compute_dtype == "bfloat16" else torch.float32
     teacher: TeacherStates
     if chosen.teacher == "cached":

@@ -122,6 +122,7 @@ class SyntheticRun:
         self._stage(
             train, "train", f"train {name}", settings,
             results={"steps": STEPS, "best_step": STEPS, "best_validation_ce": checks[-1]["ce"],
+                     "lowest_step": STEPS, "lowest_validation_ce": checks[-1]["ce"],
                      "last_loss": steps[-1]["loss"], "validations": checks},
             data={"train": {"rows": 2000, "tokens": int(400_000 * lsp)}, "validation": {"rows": 100, "tokens": 20_000}},
             cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
@@ -295,7 +296,8 @@ def step_metrics(lsp: float, seed: int) -> Iterator[dict[str, Any]]:
 
 def validation_curve(lsp: float) -> Iterator[dict[str, Any]]:
     for step in range(STEPS // 10, STEPS + 1, STEPS // 10):
-        yield {"step": step, "ce": 0.4 + 2.2 * math.exp(-step / 28) + 0.3 * (1 - lsp)}
+        ce = 0.4 + 2.2 * math.exp(-step / 28) + 0.3 * (1 - lsp)
+        yield {"step": step, "ce": ce, "parts": [ce] * 4}
 
 
 def manifest(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from essence.cell_settings import train_settings
 from essence.errors import ExperimentError, KitError
 from essence.experiment import EXPERIMENTS, PROJECT, available, choose, load
 from essence.pins import path_state
@@ -127,6 +128,14 @@ def test_unknown_experiment_names_the_nearest() -> None:
 def test_seeds_differ_by_their_rows_or_by_their_adapters(tmp_path: Path) -> None:
     for text in ('[data.bespoke]\nsplit_seed = "cell"', "[training]\nlora.rank = 8"):
         assert len(load(write(tmp_path, f"[axes]\nseed = [1, 2]\n{text}")).cells()) == 20
+
+
+def test_seeds_of_corrected_differ_by_the_order_of_their_rows(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, '[axes]\nprotocol = ["corrected"]\nseed = [1, 2]'))
+    found = [train_settings(cell, loaded.experiment) for cell in loaded.cells() if cell.lsp == 0.5]
+    assert [(one.rows.split_seed, one.order.seed, one.order.multiple) for one in found] == [(42, 1, 1), (42, 2, 1)]
+    with pytest.raises(ExperimentError, match=r"seed = \[1, 2\] gives 2 times the same training.* released"):
+        load(write(tmp_path, '[axes]\nprotocol = ["corrected", "released"]\nseed = [1, 2]'))
 
 
 def test_an_experiment_replaces_the_origin_of_an_entry_below_it(tmp_path: Path) -> None:

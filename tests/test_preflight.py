@@ -11,14 +11,11 @@ from test_memory import PAPER
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from essence.cell_settings import part  # noqa: E402
 from essence.distill import preflight  # noqa: E402
 from essence.distill.cost import Architecture  # noqa: E402
 from essence.distill.memory import estimate_memory  # noqa: E402
 from essence.distill.sequence import Example  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
-from essence.experiment import load  # noqa: E402
-from essence.settings import OptimizerSettings  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -33,13 +30,12 @@ def rows(*lengths: int, shift: int = 0) -> list[Example]:
 def test_the_largest_pass_is_looked_for_in_every_step() -> None:
     resources = some_resources(micro_batch_rows=2, micro_batch_tokens=100)
     examples = rows(10, 90, 30, 50, 20, 40)
-    three = part(load("tiny").experiment.training, OptimizerSettings) | {"batch_rows": 3, "batch_tokens": 0}
-    steps = OptimizerSettings.model_validate(three)
+    steps = [[0, 1, 2], [3, 4, 5]]
     packed = preflight.largest_pass(examples, steps, 1, True, 8, resources)
     assert (packed.positions, packed.labels, packed.longest_row) == (104, 50, 90)
     padded = preflight.largest_pass(examples, steps, 1, False, 8, resources)
     assert (padded.positions, padded.labels, padded.longest_row) == (96, 45, 90)
-    of_two = preflight.largest_pass(examples, steps.model_copy(update={"batch_tokens": 1000}), 2, True, 8, resources)
+    of_two = preflight.largest_pass(examples, [[0, 1, 2, 3, 4, 5]], 2, True, 8, resources)
     assert (of_two.positions, of_two.labels) == (104, 50)
 
 

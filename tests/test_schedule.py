@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from essence.distill.schedule import one_cycle, steps_per_epoch, validation_steps
+from essence.distill.schedule import one_cycle, validation_steps
 from essence.settings import OptimizerSettings
 
 SETTINGS = OptimizerSettings(
@@ -53,8 +53,7 @@ def test_warm_up_that_ends_at_step_0_starts_at_the_peak() -> None:
 
 
 def test_steps() -> None:
-    assert steps_per_epoch(8000, 4) == 2000
-    assert steps_per_epoch(9, 4) == 3
-    ten = validation_steps(2000, 2, 10)
+    ten = validation_steps([2000, 2000], 10)
     assert sorted(ten) == list(range(200, 4001, 200))
-    assert sorted(validation_steps(3, 2, 10)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(validation_steps([3, 3], 10)) == [1, 2, 3, 4, 5, 6]
+    assert sorted(validation_steps([4, 6, 1], 2)) == [2, 4, 7, 10, 11]

@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from some_resources import some_objective, some_resources  # noqa: E402
 
 from essence.distill import chunked  # noqa: E402
+from essence.distill.choice import choose  # noqa: E402
 from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.sequence import Example, fingerprint  # noqa: E402
@@ -142,6 +143,8 @@ def train_settings(**changes: Any) -> TrainSettings:
             "beta1_high": 0.95,
             "batch_tokens": 0,
         },
+        "order": {"seed": 42, "multiple": 4},
+        "checkpoint_ranks": 4,
         "parallel": "single",
         "processes": 1,
         "teacher_placement": "replicated",
@@ -241,7 +244,16 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
         assert tokenizer.get_vocab() == load_tokenizer(prepared["student"] / "model").get_vocab()
     assert outcome.results["steps"] == outcome.executed["optimizer_steps"] == 10
     assert [record["step"] for record in outcome.results["validations"]] == [2, 5, 7, 10]
-    assert outcome.results["best_validation_ce"] == min(record["ce"] for record in outcome.results["validations"])
+    validations = outcome.results["validations"]
+    kept = validations[choose([record["parts"] for record in validations]) or 0]
+    assert (outcome.results["best_step"], outcome.results["best_validation_ce"]) == (kept["step"], kept["ce"])
+    assert outcome.results["lowest_validation_ce"] == min(record["ce"] for record in validations)
+    assert [len(record["parts"]) for record in validations] == [4] * 4
+    assert outcome.seeds == {"train": 3, "split": 42, "order": 42}
+    order = outcome.data["positions"]["order"]
+    assert order["published"] == "not published" and [epoch["rows"] for epoch in order["epochs"]] == [20, 20]
+    assert order["epochs"][0]["sum"] == order["epochs"][1]["sum"] == outcome.data["positions"]["train"]["sum"]
+    assert order["epochs"][0]["sha256"] != order["epochs"][1]["sha256"]
     assert outcome.data["train"]["rows"] == 20
     assert outcome.data["validation"]["rows"] == 6
     assert outcome.executed["vocabulary"] == {"tokenizer": 52, "student": 64, "teacher": 80}

@@ -137,6 +137,6 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 cost=cost,
                 on_gpu=cell.train.number("cost", "peak_gpu_memory_gib") is not None,
                 stages=(cell.train.id,),
-                validation_ce=cell.train.number("results", "best_validation_ce"),
+                validation_ce=cell.train.number("results", "lowest_validation_ce"),
                 devices=_devices(cell),
             )

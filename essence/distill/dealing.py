@@ -9,16 +9,38 @@ from collections.abc import Sequence
 from essence.distill import packing
 from essence.settings import OptimizerSettings, Resources
 
+Step = list[int]
+"""Indices of the rows of one optimiser step."""
 
-def steps_of_epoch(lengths: Sequence[int], settings: OptimizerSettings) -> list[range]:
-    """Indices of the rows of each step, in order: `batch_rows` rows, or the rows that `batch_tokens` tokens hold.
 
-    The last step of an epoch may have fewer.
+def filled(places: Sequence[int], multiple: int) -> list[int]:
+    """Places filled up to a multiple by those they start with, over and over where they are few.
+
+    As torch's DistributedSampler does without `drop_last`, so that every rank has equally many; executed under
+    Lightning 2.6.0, which leaves it that way for training and validation.
+    """
+    missing = -len(places) % multiple if places else 0
+    return [*places, *(places[index % len(places)] for index in range(missing))]
+
+
+def steps_of_epoch(order: Sequence[int | None], lengths: Sequence[int], settings: OptimizerSettings) -> list[Step]:
+    """Rows of each step: `batch_rows` places of the order, or the rows that `batch_tokens` tokens hold.
+
+    The last step of an epoch may have fewer, and so may one with places of rows that were left out; one without any row
+    is no step.
+
+    Args:
+        order: index of the row at each place, in the order of the epoch; None where it was left out.
+        lengths: tokens read of each row.
+        settings: the effective batch.
     """
     if settings.batch_tokens:
-        return packing.steps_of_tokens(lengths, settings.batch_tokens)
-    rows = len(lengths)
-    return [range(first, min(first + settings.batch_rows, rows)) for first in range(0, rows, settings.batch_rows)]
+        rows = [index for index in order if index is not None]
+        steps = packing.steps_of_tokens([lengths[index] for index in rows], settings.batch_tokens)
+        return [rows[step.start : step.stop] for step in steps]
+    places = range(0, len(order), settings.batch_rows)
+    chunks = (order[first : first + settings.batch_rows] for first in places)
+    return [step for chunk in chunks if (step := [index for index in chunk if index is not None])]
 
 
 def deal(

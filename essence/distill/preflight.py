@@ -7,7 +7,7 @@
 That the loss is finite the loop itself looks at in every step, the first included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import torch
 
 from essence.atomic import read_json, write_json
 from essence.distill import packing
-from essence.distill.dealing import deal, steps_of_epoch
+from essence.distill.dealing import Step, deal
 from essence.distill.devices import GIB, memory_bytes
 from essence.distill.memory import Load, estimate_memory, smallest_change
 from essence.distill.sequence import Example, fingerprint
 from essence.errors import InputError, MachineError
-from essence.settings import OptimizerSettings, Resources
+from essence.settings import Resources
 
 USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
 """Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
@@ -40,7 +40,7 @@ class Largest:
 
 def largest_pass(
     examples: Sequence[Example],
-    optimizer: OptimizerSettings,
+    steps: Iterable[Step],
     processes: int,
     packed: bool,
     multiple: int,
@@ -48,7 +48,7 @@ def largest_pass(
 ) -> Largest:
     """Deal the rows of every step out as the training will, and take the most positions and the most labels."""
     positions = labels = 0
-    for step in steps_of_epoch([row.input_ids.size for row in examples], optimizer):
+    for step in steps:
         rows = [examples[index] for index in step]
         lengths = [row.input_ids.size for row in rows]
         dealt = deal(lengths, processes, packed, multiple, resources)

@@ -4,7 +4,9 @@ Having no state, a schedule needs nothing in a checkpoint. `one_cycle` equals `t
 with cosine annealing and momentum cycling (trap 13), whose optimiser step `s` uses the values of `step_num = s`.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from essence.settings import OptimizerSettings
@@ -42,12 +44,16 @@ def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
 
 
-def steps_per_epoch(rows: int, batch_rows: int) -> int:
-    """Optimiser steps that `rows` make; the last one may have fewer than `batch_rows`."""
-    return -(-rows // batch_rows)
+def validation_steps(epochs: Sequence[int], per_epoch: int) -> frozenset[int]:
+    """Numbers of finished steps after which to validate: `per_epoch` times, evenly, the last at the epoch's end.
 
-
-def validation_steps(epoch_steps: int, epochs: int, per_epoch: int) -> frozenset[int]:
-    """Numbers of finished steps after which to validate: `per_epoch` times, evenly, the last at the epoch's end."""
-    within = {epoch_steps * k // per_epoch for k in range(1, per_epoch + 1)} - {0}
-    return frozenset(epoch * epoch_steps + step for epoch in range(epochs) for step in within)
+    Args:
+        epochs: optimiser steps of each epoch; where a step is so many tokens, they depend on the epoch's order.
+        per_epoch: validations wanted.
+    """
+    starts = itertools.accumulate(epochs, initial=0)
+    return frozenset(
+        start + step
+        for start, steps in zip(starts, epochs, strict=False)
+        for step in {steps * k // per_epoch for k in range(1, per_epoch + 1)} - {0}
+    )

@@ -1,4 +1,4 @@
-"""Which rows a cell trains on and is validated on, and whether they are the published ones.
+"""Which rows a cell trains on, in which order, and is validated on, and whether they are the published ones.
 
 The released code chose rows by lists of positions and split them with the `datasets` library. The kit filters by its
 own stated rule, splits the same way, and says in one word whether the outcome equals what is published
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from essence.distill.order import epoch_order
 from essence.distill.sequence import Examples, Indices, collect, validation_view, within_budget
 from essence.distill.tokens import TokenTable
 from essence.errors import InputError
@@ -39,7 +40,7 @@ class CellRows:
     training: Examples
     validation: Examples
     positions: dict[str, Any]
-    """For the record: see `describe_selection`."""
+    """For the record: see `describe_selection`; `order`: see `describe_order`."""
 
 
 def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows:
@@ -56,7 +57,10 @@ def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows
     for name, part in (("training", training), ("validation", validation)):
         if not part.examples:
             raise InputError(f"no {name} row has a supervised token under this span and sections: {part.skipped}")
-    return CellRows(training, validation, describe_selection(table.positions, selection, settings.rows.published))
+    positions, published = table.positions, settings.rows.published
+    told = describe_selection(positions, selection, published)
+    drawn = positions[selection.train[: training.places.rows]]
+    return CellRows(training, validation, {**told, "order": describe_order(drawn, settings, published)})
 
 
 def select_rows(lengths: ArrayLike, settings: RowsSettings) -> Selection:
@@ -97,6 +101,28 @@ def describe_selection(positions: Indices, selection: Selection, published: Publ
         "published": verdict,
         **{part: mine.model_dump(mode="json") for part, mine in ours.items()},
         "differs": differs,
+    }
+
+
+def describe_order(drawn: Indices, settings: TrainSettings, published: PublishedRows | None) -> dict[str, Any]:
+    """The record's words on the order of the training rows.
+
+    `{"published": Verdict, "epochs": [a `PositionsRecord` each], "differs": {...}}`: the rows drawn, with those that
+    fill an epoch up, before rows without labels are skipped; a token budget draws fewer. Under `differs`, by epoch and
+    number, `[ours, published]`.
+    """
+    epochs = range(settings.optimizer.epochs)
+    ours = [describe_positions(drawn[epoch_order(drawn.size, settings.order, epoch)]) for epoch in epochs]
+    known = published.orders if published else []
+    found = {str(epoch): _differences(*pair) for epoch, pair in enumerate(zip(ours, known, strict=False))}
+    differs: dict[str, Any] = {epoch: numbers for epoch, numbers in found.items() if numbers}
+    if len(ours) != len(known):
+        differs["epochs"] = [len(ours), len(known)]
+    verdict: Verdict = "not published" if not known else "different" if differs else "equal"
+    return {
+        "published": verdict,
+        "epochs": [record.model_dump(mode="json") for record in ours],
+        "differs": differs if known else {},
     }
 
 

@@ -51,12 +51,27 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where some examples stand among the rows they were drawn from, of which others may have been left out."""
+
+    places: Sequence[int]
+    rows: int
+    """Rows there were."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Places":
+        """Of rows none of which was left out."""
+        return cls(range(len(examples)), len(examples))
+
+
+@dataclass(frozen=True)
 class Examples:
     """The examples of some rows, and what was left out."""
 
     examples: list[Example]
     skipped: dict[str, int]
     """Reason -> number of rows."""
+    places: Places
 
     @property
     def tokens(self) -> int:
@@ -235,13 +250,16 @@ def within_budget(outcomes: Iterable[Example | SkipReason], budget: int) -> Iter
 def collect(outcomes: Iterable[Example | SkipReason]) -> Examples:
     """Part examples from skipped rows, and count the latter by reason."""
     examples: list[Example] = []
+    places: list[int] = []
     skipped: Counter[str] = Counter()
-    for outcome in outcomes:
+    for place, outcome in enumerate(outcomes):
         if isinstance(outcome, Example):
             examples.append(outcome)
+            places.append(place)
         else:
             skipped[outcome.value] += 1
-    return Examples(examples, dict(sorted(skipped.items())))
+    left_out = dict(sorted(skipped.items()))
+    return Examples(examples, left_out, Places(places, len(examples) + sum(left_out.values())))
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

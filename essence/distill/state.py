@@ -3,7 +3,7 @@
 ```
 <work>/
     checkpoints/               essence/distill/checkpoint.py
-    best-00000040.safetensors  weights of the validation with the lowest CE so far
+    best-00000040.safetensors  weights of the validation that is kept so far (essence/distill/choice.py)
     last.safetensors           weights at the end
     metrics.jsonl              a line a step or validation; on resume cut back to the checkpoint
 ```
@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,8 +34,12 @@ class State:
     step: int = 0
     best_step: int | None = None
     best_ce: float | None = None
+    best_parts: list[float] | None = None
+    """Losses of the parts of the validation rows at `best_step`, which later ones must be below."""
+    lowest_step: int | None = None
+    lowest_ce: float | None = None
     last_loss: float | None = None
-    validations: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
     positions: int = 0
     passes: int = 0
@@ -48,11 +53,14 @@ class TrainResult:
 
     steps: int
     best_step: int | None
-    """None where there was no validation."""
+    """Of the weights that are kept (`essence/distill/choice.py`); None where there was no validation."""
     best_validation_ce: float | None
+    lowest_step: int | None
+    """Of the lowest mean, the first of equal ones; the same as `best_step` where one rank chooses."""
+    lowest_validation_ce: float | None
     last_loss: float
-    validations: list[dict[str, float]]
-    """`{"step", "ce"}` each, in order."""
+    validations: list[dict[str, Any]]
+    """`{"step", "ce", "parts"}` each, in order: the mean over all rows, and over those of each rank that chooses."""
     tokens: int
     """Tokens read by the student in training steps, without padding."""
     positions: int
@@ -168,6 +176,8 @@ class Storage:
             steps=state.step,
             best_step=state.best_step,
             best_validation_ce=state.best_ce,
+            lowest_step=state.lowest_step,
+            lowest_validation_ce=state.lowest_ce,
             last_loss=math.nan if state.last_loss is None else state.last_loss,
             validations=state.validations,
             tokens=state.tokens,

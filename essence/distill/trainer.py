@@ -1,8 +1,9 @@
 """The training loop: resumable to the bit on a CPU, the same for every backend.
 
-Rows are taken in the given order, the same in every epoch, as released. A step is `batch_rows` rows or the rows that
+Rows are taken in another order in each epoch (`essence/distill/order.py`). A step is `batch_rows` rows or the rows that
 hold `batch_tokens` tokens (`essence/distill/dealing.py`), reached by accumulating the forward passes of all ranks; the
-loss is the mean over the step's rows. What lies on disk: `essence/distill/state.py`.
+loss is the mean over the step's rows. Steps follow from the settings alone, so a resumed training goes on in the same
+order. Which validation's weights are kept: `essence/distill/choice.py`. What lies on disk: `essence/distill/state.py`.
 """
 
 import math
@@ -18,13 +19,15 @@ from essence.distill import packing
 from essence.distill.attention import use_row_attention
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
-from essence.distill.dealing import deal, steps_of_epoch
+from essence.distill.choice import improves, rank_means, remembered, watched
+from essence.distill.dealing import deal
 from essence.distill.devices import GIB, EnergyMeter, peak_memory_bytes
 from essence.distill.distiller import COMPUTE_DTYPES, Distiller
 from essence.distill.metrics import OpenTrackers, progress_note
+from essence.distill.order import steps_of_training
 from essence.distill.ranks import ALONE, Ranks
 from essence.distill.schedule import CyclePoint, one_cycle, validation_steps
-from essence.distill.sequence import Example
+from essence.distill.sequence import Example, Places
 from essence.distill.state import Storage, TrainResult
 from essence.distill.teacher import TeacherStates
 from essence.errors import KitError
@@ -50,13 +53,15 @@ def train(
     open_trackers: OpenTrackers | None = None,
     ranks: Ranks = ALONE,
     device: torch.device | None = None,
+    train_places: Places | None = None,
+    validation_places: Places | None = None,
 ) -> TrainResult:
     """Train `student` in place, going on from the newest checkpoint under `work` where there is one.
 
     Args:
         student: causal language model with float32 parameters. Those that require a gradient are trained.
         teacher: where its hidden states come from; None when `settings.objective.kd_weight` is 0 (plain fine-tuning).
-        train_examples: rows in training order; at least one.
+        train_examples: rows as they were drawn, before any epoch's order; at least one.
         validation_examples: may be empty: then there is no best checkpoint, only the last weights.
         settings: of these, `rows` and `view` are already in the examples and are not read here.
         resources: the sizes of micro batches, when to write checkpoints and how many to keep.
@@ -66,12 +71,15 @@ def train(
         open_trackers: makes the trackers that are told what `metrics.jsonl` is told, on the first rank.
         ranks: the processes that train together, met already; each calls this with the same arguments.
         device: to train on; None = where the student is.
+        train_places: where the rows stand among those drawn, of which the epochs' orders are; None = none was left out.
+        validation_places: the same of the validation rows, which the ranks that choose a checkpoint share out.
 
     Raises:
         Stopped: a stop was asked for; a checkpoint of the last step is on disk.
         DivergedError: loss or gradient is NaN or infinite; names the rows.
     """
-    run = _Run(student, teacher, train_examples, validation_examples, settings, resources, ranks)
+    places = (train_places or Places.of(train_examples), validation_places or Places.of(validation_examples))
+    run = _Run(student, teacher, train_examples, validation_examples, places, settings, resources, ranks)
     storage = Storage(work, resources, ranks, open_trackers)
     run.start(storage, device or next(student.parameters()).device)
     with storage:
@@ -89,6 +97,7 @@ class _Run:
         teacher: TeacherStates | None,
         train_examples: Sequence[Example],
         validation_examples: Sequence[Example],
+        places: tuple[Places, Places],
         settings: TrainSettings,
         resources: Resources,
         ranks: Ranks,
@@ -98,10 +107,12 @@ class _Run:
         self.student, self.teacher = student, teacher if settings.objective.kd_weight > 0.0 else None
         self.rows, self.validation_rows = train_examples, validation_examples
         self.settings, self.resources, self.ranks = settings, resources, ranks
-        self.epoch = steps_of_epoch([row.input_ids.size for row in train_examples], settings.optimizer)
-        self.total_steps = len(self.epoch) * settings.optimizer.epochs
+        epochs = steps_of_training(train_examples, places[0], settings.optimizer, settings.order)
+        self.steps = [step for epoch in epochs for step in epoch]
+        self.total_steps = len(self.steps)
+        self.watched = watched(places[1], settings.checkpoint_ranks)
         self.validate_after = (
-            validation_steps(len(self.epoch), settings.optimizer.epochs, settings.validations_per_epoch)
+            validation_steps([len(epoch) for epoch in epochs], settings.validations_per_epoch)
             if validation_examples
             else frozenset()
         )
@@ -146,7 +157,7 @@ class _Run:
 
     def _train_step(self) -> None:
         started = time.perf_counter()
-        rows = [self.rows[index] for index in self.epoch[self.state.step % len(self.epoch)]]
+        rows = [self.rows[index] for index in self.steps[self.state.step]]
         point = one_cycle(self.state.step, self.total_steps, self.settings.optimizer)
         parts = self._deal(rows)
         shares = [self._accumulate(part, rows, last=place == len(parts)) for place, part in enumerate(parts, 1)]
@@ -195,25 +206,38 @@ class _Run:
         return self.backend.accumulate(batch, weights, self.teacher.states(batch), self.teacher.head, last)
 
     def _validate(self) -> None:
-        """CE of the validation rows; keep the weights where it is the lowest so far."""
-        ce = self.validation_ce()
+        """CE of the validation rows; keep the weights where every rank that chooses found its own rows improved."""
+        state = self.state
+        ce, parts = self.validation_ce()
         if not math.isfinite(ce):
-            raise DivergedError(f"validation after step {self.state.step}: CE is {ce}: lower max_lr")
-        self.state.validations.append({"step": self.state.step, "ce": ce})
-        self.storage.record(kind="validation", step=self.state.step, ce=ce)
-        if self.state.best_ce is None or ce < self.state.best_ce:
-            self.state.best_step, self.state.best_ce = self.state.step, ce
-            self.storage.keep_best(self.state, self.backend)
+            raise DivergedError(f"validation after step {state.step}: CE is {ce}: lower max_lr")
+        state.validations.append({"step": state.step, "ce": ce, "parts": parts})
+        self.storage.record(kind="validation", step=state.step, ce=ce, parts=parts)
+        if state.lowest_ce is None or ce < state.lowest_ce:
+            state.lowest_step, state.lowest_ce = state.step, ce
+        if improves(parts, state.best_parts):
+            state.best_step, state.best_ce, state.best_parts = state.step, ce, remembered(parts)
+            self.storage.keep_best(state, self.backend)
 
-    def validation_ce(self) -> float:
-        """Mean over validation rows of the mean CE over a row's supervised tokens."""
+    def validation_ce(self) -> tuple[float, list[float]]:
+        """Mean over validation rows of the mean CE over a row's supervised tokens: of all, and of each rank's rows.
+
+        These ranks are of the settings, not our processes: rows that the same of them watch are dealt to all of ours.
+        """
         self.student.eval()
+        own = [self._ce_of([self.validation_rows[index] for index in rows]) for rows in self.watched.values()]
+        self.student.train()
+        sums = self.ranks.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        found = {key: (total, len(self.watched[key])) for key, total in zip(self.watched, sums, strict=True)}
+        return sum(sums) / len(self.validation_rows), rank_means(found, self.settings.checkpoint_ranks)
+
+    def _ce_of(self, rows: Sequence[Example]) -> float:
+        """This rank's share of the sum of the rows' CE."""
         total = 0.0
-        for part in self._deal(self.validation_rows, counted=False):
+        for part in self._deal(rows, counted=False):
             batch, share = self._batch(part)
             total += self.backend.cross_entropy(batch, batch.weights * share).item()
-        self.student.train()
-        return self.ranks.total(torch.tensor([total], dtype=torch.float64)).item() / len(self.validation_rows)
+        return total
 
     def _deal(self, rows: Sequence[Example], counted: bool = True) -> list[list[Example]]:
         """The forward passes of this rank over some rows; counts those of all ranks where they are trained on."""

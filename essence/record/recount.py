@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json
+from essence.distill.choice import choose
 from essence.errors import RecordError
 from essence.record.canonical import sha256_file
 from essence.scoring.statistics import accuracy, majority_at_k, pass_at_k
@@ -74,7 +75,8 @@ def _twice(file: Path, lines: list[Line]) -> Iterator[str]:
 def _training(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
     """Of a step written twice, after a resume, the later counts."""
     steps = {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
-    checks = {line["step"]: line["ce"] for line in lines if line["kind"] == "validation"}
+    validations = {line["step"]: line for line in lines if line["kind"] == "validation"}
+    checks = {step: line["ce"] for step, line in validations.items()}
     yield from _differs("steps", results["steps"], max(steps, default=0), "metrics.jsonl")
     yield from _differs("last_loss", results["last_loss"], steps.get(results["steps"]), "metrics.jsonl")
     recorded = {check["step"]: check["ce"] for check in results["validations"]}
@@ -82,6 +84,25 @@ def _training(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
         yield from _differs(f"validation at step {step}", recorded.get(step), checks.get(step), "metrics.jsonl")
     best = recorded.get(results["best_step"])
     yield from _differs("best_validation_ce", results["best_validation_ce"], best, "the validations")
+    yield from _chosen(results, [validations[step] for step in sorted(validations)])
+
+
+def _chosen(results: dict[str, Any], validations: list[Line]) -> Iterator[str]:
+    """The step that is kept and that of the lowest mean, by their rules, from the losses that were written down.
+
+    Records of an earlier version hold no losses by rank; nothing can be said of them.
+    """
+    if not validations or not all("parts" in line for line in validations):
+        return
+    kept = choose([line["parts"] for line in validations])
+    lowest = min(validations, key=lambda line: line["ce"])
+    counted = {
+        "best_step": None if kept is None else validations[kept]["step"],
+        "lowest_step": lowest["step"],
+        "lowest_validation_ce": lowest["ce"],
+    }
+    for name, value in counted.items():
+        yield from _differs(name, results[name], value, "metrics.jsonl")
 
 
 def _completions(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:

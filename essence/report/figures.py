@@ -280,7 +280,7 @@ def _confidence(scores: Sequence[Score]) -> str:
 
 
 def _checkpoint_words(checkpoint: str) -> str:
-    return {"best": "Checkpoint of lowest validation loss.", "last": "Last checkpoint."}.get(checkpoint, "")
+    return {"best": "Checkpoint chosen by validation loss.", "last": "Last checkpoint."}.get(checkpoint, "")
 
 
 def _figure(

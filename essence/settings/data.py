@@ -94,11 +94,13 @@ class PositionsRecord(Record):
 
 
 class PublishedRows(Record):
-    """Fingerprints of the rows that the released code kept, trained on and validated on."""
+    """Fingerprints of the rows that the released code kept, trained on and validated on, and of their order."""
 
     kept: PositionsRecord
     train: PositionsRecord
     validation: PositionsRecord
+    orders: list[PositionsRecord] = Field(default_factory=list)
+    """The training rows in the order of each epoch; empty where none is published."""
 
 
 class RowsSettings(Record):

@@ -123,6 +123,15 @@ class TeacherChoice(Record):
     """Tokens whose probabilities `top-k` stores; no other form reads it."""
 
 
+class OrderSettings(Record):
+    """In which order an epoch reads its rows (`essence/distill/order.py`)."""
+
+    seed: Annotated[int, Field(ge=0)]
+    """Epoch e reads them in the order of `torch.randperm` under this seed + e."""
+    multiple: Annotated[int, Field(gt=0)]
+    """The order is filled up to a multiple of this by rows from its own start, which are read once more (trap 21)."""
+
+
 class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
@@ -132,6 +141,10 @@ class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
     """Released: validation rows are truncated like the training rows (trap 8)."""
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
+    order: OrderSettings
+    checkpoint_ranks: Annotated[int, Field(gt=0)]
+    """Parts of the validation rows, dealt out in turn, that must all improve for a checkpoint to be kept (trap 22);
+    1 = the lowest mean. Whatever the number of processes."""
     seed: Annotated[int, Field(ge=0)]
 
 

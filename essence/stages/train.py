@@ -1,7 +1,7 @@
 """Distil a teacher into a student on one view of a tokenised data set.
 
-Writes `best/` (lowest validation CE) and `last/`, both Hugging Face folders, `metrics.jsonl` and `tensorboard/`. All
-that can be wrong with the inputs is looked for before the first step.
+Writes `best/` (the validation that `essence/distill/choice.py` keeps) and `last/`, both Hugging Face folders,
+`metrics.jsonl` and `tensorboard/`. All that can be wrong with the inputs is looked for before the first step.
 """
 
 import os
@@ -18,6 +18,7 @@ from essence.distill import cost, preflight
 from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
 from essence.distill.cached_teacher import CachedTeacher, TopKTeacher
 from essence.distill.checkpoint import load_weights
+from essence.distill.dealing import Step
 from essence.distill.devices import (
     GIB,
     MFU_FORMULA,
@@ -36,6 +37,7 @@ from essence.distill.models import (
     save_model,
     think_token_ids,
 )
+from essence.distill.order import steps_of_training
 from essence.distill.parity import Settled, settle
 from essence.distill.ranks import Ranks
 from essence.distill.selection import CellRows, load_cell_rows
@@ -107,6 +109,8 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
         ),
         ranks=ranks,
         device=setup.device,
+        train_places=setup.rows.training.places,
+        validation_places=setup.rows.validation.places,
     )
     if ranks.first:
         write_output(result, context.partial, setup.student, settings)
@@ -125,7 +129,7 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup, los
     load = load_of(settings, cost.Architecture.from_config(setup.student_config), teacher, loss)
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(
-        training, settings.optimizer, settings.processes, settings.packing, multiple, resources
+        training, steps_of(settings, setup), settings.processes, settings.packing, multiple, resources
     )
     stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
     return {
@@ -133,6 +137,13 @@ def look_first(settings: TrainSettings, context: StageContext, setup: Setup, los
         "teacher_bytes": stored.check(training, resources.threads) if stored else None,
         "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
     }
+
+
+def steps_of(settings: TrainSettings, setup: Setup) -> list[Step]:
+    """The steps of all epochs, as the loop takes them."""
+    training = setup.rows.training
+    epochs = steps_of_training(training.examples, training.places, settings.optimizer, settings.order)
+    return [step for epoch in epochs for step in epoch]
 
 
 def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> Settled:
@@ -265,6 +276,8 @@ def outcome(
             "steps": result.steps,
             "best_step": result.best_step,
             "best_validation_ce": result.best_validation_ce,
+            "lowest_step": result.lowest_step,
+            "lowest_validation_ce": result.lowest_validation_ce,
             "last_loss": result.last_loss,
             "validations": result.validations,
         },
@@ -295,7 +308,7 @@ def outcome(
             },
         },
         cost=count_cost(settings, setup, result),
-        seeds={"train": settings.seed, "split": settings.rows.split_seed},
+        seeds={"train": settings.seed, "split": settings.rows.split_seed, "order": settings.order.seed},
     )
 
 
@@ -322,22 +335,21 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
     """Tokens and FLOPs of the whole training, from the lengths of the rows."""
     student = cost.Architecture.from_config(setup.student_config)
     teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
-    lengths = [example.input_ids.size for example in setup.rows.training.examples]
-    epoch = cost.distillation_flops(
+    training = cost.distillation_flops(
         student,
         teacher,
-        lengths,
+        lengths_read(settings, setup),
         activation_checkpointing=settings.activation_checkpointing,
         teacher_form=settings.teacher,
         lora=settings.lora,
     )
     validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
-    training_flops, validation_flops = epoch * settings.optimizer.epochs, validation * len(result.validations)
+    validation_flops = validation * len(result.validations)
     return {
         "tokens": result.tokens,
-        "flops": training_flops + validation_flops,
+        "flops": training + validation_flops,
         "flops_formula": cost.FLOPS_FORMULA,
-        "training_flops": training_flops,
+        "training_flops": training,
         "validation_flops": validation_flops,
         "validation_tokens": setup.rows.validation.tokens * len(result.validations),
         "training_s": result.seconds,
@@ -350,6 +362,12 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
     }
 
 
+def lengths_read(settings: TrainSettings, setup: Setup) -> list[int]:
+    """Tokens of every row in the order in which the steps of all epochs read them."""
+    examples = setup.rows.training.examples
+    return [examples[index].input_ids.size for step in steps_of(settings, setup) for index in step]
+
+
 def describe_utilization(
     settings: TrainSettings,
     setup: Setup,
@@ -359,12 +377,12 @@ def describe_utilization(
     devices: int,
 ) -> dict[str, Any]:
     """MFU of the training steps; null where the device's peak is not known."""
-    lengths = [example.input_ids.size for example in setup.rows.training.examples]
+    lengths = lengths_read(settings, setup)
     needed = cost.distillation_flops(
         student, teacher, lengths, activation_checkpointing=False, teacher_form=settings.teacher, lora=settings.lora
     )
     peak = peak_of_device(setup.device)
-    used = model_flops_utilization(needed * settings.optimizer.epochs, result.seconds, setup.device, devices)
+    used = model_flops_utilization(needed, result.seconds, setup.device, devices)
     return {
         "mfu": used,
         "mfu_formula": MFU_FORMULA,

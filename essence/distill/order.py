@@ -1,0 +1,38 @@
+"""In which order an epoch reads its rows: another one in each epoch, from the settings alone.
+
+The same as `torch.utils.data.DistributedSampler(shuffle=True)`, which Lightning puts before the released training data,
+with all ranks taken together: of each `multiple` places, rank r reads the r-th. Which of our ranks reads a row does not
+matter, since a step's loss is a mean over its rows; what a step's rows are does.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from essence.distill.dealing import Step, filled, steps_of_epoch
+from essence.distill.sequence import Example, Places
+from essence.settings import OptimizerSettings, OrderSettings
+
+Steps = list[list[Step]]
+"""Indices of the rows of each step of each epoch."""
+
+
+def epoch_order(rows: int, settings: OrderSettings, epoch: int) -> list[int]:
+    """Places of the rows in the order in which an epoch reads them, filled up; tests hold golden hashes of it."""
+    generator = torch.Generator().manual_seed(settings.seed + epoch)
+    return filled(torch.randperm(rows, generator=generator).tolist(), settings.multiple)
+
+
+def steps_of_training(
+    examples: Sequence[Example], places: Places, optimizer: OptimizerSettings, order: OrderSettings
+) -> Steps:
+    """The steps of every epoch.
+
+    A row that was left out leaves its step with one fewer, so that all other steps are those of the whole order.
+    """
+    index_at = {place: index for index, place in enumerate(places.places)}
+    lengths = [example.input_ids.size for example in examples]
+    return [
+        steps_of_epoch([index_at.get(place) for place in epoch_order(places.rows, order, epoch)], lengths, optimizer)
+        for epoch in range(optimizer.epochs)
+    ]
