@@ -349,6 +349,8 @@ def view(lsp: float) -> Any:
         cot_includes_next_token=True,
         supervise_end_of_sequence=False,
         keep_context=False,
+        left_pad_multiple=16,
+        misordered_markers="train",
     )
 
 

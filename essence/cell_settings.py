@@ -45,6 +45,8 @@ def train_settings(cell: Cell, experiment: Experiment) -> TrainSettings:
             cot_includes_next_token=protocol.cot_includes_next_token,
             supervise_end_of_sequence=protocol.supervise_end_of_sequence,
             keep_context=protocol.keep_context,
+            left_pad_multiple=protocol.left_pad_multiple,
+            misordered_markers=protocol.misordered_markers,
         ),
         validation_view=protocol.validation_view,
         objective=ObjectiveSettings(**part(training, ObjectiveSettings)),

@@ -28,6 +28,11 @@ class Protocol:
     """Trap 8: validation rows are truncated like the training rows."""
     cot_includes_next_token: bool
     """Trap 9: CoT and P+CoT supervise one token of the answer."""
+    left_pad_multiple: int
+    """Trap 21: rows are padded on the left to a multiple of this, so the first token of most rows is a label, predicted
+    from a pad that sees nothing; 0 = the first token is never a label."""
+    misordered_markers: Literal["train", "skip"]
+    """Trap 22: rows with `</think>` before `<think>` are trained on."""
     markers: Literal["exact", "lenient"]
     """Trap 18: markers with other newlines around them are not replaced."""
     faulty_rows: Literal["keep", "reject"]
@@ -57,6 +62,8 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         stop_at_turn_end=False,
         validation_view="same",
         cot_includes_next_token=True,
+        left_pad_multiple=16,
+        misordered_markers="train",
         markers="exact",
         faulty_rows="keep",
         may_stop_loops=False,
@@ -74,6 +81,8 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         stop_at_turn_end=True,
         validation_view="full",
         cot_includes_next_token=False,
+        left_pad_multiple=0,
+        misordered_markers="skip",
         markers="lenient",
         faulty_rows="reject",
         may_stop_loops=True,

@@ -59,8 +59,9 @@ class DataSection(Record):
     split_seed: SeedRule
     tokenizer: Literal["student", "teacher"]
     """Whose tokenizer and chat template render the rows."""
-    published: PublishedRows | None = None
-    """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own."""
+    published: PublishedRows | Literal["not read"] | None = None
+    """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own; "not
+    read" where the list is published and its content was not at hand."""
     max_row_characters: Annotated[int, Field(gt=0)]
     """Longer rows are rejected unread: a guard against broken files, far above `max_row_tokens`."""
     max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]

@@ -37,6 +37,8 @@ def view(**changes: object) -> ViewSettings:
         "cot_includes_next_token": False,
         "supervise_end_of_sequence": True,
         "keep_context": False,
+        "left_pad_multiple": 0,
+        "misordered_markers": "skip",
     }
     return ViewSettings.model_validate({**plain, **changes})
 

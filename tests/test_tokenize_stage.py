@@ -118,6 +118,8 @@ def view(**changes: Any) -> ViewSettings:
         "cot_includes_next_token": True,
         "supervise_end_of_sequence": False,
         "keep_context": False,
+        "left_pad_multiple": 0,
+        "misordered_markers": "skip",
     }
     return ViewSettings.model_validate({**plain, **changes})
 

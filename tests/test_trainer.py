@@ -59,6 +59,8 @@ def settings(**changes: Any) -> TrainSettings:
             "cot_includes_next_token": False,
             "supervise_end_of_sequence": True,
             "keep_context": False,
+            "left_pad_multiple": 0,
+            "misordered_markers": "skip",
         },
         "validation_view": "same",
         "objective": some_objective(kd_weight=0.5),

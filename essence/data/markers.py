@@ -11,8 +11,9 @@ from essence.data.exchange import Exchange, Reason
 THINK, END_THINK = "<think>", "</think>"
 THOUGHT_MARKERS = (("<|begin_of_thought|>", THINK), ("<|end_of_thought|>", END_THINK))
 BEGIN_SOLUTION, END_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"
-EXACT_REPLACEMENTS = (*THOUGHT_MARKERS, (f"{BEGIN_SOLUTION}\n\n", ""), (f"\n\n{END_SOLUTION}", ""))
-"""As released. Solution markers with other newlines around them stay in the text; `has_solution_marker` finds them."""
+EXACT_REPLACEMENTS = ((f"{BEGIN_SOLUTION}\n\n", ""), (f"\n\n{END_SOLUTION}", ""), *THOUGHT_MARKERS)
+"""As released, in its order: what is removed can leave a thought marker behind, which is then replaced. Solution
+markers with other newlines around them stay in the text; `has_solution_marker` finds them."""
 CHAT_MARKUP = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 """Tokens of the Qwen chat format, which the tokenizer takes for markup wherever they stand."""
 

@@ -4,6 +4,11 @@ transformers 5 would find such rows itself where `position_ids` start anew, and 
 but on a GPU no flash kernel takes a mask, and the work grows with the square of the whole sequence instead of the
 squares of its rows. The function here is registered with transformers under a name of its own and gives each row its
 own causal attention: on a GPU PyTorch's variable-length flash kernel in one call, elsewhere one SDPA call a row.
+
+And tokens that see nothing. The released code pads on the left with a mask, so all that a pad could see is masked, and
+SDPA gives such a query zeros: a pad takes nothing from any attention, and its state depends on no position and on no
+other token, be it a pad (run under its torch 2.6.0 and transformers 4.53.2, and under those of today). Here the same
+zeros are put in place of what attention found for such tokens, whatever the implementation of attention is.
 """
 
 from collections.abc import Sequence
@@ -14,8 +19,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from essence.errors import InputError
+
 ROW_ATTENTION = "essence_rows"
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+BLIND = "blind_tokens"
+"""Argument of a model that `let_tokens_be_blind` has seen: bool, shape (batch, T), the tokens that see nothing."""
+OUTPUT_PROJECTION = "o_proj"
+"""Name, in an attention layer, of the matrix that what attention found goes through."""
 
 
 def use_row_attention(model: nn.Module) -> bool:
@@ -105,3 +116,40 @@ def _flash_rows(
     )
     assert isinstance(seen, Tensor)
     return seen.unsqueeze(0)
+
+
+def let_tokens_be_blind(model: nn.Module) -> None:
+    """Let a model of transformers take the argument `BLIND`, whatever its attention is; once a model is enough.
+
+    Raises:
+        InputError: its attention layers are not built as those of Qwen and Llama.
+    """
+    layers = [module for module in model.modules() if isinstance(getattr(module, OUTPUT_PROJECTION, None), nn.Module)]
+    if not layers:
+        raise InputError(
+            f"{type(model).__name__} has no attention layer with {OUTPUT_PROJECTION}, which protocol 'released' needs "
+            "to predict first tokens from pads: use a model built like Qwen or Llama, or protocol 'corrected'"
+        )
+    for layer in layers:
+        if not hasattr(layer, BLIND):
+            setattr(layer, BLIND, _Blindfold(layer))
+
+
+class _Blindfold:
+    """Puts zeros in place of what one layer's attention found for blind tokens.
+
+    The layer is looked at in each call, so the recomputation of activation checkpointing does the same.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.blind: Tensor | None = None
+        layer.register_forward_pre_hook(self.look, with_kwargs=True)
+        getattr(layer, OUTPUT_PROJECTION).register_forward_pre_hook(self.cover)
+
+    def look(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self.blind = kwargs.pop(BLIND, None)
+        return args, kwargs
+
+    def cover(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        found, *more = args
+        return args if self.blind is None else (found.masked_fill(self.blind.unsqueeze(-1), 0.0), *more)

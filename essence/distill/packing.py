@@ -20,7 +20,7 @@ class Shape(NamedTuple):
 
     rows: int
     tokens: int
-    """Of the rows themselves."""
+    """Of the rows themselves, with the pad that a first token is predicted from."""
     positions: int
     """Tokens and padding."""
 
@@ -29,7 +29,7 @@ def micro_batches(lengths: Sequence[int], packing: bool, multiple: int, resource
     """Indices into `lengths` for each forward pass of one step; every index once, the longest rows first.
 
     Args:
-        lengths: tokens read of each row of the step.
+        lengths: positions of each row of the step.
         packing: packed, or else length-grouped.
         multiple: sequence lengths are padded to a multiple of this.
         resources: `micro_batch_tokens` bounds a forward pass; a row that is longer has one for itself.

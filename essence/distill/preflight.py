@@ -35,7 +35,7 @@ class Largest:
     positions: int
     labels: int
     longest_row: int
-    """Tokens of the longest row."""
+    """Positions of the longest row."""
 
 
 def largest_pass(
@@ -50,12 +50,12 @@ def largest_pass(
     positions = labels = 0
     for step in steps:
         rows = [examples[index] for index in step]
-        lengths = [row.input_ids.size for row in rows]
+        lengths = [row.positions for row in rows]
         dealt = deal(lengths, processes, packed, multiple, resources)
         for share in (share for passes in dealt for share in passes if share):
             positions = max(positions, packing.shape(lengths, share, packed, multiple).positions)
             labels = max(labels, sum(int(rows[index].supervised.sum()) for index in share))
-    return Largest(positions, labels, max(row.input_ids.size for row in examples))
+    return Largest(positions, labels, max(row.positions for row in examples))
 
 
 def check_memory(load: Load, largest: Largest, multiple: int, device: torch.device) -> dict[str, Any]:

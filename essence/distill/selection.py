@@ -20,7 +20,7 @@ from essence.errors import InputError
 from essence.settings import PositionsRecord, PublishedRows, RowsSettings, TrainSettings
 
 FIRST_POSITIONS = 5
-Verdict = Literal["equal", "different", "not published"]
+Verdict = Literal["equal", "different", "published, not read by the kit", "not published"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,14 @@ def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows
     """The rows of `tokens.arrow` as a cell sees them.
 
     Raises:
-        InputError: the file is missing or damaged, too few rows, no row with a label, a token budget that is not met.
+        InputError: the file is missing or damaged, too few rows, no row with a label, a token budget that is not met,
+            no token to pad with.
     """
+    if settings.view.left_pad_multiple and eos_id < 0:
+        raise InputError(
+            "the student's tokenizer has no eos_token, with which protocol 'released' pads rows: set eos_token in its "
+            "tokenizer_config.json, or use protocol 'corrected'"
+        )
     table = TokenTable(path)
     selection, budget = select_rows(table.lengths, settings.rows), settings.rows.token_budget
     outcomes = table.examples(selection.train, settings.view, eos_id)
@@ -86,7 +92,9 @@ def select_rows(lengths: ArrayLike, settings: RowsSettings) -> Selection:
     return Selection(kept, order[settings.validation_rows : wanted], order[: settings.validation_rows])
 
 
-def describe_selection(positions: Indices, selection: Selection, published: PublishedRows | None) -> dict[str, Any]:
+def describe_selection(
+    positions: Indices, selection: Selection, published: PublishedRows | Literal["not read"] | None
+) -> dict[str, Any]:
     """The record's words on a selection.
 
     `{"published": Verdict, "kept": {...}, "train": {...}, "validation": {...}, "differs": {...}}`: what was selected as
@@ -94,9 +102,12 @@ def describe_selection(positions: Indices, selection: Selection, published: Publ
     and number, `[ours, published]`.
     """
     ours = {part: describe_positions(positions[getattr(selection, part)]) for part in ("kept", "train", "validation")}
-    differs = {part: _differences(mine, getattr(published, part)) for part, mine in ours.items()} if published else {}
-    differs = {part: found for part, found in differs.items() if found}
-    verdict: Verdict = "not published" if published is None else "different" if differs else "equal"
+    differs: dict[str, dict[str, list[Any]]] = {}
+    verdict: Verdict = "not published" if published is None else "published, not read by the kit"
+    if isinstance(published, PublishedRows):
+        compared = {part: _differences(mine, getattr(published, part)) for part, mine in ours.items()}
+        differs = {part: found for part, found in compared.items() if found}
+        verdict = "different" if differs else "equal"
     return {
         "published": verdict,
         **{part: mine.model_dump(mode="json") for part, mine in ours.items()},

@@ -31,7 +31,8 @@ class SkipReason(StrEnum):
     NO_MARKER = "no marker"
     """`<think>` or `</think>` is absent, so no section is known (trap 11: the released code gives NaN)."""
     MARKERS_OUT_OF_ORDER = "markers out of order"
-    """The first `</think>` stands before the first `<think>`, for instance in the prompt."""
+    """The first `</think>` stands before the first `<think>`, for instance in the prompt, and the view does not train
+    on such rows."""
     NOTHING_SUPERVISED = "nothing supervised"
     """No token that is kept is also a label (trap 10: the section lies outside the span)."""
 
@@ -45,9 +46,16 @@ class Example:
     input_ids: Tokens
     """Tokens that are read, int32, shape (L,)."""
     supervised: Mask
-    """bool, shape (L,): token i is a label, predicted from the tokens before i. Index 0 never is."""
+    """bool, shape (L,): token i is a label, predicted from the tokens before i. Index 0 is one only beside `pad`."""
     first: int = 0
     """Index in the whole row of the first token that is read."""
+    pad: int | None = None
+    """Id of the padding token from which token 0 is predicted; None where token 0 is no label (trap 21)."""
+
+    @property
+    def positions(self) -> int:
+        """Positions that a forward pass gives the row: its tokens, and one for the pad."""
+        return self.input_ids.size + (self.pad is not None)
 
 
 @dataclass(frozen=True)
@@ -185,43 +193,87 @@ def make_examples(
         positions: of the rows in their data set, int64, shape (rows,).
         rows: the whole rendered rows, int32, shape (L,) each. Never copied, only sliced.
         bounds: where their sections lie.
-        view: span, sections, and how the traps 3, 6 and 9 are handled.
-        eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`.
+        view: span, sections, and how the traps 3, 6, 9, 21 and 22 are handled.
+        eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`, and the pad.
 
     Rows without markers are skipped under every span and section, so that all cells of a matrix train on the same rows.
     """
     windows, no_marker = span_windows(bounds, view), (bounds.think_start < 0) | (bounds.think_end < 0)
     misplaced = bounds.think_end < bounds.think_start
-    # Nothing stands before the first token that is read, so it can never be predicted.
-    first_label = np.maximum(windows.first_label, windows.first_read + 1)
+    first_label = first_labels(windows, view)
     labels = [
         ((np.maximum(start, first_label) - windows.first_read), (np.minimum(stop, windows.stop) - windows.first_read))
         for start, stop in section_intervals(bounds, view)
     ]
     plain = zip(*(array.tolist() for interval in labels for array in interval), strict=True)
     numbers = (array.tolist() for array in (positions, no_marker, misplaced, windows.first_read, windows.stop))
-    for input_ids, ends, (position, lacking, out_of_order, first_read, stop) in zip(
-        rows, plain, zip(*numbers, strict=True), strict=True
+    for place, (input_ids, ends, (position, lacking, out_of_order, first_read, stop)) in enumerate(
+        zip(rows, plain, zip(*numbers, strict=True), strict=True)
     ):
-        if lacking or out_of_order:
+        if lacking or (out_of_order and not trains_misordered(view)):
             yield SkipReason.NO_MARKER if lacking else SkipReason.MARKERS_OUT_OF_ORDER
-        else:
-            masked_id = None if view.supervise_end_of_sequence else eos_id
-            yield _example(position, first_read, input_ids[first_read:stop], ends, masked_id)
+            continue
+        read = input_ids[first_read:stop]
+        if out_of_order:
+            markers = int(input_ids[bounds.think_start[place]]), int(input_ids[bounds.think_end[place]])
+            ends = misordered_labels(read, markers, int(first_label[place]) - first_read, view) or ends
+        yield _example(position, first_read, read, ends, view, eos_id)
+
+
+def first_labels(windows: Windows, view: ViewSettings) -> Indices:
+    """Index in each row of the first token that can be a label.
+
+    Nothing stands before the first token that is read, unless it is a pad on the left (trap 21): that is so where the
+    number of tokens read is no multiple of `view.left_pad_multiple`.
+    """
+    if not view.left_pad_multiple:
+        return np.maximum(windows.first_label, windows.first_read + 1)
+    padded = (windows.stop - windows.first_read) % view.left_pad_multiple != 0
+    first: Indices = np.maximum(windows.first_label, windows.first_read + ~padded)
+    return first
+
+
+def trains_misordered(view: ViewSettings) -> bool:
+    """Whether rows with `</think>` before `<think>` are trained on; under `cot-lead` they have no thought to lead."""
+    return view.misordered_markers == "train" and view.span != "cot-lead"
+
+
+def misordered_labels(
+    read: Tokens, markers: tuple[int, int], first_label: int, view: ViewSettings
+) -> tuple[int, ...] | None:
+    """Ends of the labels of a row with `</think>` before `<think>`, as released: by the first markers in what is read.
+
+    Args:
+        read: the tokens that are read.
+        markers: ids of `<think>` and `</think>`.
+        first_label: index in `read` of the first token that can be a label.
+        view: names the sections. Without `<think>` the prompt is empty.
+
+    Returns:
+        Start and stop of each interval; None where the sections cannot be computed so, since a marker that they need is
+        not read (the released code crashes, or ignores every label): then the positions in the whole row hold.
+    """
+    start, end = (int(found[0]) if (found := np.flatnonzero(read == marker)).size else None for marker in markers)
+    needs_start, needs_end = view.sections in ("cot", "cot+a"), view.sections not in ("cot+a", "p+cot+a")
+    if (needs_start and start is None) or (needs_end and end is None):
+        return None
+    bounds = Bounds.of(read.size, start or 0, end or 0)
+    ends = (edge for interval in section_intervals(bounds, view) for edge in interval)
+    return tuple(max(int(edge[0]), first_label) for edge in ends)
 
 
 def _example(
-    position: int, first_read: int, read: Tokens, ends: Sequence[int], masked_id: int | None
+    position: int, first_read: int, read: Tokens, ends: Sequence[int], view: ViewSettings, eos_id: int
 ) -> Example | SkipReason:
     """`ends`: start and stop of each interval of labels in what is read; a stop before its start is an empty one."""
     supervised = np.zeros(read.size, dtype=np.bool_)
     for start, stop in zip(ends[::2], ends[1::2], strict=True):
         supervised[start : max(start, stop)] = True
-    if masked_id is not None:
-        supervised &= read != masked_id
+    if not view.supervise_end_of_sequence:
+        supervised &= read != eos_id
     if not supervised.any():
         return SkipReason.NOTHING_SUPERVISED
-    return Example(position, read, supervised, first_read)
+    return Example(position, read, supervised, first_read, eos_id if supervised[0] else None)
 
 
 def within_budget(outcomes: Iterable[Example | SkipReason], budget: int) -> Iterator[Example | SkipReason]:
@@ -266,11 +318,14 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """Hex sha256 of exactly what is trained on; the same on every machine.
 
     The hashed bytes are, for each example in order: its length as int64, its token ids as int32, its label mask as one
-    byte a token (0 or 1); integers little-endian. Row positions are not in it, so equal data gives equal hashes.
+    byte a token (0 or 1), and where it has a pad its id as int32; integers little-endian. Row positions are not in it,
+    so equal data gives equal hashes.
     """
     digest = hashlib.sha256()
     for example in examples:
         digest.update(np.array([example.input_ids.size], dtype="<i8").tobytes())
         digest.update(example.input_ids.astype("<i4", copy=False).tobytes())
         digest.update(example.supervised.tobytes())
+        if example.pad is not None:
+            digest.update(np.array([example.pad], dtype="<i4").tobytes())
     return digest.hexdigest()

@@ -12,6 +12,9 @@
 
 A file has its name only when it lies on the disk as a whole, and the index speaks of it only then, so a kill loses at
 most one file.
+
+`model/pads.safetensors` holds the same for single tokens that see nothing, `ids` int64 (pads,): a row's first token is
+predicted from one of them under protocol `released`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from essence.atomic import read_json, write_json
@@ -36,8 +39,10 @@ from essence.record.canonical import sha256_file
 ROWS, MODEL = "rows", "model"
 """Folders of a teacher stage's output."""
 INDEX = "index.json"
-HEAD = "head.safetensors"
+HEAD, PADS = "head.safetensors", "pads.safetensors"
 """In `model/`, with the teacher's config and tokenizer."""
+SEALED = {"head_sha256": HEAD, "pads_sha256": PADS}
+"""Files of `model/` whose sha256 the index holds, by its keys."""
 CURE = "remove this stage's folder and issue the command again"
 
 
@@ -102,9 +107,9 @@ class RowWriter:
         )
         self._write_index()
 
-    def seal(self, head: Path) -> None:
-        """Note the sha256 of the teacher's head, the last of what is written."""
-        self.facts["head_sha256"] = sha256_file(head)
+    def seal(self, model: Path) -> None:
+        """Note the sha256 of the teacher's head and of the pads, the last of what is written, in the folder `model`."""
+        self.facts.update({key: sha256_file(model / name) for key, name in SEALED.items()})
         self._write_index()
 
     def _write_index(self) -> None:
@@ -124,17 +129,53 @@ def _whole_files(folder: Path) -> Iterable[dict[str, Any]]:
         yield entry
 
 
-def check_head(output: Path) -> None:
-    """InputError where the head of a teacher stage's output is not the one that was written."""
-    index, head = output / ROWS / INDEX, output / MODEL / HEAD
+def check_sealed(output: Path) -> None:
+    """InputError where the head or the pads of a teacher stage's output are not those that were written."""
+    index = output / ROWS / INDEX
     try:
-        expected = read_json(index)["head_sha256"]
+        expected = {name: read_json(index)[key] for key, name in SEALED.items()}
     except (RecordError, KeyError) as error:
         raise InputError(f"{index}: missing or damaged ({error}): {CURE}") from None
-    if not head.is_file():
-        raise InputError(f"{head}: is missing: {CURE}")
-    if (digest := sha256_file(head)) != expected:
-        raise InputError(f"{head}: damaged, its sha256 is {digest[:16]}: {CURE}")
+    for name, sha256 in expected.items():
+        path = output / MODEL / name
+        if not path.is_file():
+            raise InputError(f"{path}: is missing: {CURE}")
+        if (digest := sha256_file(path)) != sha256:
+            raise InputError(f"{path}: damaged, its sha256 is {digest[:16]}: {CURE}")
+
+
+def write_pads(folder: Path, pads: Sequence[int], values: dict[str, Tensor]) -> None:
+    """Write what the teacher gives for tokens that see nothing, first dimension (pads,), into the folder `model/`."""
+    save_file({"ids": torch.tensor(pads, dtype=torch.int64), **values}, folder / PADS)
+    flush_to_disk(folder / PADS)
+
+
+class StoredPads:
+    """What the teacher gives for tokens that see nothing."""
+
+    def __init__(self, output: Path) -> None:
+        """Load the file of a teacher stage's output; InputError where it is missing or damaged."""
+        self.path = output / MODEL / PADS
+        try:
+            self._values = load_file(self.path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self.path}: missing or damaged ({str(error).splitlines()[0]}): {CURE}") from None
+        self._places = {pad: place for place, pad in enumerate(self._values["ids"].tolist())}
+
+    def values(self, name: str, pad: int) -> Tensor:
+        """What is stored under `name` for one pad, first dimension (1,); InputError where it is not stored."""
+        if pad not in self._places:
+            raise InputError(
+                f"{self.path}: the padding token {pad} is none of the stored ones {sorted(self._places)}: use "
+                "teacher = 'live'"
+            )
+        found: Tensor = self._values[name][self._places[pad]]
+        return found.unsqueeze(0)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """InputError where a pad of these rows is not stored."""
+        for pad in {example.pad for example in examples if example.pad is not None}:
+            self.values("ids", pad)
 
 
 class StoredRows:

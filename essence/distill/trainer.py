@@ -241,7 +241,7 @@ class _Run:
 
     def _deal(self, rows: Sequence[Example], counted: bool = True) -> list[list[Example]]:
         """The forward passes of this rank over some rows; counts those of all ranks where they are trained on."""
-        lengths, multiple = [row.input_ids.size for row in rows], self.settings.pad_to_multiple
+        lengths, multiple = [row.positions for row in rows], self.settings.pad_to_multiple
         dealt = deal(lengths, self.ranks.processes, self.packed, multiple, self.resources)
         if counted:
             passes = [part for own in dealt for part in own if part]
@@ -256,6 +256,6 @@ class _Run:
         A rank that has nothing to read goes along with a short row that counts for nothing: the others cannot do
         without it, and nothing is added to loss or gradient.
         """
-        rows = part or [min(self.rows, key=lambda row: row.input_ids.size)]
+        rows = part or [min(self.rows, key=lambda row: row.positions)]
         batch = Batch.of(rows, self.settings.pad_to_multiple, self.backend.device, self.packed)
         return batch, 1.0 if part else 0.0

@@ -114,8 +114,9 @@ class RowsSettings(Record):
     split_seed: Annotated[int, Field(ge=0)]
     token_budget: Annotated[int, Field(gt=0)] | None
     """Train on the first rows, in order, whose tokens read add up to at most this many; None = on all `train_rows`."""
-    published: PublishedRows | None
-    """What the selected positions are compared with in the record; None where nothing is published."""
+    published: PublishedRows | Literal["not read"] | None
+    """What the selected positions are compared with in the record; "not read" where a list is published whose content
+    the kit does not have; None where nothing is published."""
 
 
 class ViewSettings(Record):
@@ -131,3 +132,8 @@ class ViewSettings(Record):
     keep_context: bool
     """Corrected: middle and right spans keep everything before them, with the loss on the span only (trap 3). The spans
     `left`, `right-with-context` and `cot-lead` read the same with and without."""
+    left_pad_multiple: Annotated[int, Field(ge=0)]
+    """Released: rows are padded on the left to a multiple of this, and where there is a pad the first token read is a
+    label, predicted from the pad (trap 21). 0 = the first token is never a label."""
+    misordered_markers: Literal["train", "skip"]
+    """Released: rows whose first `</think>` stands before their first `<think>` are trained on (trap 22)."""

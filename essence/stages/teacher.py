@@ -2,12 +2,13 @@
 
 A causal teacher's states of a row's first tokens do not depend on what follows, so all cells that read their rows from
 the first token on (every proportion, epoch and seed of a sweep) are taught by this one reading. `rows/` holds the
-states (`essence/distill/stored_rows.py`), `model/` the teacher's head, config and tokenizer: a training loads no more
-of it. Takes up where a killed attempt ended, at the file.
+states (`essence/distill/stored_rows.py`), `model/` the teacher's head, config and tokenizer, and the states of pads
+that see nothing: a training loads no more of it. Takes up where a killed attempt ended, at the file.
 """
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from essence.distill import cost, packing
 from essence.distill.attention import use_row_attention
-from essence.distill.batches import Batch, head_weight, states_of_rows
+from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
 from essence.distill.checkpoint import flush_to_disk
 from essence.distill.devices import GIB, prepare_device
-from essence.distill.models import TOKENIZER_FILES, check_model_files, check_pair, load_model
+from essence.distill.models import TOKENIZER_FILES, check_model_files, check_pair, load_model, load_tokenizer
 from essence.distill.selection import describe_positions, select_rows
 from essence.distill.sequence import Example, fingerprint
-from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow
+from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
 from essence.distill.tokens import TokenTable
 from essence.distill.top_k import VALUES, likeliest
 from essence.errors import InputError, MachineError
@@ -65,7 +66,9 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
         writer.add(reader.read(part, writer.tokens, writer.tokens + left))
         left -= sum(row.input_ids.size for row in part)
     write_model(context.partial / MODEL, folder, head_weight(model))
-    writer.seal(context.partial / MODEL / HEAD)
+    pads = pads_of(load_tokenizer(folder), architecture.vocabulary)
+    write_pads(context.partial / MODEL, pads, reader.read_pads(pads))
+    writer.seal(context.partial / MODEL)
     return outcome(settings, rows, writer, reader, architecture)
 
 
@@ -146,12 +149,24 @@ class Reader:
     def _values(self, rows: Sequence[Example]) -> list[dict[str, Tensor]]:
         """What is stored of each row's tokens: states, or the likeliest tokens."""
         batch = Batch.of(rows, self.settings.pad_to_multiple, self.device, self.packed)
+        with self._computing():
+            return [self._stored(states) for states in states_of_rows(self.model, batch)]
+
+    def read_pads(self, pads: Sequence[int]) -> dict[str, Tensor]:
+        """What is stored of single tokens that see nothing."""
+        with self._computing():
+            return self._stored(states_of_pads(self.model, pads, self.device))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         dtype = DTYPES[self.settings.compute_dtype]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            states = states_of_rows(self.model, batch)
-            if self.settings.top_k is None:
-                return [{"states": of_row.to("cpu", dtype)} for of_row in states]
-            return [self._likeliest(of_row, self.settings.top_k) for of_row in states]
+            yield
+
+    def _stored(self, states: Tensor) -> dict[str, Tensor]:
+        if self.settings.top_k is None:
+            return {"states": states.to("cpu", DTYPES[self.settings.compute_dtype])}
+        return self._likeliest(states, self.settings.top_k)
 
     def _likeliest(self, states: Tensor, asked: TopKSettings) -> dict[str, Tensor]:
         """A few hundred logits at a time."""
@@ -161,6 +176,15 @@ class Reader:
             for first in range(0, len(states), LOGIT_ROWS)
         ]
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in VALUES}
+
+
+def pads_of(tokenizer: Any, vocabulary: int) -> list[int]:
+    """Ids of the tokens with which a student may pad: the special and the added ones, its end of sequence among them.
+
+    The students that share this reading have the same vocabulary, but not all end a sequence with the same token.
+    """
+    known = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return sorted(token for token in known if token < vocabulary)
 
 
 def write_model(folder: Path, teacher: Path, head: Tensor) -> None:

@@ -43,7 +43,7 @@ from essence.distill.ranks import Ranks
 from essence.distill.selection import CellRows, load_cell_rows
 from essence.distill.sequence import Examples, fingerprint
 from essence.distill.state import TrainResult
-from essence.distill.stored_rows import ROWS, StoredRows, check_head
+from essence.distill.stored_rows import ROWS, StoredPads, StoredRows, check_sealed
 from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
@@ -193,8 +193,8 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     think_token_ids(tokenizer, student)
     if teacher:
         check_pair(student, teacher)
-    if teacher and settings.teacher == "cached":
-        check_head(teacher.parent)
+    if teacher and settings.teacher != "live":
+        check_sealed(teacher.parent)
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     rows = load_cell_rows(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
     setup = Setup(
@@ -208,12 +208,16 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
         rows=rows,
     )
     check_token_ids(rows.training, rows.validation, setup.student_config["vocab_size"])
+    if teacher and settings.teacher != "live":
+        StoredPads(teacher.parent).check(rows.training.examples)
     return setup
 
 
 def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -> None:
     """InputError when a token has no embedding: the tokens were made with another model's tokenizer."""
-    largest = max(int(example.input_ids.max()) for example in (*training.examples, *validation.examples))
+    largest = max(
+        max(int(example.input_ids.max()), example.pad or 0) for example in (*training.examples, *validation.examples)
+    )
     if largest >= vocabulary:
         raise InputError(
             f"tokens.arrow holds token id {largest}, but the student knows {vocabulary}: tokenise with its tokenizer"

@@ -130,6 +130,8 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             cot_includes_next_token=False,
             supervise_end_of_sequence=True,
             keep_context=True,
+            left_pad_multiple=0,
+            misordered_markers="skip",
         ),
         validation_view="same",
         objective=ObjectiveSettings(
