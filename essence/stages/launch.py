@@ -23,7 +23,8 @@ from typing import Any
 
 from essence.errors import KitError, MachineError, StageError
 from essence.settings import Resources, Spec, TrainSettings
-from essence.stages.context import EXIT_STOPPED, StageContext, StageOutcome, Stopped, StopRequest
+from essence.stages.context import StageContext, StageOutcome, Stopped, StopRequest
+from essence.stages.signals import EXIT_STOPPED
 
 POLL_S = 0.05
 LOCALHOST = "127.0.0.1"
