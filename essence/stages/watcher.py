@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 
@@ -71,9 +70,7 @@ class Watcher(threading.Thread):
         """End what this process has started, and this process."""
         said = f"stopped by {self.stop.signal_name}, not at an end {self.grace_s:g} s later, and so ended at once"
         with contextlib.suppress(OSError):
-            os.write(
-                sys.__stderr__.fileno() if sys.__stderr__ else 2, f"{self.stage}: {said}; start it again\n".encode()
-            )
+            os.write(2, f"{self.stage}: {said}; start it again to go on\n".encode())
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
