@@ -14,6 +14,14 @@ def user_path(text: str, option: str = "path") -> Path:
         raise ExperimentError(f"{option} {text}: there is no such user, or no home; write the path in full") from None
 
 
+def resolved(path: Path, option: str) -> Path:
+    """The path without links; ExperimentError where they lead in a circle."""
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise ExperimentError(f"{option} {path}: its links lead in a circle; mend them, or name another path") from None
+
+
 def check_folder(path: Path, option: str) -> None:
     """ExperimentError where a folder cannot be, because a file is in the way."""
     there = next(place for place in (path, *path.parents) if place.exists())

@@ -14,7 +14,7 @@ from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
 from essence.settings import DownloadSettings
 from essence.store import RunDirectory
-from essence.user_paths import check_folder, check_outside, user_path
+from essence.user_paths import check_folder, check_outside, resolved, user_path
 
 DEFAULT_EXPERIMENT = "bespoke"
 NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
@@ -117,8 +117,8 @@ class Selection:
 
 def run_directory(runs: str | None) -> RunDirectory:
     """The run directory: `--runs`, or `runs/` beside the experiments."""
-    root = user_path(runs, "--runs").resolve() if runs else PROJECT / "runs"
-    check_folder(root, "--runs")
+    root = resolved(user_path(runs, "--runs"), "--runs") if runs else PROJECT / "runs"
+    check_folder(root / "stages", "--runs")
     return RunDirectory(root)
 
 
