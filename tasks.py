@@ -15,8 +15,14 @@ from typing import TYPE_CHECKING
 
 from invoke import Exit, Task, task
 
+from essence import terminal
+from essence.errors import KitError, disk_error
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+if sys.argv[0].endswith(("/invoke", "/inv", "/invoke/__main__.py")):  # not where a test imports this module
+    terminal.prepare()
 
 EXIT_CURABLE = 2
 PIPED_WIDTH = 140
@@ -48,25 +54,23 @@ MATRIX_WORDS = (
 @contextmanager
 def _console() -> Iterator["Console"]:
     """A console for messages; failures that the user can cure become one sentence and exit code 2."""
-    from rich.console import Console
-
-    from essence.errors import KitError, disk_error
-
     try:
-        # Where there is no terminal to ask, lines are as wide as the tables need. What is printed holds messages and
-        # paths: brackets in them are no markup.
-        yield Console(stderr="--json" in sys.argv, width=None if sys.stdout.isatty() else PIPED_WIDTH, markup=False)
-    except KitError as error:
-        raise Exit(str(error), code=EXIT_CURABLE) from None
+        with terminal.interruptible():
+            from rich.console import Console
+
+            terminal.check_arguments([*sys.argv, __file__, os.getcwd()])  # noqa: PTH109  text, not a path
+            # Where there is no terminal to ask, lines are as wide as the tables need. What is printed holds messages
+            # and paths: brackets in them are no markup.
+            width = None if sys.stdout.isatty() else PIPED_WIDTH
+            yield Console(stderr="--json" in sys.argv, width=width, markup=False)
+            terminal.check_output()
     except KeyboardInterrupt:
-        raise Exit("stopped", code=130) from None
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if refused := disk_error(error, "the run directory"):
-            raise Exit(str(refused), code=EXIT_CURABLE) from None
-        raise
+        raise Exit("stopped", code=terminal.EXIT_INTERRUPTED) from None
+    except (KitError, OSError) as error:
+        sentence = error if isinstance(error, KitError) else disk_error(error, "the run directory")
+        if sentence is None:
+            raise
+        raise Exit(str(sentence), code=EXIT_CURABLE) from None
 
 
 def _command(*words: str, **more: str) -> Callable[[Callable[..., int]], Task]:

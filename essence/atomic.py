@@ -1,5 +1,6 @@
 """Small files that a reader sees whole or not at all, and the sentence for one that is damaged; journals."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -15,11 +16,17 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old or the new text, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        # On a full disk, or on Ctrl-C, nothing half-written stays.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

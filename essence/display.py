@@ -67,6 +67,11 @@ class RunDisplay:
         for told in self.found(stage) if kind == "finished" else []:
             self.console.print(f"           {told}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
+    def waits(self, stage: PlannedStage, holder: str) -> None:
+        """One line for a stage that an earlier run, which was killed, still works on."""
+        line = f"           {stage.title} waits until {holder} has ended, of an earlier run (11 minutes at most)"
+        self.console.print(Text(line, style="yellow"), soft_wrap=True, highlight=False)
+
     def seconds_left(self) -> float | None:
         """From the mean time of the finished stages of each kind; None while a kind has none."""
         means = {kind: sum(all_s) / len(all_s) for kind, all_s in self.seconds.items()}

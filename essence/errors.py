@@ -45,26 +45,52 @@ class SchedulerError(KitError):
 
 
 class DiskError(KitError):
-    """A disk is full, or may not be written to."""
+    """A path cannot be used: its disk is full, or may not be written to, or it is no folder."""
 
 
+MAKE_ROOM = "make room there, or name another run directory with --runs"
 DISK = {
     errno.ENOSPC: "no space is left on its disk",
     errno.EDQUOT: "the quota of its disk is used up",
+    errno.EFBIG: "the file is larger than its disk or this process may have",
     errno.EROFS: "its disk is read-only",
     errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.EIO: "its disk does not answer (input/output error)",
+    errno.ESTALE: "its disk has been taken away (stale file handle)",
+    errno.ENAMETOOLONG: "the name is longer than its file system allows",
+    errno.ENOTDIR: "a part of the path is a file, where a folder is wanted",
+    errno.EEXIST: "a file has that name, where a folder is wanted",
+    errno.EISDIR: "a folder has that name, where a file is wanted",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EMFILE: "this process has too many open files",
+    errno.ENFILE: "this machine has too many open files",
 }
+CURES = {
+    errno.ENAMETOOLONG: "choose a shorter one",
+    errno.ENOTDIR: "name a folder",
+    errno.EEXIST: "name a folder, or move that file away",
+    errno.EISDIR: "name a file, or move that folder away",
+    errno.ELOOP: "mend the links, or choose another path",
+    errno.EMFILE: "raise the limit with ulimit -n",
+    errno.ENFILE: "end other processes",
+}
+"""What cures it, where it is not MAKE_ROOM."""
+LONGEST_PLACE = 200
+"""Letters of a path that are told of it."""
 
 
 def disk_error(error: BaseException, where: object) -> DiskError | None:
-    """The sentence for a write that a disk refused; libraries that write by themselves tell it in words only."""
+    """The sentence for a path or disk that refused; libraries that write by themselves tell it in words only."""
     number = error.errno if isinstance(error, OSError) else None
     if "No space left on device" in str(error):
         number = errno.ENOSPC
     if number not in DISK:
         return None
-    place = getattr(error, "filename", None) or where
-    return DiskError(f"{place}: {DISK[number]}; make room there, or name another run directory with --runs")
+    place = str(getattr(error, "filename", None) or where)
+    if len(place) > LONGEST_PLACE:
+        place = f"{place[: LONGEST_PLACE // 2]}...{place[-LONGEST_PLACE // 2 :]}"
+    return DiskError(f"{place}: {DISK[number]}; {CURES.get(number, MAKE_ROOM)}")
 
 
 def nearest(found: str, allowed: Iterable[str]) -> str:

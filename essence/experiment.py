@@ -28,6 +28,7 @@ from essence.settings import (
     Sections,
     Span,
 )
+from essence.user_paths import user_path
 from essence.validation import merge_tables, read_toml, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -86,7 +87,7 @@ def available() -> list[str]:
 def find_file(name: str, beside: Path | None = None) -> Path:
     """An experiment by name or by path (`mine.toml`)."""
     if name.endswith(".toml"):
-        path = (beside or Path()) / Path(name).expanduser()
+        path = (beside or Path()) / user_path(name, "experiment")
         if not path.is_file():
             raise ExperimentError(f"{path}: no such experiment file")
         return path.resolve()

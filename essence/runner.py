@@ -21,7 +21,7 @@ from essence.errors import KitError
 from essence.plan import PlannedStage
 from essence.scoring.benchmarks import read_problems
 from essence.settings import GenerateSettings, Spec
-from essence.store import RunDirectory, StageFolder
+from essence.store import RunDirectory, StageFolder, describe_holder, holder_alive
 
 POLL_S = 0.05
 STOP_GRACE_S = 600.0
@@ -36,6 +36,8 @@ class Display(Protocol):
     """What is told while stages run."""
 
     def event(self, kind: Event, stage: PlannedStage, seconds: float) -> None: ...
+
+    def waits(self, stage: PlannedStage, holder: str) -> None: ...
 
     def tick(self, running: dict[str, StageFolder]) -> None: ...
 
@@ -127,6 +129,8 @@ class Runner:
         # Why an earlier attempt failed is not why this one does, which may end before it can say so.
         folder.failure.unlink(missing_ok=True)
         self.display.event("started", stage, 0.0)
+        if holder_alive(folder.path):
+            self.display.waits(stage, describe_holder(folder.path))
         try:
             running = self.engine.start(surroundings(stage, self.run_directory))
         except KitError as error:

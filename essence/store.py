@@ -5,25 +5,27 @@ the manifest is written last. Everything else can be lost at any moment.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import filelock
 import psutil
 
 from essence.atomic import read_json, write_json
-from essence.errors import HeldError, RecordError
+from essence.errors import HeldError, MachineError, RecordError
 
 State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
 """`queued`: a scheduler has it and has not started it; no look at the files tells that."""
 KEY_DIGITS = 16
 HOLDER_SILENT_S = 120.0
+LOCK_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -149,23 +151,60 @@ def stage_id(stage: str, key: str) -> str:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, what: str, command: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a folder while working in it; HeldError says who has it. The kernel lets go when the holder dies."""
+def hold(
+    folder: Path, what: str, command: str, wait_s: float = 0.0, look: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Hold a folder while working in it; HeldError says who has it. The kernel lets go when the holder dies.
+
+    `look` is called again and again while waiting, and may raise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "lock", timeout=wait_s)
+    with locked(folder / "lock", what, wait_s, look):
+        try:
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "command": command}
+            # In a container numbers of processes mean others than outside.
+            holder["pid_namespace"] = _pid_namespace()
+            write_json(folder / "holder.json", holder)
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # whoever reads it finds that its process is gone
+                (folder / "holder.json").unlink()
+
+
+@contextlib.contextmanager
+def locked(file: Path, what: str, wait_s: float, look: Callable[[], None]) -> Iterator[None]:
+    """Have the kernel's lock on a file; MachineError where its file system has none."""
+    deadline = time.monotonic() + wait_s
+    while (descriptor := _try_lock(file, what)) is None:
+        look()
+        if time.monotonic() >= deadline:
+            raise HeldError(f"{what} is held by {describe_holder(file.parent)}; wait for it, or stop it")
+        time.sleep(LOCK_POLL_S)
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise HeldError(f"{what} is held by {describe_holder(folder)}; wait for it, or stop it") from None
-    try:
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time(), "command": command}
-        # In a container numbers of processes mean others than outside.
-        holder["pid_namespace"] = _pid_namespace()
-        write_json(folder / "holder.json", holder)
         yield
     finally:
-        (folder / "holder.json").unlink(missing_ok=True)
-        lock.release()
+        os.close(descriptor)
+
+
+def _try_lock(file: Path, what: str) -> int | None:
+    """The open file, locked; None where another process has it, or has just removed it."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor)):
+            return descriptor
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        os.close(descriptor)
+        name = errno.errorcode.get(error.errno or 0, "unknown error")
+        raise MachineError(
+            f"{what}: {file} cannot be locked ({name}: {error.strerror}), and without locks two runs could write the "
+            "same files; name a run directory on another file system with --runs, or mount this one with locks "
+            "(Lustre: -o flock)"
+        ) from None
+    os.close(descriptor)
+    return None
 
 
 def describe_holder(folder: Path) -> str:

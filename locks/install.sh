@@ -49,6 +49,8 @@ for layer in "$@"; do
   cp "$(lock_of "$layer")" ".venv/essence-$layer.txt"
 done
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
+# Ctrl-C in the first tenths of a second, before the kit's own code runs, is no traceback either.
+cp locks/00-essence-interrupt.pth "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 # The lock that was installed is the identity of this environment in every stage's key; a layer's counts where it is used.
 cp "$(lock_of "$base")" .venv/essence-lock.txt
 .venv/bin/python -m compileall -q -j 0 essence

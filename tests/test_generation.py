@@ -104,7 +104,8 @@ def test_greedy_is_that_of_transformers(inputs: dict[str, Path]) -> None:
     requests = plan_requests(prompts, asked)
     stop_ids = stop_token_ids(folder, tokenizer, True)
     told = DecodeSettings(folder, tuple(stop_ids), asked, some_resources())
-    ours = TransformersDecoder(told).decode(requests)
+    batches = TransformersDecoder(told).complete(requests, ())
+    ours = [completion for batch in batches for _, completion in batch]
     for prompt, completion in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt.token_ids])
         theirs = model.generate(ids, do_sample=False, max_new_tokens=24, eos_token_id=stop_ids, pad_token_id=0)

@@ -33,7 +33,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
             "not_counted": refused,
             "claims": [judged_record(one) for one in judged],
         }
-        sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
     else:
         print_claims(claim_rows(judged), console)
         for identifier, problem in refused.items():

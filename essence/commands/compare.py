@@ -21,6 +21,7 @@ from essence.record.export import unpack
 from essence.report import words
 from essence.scoring.statistics import Estimate, difference
 from essence.store import RunDirectory
+from essence.user_paths import resolved, user_path
 
 EXPERIMENT_END = ": "
 """Between an experiment and the name of a cell, which has no colon."""
@@ -70,7 +71,7 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
             "edited": edits,
             "only_in": alone,
         }
-        sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
     else:
         _print(compared, causes, console)
         _print_numbers(numbers, console)
@@ -99,7 +100,7 @@ def resolve(reference: str, unpacked: ExitStack) -> Side:
         RecordError: nothing is there, or the text fits no cell.
     """
     path, _, wanted = reference.partition(":")
-    folder = Path(path).expanduser().resolve() if path else PROJECT / "runs"
+    folder = resolved(user_path(path), "folder") if path else PROJECT / "runs"
     if folder.is_file() and folder.name != "manifest.json":
         temporary = Path(unpacked.enter_context(tempfile.TemporaryDirectory(prefix="essence-compare-")))
         folder, wrong = unpack(folder, temporary)

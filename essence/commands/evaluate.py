@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +16,7 @@ from essence.atomic import read_json
 from essence.cell_settings import resolve_seed
 from essence.commands.requirements import require
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
-from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
+from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_sources, check_word, run_directory
 from essence.engines import STARTING
 from essence.errors import ExperimentError, PinError
 from essence.experiment import LoadedExperiment, load
@@ -29,6 +28,7 @@ from essence.report.words import percent
 from essence.runner import Summary
 from essence.sections import EvaluationSection
 from essence.store import RunDirectory, hold
+from essence.user_paths import user_path
 from essence.validation import validate
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,7 +71,7 @@ def select_model(words: Words, asked: Asked) -> Selection:
     check_word("--engine", "engine", words.engine, STARTING)
     check_word("--protocol", "protocol", words.protocol, PROTOCOLS)
     root = run_directory(words.runs)
-    loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, user_path(words.pins, "--pins") if words.pins else None)
     find_pin(loaded.catalogue.benchmarks, asked.benchmark, "benchmark", "--benchmark")
     name, pin = model_pin(asked.model)
     loaded = _with(loaded, name, pin, asked, root)
@@ -79,12 +79,13 @@ def select_model(words: Words, asked: Asked) -> Selection:
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
     plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment)
+    check_sources(root, plan.wanted())
     return Selection(words, engine, root, loaded, plan, plan.wanted(), evaluated=True)
 
 
 def model_pin(text: str) -> tuple[str, ModelPin]:
     """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else."""
-    path = Path(text).expanduser()
+    path = user_path(text, "--model")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise PinError(f"--model {text}: the folder holds no model, config.json is missing")

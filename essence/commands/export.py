@@ -10,6 +10,7 @@ from essence.experiment import PROJECT
 from essence.record.canonical import sha256_file
 from essence.record.export import export
 from essence.store import RunDirectory
+from essence.user_paths import resolved, user_path
 
 MIB = 1 << 20
 
@@ -21,7 +22,7 @@ def write_archive(
     if not run_directory.plan(experiment).is_file():
         raise not_run_here(run_directory, experiment)
     write(run_directory, experiment, console)
-    target = Path(output).expanduser().resolve() if output else Path.cwd() / f"{experiment}.tar.gz"
+    target = resolved(user_path(output, "--output"), "--output") if output else Path.cwd() / f"{experiment}.tar.gz"
     contents = export(run_directory, experiment, PROJECT, target, weights)
     left = sum(entry["bytes"] for entry in contents.left_out)
     console.print(

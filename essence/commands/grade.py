@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from essence.experiment import EXPERIMENTS
 from essence.scoring.grade import Item, grade_all
 from essence.scoring.graders import PACKAGE, grader_version
 from essence.settings import GraderName
+from essence.user_paths import user_path
 from essence.validation import read_toml
 
 FIELDS = ("gold", "completion")
@@ -37,7 +37,7 @@ def grade(file: str, grader: str, console: Console) -> int:
     with closing(grade_all(items, grader, timeout_s, os.cpu_count() or 1)) as verdicts:
         for verdict in verdicts:
             record = {"correct": verdict.correct, "status": verdict.status, "extracted": verdict.extracted}
-            sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(record) + "\n")
             statuses[verdict.status] += 1
             correct += verdict.correct
     sys.stdout.flush()
@@ -60,7 +60,7 @@ def _items(file: str) -> Iterator[Item]:
 
 def _read(file: str) -> str:
     try:
-        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else Path(file).read_bytes()
+        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else user_path(file).read_bytes()
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}.") from error

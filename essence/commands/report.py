@@ -1,9 +1,11 @@
 """`invoke report`: write the report of what there is, and print its table."""
 
+import json
 import sys
 
 from rich.console import Console
 
+from essence.atomic import read_json
 from essence.commands.card import write_cards_beside
 from essence.commands.status import not_run_here
 from essence.plan import PlannedStage
@@ -17,7 +19,8 @@ def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, co
         raise not_run_here(run_directory, experiment)
     write(run_directory, experiment, console)
     if as_json:
-        sys.stdout.write((run_directory.report(experiment) / "report.json").read_text(encoding="utf-8"))
+        # Written anew, without letters that a terminal may lack.
+        sys.stdout.write(json.dumps(read_json(run_directory.report(experiment) / "report.json"), indent=2) + "\n")
     else:
         print_tables(run_directory, experiment, console)
     return 0

@@ -12,7 +12,9 @@ from essence.engines.contract import StartingEngine
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
+from essence.settings import DownloadSettings
 from essence.store import RunDirectory
+from essence.user_paths import check_folder, check_outside, resolved, user_path
 
 DEFAULT_EXPERIMENT = "bespoke"
 NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
@@ -115,7 +117,15 @@ class Selection:
 
 def run_directory(runs: str | None) -> RunDirectory:
     """The run directory: `--runs`, or `runs/` beside the experiments."""
-    return RunDirectory(Path(runs).expanduser().resolve() if runs else PROJECT / "runs")
+    root = resolved(user_path(runs, "--runs"), "--runs") if runs else PROJECT / "runs"
+    check_folder(root / "stages", "--runs")
+    return RunDirectory(root)
+
+
+def check_sources(root: RunDirectory, stages: Iterable[PlannedStage]) -> None:
+    """ExperimentError where a run directory lies inside a local source of the stages."""
+    sources = (stage.settings.source for stage in stages if isinstance(stage.settings, DownloadSettings))
+    check_outside(root.root.resolve(), (Path(source.path) for source in sources if source.path))
 
 
 def select(words: Words, baselines: bool) -> Selection:
@@ -123,13 +133,15 @@ def select(words: Words, baselines: bool) -> Selection:
     check_word("--engine", "engine", words.engine, ENGINES)
     check_word("--flavour", "flavour", words.flavour, FLAVOURS)
     check_word("--only", "stage", words.only, ONLY)
-    loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, user_path(words.pins, "--pins") if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
     # The same image has the same identity under every container engine, and so have the stages that run in it.
     engine = STARTING["docker" if words.engine == SLURM else words.engine](_flavour(words, loaded))
     plan = make_plan(loaded, cells, engine.environment, baselines)
-    return Selection(words, engine, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
+    root, wanted = run_directory(words.runs), plan.wanted(words.only)
+    check_sources(root, wanted)
+    return Selection(words, engine, root, loaded, plan, wanted)
 
 
 def _flavour(words: Words, loaded: LoadedExperiment) -> str:

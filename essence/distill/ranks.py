@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from essence.rank_variables import rank_variable
+
 LONGEST_WAIT = datetime.timedelta(hours=2)
 """How long a rank waits for the others, who may be writing a checkpoint; a rank that died ends them all sooner."""
 
@@ -30,8 +32,9 @@ class Ranks:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Ranks":
         """As the environment says; alone where it says nothing."""
-        rank = int(environment.get("RANK", "0"))
-        return cls(rank, int(environment.get("WORLD_SIZE", "1")), int(environment.get("LOCAL_RANK", str(rank))))
+        rank = rank_variable(environment, "RANK", "0")
+        processes = rank_variable(environment, "WORLD_SIZE", "1")
+        return cls(rank, processes, rank_variable(environment, "LOCAL_RANK", str(rank)))
 
     @property
     def first(self) -> bool:

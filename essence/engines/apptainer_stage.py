@@ -17,7 +17,8 @@ from pathlib import Path
 
 from essence.engines.contract import Ending
 from essence.engines.ending import ended_by_signal, memory_kills
-from essence.engines.local import SECRET, ask_to_stop, kill_group
+from essence.engines.inherited import SECRET
+from essence.engines.local import ask_to_stop, kill_group
 from essence.engines.surroundings import Surroundings
 from essence.engines.token import Token
 

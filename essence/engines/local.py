@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import essence
 from essence.engines.contract import Ending
 from essence.engines.ending import ended_by_signal, memory_kills
+from essence.engines.inherited import inherited
 from essence.engines.surroundings import Surroundings
 from essence.engines.token import token
 from essence.errors import MachineError
@@ -20,7 +20,6 @@ from essence.record.environment import layer_lock_sha256, lock_sha256, torch_ver
 from essence.settings import EnvironmentName, GenerateSettings
 
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
 
 
 class LocalEngine:
@@ -72,10 +71,9 @@ def command(surroundings: Surroundings) -> list[str]:
 
 
 def variables(surroundings: Surroundings) -> dict[str, str]:
-    """The whole environment of a stage's process: the caller's, without secrets."""
-    inherited = {k: v for k, v in os.environ.items() if not SECRET.search(k)}
-    path = os.pathsep.join(p for p in (str(PACKAGE_ROOT), inherited.get("PYTHONPATH", "")) if p)
-    return {**inherited, **surroundings.variables, "ESSENCE_PARENT": str(os.getpid()), "PYTHONPATH": path}
+    """The whole environment of a stage's process: the caller's without secrets, and what the kit says."""
+    own = {"ESSENCE_PARENT": str(os.getpid()), "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUTF8": "1"}
+    return {**inherited(), **surroundings.variables, **own}
 
 
 class LocalStage:

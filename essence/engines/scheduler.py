@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from essence.engines.local import SECRET
+from essence.engines.inherited import SECRET
 from essence.errors import SchedulerError
 
 TIMEOUT_S = 120.0

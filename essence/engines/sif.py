@@ -17,6 +17,7 @@ from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
 from essence.record.canonical import sha256_file
 from essence.settings import Record
+from essence.user_paths import user_path
 
 FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"
 DIGEST_LABEL = "essence.config-digest"
@@ -45,7 +46,7 @@ class SifRecord(Record):
 
 def sif_folder() -> Path:
     """`sif/` of the project, or the folder that ESSENCE_SIF_FOLDER names."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or PROJECT / "sif").expanduser().absolute()
+    return user_path(os.environ.get(FOLDER_VARIABLE) or str(PROJECT / "sif"), FOLDER_VARIABLE).absolute()
 
 
 def sif_file(image: ImageRecipe) -> Path:

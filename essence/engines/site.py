@@ -11,6 +11,7 @@ from essence.engines.sif import sif_folder
 from essence.errors import ExperimentError, nearest
 from essence.experiment import EXPERIMENTS
 from essence.settings import EnvironmentName, Record, StageName
+from essence.user_paths import user_path
 from essence.validation import read_toml, validate
 
 SITES = EXPERIMENTS / "sites"
@@ -146,7 +147,7 @@ class Site(Record):
 
 def load_site(name: str) -> Site:
     """A site by its name in `experiments/sites/`, or by the path of a file; ExperimentError for a mistake in it."""
-    file = Path(name).expanduser() if name.endswith(".toml") else SITES / f"{name}.toml"
+    file = user_path(name, "--site") if name.endswith(".toml") else SITES / f"{name}.toml"
     known = sorted(path.stem for path in SITES.glob("*.toml"))
     if not file.is_file() and not name.endswith(".toml"):
         raise ExperimentError(

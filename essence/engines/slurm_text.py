@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from essence.engines.apptainer import apptainer_words, binds
-from essence.engines.local import SECRET
+from essence.engines.inherited import SECRET
 from essence.engines.site import Site
 from essence.engines.surroundings import Surroundings
 from essence.errors import ExperimentError

@@ -54,7 +54,8 @@ def token(reader: Path) -> Token | None:
         file.touch(mode=0o600)
         file.write_text(secret, encoding="utf-8")
         return Token(file, temporary=True)
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    # Of somebody without a home it names no file.
+    home = Path(os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface"))  # noqa: PTH111
     file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
     return Token(file.resolve(), temporary=False) if file.is_file() else None
 

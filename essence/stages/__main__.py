@@ -4,6 +4,11 @@ This is all that ever runs inside an environment. Exit codes: 0 done (or was don
 log), 2 a failure that the user can cure (one sentence), 75 stopped on request with everything kept: start it again.
 """
 
+from essence.stages.signals import EXIT_STOPPED, leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 import argparse
 import contextlib
 import importlib
@@ -27,7 +32,6 @@ from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
 from essence.source import source_sha256
 from essence.stages.context import (
     EXIT_CURABLE,
-    EXIT_STOPPED,
     Progress,
     StageContext,
     StageOutcome,
@@ -37,10 +41,9 @@ from essence.stages.context import (
     stop_when_alone,
 )
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
+from essence.stages.watcher import ORPHAN_WAIT_S, Watcher
 from essence.store import StageFolder, hold
 
-ORPHAN_GRACE_S = 600.0
-"""How long to wait for a process of a killed host to notice that it is alone, write its checkpoint and let go."""
 KIB = 1 << 10
 
 
@@ -53,14 +56,19 @@ def main() -> int:
     stop = StopRequest()
     stop.install()
     stop_when_alone()
+    watcher = Watcher(stop, arguments.stage)
+    watcher.watch()
     try:
-        return _run(arguments.stage, arguments.spec.resolve(), stop)
+        return _run(arguments.stage, arguments.spec.resolve(), stop, watcher)
+    except Stopped as stopped:
+        print(f"{arguments.spec.parent.name}: stopped by {stopped}; start it again to go on")
+        return EXIT_STOPPED
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_CURABLE
 
 
-def _run(stage: StageName, spec_file: Path, stop: StopRequest) -> int:
+def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher) -> int:
     folder = StageFolder(spec_file.parent)
     spec = Spec.model_validate(read_json(spec_file))
     if spec.stage != stage:
@@ -73,23 +81,24 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest) -> int:
     if helps(spec, os.environ):
         return help_out(spec, spec_file, stop)
     command = f"python -m essence.stages {stage}"
-    with hold(folder.path, f"stage {folder.path.name}", command, wait_s=ORPHAN_GRACE_S):
+    with hold(folder.path, f"stage {folder.path.name}", command, ORPHAN_WAIT_S, stop.check):
         if folder.done:
             print(f"{folder.path.name}: done before")
             return 0
-        return _attempt(folder, spec, stop)
+        return _attempt(folder, spec, stop, watcher)
 
 
-def _attempt(folder: StageFolder, spec: Spec, stop: StopRequest) -> int:
+def _attempt(folder: StageFolder, spec: Spec, stop: StopRequest, watcher: Watcher) -> int:
     """One attempt, written down however it ends."""
     folder.failure.unlink(missing_ok=True)
     journal = AttemptJournal(folder.attempts, folder.progress)
     try:
-        _finish(folder, spec, _work(folder, spec, stop), journal)
-    except Stopped as stopped:
+        outcome = _work(folder, spec, stop)
+        watcher.rest()
+        _finish(folder, spec, outcome, journal)
+    except Stopped:
         journal.end("stopped")
-        print(f"{folder.path.name}: stopped by {stopped}; start it again to go on")
-        return EXIT_STOPPED
+        raise
     except BaseException as error:
         refused = disk_error(error, folder.path)
         # A full disk may not even take the reason; then the log, or the exit code, is all there is.

@@ -16,13 +16,14 @@ from typing import Any
 from essence.atomic import write_atomically
 from essence.settings import Resources
 from essence.stages.gpu_use import gpu_use
+from essence.stages.signals import EXIT_STOPPED, STOP_SIGNALS
 
 PROGRESS_EVERY_S = 0.5
 EXIT_CURABLE = 2
-EXIT_STOPPED = 75
 PR_SET_PDEATHSIG = 1
 STDIN = 0
 LIFELINE = "ESSENCE_LIFELINE"
+PARENT = "ESSENCE_PARENT"
 
 
 class Stopped(Exception):
@@ -36,12 +37,16 @@ class StopRequest:
         self.signal_name: str | None = None
 
     def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
+
+    def ask(self, why: str) -> None:
+        """Ask for a stop, as a signal does; the first reason stays."""
+        self.signal_name = self.signal_name or why
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.signal_name = signal.Signals(number).name
+        self.ask(signal.Signals(number).name)
 
     def check(self) -> None:
         """Raise Stopped when a stop was asked for. Call it where everything needed to go on is on disk."""
@@ -54,12 +59,17 @@ class StopRequest:
 
 def die_with_parent(number: signal.Signals) -> None:
     """Where the kit started this process itself: be sent a signal when the one that did is killed (Linux)."""
-    parent = os.environ.get("ESSENCE_PARENT")
-    if parent is None or sys.platform != "linux":
+    if PARENT not in os.environ or sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
-    if os.getppid() != int(parent):
+    if parent_is_gone():
         raise SystemExit(EXIT_STOPPED)
+
+
+def parent_is_gone() -> bool:
+    """Whether the kit started this process itself, and what did has died meanwhile."""
+    parent = os.environ.get(PARENT)
+    return parent is not None and os.getppid() != int(parent)
 
 
 def stop_when_alone() -> None:

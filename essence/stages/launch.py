@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from essence.errors import KitError, MachineError, StageError
+from essence.rank_variables import rank_variable
 from essence.settings import Resources, Spec, TrainSettings
-from essence.stages.context import EXIT_STOPPED, StageContext, StageOutcome, Stopped, StopRequest
+from essence.stages.context import StageContext, StageOutcome, Stopped, StopRequest
+from essence.stages.signals import EXIT_STOPPED
 
 POLL_S = 0.05
 LOCALHOST = "127.0.0.1"
@@ -46,8 +48,8 @@ class Machine:
         """Alone, or as the batch system says; MachineError where it does not."""
         if count == 1:
             return cls(0, 1, LOCALHOST, 0)
-        index = environment.get("SLURM_NODEID", environment.get("NODE_RANK"))
-        given = {"SLURM_NODEID or NODE_RANK": index} | {
+        index = "SLURM_NODEID" if "SLURM_NODEID" in environment else "NODE_RANK"
+        given = {"SLURM_NODEID or NODE_RANK": environment.get(index)} | {
             name: environment.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")
         }
         lacking = [name for name, value in given.items() if not value]
@@ -56,7 +58,8 @@ class Machine:
                 f"resources.nodes = {count}, but the environment does not say {', '.join(lacking)}: start one task a "
                 "machine through the batch system, or set nodes = 1"
             )
-        return cls(int(str(index)), count, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
+        port = rank_variable(environment, "MASTER_PORT")
+        return cls(rank_variable(environment, index), count, environment["MASTER_ADDR"], port)
 
 
 def helps(spec: Spec, environment: Mapping[str, str]) -> bool:
@@ -64,7 +67,7 @@ def helps(spec: Spec, environment: Mapping[str, str]) -> bool:
     if spec.stage != "train":
         return False
     if "RANK" in environment:
-        return int(environment["RANK"]) > 0
+        return rank_variable(environment, "RANK") > 0
     return spec.resources.nodes > 1 and Machine.of(spec.resources.nodes, environment).index > 0
 
 

@@ -13,6 +13,11 @@ import time
 import traceback
 from pathlib import Path
 
+from essence.stages.signals import EXIT_STOPPED, leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 from essence.atomic import read_json, write_json
 from essence.distill.ranks import Ranks
 from essence.errors import KitError
@@ -20,7 +25,6 @@ from essence.settings import Spec, TrainSettings
 from essence.stages import train
 from essence.stages.context import (
     EXIT_CURABLE,
-    EXIT_STOPPED,
     Progress,
     StageContext,
     Stopped,

@@ -5,7 +5,7 @@ seed, so only rounding depends on the batch, and a batch that a kill interrupted
 """
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,18 @@ class TransformersDecoder:
         for first in range(0, len(requests), self.batch):
             members = requests[first : first + self.batch]
             if not all(member.key in present for member in members):
-                yield list(zip(members, self.decode(members), strict=True))
+                completions = yield from self._decode(members)
+                yield list(zip(members, completions, strict=True))
 
     def close(self) -> None:
         del self.model
 
     @torch.inference_mode()
-    def decode(self, requests: Sequence[Request]) -> list[Completion]:
-        """Decode one batch; a row leaves the batch, and the cache, when it stops, loops or reaches its cap."""
+    def _decode(self, requests: Sequence[Request]) -> Generator[list[Finished], None, list[Completion]]:
+        """Decode one batch; a row leaves the batch, and the cache, when it stops, loops or reaches its cap.
+
+        Yields nothing after each token, so that a stop is seen in the middle of a batch of hours.
+        """
         started = time.perf_counter()
         done: dict[int, Completion] = {}
         generated: list[list[int]] = [[] for _ in requests]
@@ -68,6 +72,7 @@ class TransformersDecoder:
                     done[index] = Completion(generated[index], reason, time.perf_counter() - started)
             if not rows_kept:
                 break
+            yield []
             if len(rows_kept) < len(live):
                 kept = torch.tensor(rows_kept, device=chosen.device)
                 chosen, mask, positions = chosen[kept], mask[kept], positions[kept]

@@ -1,0 +1,124 @@
+"""Standard input, output and error of a command, whatever they are: closed, full, a pipe that ends, another encoding.
+
+A command that costs hours must not end because nobody reads what it says. What cannot be written is dropped, and the
+command ends with a sentence; a reader that has seen enough (`head`, `less`) is no fault. Ctrl-C ends a command with
+exit code 130 and no traceback, also while modules are still imported.
+"""
+
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+from essence.errors import DISK, DiskError, ExperimentError
+
+EXIT_INTERRUPTED = 130
+STANDARD = (0, 1, 2)
+"""Descriptors of standard input, output and error."""
+IMPORTING = "<frozen importlib"
+
+
+class Output(io.TextIOWrapper):
+    """A stream that drops what its file refuses, and remembers why."""
+
+    failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._drop(error)
+
+    def _drop(self, error: OSError) -> None:
+        """From now on all goes to the null device, with what is still in the buffer."""
+        self.failure = self.failure or error
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+
+
+def prepare() -> None:
+    """Make the three streams usable, and Ctrl-C the end of a command that has not begun."""
+    for descriptor in STANDARD:
+        _open_where_closed(descriptor)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  a descriptor, for the whole process
+    sys.stdout, sys.stderr = _output(1, sys.stdout), _output(2, sys.stderr)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _open_where_closed(descriptor: int) -> None:
+    """A closed one would be given to the next file that is opened, and that file would get what is printed."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _output(descriptor: int, stream: TextIO | None) -> Output:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    binary = open(descriptor, "wb", closefd=False)  # noqa: SIM115  a descriptor, for the whole process
+    # What the encoding lacks, a sign or a name of a file, becomes a question mark.
+    return Output(binary, encoding=encoding, errors="replace", line_buffering=descriptor == 2 or os.isatty(descriptor))
+
+
+def check_output() -> None:
+    """DiskError when standard output has not taken all that was printed."""
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    if failure and failure.errno != errno.EPIPE:
+        said = DISK.get(failure.errno, failure.strerror)
+        raise DiskError(f"standard output: {said}, and what was printed is not whole; give it another place")
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """ExperimentError for an argument that is no text: it would go into records, which are UTF-8."""
+    for argument in arguments:
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = argument.encode("ascii", "backslashreplace").decode("ascii")
+            raise ExperimentError(
+                f"{shown}: is not of the encoding {sys.getfilesystemencoding()}, in which paths are read here; rename "
+                "it, or set LC_ALL=C.UTF-8"
+            ) from None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it Ctrl-C is a KeyboardInterrupt."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """While a module is imported the exception could be swallowed, or become another one; nothing is half done then."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(IMPORTING):
+            _leave(number, frame)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    os.write(2, b"stopped\n")
+    os._exit(EXIT_INTERRUPTED)
