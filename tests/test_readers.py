@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from essence.data.exchange import Exchange, Reason
+from essence.data.exchange import Exchange, Fault, Reason
 from essence.data.markers import Trace, has_solution_marker, replace_exactly, split_trace
 from essence.data.readers import READERS
 from essence.settings import RowFormat
@@ -49,7 +49,13 @@ def nemotron(given: object = ASKED, output: object = TEXT) -> dict[str, Any]:
 
 def read(row_format: RowFormat, row: object) -> Trace | Reason:
     exchange = READERS[row_format](row)
-    return exchange if isinstance(exchange, Reason) else split_trace(exchange)
+    return exchange.reason if isinstance(exchange, Fault) else split_trace(exchange)
+
+
+def reason_of(row_format: RowFormat, row: object) -> Reason:
+    fault = READERS[row_format](row)
+    assert isinstance(fault, Fault), fault
+    return fault.reason
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,7 @@ def test_rows_of_the_documented_schemas(row_format: RowFormat, row: dict[str, An
 @pytest.mark.parametrize("row_format", get_args(RowFormat))
 @pytest.mark.parametrize("row", ["text", None, 3, [], ["conversations"]])
 def test_what_is_no_row(row_format: RowFormat, row: object) -> None:
-    assert READERS[row_format](row) is Reason.NOT_A_ROW
+    assert reason_of(row_format, row) is Reason.NOT_A_ROW
 
 
 CONVERSATIONS: list[tuple[object, Reason]] = [
@@ -123,7 +129,7 @@ PAIRS: list[tuple[RowFormat, object, Reason]] = [
 
 @pytest.mark.parametrize(("row", "reason"), CONVERSATIONS)
 def test_turns_that_cannot_be_read(row: object, reason: Reason) -> None:
-    assert READERS["conversations"](row) is reason
+    assert reason_of("conversations", row) is reason
     as_messages = json.loads(
         json.dumps(row)
         .replace('"conversations"', '"messages"')
@@ -131,12 +137,12 @@ def test_turns_that_cannot_be_read(row: object, reason: Reason) -> None:
         .replace('"value"', '"content"')
     )
     if reason is not Reason.MISSING_COLUMN:
-        assert READERS["messages"](as_messages) is reason
+        assert reason_of("messages", as_messages) is reason
 
 
 @pytest.mark.parametrize(("row_format", "row", "reason"), PAIRS)
 def test_pairs_that_cannot_be_read(row_format: RowFormat, row: object, reason: Reason) -> None:
-    assert READERS[row_format](row) is reason
+    assert reason_of(row_format, row) is reason
 
 
 FAULTS: list[tuple[str, str, Reason]] = [

@@ -11,8 +11,10 @@ from essence.engines import ENGINES, FLAVOURS, SLURM, STARTING
 from essence.engines.contract import StartingEngine
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
+from essence.local_files import local_path, place
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
 from essence.store import RunDirectory
+from essence.validation import shown
 
 DEFAULT_EXPERIMENT = "bespoke"
 NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
@@ -115,7 +117,18 @@ class Selection:
 
 def run_directory(runs: str | None) -> RunDirectory:
     """The run directory: `--runs`, or `runs/` beside the experiments."""
-    return RunDirectory(Path(runs).expanduser().resolve() if runs else PROJECT / "runs")
+    path = typed_path("--runs", runs) if runs is not None else PROJECT / "runs"
+    if place(path) in ("file", "special"):
+        raise ExperimentError(f"--runs {path}: a folder is wanted, found a file; name another one")
+    return RunDirectory(path)
+
+
+def typed_path(option: str, text: str) -> Path:
+    """The path that an option names; ExperimentError for a text that is no path of this machine."""
+    try:
+        return local_path(text, Path.cwd())
+    except ValueError as error:
+        raise ExperimentError(f"{option} {shown(text)}: {error}") from None
 
 
 def select(words: Words, baselines: bool) -> Selection:
@@ -123,7 +136,7 @@ def select(words: Words, baselines: bool) -> Selection:
     check_word("--engine", "engine", words.engine, ENGINES)
     check_word("--flavour", "flavour", words.flavour, FLAVOURS)
     check_word("--only", "stage", words.only, ONLY)
-    loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
     # The same image has the same identity under every container engine, and so have the stages that run in it.
