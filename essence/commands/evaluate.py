@@ -30,7 +30,7 @@ from essence.report.words import percent
 from essence.runner import Summary
 from essence.sections import EvaluationSection
 from essence.store import RunDirectory, hold
-from essence.validation import shown, validate
+from essence.validation import validate
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONGEST_NAME = 64
@@ -136,7 +136,7 @@ def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root
 def _number(name: str, text: str) -> int:
     option = "--" + name.replace("_", "-")
     if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < 1:
-        raise ExperimentError(f"{option} {shown(text)}: must be an integer of at least 1")
+        raise ExperimentError(f"{option} {text[:LONGEST_NAME]}: must be an integer of at least 1")
     return int(text)
 
 
