@@ -97,3 +97,12 @@ def nearest(found: str, allowed: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the closest allowed word, or an empty string."""
     close = difflib.get_close_matches(str(found), [str(word) for word in allowed], n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
+
+
+def shortened(text: str) -> str:
+    """A text for a message, cut where it is long."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"

@@ -110,7 +110,7 @@ def download_gib(stages: Iterable[PlannedStage], loaded: LoadedExperiment, run_d
 
 def _download_bytes(stage: str, source: Source, loaded: LoadedExperiment, run_directory: RunDirectory) -> int:
     if source.path:
-        return sum(path.stat().st_size for path in local_files(Path(source.path)))
+        return sum(path.stat().st_size for path in local_files(Path(source.path), source.files))
     model = architecture(source.name, stage, loaded, run_directory) if source.kind == "model" else None
     return 2 * model.parameters if model else 0
 
@@ -176,7 +176,7 @@ def architecture(
             return Architecture.from_config(read_json(Path(pin.path) / "config.json"))
     except (InputError, RecordError):
         return None
-    return pin.architecture
+    return Architecture(**pin.architecture.model_dump()) if pin.architecture else None
 
 
 def _training_flops(

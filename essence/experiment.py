@@ -6,12 +6,14 @@
 data set under one protocol with one seed; `cell_settings` turns it into the settings of its stages.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from essence.errors import ExperimentError, nearest
+from essence.local_files import typed_path
 from essence.pins import (
     CATALOGUE_TABLES,
     Catalogue,
@@ -28,12 +30,12 @@ from essence.settings import (
     Sections,
     Span,
 )
-from essence.user_paths import user_path
-from essence.validation import merge_tables, read_toml, validate
+from essence.validation import read_toml, shown, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
-NO_EXPERIMENTS = ("defaults", "pins", "claims", "fingerprints")
+DEFAULTS = "defaults"
+NO_EXPERIMENTS = (DEFAULTS, "pins", "claims", "fingerprints")
 """Files of `experiments/` that hold other data."""
 PIN_FILES = (EXPERIMENTS / "pins.toml", *sorted((EXPERIMENTS / "benchmarks").glob("*.toml")))
 """The catalogue: models and data sets, and a file for each benchmark."""
@@ -87,31 +89,32 @@ def available() -> list[str]:
 def find_file(name: str, beside: Path | None = None) -> Path:
     """An experiment by name or by path (`mine.toml`)."""
     if name.endswith(".toml"):
-        path = (beside or Path()) / user_path(name, "experiment")
+        path = typed_path("experiment", name, beside)
         if not path.is_file():
             raise ExperimentError(f"{path}: no such experiment file")
-        return path.resolve()
-    path = EXPERIMENTS / f"{name}.toml"
-    if not path.is_file():
-        known = available()
-        raise ExperimentError(f"unknown experiment '{name}'{nearest(name, known)} (known: {', '.join(known)})")
-    return path
+        return path
+    known = available()
+    if name not in (*known, DEFAULTS):
+        raise ExperimentError(f"unknown experiment {shown(name)}{nearest(name, known)} (known: {', '.join(known)})")
+    return EXPERIMENTS / f"{name}.toml"
 
 
 def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     """Read an experiment with all that it extends, and the catalogue it refers to."""
     file = find_file(name)
-    tables = _read_layers(file)
-    layers = [read_pins_file(file) for file in PIN_FILES]
-    layers.append((str(file), {key: tables.pop(key) for key in CATALOGUE_TABLES if key in tables}))
+    own = _read_layers(file)
+    entries = [(where, {key: tables[key] for key in CATALOGUE_TABLES if key in tables}) for where, tables in own]
+    layers = [*map(read_pins_file, PIN_FILES), *entries]
     if pins is not None:
         layers.append(read_pins_file(pins))
     catalogue = read_catalogue(layers)
+    merged = functools.reduce(merge_catalogues, (tables for _, tables in own))
+    tables = {key: value for key, value in merged.items() if key not in CATALOGUE_TABLES}
     axes = tables.get("axes", {})
     blocks = tables.get("matrix", [])
     if isinstance(axes, dict) and isinstance(blocks, list):
         tables["matrix"] = [{**axes, **block} if isinstance(block, dict) else block for block in blocks]
-    experiment = validate(Experiment, tables, str(file))
+    experiment = validate(Experiment, tables, str(file), own)
     loaded = LoadedExperiment(file.stem, file, experiment, catalogue)
     _check_names(loaded)
     _check_seeds(loaded)
@@ -119,15 +122,26 @@ def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     return loaded
 
 
-def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """(where, tables) of the file and of all that it extends, the lowest first."""
     if file in seen:
         raise ExperimentError(f"{file}: extends itself through {', '.join(p.name for p in seen)}")
-    tables = anchor_paths(read_toml(file), file.parent)
-    parent = tables.get("extends")
-    if file.stem == "defaults" and file.parent == EXPERIMENTS:
-        return merge_tables(read_toml(EXPERIMENTS / "fingerprints.toml"), tables)
-    below = find_file(str(parent), file.parent) if parent else EXPERIMENTS / "defaults.toml"
-    return merge_catalogues(_read_layers(below, (*seen, file)), tables)
+    tables = anchor_paths(read_toml(file), file)
+    if file == EXPERIMENTS / f"{DEFAULTS}.toml":
+        fingerprints = EXPERIMENTS / "fingerprints.toml"
+        return [(str(fingerprints), read_toml(fingerprints)), (str(file), tables)]
+    return [*_read_layers(_extended(tables, file), (*seen, file)), (str(file), tables)]
+
+
+def _extended(tables: dict[str, Any], file: Path) -> Path:
+    """The file that another one extends; ExperimentError names the one that says so."""
+    name = tables.get("extends", DEFAULTS)
+    try:
+        if not isinstance(name, str):
+            raise ExperimentError("must be the name of an experiment or the path of a TOML file, in quotes")
+        return find_file(name, file.parent)
+    except ExperimentError as error:
+        raise ExperimentError(f"{file}: extends = {shown(name)}: {error}") from None
 
 
 def _check_names(loaded: LoadedExperiment) -> None:

@@ -5,16 +5,17 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from essence.distill.cost import Architecture
-from essence.errors import PinError, nearest
-from essence.local_files import local_files
-from essence.settings import AnswerType, Record, RowFormat, Source
-from essence.validation import merge_tables, read_toml, validate
+from essence.errors import ExperimentError, PinError, nearest
+from essence.local_files import fits, local_files, local_path, place
+from essence.settings import AnswerType, Count, Name, Option, Record, RowFormat, Size, Source
+from essence.tiny.options import OPTIONS
+from essence.validation import Layer, merge_tables, read_toml, shown, validate
 
 CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
 ORIGINS = ("repository", "path", "builtin")
@@ -32,10 +33,11 @@ class Pin(Record):
     repository: str | None = None
     commit: str | None = None
     files: list[str] = Field(default_factory=list)
-    """Patterns of the files that are needed; empty = weights and tokenizer of a model, rows of a data set."""
+    """Patterns of the files that are needed; empty = weights and tokenizer of a model, rows of a data set; of a local
+    folder, everything."""
     path: str | None = None
     builtin: str | None = None
-    options: dict[str, int | float | str] = Field(default_factory=dict)
+    options: dict[str, Option] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def one_origin(self) -> "Pin":
@@ -43,6 +45,18 @@ class Pin(Record):
         if len(given) != 1:
             raise ValueError(f"needs exactly one of {', '.join(ORIGINS)}; found {', '.join(given) or 'none'}")
         return self
+
+    @field_validator("options")
+    @classmethod
+    def known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Those of a source that the kit makes; looked at before a stage begins to make it."""
+        builtin = info.data.get("builtin")
+        if builtin in OPTIONS:
+            try:
+                validate(OPTIONS[builtin], options, f"of '{builtin}'")
+            except ExperimentError as error:
+                raise ValueError(str(error)) from None
+        return options
 
     @field_validator("commit")
     @classmethod
@@ -53,16 +67,31 @@ class Pin(Record):
         return commit
 
 
+class ArchitectureTable(Record):
+    """Sizes of a model, as a person writes them."""
+
+    hidden: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate: Size
+    vocabulary: Count
+    tied: bool
+    qk_norm: bool = True
+    qkv_bias: bool = False
+
+
 class ModelPin(Pin):
-    architecture: Architecture | None = None
+    architecture: ArchitectureTable | None = None
     """For estimates before the model is there."""
 
 
 class DatasetPin(Pin):
     format: RowFormat
-    mean_row_tokens: int | None = None
+    mean_row_tokens: Count | None = None
     """For estimates before the rows are there."""
-    rows_wanted: Annotated[int, Field(gt=0)] | None = None
+    rows_wanted: Count | None = None
     """Stream so many first rows of the repository instead of fetching its files whole."""
     columns: list[str] = Field(default_factory=list)
     """Columns of the Parquet files that are streamed; empty = all."""
@@ -81,16 +110,16 @@ class BenchmarkPin(Pin):
     answer_field: str
     answer_type: AnswerType
     prompt: str
-    problems: int | None = None
+    problems: Count | None = None
     """Number of problems, for estimates."""
 
 
 class Catalogue(Record):
     """All that has a short name."""
 
-    models: dict[str, ModelPin] = Field(default_factory=dict)
-    datasets: dict[str, DatasetPin] = Field(default_factory=dict)
-    benchmarks: dict[str, BenchmarkPin] = Field(default_factory=dict)
+    models: dict[Name, ModelPin] = Field(default_factory=dict)
+    datasets: dict[Name, DatasetPin] = Field(default_factory=dict)
+    benchmarks: dict[Name, BenchmarkPin] = Field(default_factory=dict)
 
 
 Kind = Literal["model", "dataset", "benchmark"]
@@ -113,35 +142,43 @@ def _without_origin(entry: Any, over: Any) -> Any:
     return {key: value for key, value in entry.items() if key not in OF_AN_ORIGIN}
 
 
-def read_catalogue(layers: list[tuple[str, dict[str, Any]]]) -> Catalogue:
+def read_catalogue(layers: Sequence[Layer]) -> Catalogue:
     """Merge layers of (where, tables), lowest first; errors name the layer that brought them in."""
     merged: dict[str, Any] = {}
-    catalogue = Catalogue()
-    for where, tables in layers:
-        merged = merge_catalogues(merged, tables)
-        catalogue = validate(Catalogue, merged, where)
-    return catalogue
+    for _, tables in layers:
+        merged = merge_catalogues(merged, dict(tables))
+    return validate(Catalogue, merged, layers[-1][0], layers)
 
 
 def read_pins_file(path: Path) -> tuple[str, dict[str, Any]]:
     """A layer from a TOML file; relative paths in it are relative to the file."""
     tables = read_toml(path)
-    return str(path), anchor_paths(tables, path.parent)
+    return str(path), anchor_paths(tables, path)
 
 
-def anchor_paths(tables: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same tables with every local `path` made absolute, `~` and relative ones included."""
-    anchored: dict[str, Any] = {}
-    for table, entries in tables.items():
-        anchored[table] = entries
-        if isinstance(entries, dict):
-            anchored[table] = {
-                name: {**entry, "path": str((folder / Path(entry["path"]).expanduser()).resolve())}
-                if isinstance(entry, dict) and isinstance(entry.get("path"), str)
-                else entry
-                for name, entry in entries.items()
-            }
+def anchor_paths(tables: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The same tables with every local `path` of the catalogue made absolute, `~` and paths beside `file` included.
+
+    Raises:
+        ExperimentError: something that no file or folder of this machine can be called.
+    """
+    anchored = dict(tables)
+    for table in CATALOGUE_TABLES:
+        if isinstance(entries := tables.get(table), dict):
+            anchored[table] = {name: _anchored(entry, f"{table}.{name}", file) for name, entry in entries.items()}
     return anchored
+
+
+def _anchored(entry: Any, key: str, file: Path) -> Any:
+    if not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
+        return entry
+    try:
+        path = local_path(entry["path"], file.parent)
+        if place(path) == "special":
+            raise ValueError("a file or folder is wanted, found a device, a pipe or a socket")
+    except ValueError as error:
+        raise ExperimentError(f"{file}: {key}.path = {shown(entry['path'])}: {error}") from None
+    return {**entry, "path": str(path)}
 
 
 def find_pin(pins: dict[str, AnyPin], name: str, kind: Kind, where: str) -> AnyPin:
@@ -158,14 +195,18 @@ def to_source(kind: Kind, name: str, pin: Pin) -> Source:
         name=name,
         repository=pin.repository,
         commit=pin.commit or None,
-        files=(pin.files or (MODEL_FILES if kind == "model" else ROW_FILES)) if pin.repository else [],
+        files=pin.files or (_usual_files(kind) if pin.repository else []),
         rows_wanted=getattr(pin, "rows_wanted", None),
         columns=getattr(pin, "columns", []),
         path=pin.path,
-        path_state=path_state(Path(pin.path)) if pin.path else None,
+        path_state=path_state(Path(pin.path), pin.files) if pin.path else None,
         builtin=pin.builtin,
         options=pin.options,
     )
+
+
+def _usual_files(kind: Kind) -> list[str]:
+    return MODEL_FILES if kind == "model" else ROW_FILES
 
 
 def missing(source: Source) -> str | None:
@@ -175,17 +216,31 @@ def missing(source: Source) -> str | None:
             f"the pin of {source.kind} '{source.name}' ({source.repository}) is empty; "
             "run `invoke pin` on a machine with network, or give a local `path` for it with --pins FILE"
         )
-    if source.path and not Path(source.path).exists():
-        return (
-            f"{source.kind} '{source.name}': its local path {source.path} does not exist; give another with --pins FILE"
-        )
+    if source.path and (reason := _unfit(source, Path(source.path))):
+        return f"{source.kind} '{source.name}': its local path {source.path} {reason}; give another with --pins FILE"
     return None
 
 
-def path_state(path: Path) -> str:
+def _unfit(source: Source, path: Path) -> str | None:
+    """Why a local path cannot be taken in."""
+    found = place(path)
+    if found == "nothing":
+        return "does not exist"
+    if found == "special":
+        return "is a device, a pipe or a socket, wanted: a file or folder"
+    if found == "file" and source.kind == "model":
+        return "is a file, wanted: the folder of a model"
+    if source.files and not local_files(path, source.files):
+        return f"has no file that fits files = {source.files}"
+    if found == "file" and source.files and not fits(path.name, source.files):
+        return f"is a file that does not fit files = {source.files}"
+    return None
+
+
+def path_state(path: Path, patterns: Sequence[str] = ()) -> str:
     """Hash over names, sizes and modification times of the files that are taken in; contents are hashed when copied."""
     digest = hashlib.sha256()
-    for file in local_files(path):
+    for file in local_files(path, patterns):
         status = file.stat()
         name = file.name if file == path else file.relative_to(path).as_posix()
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

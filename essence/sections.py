@@ -1,15 +1,16 @@
 """What the TOML file of an experiment may hold: its tables, their keys and bounds."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from essence.errors import nearest
 from essence.settings import (
     LSP,
+    Count,
     GraderName,
     GradingSettings,
     LoopSettings,
+    Name,
     ObjectiveSettings,
     OptimizerSettings,
     ParallelSettings,
@@ -19,11 +20,12 @@ from essence.settings import (
     Resources,
     SamplingSettings,
     Sections,
+    Seed,
     Span,
     TeacherChoice,
+    TokenBudget,
 )
 
-Seed = Annotated[int, Field(strict=True, ge=0)]
 SeedRule = Seed | Literal["cell"]
 """A fixed seed, or `"cell"`: the seed of the cell."""
 
@@ -31,7 +33,7 @@ SeedRule = Seed | Literal["cell"]
 class Matrix(Record):
     """One block of the matrix: the product of its axes. Axes that are not given come from `[axes]`."""
 
-    dataset: list[str]
+    dataset: list[Name]
     pair: list[str]
     """`teacher_student`, both by short name."""
     lsp: list[LSP]
@@ -39,9 +41,9 @@ class Matrix(Record):
     sections: list[Sections]
     protocol: list[ProtocolName]
     seed: list[Seed]
-    train_rows: list[Annotated[int, Field(strict=True, gt=0)]]
+    train_rows: list[Count]
     """Empty = as the data set says; otherwise an axis of its own (row-matched arms)."""
-    token_budget: list[Annotated[int, Field(strict=True, gt=0)]]
+    token_budget: list[TokenBudget]
     """Empty = all of `train_rows`; otherwise rows, in order, until so many tokens are read (token-matched arms)."""
 
 
@@ -50,19 +52,33 @@ OPTIONAL_AXES = ("train_rows", "token_budget")
 """Axes that may be empty."""
 
 
+class Axes(Record):
+    """Values for every block of the matrix that does not give its own."""
+
+    dataset: list[Name] | None = None
+    pair: list[str] | None = None
+    lsp: list[LSP] | None = None
+    span: list[Span] | None = None
+    sections: list[Sections] | None = None
+    protocol: list[ProtocolName] | None = None
+    seed: list[Seed] | None = None
+    train_rows: list[Count] | None = None
+    token_budget: list[TokenBudget] | None = None
+
+
 class DataSection(Record):
     """Rows of one data set."""
 
-    max_row_tokens: Annotated[int, Field(gt=0)]
-    train_rows: Annotated[int, Field(gt=0)]
-    validation_rows: Annotated[int, Field(gt=0)]
+    max_row_tokens: Count
+    train_rows: Count
+    validation_rows: Count
     split_seed: SeedRule
     tokenizer: Literal["student", "teacher"]
     """Whose tokenizer and chat template render the rows."""
     published: PublishedRows | Literal["not read"] | None = None
     """Fingerprints of the released rows (experiments/fingerprints.toml), with which the record compares its own; "not
     read" where the list is published and its content was not at hand."""
-    max_row_characters: Annotated[int, Field(gt=0)]
+    max_row_characters: Count
     """Longer rows are rejected unread: a guard against broken files, far above `max_row_tokens`."""
     max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]
     """The stage fails where a larger share of the rows is rejected."""
@@ -72,8 +88,8 @@ class DataSection(Record):
 class DecontaminationSection(Record):
     """Evaluation problems among the training questions: counted always, removed when asked."""
 
-    benchmarks: list[str]
-    overlap_words: Annotated[int, Field(gt=0)]
+    benchmarks: list[Name]
+    overlap_words: Count
     remove: bool
 
 
@@ -83,20 +99,20 @@ class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, Parall
     `batch_rows` is the effective batch as stated, accumulation included.
     """
 
-    gradient_accumulation: Annotated[int, Field(gt=0)]
+    gradient_accumulation: Count
     """The part of `batch_rows` that is accumulation; protocol `released` leaves it out (trap 1)."""
 
 
 class EvaluationSection(SamplingSettings):
     """Benchmarks and sampling."""
 
-    benchmarks: Annotated[list[str], Field(min_length=1)]
+    benchmarks: Annotated[list[Name], Field(min_length=1)]
     baselines: list[Literal["student", "teacher"]]
     """Models that are evaluated as they come, beside the trained ones."""
-    problems: Annotated[int, Field(gt=0)] | None = None
+    problems: Count | None = None
     """Take only the first so many problems of each benchmark."""
     seed: SeedRule
-    expected_tokens: Annotated[int, Field(gt=0)]
+    expected_tokens: Count
     """Tokens a completion is expected to have; for estimates only."""
 
 
@@ -108,7 +124,7 @@ class GradingSection(GradingSettings):
 
 
 class ResourcesSection(Resources):
-    parallel_stages: Annotated[int, Field(gt=0)]
+    parallel_stages: Annotated[int, Field(gt=0, le=1000)]
     """Stages that the local engine runs at the same time."""
 
 
@@ -119,19 +135,11 @@ class Experiment(Record):
     note: str = ""
     """What the reader of the report should know first."""
     extends: str | None = None
-    axes: dict[str, list[Any]]
+    axes: Axes
     matrix: Annotated[list[Matrix], Field(min_length=1)]
-    data: dict[str, DataSection]
+    data: dict[Name, DataSection]
     decontamination: DecontaminationSection
     training: TrainingSection
     evaluation: EvaluationSection
     grading: GradingSection
     resources: ResourcesSection
-
-    @field_validator("axes")
-    @classmethod
-    def known_axes(cls, axes: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for axis in axes:
-            if axis not in AXES:
-                raise ValueError(f"unknown axis '{axis}'{nearest(axis, AXES)} (known: {', '.join(AXES)})")
-        return axes

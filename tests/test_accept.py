@@ -141,6 +141,60 @@ def test_too_many_rejections_stop_with_the_table(tmp_path: Path) -> None:
         accept(tmp_path, ROWS[3:5], settings(max_rejected_share=1.0))
 
 
+@pytest.mark.parametrize("protocol", ["released", "corrected"])
+def test_a_data_set_without_thoughts_stops(tmp_path: Path, protocol: str) -> None:
+    plain = [{**row(f"{number}+1?", f"It is {number + 1}."), "trace": "x"} for number in range(3)]
+    with pytest.raises(InputError) as caught:
+        accept(tmp_path, plain, settings(protocol, max_rejected_share=1.0))
+    if protocol == "corrected":
+        assert "none of 3 rows can be used: no thought markers" in str(caught.value)
+    else:
+        sentence = "none of the 3 rows that can be used holds a thought (columns seen: conversations, trace)"
+        assert sentence in str(caught.value) and "reasoning_content" in str(caught.value)
+    accepted, _ = accept(tmp_path, [*plain, row("1+4?", TRACE.format(5))], settings(protocol))
+    assert list(accepted) == ([3] if protocol == "corrected" else [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("protocol", ["released", "corrected"])
+def test_a_thought_in_a_field_is_rendered_between_the_markers(tmp_path: Path, protocol: str) -> None:
+    found = row("1+1?", "It is 2.")
+    found["conversations"][1]["reasoning_content"] = "Add."
+    accepted, results = accept(tmp_path, [found], settings(protocol))
+    assert accepted == {0: Exchange("1+1?", "<think>\nAdd.\n</think>\n\nIt is 2.")}
+    assert results["rejections"] == results["remarks"] == {}
+
+
+def test_the_names_that_were_seen_are_counted(tmp_path: Path) -> None:
+    rows = [{"conversations": [{"from": f"role {number % 60}", "value": "x"}]} for number in range(120)]
+    rows += [{"conversations": [{"from": "gpt", "value": "x"}]}] * 9
+    good = [row(f"{number}+1?", TRACE.format(number + 1)) for number in range(30)]
+    _, results = accept(tmp_path, [*rows, *good], settings())
+    seen = results["rejections"]["unknown role"]["seen"]
+    assert len(seen) == 50 and seen["'role 0'"] == 2
+    line = next(line for line in rejection_table(results) if "unknown role" in line)
+    assert line.endswith("(seen: 'role 0'; 'role 1'; 'role 10'; ...)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("meta.json", '{\n "a": 1\n}\n'),
+        ("meta.json", '{"a": 1}'),
+        ("meta.json", '["train", "test"]'),
+        ("zmeta.jsonl", '{"a": 1}\n{"a": 2}\n'),
+        ("a/meta.json", "3"),
+    ],
+)
+def test_a_file_beside_the_rows_that_holds_none_is_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    good = [row(f"{number}+1?", TRACE.format(number + 1)) for number in range(30)]
+    with pytest.raises(InputError) as caught:
+        accept(tmp_path, good, settings())
+    wanted = f"{tmp_path / name} is no file of rows; remove it, or name the files with `files`"
+    assert str(caught.value).startswith(wanted) and "\n" not in str(caught.value)
+
+
 def test_rows_that_are_not_wanted_stop_nothing(tmp_path: Path) -> None:
     other = {"prompt": "x", "llm_response": "y", "task_type": "verifiable_code"}
     wanted = {"prompt": "1+1?", "llm_response": "<think>a</think>2", "task_type": "verifiable_math"}

@@ -1,5 +1,7 @@
 """Reading problems in every shape that the published files have."""
 
+import codecs
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,7 @@ def test_limit(tmp_path: Path) -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no problems"):
+    with pytest.raises(InputError, match="no rows: expected files ending in"):
         read_problems(tmp_path / "absent", settings())
     folder = folder_of(tmp_path, 1)
     with pytest.raises(InputError, match=r"row 0: no field 'anwser' \(answer_field .*did you mean 'answer'\?"):
@@ -123,8 +125,23 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="field 'answer' is empty"):
         read_problems(folder, settings())
     (folder / "sums.jsonl").write_text('{"problem": ')
-    with pytest.raises(InputError, match=r"sums\.jsonl cannot be read as jsonl"):
+    with pytest.raises(InputError, match=r"sums\.jsonl:1: not valid JSON"):
         read_problems(folder, settings())
+
+
+@pytest.mark.parametrize("problem", [3, 2.5, True, ["p"], {"text": "p"}, "", " \n", "\ud83d"])
+def test_a_problem_that_is_no_text_is_refused(tmp_path: Path, problem: Any) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"problem": problem, "answer": 1}))
+    with pytest.raises(InputError, match=r"a\.jsonl, row 0: field 'problem' (holds|is empty)"):
+        read_problems(tmp_path, settings())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_problems_lie_in_the_files_that_rows_lie_in(tmp_path: Path, name: str, mark: bytes) -> None:
+    content = mark + b'{"problem": "p", "answer": 1}\r\n\r\n{"problem": "q", "answer": 2}\r\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert [p.problem for p in read_problems(tmp_path, settings())] == ["p", "q"]
 
 
 def test_prompt() -> None:

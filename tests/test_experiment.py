@@ -100,7 +100,7 @@ MATRIX = '[[matrix]]\ndataset = ["bespoke"]\npair = ["qwen3-8b_qwen3-4b-base"]\n
         ("[resources]\nkept_checkpoints = 1", ["resources.kept_checkpoints", "1", "greater than or equal to 2"]),
         ("[evaluation]\nsamples = 0", ["evaluation.samples", "0", "greater than 0"]),
         ('[evaluation]\nbenchmarks = ["aime26"]', ["unknown benchmark 'aime26'", "did you mean 'aime2"]),
-        ("[axes]\nseeds = [1]", ["unknown axis 'seeds'", "did you mean 'seed'"]),
+        ("[axes]\nseeds = [1]", ["unknown key 'axes.seeds'", "did you mean 'seed'"]),
         ('[models.mine]\npath = "x"\nrepository = "a/b"', ["models.mine", "exactly one of"]),
         ('[models.mine]\nrepository = "a/b"\ncommit = "main"', ["models.mine.commit", "'main'", "40 hexadecimal"]),
         ("[matrix\n", ["mine.toml", "not valid TOML"]),

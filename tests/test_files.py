@@ -1,5 +1,6 @@
 """Files of rows: order, kinds, damage, memory."""
 
+import codecs
 import gzip
 import json
 import tracemalloc
@@ -58,6 +59,11 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
         ("a.json", b"[1,, 2]", "not valid JSON"),
         ("a.json", b"[1, 2] 3", "text after the list"),
         ("a.json", b'["\xff"]', "damaged"),
+        ("a.json", b'{\n "a": 1\n}\n', r"a\.json is no file of rows; remove it, or name the files with `files`"),
+        ("a.jsonl", '{"x": 1}\n'.encode("utf-16"), r"a\.jsonl: it is UTF-16"),
+        ("a.jsonl", '{"x": 1}\n'.encode("utf-16-be"), r"a\.jsonl: it is UTF-16"),
+        ("a.json", '[{"x": 1}]'.encode("utf-32"), r"a\.json: it is UTF-32"),
+        ("a.jsonl.gz", gzip.compress('{"x": 1}\n'.encode("utf-16")), r"a\.jsonl\.gz: it is UTF-16"),
         ("a.json", b"[" * 100_000, "not valid JSON"),
         ("a.parquet", b"PAR1", "damaged Parquet"),
         ("a.txt", b"", "no rows"),
@@ -69,6 +75,15 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, mess
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         list(read_rows(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize("content", [b"", b'{"x": 1}\r\n{"x": 2}\r\n'])
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path: Path, name: str, content: bytes) -> None:
+    marked = codecs.BOM_UTF8 + content
+    (tmp_path / name).write_bytes(gzip.compress(marked) if name.endswith(".gz") else marked)
+    assert list(read_rows(tmp_path)) == ([{"x": 1}, {"x": 2}] if content else [])
+    assert count_rows(tmp_path) == (2 if content else 0)
 
 
 json_values = st.recursive(

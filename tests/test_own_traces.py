@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from safetensors.numpy import save_file
 
+from essence.distill.models import load_tokenizer
+from essence.errors import InputError
 from essence.pins import DatasetPin, to_source
+from essence.scoring.benchmarks import Problem
+from essence.scoring.requests import render_prompts
 from essence.settings import DownloadSettings, TokenizeSettings
 from essence.stages import download, tokenize
 from essence.stages.context import Progress, StageContext, StopRequest
@@ -105,6 +110,40 @@ def test_every_kind_of_file_gives_the_same_tokens(tmp_path: Path, tokenizer: Pat
     write_rows(folder, "b.jsonl", rows(20)[9:])
     found["folder"] = tokenized(tmp_path / "of-folder", folder, tokenizer)
     assert len(set(found.values())) == 1, found
+
+
+def test_files_choose_the_rows_of_a_folder(tmp_path: Path, tokenizer: Path) -> None:
+    folder = tmp_path / "own"
+    (folder / "data").mkdir(parents=True)
+    write_rows(folder, "data/rows.jsonl", rows(20))
+    (folder / "meta.json").write_text('{\n "a": 1\n}\n')
+    with pytest.raises(InputError, match=r"meta\.json is no file of rows; remove it, or name the files with `files`"):
+        tokenized(tmp_path / "all", folder, tokenizer)
+    chosen = DatasetPin(path=str(folder), format="messages", files=["data/*.jsonl"])
+    source = to_source("dataset", "mine", chosen)
+    fetched = context(tmp_path / "download")
+    download.run(DownloadSettings(source=source), fetched)
+    assert [p.name for p in fetched.partial.rglob("*") if p.is_file()] == ["rows.jsonl"]
+    state = source.path_state
+    (folder / "meta.json").write_text("{}")
+    assert to_source("dataset", "mine", chosen).path_state == state
+    write_rows(folder, "data/rows.jsonl", rows(21))
+    assert to_source("dataset", "mine", chosen).path_state != state
+
+
+def test_a_template_that_renders_nothing_is_refused_where_it_does(tmp_path: Path, tokenizer: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tokenizer / "model", model)
+    for file in model.glob("*.jinja"):
+        file.unlink()
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{# nothing #} "}))
+    (tmp_path / "rows" / "rows").mkdir(parents=True)
+    write_rows(tmp_path / "rows" / "rows", "rows.jsonl", rows(3))
+    with pytest.raises(InputError, match="its chat template renders a question and an answer to nothing"):
+        tokenize.run(SETTINGS, context(tmp_path / "tokenize", rows=tmp_path / "rows", tokenizer=tmp_path))
+    with pytest.raises(InputError, match="The chat template renders problem 7 to nothing"):
+        render_prompts(load_tokenizer(model), [Problem("7", "1+1?", "2")], "{problem}")
 
 
 def example() -> tuple[str, dict[str, Any]]:

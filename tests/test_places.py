@@ -16,7 +16,7 @@ from essence.engines.inherited import inherited
 from essence.engines.local import variables
 from essence.engines.surroundings import surroundings
 from essence.errors import DISK, ExperimentError, disk_error
-from essence.user_paths import check_outside
+from essence.local_files import check_outside
 
 FLOCK = r"""
 #include <errno.h>

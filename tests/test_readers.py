@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from essence.data.exchange import Exchange, Reason
+from essence.data.exchange import Exchange, Fault, Reason
 from essence.data.markers import Trace, has_solution_marker, replace_exactly, split_trace
 from essence.data.readers import READERS
+from essence.data.thoughts import THOUGHT_FIELDS, holds_thought
 from essence.settings import RowFormat
 
 TRACE = "<|begin_of_thought|>\n\nAdd.\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\nIt is 4.\n\n<|end_of_solution|>"
@@ -24,6 +25,15 @@ def turns(*pairs: tuple[object, object], keys: tuple[str, str] = ("from", "value
 
 def conversation(user: object = "2+2?", assistant: object = TRACE) -> dict[str, Any]:
     return {"system": "Think.", "conversations": turns(("user", user), ("assistant", assistant))}
+
+
+def answered(answer: object, **fields: object) -> dict[str, Any]:
+    """A conversation whose answer has further fields."""
+    question, _ = conversation()["conversations"]
+    return {"conversations": [question, {"from": "assistant", "value": answer, **fields}]}
+
+
+ANSWER = turns(("assistant", TEXT))
 
 
 def synthetic(**changes: object) -> dict[str, Any]:
@@ -49,7 +59,13 @@ def nemotron(given: object = ASKED, output: object = TEXT) -> dict[str, Any]:
 
 def read(row_format: RowFormat, row: object) -> Trace | Reason:
     exchange = READERS[row_format](row)
-    return exchange if isinstance(exchange, Reason) else split_trace(exchange)
+    return exchange.reason if isinstance(exchange, Fault) else split_trace(exchange)
+
+
+def reason_of(row_format: RowFormat, row: object) -> Reason:
+    fault = READERS[row_format](row)
+    assert isinstance(fault, Fault), fault
+    return fault.reason
 
 
 @pytest.mark.parametrize(
@@ -74,7 +90,7 @@ def test_rows_of_the_documented_schemas(row_format: RowFormat, row: dict[str, An
 @pytest.mark.parametrize("row_format", get_args(RowFormat))
 @pytest.mark.parametrize("row", ["text", None, 3, [], ["conversations"]])
 def test_what_is_no_row(row_format: RowFormat, row: object) -> None:
-    assert READERS[row_format](row) is Reason.NOT_A_ROW
+    assert reason_of(row_format, row) is Reason.NOT_A_ROW
 
 
 CONVERSATIONS: list[tuple[object, Reason]] = [
@@ -96,6 +112,16 @@ CONVERSATIONS: list[tuple[object, Reason]] = [
     (conversation(assistant=None), Reason.NOT_TEXT),
     (conversation(user=["2+2?"]), Reason.NOT_TEXT),
     ({"conversations": [{"from": "user"}, {"from": "assistant"}]}, Reason.NOT_TEXT),
+    (answered("4", tool_calls=[{"name": "add"}]), Reason.UNKNOWN_FIELD),
+    (answered(TEXT, weight=0), Reason.UNKNOWN_FIELD),
+    ({"conversations": [{"from": "user", "value": "2+2?", "reasoning": "x"}, *ANSWER]}, Reason.UNKNOWN_FIELD),
+    (answered(TEXT, reasoning="Add."), Reason.TWO_THOUGHTS),
+    (answered(TRACE, reasoning_content="Add."), Reason.TWO_THOUGHTS),
+    (answered("4", reasoning="<think>Add.</think>"), Reason.TWO_THOUGHTS),
+    (answered("4", reasoning="Add.", thinking="Count."), Reason.TWO_THOUGHTS),
+    (answered("4", reasoning=["Add."]), Reason.NOT_TEXT),
+    (answered(None, reasoning="Add."), Reason.NOT_TEXT),
+    (answered("4", thinking="\ud83d"), Reason.NOT_UNICODE),
     (conversation(user="\ud83d"), Reason.NOT_UNICODE),
     (conversation(assistant=TRACE + "\udc00"), Reason.NOT_UNICODE),
 ]
@@ -115,6 +141,7 @@ PAIRS: list[tuple[RowFormat, object, Reason]] = [
     ("nemotron", nemotron([[]]), Reason.NOT_TWO_TURNS),
     ("nemotron", nemotron([{"role": "system", "content": "x"}, *ASKED]), Reason.WRONG_TURN_ORDER),
     ("nemotron", nemotron([{"role": "human", "content": "x"}]), Reason.UNKNOWN_ROLE),
+    ("nemotron", nemotron([{**ASKED[0], "tool_calls": [1]}]), Reason.UNKNOWN_FIELD),
     ("nemotron", nemotron([{"role": "user"}]), Reason.NOT_TEXT),
     ("nemotron", nemotron(output=4), Reason.NOT_TEXT),
     ("nemotron", nemotron(output="\ud83d"), Reason.NOT_UNICODE),
@@ -123,7 +150,7 @@ PAIRS: list[tuple[RowFormat, object, Reason]] = [
 
 @pytest.mark.parametrize(("row", "reason"), CONVERSATIONS)
 def test_turns_that_cannot_be_read(row: object, reason: Reason) -> None:
-    assert READERS["conversations"](row) is reason
+    assert reason_of("conversations", row) is reason
     as_messages = json.loads(
         json.dumps(row)
         .replace('"conversations"', '"messages"')
@@ -131,12 +158,65 @@ def test_turns_that_cannot_be_read(row: object, reason: Reason) -> None:
         .replace('"value"', '"content"')
     )
     if reason is not Reason.MISSING_COLUMN:
-        assert READERS["messages"](as_messages) is reason
+        assert reason_of("messages", as_messages) is reason
 
 
 @pytest.mark.parametrize(("row_format", "row", "reason"), PAIRS)
 def test_pairs_that_cannot_be_read(row_format: RowFormat, row: object, reason: Reason) -> None:
-    assert READERS[row_format](row) is reason
+    assert reason_of(row_format, row) is reason
+
+
+@pytest.mark.parametrize("field", THOUGHT_FIELDS)
+def test_a_thought_in_a_field_of_its_own_is_read(field: str) -> None:
+    nothing: dict[str, Any] = {"tool_calls": None, "name": "", "weight": []}
+    assert read("conversations", answered(" It is 4.\n", **{field: "\nAdd.", **nothing})) == Trace(
+        "2+2?", "Add.", "It is 4."
+    )
+    assert read("conversations", answered("It is 4.", **{field: " \n"})) is Reason.NO_THOUGHT
+    # vLLM sends the same thought under its old and its new name.
+    assert read("conversations", answered("It is 4.", **{field: "Add.", "reasoning": "Add."})) == Trace(
+        "2+2?", "Add.", "It is 4."
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        ({"conversations": turns(("human", "x"), ("gpt", "y"))}, "'human', 'gpt'"),
+        ({"conversations": [{"value": "x"}, {"value": "y"}]}, "null"),
+        ({"conversations": conversation()["conversations"] * 9}, "user, assistant, user, assistant and 14 more"),
+        ({"conversations": []}, "no turn"),
+        ({"data": [], "id": 1}, "no conversations; columns: data, id"),
+        ({"conversations": 3.0}, "conversations: number"),
+        ({"conversations": [None]}, "turn: null"),
+        (conversation(user=[{"type": "text", "text": "2+2?"}]), "value of the question: list"),
+        (answered("4", tool_calls=[{"name": "add"}]), "'tool_calls'"),
+        (answered(TEXT, reasoning="Add."), "markers and reasoning"),
+        (answered("4", reasoning="Add.", thinking="Count."), "reasoning and thinking"),
+        (answered("4", thinking=3), "thinking: number"),
+        (None, "null"),
+    ],
+)
+def test_a_fault_names_what_was_seen(row: object, seen: str) -> None:
+    fault = READERS["conversations"](row)
+    assert isinstance(fault, Fault) and fault.seen == seen
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        (TEXT, True),
+        ("<think>never closed", True),
+        ("never opened</think>b", True),
+        ("It is 4.", False),
+        ("<think> \n</think>b", False),
+        ("</think>b", False),
+        ("b<think>", False),
+        ("", False),
+    ],
+)
+def test_whether_a_text_holds_a_thought(text: str, held: bool) -> None:
+    assert holds_thought(text) is held
 
 
 FAULTS: list[tuple[str, str, Reason]] = [
@@ -244,7 +324,7 @@ leaf = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | s
 marked = st.lists(st.sampled_from(["<think>", "</think>", "<|begin_of_solution|>", "a", "\n"]), max_size=8).map("".join)
 word = st.sampled_from(["user", "assistant", "system", "verifiable_math", "[]", '[{"role": "user"}]']) | marked
 columns = ["conversations", "messages", "input", "output", "prompt", "llm_response", "task_type"]
-keys = st.sampled_from([*columns, "from", "value", "role", "content"])
+keys = st.sampled_from([*columns, "from", "value", "role", "content", "tool_calls", *THOUGHT_FIELDS])
 any_json = st.recursive(
     leaf | word, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5), max_leaves=12
 )
@@ -258,7 +338,7 @@ def test_no_reader_crashes_on_any_json_value(value: object) -> None:
             assert isinstance(split_trace(outcome), Trace | Reason)
             replace_exactly(outcome.assistant)
         else:
-            assert isinstance(outcome, Reason)
+            assert isinstance(outcome, Fault) and len(outcome.seen) < 500
 
 
 @given(marked, marked)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from essence.experiment import EXPERIMENTS
-from essence.settings import LSP, Record, Sections, Span
+from essence.settings import LSP, Count, Factor, Record, Sections, Share, Span
 from essence.validation import read_toml, validate
 
 CLAIMS_FILE = EXPERIMENTS / "claims.toml"
@@ -25,7 +25,9 @@ Measure = Literal[
     "rise-and-saturation",
     "none",
 ]
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Value = Annotated[float, Field(ge=-1e9, le=1e9)]
+Limit = Annotated[float, Field(strict=True, allow_inf_nan=True)]
+"""Of an interval, which may be open: `inf` is no upper limit."""
 
 
 class Claim(Record):
@@ -43,16 +45,16 @@ class Claim(Record):
     span: Span
     sections: Sections
     lsp: LSP | None = None
-    reported: float | None = None
+    reported: Value | None = None
     reported_words: str = ""
     """The reported value as the paper puts it: `about half`."""
-    tolerance: Annotated[float, Field(gt=0.0)] | None = None
-    accepts: tuple[float, float] | None = None
+    tolerance: Factor | None = None
+    accepts: Annotated[tuple[Limit, Limit], Field(strict=False)] | None = None
     """Values of ours that count as reproduced, where nothing is reported that a tolerance could be laid around."""
-    settings: int | None = None
+    settings: Count | None = None
     """How many settings the published value is a mean over."""
     cost: Literal["time", "memory", "flops"] | None = None
-    memory_gb: Annotated[float, Field(gt=0.0)] | None = None
+    memory_gb: Factor | None = None
     saturated: Share | None = None
     near: Share | None = None
     """How far, as a share, two losses may lie apart and still be near each other."""
@@ -113,7 +115,7 @@ class Rival(Record):
     source: str
     benchmark: str
     student: str
-    accuracy: dict[str, float]
+    accuracy: dict[str, Annotated[float, Field(ge=0.0, le=100.0)]]
     """Share of the trace kept -> accuracy in per cent."""
 
 

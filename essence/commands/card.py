@@ -9,9 +9,9 @@ from rich.console import Console
 from essence.atomic import read_json, write_atomically
 from essence.commands.status import not_run_here
 from essence.errors import ExperimentError, RecordError
+from essence.local_files import typed_path
 from essence.record.card import model_card
 from essence.store import RunDirectory
-from essence.user_paths import resolved, user_path
 
 CARD_FILE = "README.md"
 
@@ -21,7 +21,7 @@ def write_cards(
 ) -> int:
     """Write the card of every finished training whose cell has `text` in its name; say which are not finished."""
     plan, chosen = cells_named(run_directory, experiment, text)
-    root = resolved(user_path(output, "--output"), "--output") if output else cards_folder(run_directory, experiment)
+    root = typed_path("--output", output) if output else cards_folder(run_directory, experiment)
     done = [entry for entry in chosen if run_directory.stage(entry["stages"]["train"]).done]
     for entry in done:
         file = card_file(root, entry["name"])

@@ -16,12 +16,12 @@ from rich.text import Text
 from essence.atomic import read_json
 from essence.errors import RecordError
 from essence.experiment import PROJECT
+from essence.local_files import typed_path
 from essence.record.compare import Chain, Difference, edited, likely_causes, merge, read_chain, result_differences
 from essence.record.export import unpack
 from essence.report import words
 from essence.scoring.statistics import Estimate, difference
 from essence.store import RunDirectory
-from essence.user_paths import resolved, user_path
 
 EXPERIMENT_END = ": "
 """Between an experiment and the name of a cell, which has no colon."""
@@ -100,7 +100,7 @@ def resolve(reference: str, unpacked: ExitStack) -> Side:
         RecordError: nothing is there, or the text fits no cell.
     """
     path, _, wanted = reference.partition(":")
-    folder = resolved(user_path(path), "folder") if path else PROJECT / "runs"
+    folder = typed_path("folder", path) if path else PROJECT / "runs"
     if folder.is_file() and folder.name != "manifest.json":
         temporary = Path(unpacked.enter_context(tempfile.TemporaryDirectory(prefix="essence-compare-")))
         folder, wrong = unpack(folder, temporary)

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, che
 from essence.engines import STARTING
 from essence.errors import ExperimentError, PinError
 from essence.experiment import LoadedExperiment, load
+from essence.local_files import local_path, place, typed_path
 from essence.machine import this_machine
 from essence.pins import ModelPin, find_pin
 from essence.plan import make_evaluation_plan
@@ -28,10 +30,10 @@ from essence.report.words import percent
 from essence.runner import Summary
 from essence.sections import EvaluationSection
 from essence.store import RunDirectory, hold
-from essence.user_paths import user_path
 from essence.validation import validate
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LONGEST_NAME = 64
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -71,7 +73,7 @@ def select_model(words: Words, asked: Asked) -> Selection:
     check_word("--engine", "engine", words.engine, STARTING)
     check_word("--protocol", "protocol", words.protocol, PROTOCOLS)
     root = run_directory(words.runs)
-    loaded = load(words.experiment or DEFAULT_EXPERIMENT, user_path(words.pins, "--pins") if words.pins else None)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     find_pin(loaded.catalogue.benchmarks, asked.benchmark, "benchmark", "--benchmark")
     name, pin = model_pin(asked.model)
     loaded = _with(loaded, name, pin, asked, root)
@@ -85,13 +87,15 @@ def select_model(words: Words, asked: Asked) -> Selection:
 
 def model_pin(text: str) -> tuple[str, ModelPin]:
     """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else."""
-    path = user_path(text, "--model")
-    if path.is_dir():
+    path = _local(text)
+    if path and place(path) == "file":
+        raise PinError(f"--model {text}: a file, wanted: the folder of a model, or owner/name@COMMIT")
+    if path and path.is_dir():
         if not (path / "config.json").is_file():
             raise PinError(f"--model {text}: the folder holds no model, config.json is missing")
-        return _short(path.resolve().name), ModelPin(path=str(path.resolve()))
+        return _short(path.name), ModelPin(path=str(path))
     repository, _, commit = text.partition("@")
-    if not HUB_ID.fullmatch(repository) or path.is_absolute():
+    if not HUB_ID.fullmatch(repository) or text.startswith(("/", "~")):
         raise PinError(f"--model {text}: no such folder; a model of the hub is written owner/name@COMMIT")
     if not COMMIT.fullmatch(commit):
         found = f"'{commit}'" if commit else "none"
@@ -102,8 +106,16 @@ def model_pin(text: str) -> tuple[str, ModelPin]:
     return _short(repository.split("/")[1]), ModelPin(repository=repository, commit=commit)
 
 
+def _local(text: str) -> Path | None:
+    """The path that a text may mean; None where it can mean none."""
+    try:
+        return local_path(text, Path.cwd())
+    except ValueError:
+        return None
+
+
 def _short(name: str) -> str:
-    return re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-.") or "model"
+    return re.sub(r"[^a-z0-9.-]+", "-", name.lower())[:LONGEST_NAME].strip("-.") or "model"
 
 
 def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root: RunDirectory) -> LoadedExperiment:
@@ -124,8 +136,8 @@ def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root
 
 def _number(name: str, text: str) -> int:
     option = "--" + name.replace("_", "-")
-    if not re.fullmatch(r"-?[0-9]+", text) or int(text) < 1:
-        raise ExperimentError(f"{option} {text}: must be an integer of at least 1")
+    if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < 1:
+        raise ExperimentError(f"{option} {text[:LONGEST_NAME]}: must be an integer of at least 1")
     return int(text)
 
 

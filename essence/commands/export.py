@@ -7,10 +7,10 @@ from rich.console import Console
 from essence.commands.report import write
 from essence.commands.status import not_run_here
 from essence.experiment import PROJECT
+from essence.local_files import typed_path
 from essence.record.canonical import sha256_file
 from essence.record.export import export
 from essence.store import RunDirectory
-from essence.user_paths import resolved, user_path
 
 MIB = 1 << 20
 
@@ -22,7 +22,7 @@ def write_archive(
     if not run_directory.plan(experiment).is_file():
         raise not_run_here(run_directory, experiment)
     write(run_directory, experiment, console)
-    target = resolved(user_path(output, "--output"), "--output") if output else Path.cwd() / f"{experiment}.tar.gz"
+    target = typed_path("--output", output) if output else Path.cwd() / f"{experiment}.tar.gz"
     contents = export(run_directory, experiment, PROJECT, target, weights)
     left = sum(entry["bytes"] for entry in contents.left_out)
     console.print(

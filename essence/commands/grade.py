@@ -12,10 +12,10 @@ from rich.console import Console
 
 from essence.errors import InputError, nearest
 from essence.experiment import EXPERIMENTS
+from essence.local_files import typed_path
 from essence.scoring.grade import Item, grade_all
 from essence.scoring.graders import PACKAGE, grader_version
 from essence.settings import GraderName
-from essence.user_paths import user_path
 from essence.validation import read_toml
 
 FIELDS = ("gold", "completion")
@@ -60,7 +60,7 @@ def _items(file: str) -> Iterator[Item]:
 
 def _read(file: str) -> str:
     try:
-        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else user_path(file).read_bytes()
+        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else typed_path("FILE", file).read_bytes()
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}.") from error

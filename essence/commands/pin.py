@@ -9,6 +9,8 @@ from rich.console import Console
 from essence.atomic import write_atomically
 from essence.errors import PinError
 from essence.experiment import PIN_FILES
+from essence.text_files import read_text
+from essence.validation import read_toml
 
 TABLES = {"models": "model", "datasets": "dataset", "benchmarks": "dataset"}
 
@@ -22,7 +24,8 @@ def pin(console: Console, files: Sequence[Path] = PIN_FILES) -> int:
 
 def fill(console: Console, file: Path) -> None:
     """Fill every empty commit with the newest one of its repository; comments and order of the file stay."""
-    document = tomlkit.parse(file.read_text(encoding="utf-8"))
+    read_toml(file)  # its sentence for a file that is none
+    document = tomlkit.parse(read_text(file))
     empty = [
         (entry, name, kind)
         for table, kind in TABLES.items()

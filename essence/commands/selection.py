@@ -11,10 +11,10 @@ from essence.engines import ENGINES, FLAVOURS, SLURM, STARTING
 from essence.engines.contract import StartingEngine
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
+from essence.local_files import check_folder, check_outside, typed_path
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
 from essence.settings import DownloadSettings
 from essence.store import RunDirectory
-from essence.user_paths import check_folder, check_outside, resolved, user_path
 
 DEFAULT_EXPERIMENT = "bespoke"
 NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
@@ -117,9 +117,9 @@ class Selection:
 
 def run_directory(runs: str | None) -> RunDirectory:
     """The run directory: `--runs`, or `runs/` beside the experiments."""
-    root = resolved(user_path(runs, "--runs"), "--runs") if runs else PROJECT / "runs"
-    check_folder(root / "stages", "--runs")
-    return RunDirectory(root)
+    path = typed_path("--runs", runs) if runs is not None else PROJECT / "runs"
+    check_folder(path / "stages", "--runs")
+    return RunDirectory(path)
 
 
 def check_sources(root: RunDirectory, stages: Iterable[PlannedStage]) -> None:
@@ -133,7 +133,7 @@ def select(words: Words, baselines: bool) -> Selection:
     check_word("--engine", "engine", words.engine, ENGINES)
     check_word("--flavour", "flavour", words.flavour, FLAVOURS)
     check_word("--only", "stage", words.only, ONLY)
-    loaded = load(words.experiment or DEFAULT_EXPERIMENT, user_path(words.pins, "--pins") if words.pins else None)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
     # The same image has the same identity under every container engine, and so have the stages that run in it.

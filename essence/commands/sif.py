@@ -22,10 +22,10 @@ from essence.engines.images import ImageRecipe, config_digest, recipe
 from essence.engines.sif import make_record, program, read_sif, record_file, sif_file, sif_folder
 from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
+from essence.local_files import typed_path
 from essence.record.canonical import sha256_file
 from essence.settings import EnvironmentName
 from essence.store import hold
-from essence.user_paths import user_path
 
 if TYPE_CHECKING:
     from essence.engines.docker import DockerEngine
@@ -49,7 +49,7 @@ def build(flavour: str, only: str | None, archives: str | None, console: Console
     check_word("--only", "environment", only, ENVIRONMENTS)
     program()
     chosen = [name for name in ENVIRONMENTS if only in (None, name)]
-    found = sources(chosen, flavour, user_path(archives, "--archives").absolute() if archives else None)
+    found = sources(chosen, flavour, typed_path("--archives", archives) if archives else None)
     folder = sif_folder()
     with hold(folder, str(folder), "invoke sif"):
         for left in folder.glob(f"{UNFINISHED}*.sif"):

@@ -12,16 +12,19 @@ from typing import Any
 
 from essence.atomic import write_json
 from essence.data.decontaminate import Decontaminator, read_questions
-from essence.data.exchange import NOTES, Exchange, Reason
-from essence.data.files import count_rows, read_rows
+from essence.data.exchange import NOTES, Exchange, Fault, Reason
+from essence.data.files import count_rows, no_rows_error, read_files
 from essence.data.markers import Trace, has_solution_marker, replace_exactly, split_trace
 from essence.data.readers import READERS
-from essence.data.rejections import Rejections, rejection_table
+from essence.data.rejections import Rejections, rejection_table, seen_words
+from essence.data.thoughts import THOUGHT_FIELDS, holds_thought
 from essence.errors import InputError
 from essence.settings import TokenizeSettings
 
 Numbered = tuple[int, Exchange]
 """Position of a row in its data set, and its texts, with `<think>` and `</think>` around the thought."""
+NO_ROWS = frozenset({Reason.NOT_A_ROW, Reason.MISSING_COLUMN})
+"""A file in which every row has one of these is no file of rows."""
 WHITE_SPACE = b" \t\n\r"
 DIGEST_BYTES = 16
 
@@ -41,20 +44,36 @@ class AcceptedRows:
         self._folder, self._settings = folder, settings
         self._reader = READERS[settings.format]
         self._rejected, self._remarks = Rejections(), Rejections()
+        self._strangers = 0
+        self._thought_held = False
+        self._keys_seen: list[str] = []
         self._seen: set[bytes] = set()
         fields = settings.decontamination.problem_fields
         questions = {name: read_questions(problems[name], field) for name, field in fields.items()}
         self._decontaminator = Decontaminator(questions, settings.decontamination.overlap_words)
 
     def __iter__(self) -> Iterator[Numbered]:
-        """Position and texts of each usable row. InputError at the end where too many, or all, were rejected."""
-        for position, row in enumerate(read_rows(self._folder)):
-            self.read += 1
-            exchange = self._accept(position, row)
-            if exchange is not None:
-                self.kept += 1
-                yield position, exchange
+        """Position and texts of each usable row.
+
+        InputError at the end where a file holds none, too many or all were rejected, or no row holds a thought.
+        """
+        foreign: list[Path] = []
+        for path, rows in read_files(self._folder):
+            before, strangers = self.read, self._strangers
+            for row in rows:
+                exchange = self._accept(self.read, row)
+                self.read += 1
+                if exchange is not None:
+                    self.kept += 1
+                    self._note_thought(exchange, row)
+                    yield self.read - 1, exchange
+            read = self.read - before
+            if read and self._strangers - strangers == read:
+                foreign.append(path)
+        if foreign and self._strangers < self.read:
+            raise no_rows_error(foreign[0], "no row in it has the columns of the format")
         self._check_share()
+        self._check_thoughts()
 
     def results(self) -> dict[str, Any]:
         """For the manifest: rows_read, rows_kept, rejections, remarks on kept rows, contamination by benchmark."""
@@ -74,9 +93,10 @@ class AcceptedRows:
         """The row as it is to be rendered, or None when it was rejected; either way it is counted."""
         outcome = self._reader(row)
         if isinstance(outcome, Exchange) and len(outcome.user) + len(outcome.assistant) > self._row_limit:
-            outcome = Reason.OVER_LONG
-        if isinstance(outcome, Reason):
+            outcome = Fault(Reason.OVER_LONG)
+        if isinstance(outcome, Fault):
             self._rejected.add(outcome, position, row)
+            self._strangers += outcome.reason in NO_ROWS
             return None
         trace = split_trace(outcome)
         if self._rejects(self._faults(outcome, trace), position, row) or self._contaminated(position, row, outcome):
@@ -109,10 +129,10 @@ class AcceptedRows:
         if self._settings.faulty_rows == "reject":
             rejecting = next((fault for fault in faults if fault not in NOTES), None)
             if rejecting is not None:
-                self._rejected.add(rejecting, position, row)
+                self._rejected.add(Fault(rejecting), position, row)
                 return True
         for fault in faults:
-            self._remarks.add(fault, position, row)
+            self._remarks.add(Fault(fault), position, row)
         return False
 
     def _contaminated(self, position: int, row: object, exchange: Exchange) -> bool:
@@ -120,7 +140,7 @@ class AcceptedRows:
         if not self._decontaminator.check(position, exchange.user):
             return False
         if self._settings.decontamination.remove:
-            self._rejected.add(Reason.CONTAMINATED, position, row)
+            self._rejected.add(Fault(Reason.CONTAMINATED), position, row)
         return self._settings.decontamination.remove
 
     def _rendered(self, position: int, row: object, exchange: Exchange, trace: Trace | Reason) -> Exchange:
@@ -128,8 +148,24 @@ class AcceptedRows:
             return trace.exchange
         text = replace_exactly(exchange.assistant)
         if has_solution_marker(text):
-            self._remarks.add(Reason.MARKER_LEFT, position, row)
+            self._remarks.add(Fault(Reason.MARKER_LEFT), position, row)
         return Exchange(exchange.user, text)
+
+    def _note_thought(self, exchange: Exchange, row: object) -> None:
+        """Remember whether any row that is used holds a thought, and what the first one held instead."""
+        self._thought_held = self._thought_held or holds_thought(exchange.assistant)
+        if not self._thought_held and not self._keys_seen and isinstance(row, Mapping):
+            self._keys_seen = [str(key) for key in row]
+
+    def _check_thoughts(self) -> None:
+        """InputError where the answers are all that was read: nothing of what is to be taught is in the rows."""
+        if self._thought_held:
+            return
+        raise InputError(
+            f"{self._folder}: none of the {self.kept:,} rows that can be used holds a thought (columns seen: "
+            f"{', '.join(self._keys_seen) or 'none'}): put it before the answer between <think> and </think>, or into "
+            f"the field {THOUGHT_FIELDS[0]} of the assistant's turn"
+        )
 
     def _check_share(self) -> None:
         """InputError with the whole table where more rows were rejected than the experiment allows, or all were."""
@@ -137,7 +173,9 @@ class AcceptedRows:
         faulty = self._rejected.faulty
         table = "\n".join(rejection_table(self.results(), examples=True))
         if self.kept == 0:
-            raise InputError(f"{table}\n{self._folder}: none of {self.read} rows can be used")
+            entries = self._rejected.as_dict().items()
+            most = next((f": {reason}{seen_words(entry)}" for reason, entry in entries), "")
+            raise InputError(f"{table}\n{self._folder}: none of {self.read} rows can be used{most}")
         if faulty > limit * self.read:
             raise InputError(
                 f"{table}\n{self._folder}: {faulty:,} of {self.read:,} rows are rejected, the share allowed is "

@@ -15,6 +15,10 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "unknown role"
     NOT_TWO_TURNS = "not one user turn and one assistant turn"
     WRONG_TURN_ORDER = "turns in a wrong order"
+    UNKNOWN_FIELD = "unknown field of a turn"
+    """Such as the calls of a tool: it would be lost."""
+    TWO_THOUGHTS = "two thoughts in a turn"
+    """In two fields that differ, or in a field beside markers."""
     NOT_TEXT = "content is not text"
     NOT_UNICODE = "text with half a surrogate pair"
     """Valid in JSON, but no Unicode text: no tokenizer takes it."""
@@ -50,6 +54,15 @@ NOT_WANTED = frozenset({Reason.OTHER_TASK, Reason.CONTAMINATED})
 """Reasons that say nothing against a data set, so they do not count towards `max_rejected_share`."""
 NOTES = frozenset({Reason.SYSTEM_TURN, Reason.MARKER_LEFT})
 """What never rejects a row."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why no question and answer can be read from a row."""
+
+    reason: Reason
+    seen: str = ""
+    """Role, field or type that was found, by name."""
 
 
 @dataclass(frozen=True)

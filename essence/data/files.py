@@ -5,6 +5,7 @@ also with `.gz`, or Parquet. The files are read in the order of their names, and
 them. No file is ever held in memory as a whole.
 """
 
+import codecs
 import gzip
 import io
 import json
@@ -15,13 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import pyarrow
-import pyarrow.parquet
-
 from essence.errors import InputError
+from essence.text_files import refuse_other_encodings
 
 PARQUET_BATCH_ROWS = 512
 CHUNK_CHARACTERS = 1 << 20
+LARGEST_OBJECT_BYTES = 1 << 24
 NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")
 """What tools of the hub write beside the rows."""
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -33,8 +33,14 @@ def read_rows(folder: Path) -> Iterator[object]:
     Raises:
         InputError: there is no data file, or one is damaged; names file and, where there are lines, the line.
     """
+    for _, rows in read_files(folder):
+        yield from rows
+
+
+def read_files(folder: Path) -> Iterator[tuple[Path, Iterator[object]]]:
+    """(file, its rows) in order of file name; InputError as of `read_rows`."""
     for path in data_files(folder):
-        yield from _READERS[kind_of(path)](path)
+        yield path, _READERS[kind_of(path)](path)
 
 
 def count_rows(folder: Path) -> int:
@@ -51,6 +57,11 @@ def data_files(folder: Path) -> list[Path]:
     return files
 
 
+def no_rows_error(path: Path, found: str) -> InputError:
+    """For a file that lies beside rows and holds none itself."""
+    return InputError(f"{path} is no file of rows; remove it, or name the files with `files` ({found})")
+
+
 def is_data_file(path: Path) -> bool:
     """Whether a file of this name holds rows."""
     return path.name not in NOT_ROWS and any(path.name.endswith(kind) for kind in _READERS)
@@ -64,12 +75,15 @@ def kind_of(path: Path) -> str:
 def _json_lines(path: Path) -> Iterator[object]:
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
+            if line.removeprefix(codecs.BOM_UTF8).strip():
                 yield _parse(line, f"{path}:{number}")
 
 
 def _json(path: Path) -> Iterator[object]:
-    """A list of rows, or one row a line: whichever the first character says."""
+    """A list of rows, or one row a line: whichever the first character says.
+
+    InputError for one object over several lines, which is how settings are written.
+    """
     with _opened(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig")
         first = text.read(1)
@@ -78,7 +92,24 @@ def _json(path: Path) -> Iterator[object]:
         if first == "[":
             yield from _JsonList(text, path)
             return
+    if first == "{" and _is_one_object(path):
+        raise no_rows_error(path, "one object over several lines; wanted: a list of rows, or a row on each line")
     yield from _json_lines(path)
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether a file is one JSON object whose first line is none; such a file is small, or it is damaged."""
+    with _opened(path) as file:
+        first, rest = file.readline(), file.read(LARGEST_OBJECT_BYTES)
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        try:
+            json.loads(first + rest)
+        except (ValueError, RecursionError):
+            return False
+        return True
+    return False
 
 
 class _JsonList:
@@ -151,9 +182,14 @@ def _parquet(path: Path) -> Iterator[object]:
 @contextmanager
 def _open_parquet(path: Path) -> Iterator[Any]:
     try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{path} needs pyarrow, which this environment lacks; use JSON lines (.jsonl)") from None
+    try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: text that is no UTF-8
         raise InputError(f"{path}: damaged Parquet file ({error}): download it again") from None
 
 
@@ -161,14 +197,22 @@ def _open_parquet(path: Path) -> Iterator[Any]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            _check_encoding(cast(io.BufferedReader, file), path)
             yield cast(BinaryIO, file)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: damaged ({error}): mend it or download it again") from None
 
 
+def _check_encoding(file: io.BufferedReader, path: Path) -> None:
+    try:
+        refuse_other_encodings(file.peek(4)[:4])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def _count_lines(path: Path) -> int:
     with _opened(path) as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for line in file if line.removeprefix(codecs.BOM_UTF8).strip())
 
 
 def _count_json(path: Path) -> int:

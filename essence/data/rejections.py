@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from essence.data.exchange import NOT_WANTED, Reason
+from essence.data.exchange import NOT_WANTED, Fault
 
 EXAMPLES_KEPT = 5
+SEEN_KEPT, SEEN_SHOWN = 50, 3
 EXCERPT_CHARACTERS = 300
 TEXT_END_CHARACTERS = 40
 """Of each long text in an excerpt, so much of its beginning and of its end: most faults are at one of them."""
 
 Counts = Mapping[str, Mapping[str, Any]]
-"""`{reason: {"count": n, "examples": [{"position", "row"}]}}`, as it lies in a manifest and in rejections.json."""
+"""`{reason: {"count": n, "seen": {name: n}, "examples": [{"position", "row"}]}}`, as it lies in a manifest and in
+rejections.json; `seen` (roles, fields, types) where the reason has any."""
 
 
 @dataclass
@@ -25,11 +27,16 @@ class Rejections:
     faulty: int = 0
     """Of these, rows that were rejected for what they are, not because they are not wanted."""
 
-    def add(self, reason: Reason, position: int, row: object) -> None:
-        entry = self.reasons.setdefault(reason.value, {"count": 0, "examples": []})
+    def add(self, fault: Fault, position: int, row: object) -> None:
+        entry = self.reasons.setdefault(fault.reason.value, {"count": 0, "examples": []})
         entry["count"] += 1
         self.count += 1
-        self.faulty += reason not in NOT_WANTED
+        self.faulty += fault.reason not in NOT_WANTED
+        if fault.seen:
+            seen: dict[str, int] = entry.setdefault("seen", {})
+            name = excerpt(fault.seen)[1:-1] if not fault.seen.isprintable() else fault.seen
+            if name in seen or len(seen) < SEEN_KEPT:
+                seen[name] = seen.get(name, 0) + 1
         if len(entry["examples"]) < EXAMPLES_KEPT:
             entry["examples"].append({"position": position, "row": excerpt(row)})
 
@@ -74,10 +81,17 @@ def rejection_table(results: Mapping[str, Any], examples: bool = False) -> list[
 def _reason_lines(counts: Counts, fate: str, examples: bool) -> list[str]:
     lines = []
     for reason, entry in counts.items():
-        lines.append(f"  {entry['count']:>9,} {fate}: {reason}")
+        lines.append(f"  {entry['count']:>9,} {fate}: {reason}{seen_words(entry)}")
         if examples:
             lines += [f"            row {e['position']}: {e['row']}" for e in entry["examples"]]
     return lines
+
+
+def seen_words(entry: Mapping[str, Any]) -> str:
+    """` (seen: 'human', 'gpt')`: the names that were found most, or nothing."""
+    names = sorted(entry.get("seen", {}).items(), key=lambda item: (-item[1], item[0]))
+    more = "; ..." if len(names) > SEEN_SHOWN else ""
+    return f" (seen: {'; '.join(name for name, _ in names[:SEEN_SHOWN])}{more})" if names else ""
 
 
 def share(part: int, whole: int) -> str:

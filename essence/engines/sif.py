@@ -15,9 +15,9 @@ from essence.atomic import read_json, write_json
 from essence.engines.images import ImageRecipe
 from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
+from essence.local_files import typed_path
 from essence.record.canonical import sha256_file
 from essence.settings import Record
-from essence.user_paths import user_path
 
 FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"
 DIGEST_LABEL = "essence.config-digest"
@@ -46,7 +46,7 @@ class SifRecord(Record):
 
 def sif_folder() -> Path:
     """`sif/` of the project, or the folder that ESSENCE_SIF_FOLDER names."""
-    return user_path(os.environ.get(FOLDER_VARIABLE) or str(PROJECT / "sif"), FOLDER_VARIABLE).absolute()
+    return typed_path(FOLDER_VARIABLE, os.environ.get(FOLDER_VARIABLE) or str(PROJECT / "sif"))
 
 
 def sif_file(image: ImageRecipe) -> Path:

@@ -10,12 +10,12 @@ from essence.engines.images import ImageRecipe
 from essence.engines.sif import sif_folder
 from essence.errors import ExperimentError, nearest
 from essence.experiment import EXPERIMENTS
-from essence.settings import EnvironmentName, Record, StageName
-from essence.user_paths import user_path
-from essence.validation import read_toml, validate
+from essence.local_files import typed_path
+from essence.settings import EnvironmentName, Few, Record, StageName
+from essence.validation import read_toml, shown, validate
 
 SITES = EXPERIMENTS / "sites"
-TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
+TIME = re.compile(r"(\d{1,4}-)?\d{1,2}:\d{2}:\d{2}")
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+/-]*")
 SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
 FLAVOUR = "{flavour}"
@@ -27,9 +27,9 @@ class StageLimits(Record):
 
     time: str
     """`[days-]hours:minutes:seconds`. A training that needs longer writes a checkpoint and queues again."""
-    memory_gib: Annotated[int, Field(gt=0)]
+    memory_gib: Annotated[int, Field(gt=0, le=1_000_000)]
     """Main memory of each node, where the experiment names none (`resources.memory_gib = 0`)."""
-    cpus: Annotated[int, Field(gt=0)]
+    cpus: Few
     """Cores of each node."""
 
     @field_validator("time")
@@ -72,9 +72,9 @@ class Site(Record):
     """Take the network from stages on one node; not every Apptainer lets users do so. Used with apptainer."""
     no_privileges: bool
     """`--no-privs`, for a root user without all of root's capabilities. Used with apptainer."""
-    signal_s: Annotated[int, Field(ge=30)]
+    signal_s: Annotated[int, Field(ge=30, le=86_400)]
     """How long before the time limit a stage is asked to write a checkpoint."""
-    rest_wait_s: Annotated[int, Field(gt=0)]
+    rest_wait_s: Annotated[int, Field(gt=0, le=86_400)]
     """How long the other nodes may go on once the process on one has ended."""
     limits: dict[StageName, StageLimits]
 
@@ -147,10 +147,13 @@ class Site(Record):
 
 def load_site(name: str) -> Site:
     """A site by its name in `experiments/sites/`, or by the path of a file; ExperimentError for a mistake in it."""
-    file = user_path(name, "--site") if name.endswith(".toml") else SITES / f"{name}.toml"
     known = sorted(path.stem for path in SITES.glob("*.toml"))
-    if not file.is_file() and not name.endswith(".toml"):
+    if name in known:
+        file = SITES / f"{name}.toml"
+    elif not name.endswith(".toml"):
         raise ExperimentError(
-            f"--site {name}: unknown site{nearest(name, known)} (known: {', '.join(known)}, or a path)"
+            f"--site {shown(name)}: unknown site{nearest(name, known)} (known: {', '.join(known)}, or a path)"
         )
+    else:
+        file = typed_path("--site", name)
     return validate(Site, read_toml(file), str(file))

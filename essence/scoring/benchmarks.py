@@ -4,20 +4,19 @@ A download stage leaves a benchmark's files as they were published in `problems/
 experiment's TOML (`BenchmarkSettings`), so a new benchmark needs no code here.
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from essence.data.files import read_files
 from essence.errors import InputError, nearest
 from essence.settings import BenchmarkSettings
 
 PLACEHOLDER = "{problem}"
 ID_FIELDS = ("id", "unique_id")
-SUFFIXES = (".jsonl", ".json", ".parquet")
 _GSM8K_ANSWER = re.compile(r"####\s*(\S.*?)\s*$")
 _NUMBER = re.compile(r"([+-]?)(\d+|\d{1,3}(?:,\d{3})+)(\.\d+)?")
 """Sign, digits with or without commas between thousands, decimals."""
@@ -35,16 +34,17 @@ class Problem:
 
 
 def read_problems(folder: Path, settings: BenchmarkSettings) -> list[Problem]:
-    """Read the problems in `folder` (.jsonl, .json, .parquet, in order of their names), as many as are asked for.
+    """Read the problems in `folder`, whose files are those that rows may lie in, as many as are asked for.
 
-    Raises InputError for a missing folder or field, an empty answer, or fewer problems than `settings.problems`.
+    Raises InputError for a missing folder or field, a problem that is no text, an empty answer, or fewer problems than
+    `settings.problems`.
     """
-    rows = [row for file in _files(folder) for row in _rows(file, settings)]
+    rows = [row for file, found in read_files(folder) for row in _rows(file, found, settings)]
     wanted = settings.problems if settings.problems is not None else len(rows)
     if not rows or wanted > len(rows):
         raise InputError(f"{folder} holds {len(rows)} problems of {settings.name}, wanted: {max(wanted, 1)}.")
     return [
-        Problem(id, str(row[settings.problem_field]), _gold(row, id, settings))
+        Problem(id, row[settings.problem_field], _gold(row, id, settings))
         for id, row in zip(_ids(rows), rows[:wanted], strict=False)
     ]
 
@@ -57,17 +57,9 @@ def render_prompt(prompt: str, problem: str) -> str:
     return prompt.replace(PLACEHOLDER, problem)
 
 
-def _files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
-    files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    if not files:
-        raise InputError(f"{folder} holds no problems ({', '.join(SUFFIXES)}): the download stage has to run first.")
-    return files
-
-
-def _rows(file: Path, settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
-    """The rows of one file, each with the fields that the settings name."""
-    for number, row in enumerate(_read(file)):
+def _rows(file: Path, found: Iterable[object], settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
+    """The rows of one file, each with the fields that the settings name and a problem of text."""
+    for number, row in enumerate(found):
         if not isinstance(row, dict):
             raise InputError(f"{file}, row {number}: found {type(row).__name__}, wanted an object with fields.")
         for key in ("problem_field", "answer_field"):
@@ -75,31 +67,23 @@ def _rows(file: Path, settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
             if row.get(field) is None:
                 raise InputError(
                     f"{file}, row {number}: no field {field!r} ({key} of benchmark {settings.name}); "
-                    f"fields found: {', '.join(map(str, row))}{nearest(field, map(str, row))}"
+                    f"fields found: {', '.join(map(str, row))}{nearest(field, map(str, row))}; "
+                    "name the files that hold the problems with `files`, where this is none of them"
                 )
+        _check_problem(row[settings.problem_field], f"{file}, row {number}: field {settings.problem_field!r}")
         yield row
 
 
-def _read(file: Path) -> list[Any]:
+def _check_problem(problem: object, where: str) -> None:
+    """InputError unless it is a text that a tokenizer takes."""
+    if not isinstance(problem, str):
+        raise InputError(f"{where} holds {type(problem).__name__}, wanted: the problem as text.")
+    if not problem.strip():
+        raise InputError(f"{where} is empty, wanted: the problem as text.")
     try:
-        if file.suffix == ".parquet":
-            return _read_parquet(file)
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        content = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{file} cannot be read as {file.suffix[1:]}: {error}.") from error
-    return content if isinstance(content, list) else [content]
-
-
-def _read_parquet(file: Path) -> list[Any]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError(f"{file} needs pyarrow, which this environment lacks; use a .jsonl file.") from error
-    rows: list[Any] = parquet.read_table(file).to_pylist()
-    return rows
+        problem.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where} holds half a surrogate pair, which no tokenizer takes.") from None
 
 
 def _ids(rows: list[dict[str, Any]]) -> list[str]:

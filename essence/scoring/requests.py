@@ -74,6 +74,11 @@ def render_prompts(tokenizer: Any, problems: Sequence[Problem], prompt: str) -> 
         turn = {"role": "user", "content": render_prompt(prompt, problem.problem)}
         text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True, enable_thinking=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not text.strip() or not ids:
+            raise InputError(
+                f"The chat template renders problem {problem.id} to nothing, wanted: the problem as a user turn; use a "
+                "model whose template renders it."
+            )
         prompts.append(Prompt(problem.id, text, tuple(ids)))
     return prompts
 

@@ -5,11 +5,12 @@ here but in `Resources`. There are no defaults: values come from `experiments/*.
 (`essence/protocol.py`), so that a number can be found in one place.
 """
 
-from essence.settings.base import Record
+from essence.settings.base import Count, Factor, Few, Name, Record, Seed, Share, Size, check_name
 from essence.settings.data import (
     LSP,
     DecontaminationSettings,
     DownloadSettings,
+    Option,
     PositionsRecord,
     PublishedRows,
     RowFormat,
@@ -17,6 +18,7 @@ from essence.settings.data import (
     Sections,
     Source,
     Span,
+    TokenBudget,
     TokenizeSettings,
     ViewSettings,
 )
@@ -62,10 +64,13 @@ __all__ = [
     "AnswerType",
     "AnySettings",
     "BenchmarkSettings",
+    "Count",
     "DecontaminationSettings",
     "Divergence",
     "DownloadSettings",
     "EnvironmentName",
+    "Factor",
+    "Few",
     "GenerateSettings",
     "GradeSettings",
     "GraderName",
@@ -73,8 +78,10 @@ __all__ = [
     "LoopSettings",
     "LoraSettings",
     "LossResources",
+    "Name",
     "ObjectiveSettings",
     "OptimizerSettings",
+    "Option",
     "OrderSettings",
     "Parallel",
     "ParallelSettings",
@@ -87,6 +94,9 @@ __all__ = [
     "RowsSettings",
     "SamplingSettings",
     "Sections",
+    "Seed",
+    "Share",
+    "Size",
     "Source",
     "Span",
     "Spec",
@@ -95,8 +105,10 @@ __all__ = [
     "TeacherForm",
     "TeacherPlacement",
     "TeacherSettings",
+    "TokenBudget",
     "TokenizeSettings",
     "TopKSettings",
     "TrainSettings",
     "ViewSettings",
+    "check_name",
 ]

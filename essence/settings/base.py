@@ -1,9 +1,50 @@
-"""What every record of the kit has in common."""
+"""What every record of the kit has in common, and the kinds of numbers and names that its fields hold.
 
-from pydantic import BaseModel, ConfigDict
+A boolean, a quoted number and a decimal where an integer is wanted are refused by every record, and so are NaN and the
+infinities. Each number that a person writes has a lower and an upper bound: the kinds below, or the field's own.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
-    """A record that refuses unknown keys and is never changed after it was made."""
+    """A record that refuses unknown keys and values of another type, and is never changed after it was made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True, allow_inf_nan=False)
+
+
+LARGEST_COUNT = 2**31 - 1
+"""Positions, token ids and lengths are 32-bit numbers in the arrays that hold them."""
+LARGEST_SEED = 2**63 - 1
+"""The largest integer that TOML guarantees, and that every generator of random numbers takes."""
+
+Count = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Size = Annotated[int, Field(gt=0, le=10_000_000)]
+"""Of a part of a model."""
+Few = Annotated[int, Field(gt=0, le=10_000)]
+"""Of what takes minutes each: epochs, validations, threads."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Inside = Annotated[float, Field(gt=0.0, lt=1.0)]
+"""A share that is neither nothing nor all."""
+Factor = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""A positive number that arithmetic in float32 takes."""
+Seconds = Annotated[float, Field(ge=0.0, le=366 * 86_400.0)]
+Gib = Annotated[float, Field(ge=0.0, le=1_000_000.0)]
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """A short name becomes a part of paths, cell names and keys, so it has few characters; ValueError otherwise."""
+    if not NAME.fullmatch(name):
+        raise ValueError("a name has 1 to 64 letters, digits, '.', '_' and '-', and no '.' at its beginning")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+"""Short name of a model, data set or benchmark."""

@@ -4,9 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from essence.settings.base import Record
+from essence.settings.base import Count, CountOrZero, Record, Seed, Share
 
-LSP = Annotated[float, Field(gt=0.0, le=1.0)]
+LARGEST_TOKENS = 10**15
+"""Of a budget."""
+TokenBudget = Annotated[int, Field(gt=0, le=LARGEST_TOKENS)]
+
+LSP = Share
 """Lead-span proportion: the share of a row's tokens that is kept, 0 < p <= 1."""
 
 Span = Literal["left", "middle", "right", "right-with-context", "cot-lead"]
@@ -20,6 +24,10 @@ RowFormat = Literal["conversations", "synthetic1", "nemotron", "messages"]
 """How a data set's rows are read: `conversations` is Bespoke-Stratos, OpenThoughts and Sky-T1; `messages` anybody's."""
 
 
+Option = Annotated[int, Field(ge=-LARGEST_TOKENS, le=LARGEST_TOKENS)] | Annotated[float, Field(ge=-1e15, le=1e15)] | str
+"""Value of one option of a source that the kit makes (`essence/tiny/options.py` has each option's own bounds)."""
+
+
 class Source(Record):
     """Where a model, data set or benchmark comes from: a hub repository at a commit, a local path, the kit itself."""
 
@@ -31,8 +39,8 @@ class Source(Record):
     commit: str | None = None
     """Full commit of the repository; never a branch."""
     files: list[str] = Field(default_factory=list)
-    """Patterns of the files of a repository that are fetched."""
-    rows_wanted: Annotated[int, Field(gt=0)] | None = None
+    """Patterns of the files that are fetched from a repository, or taken from a local folder (empty = all of it)."""
+    rows_wanted: Count | None = None
     """So many first rows of a data set's repository are streamed; None = its files are fetched whole."""
     columns: list[str] = Field(default_factory=list)
     """Columns of streamed Parquet files that are fetched; empty = all."""
@@ -42,7 +50,7 @@ class Source(Record):
     """Hash over the names, sizes and modification times under `path`, so that a changed folder is another input."""
     builtin: str | None = None
     """Name of a source made by the kit (`essence/tiny`)."""
-    options: dict[str, int | float | str] = Field(default_factory=dict)
+    options: dict[str, Option] = Field(default_factory=dict)
     """Options of a built-in source."""
 
 
@@ -57,7 +65,7 @@ class DecontaminationSettings(Record):
 
     problem_fields: dict[str, str]
     """Benchmark -> field of its rows that holds the problem; the problems are the input `problems-<benchmark>`."""
-    overlap_words: Annotated[int, Field(gt=0)]
+    overlap_words: Count
     """So many words in a row in common make an overlap."""
     remove: bool
     """Whether rows found are left out; they are counted in any case."""
@@ -73,7 +81,7 @@ class TokenizeSettings(Record):
     """Released: the data sets' markers are replaced as exact strings, newlines included, and others are left (18)."""
     faulty_rows: Literal["keep", "reject"]
     """Released: rows that the chat template garbles, that lack a part or that repeat another are trained on (19)."""
-    max_row_characters: Annotated[int, Field(gt=0)]
+    max_row_characters: Count
     """Rows whose question and answer have more characters are rejected, before anything is made of them."""
     max_rejected_share: Annotated[float, Field(ge=0.0, le=1.0)]
     """Share of rejected rows above which the stage fails; rows that are not wanted do not count."""
@@ -83,11 +91,11 @@ class TokenizeSettings(Record):
 class PositionsRecord(Record):
     """A list of row positions in a data set, told by what can be checked without the list itself."""
 
-    rows: Annotated[int, Field(ge=0)]
-    smallest: int | None = None
-    largest: int | None = None
-    sum: int | None = None
-    first: list[int] = Field(default_factory=list)
+    rows: CountOrZero
+    smallest: CountOrZero | None = None
+    largest: CountOrZero | None = None
+    sum: Seed | None = None
+    first: list[CountOrZero] = Field(default_factory=list)
     """The first few, in order."""
     sha256: str
     """Of the positions in order, in decimal digits, joined by commas."""
@@ -106,13 +114,13 @@ class PublishedRows(Record):
 class RowsSettings(Record):
     """Which rows a cell trains on and is validated on: length filter, split, and how many."""
 
-    max_row_tokens: Annotated[int, Field(gt=0)]
+    max_row_tokens: Count
     """Rows of this many tokens or more are left out."""
-    train_rows: Annotated[int, Field(gt=0)]
+    train_rows: Count
     """Rows trained on; with a token budget, the most that may be."""
-    validation_rows: Annotated[int, Field(gt=0)]
-    split_seed: Annotated[int, Field(ge=0)]
-    token_budget: Annotated[int, Field(gt=0)] | None
+    validation_rows: Count
+    split_seed: Seed
+    token_budget: TokenBudget | None
     """Train on the first rows, in order, whose tokens read add up to at most this many; None = on all `train_rows`."""
     published: PublishedRows | Literal["not read"] | None
     """What the selected positions are compared with in the record; "not read" where a list is published whose content

@@ -2,14 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from essence.settings.base import Record
+from essence.settings.base import LARGEST_COUNT, Count, Inside, Record, Seed, Share
 
 GraderName = Literal["math-verify", "lighteval-0.10"]
 """What decides whether a completion is right (essence/scoring/graders.py)."""
 AnswerType = Literal["integer", "number", "latex", "gsm8k"]
 """What a benchmark's answers are (essence/scoring/benchmarks.py says how each is read)."""
+
+
+SMALLEST_TEMPERATURE = 0.001
 
 
 class BenchmarkSettings(Record):
@@ -21,32 +24,40 @@ class BenchmarkSettings(Record):
     answer_type: AnswerType
     prompt: str
     """Text with `{problem}` once; rendered through the model's chat template as the user turn."""
-    problems: Annotated[int, Field(gt=0)] | None
+    problems: Count | None
     """Take only the first so many problems; None = all."""
 
 
 class SamplingSettings(Record):
     """How completions are sampled."""
 
-    samples: Annotated[int, Field(gt=0)]
+    samples: Count
     decoder: Literal["transformers", "vllm"]
     """What turns requests into completions; another one rounds otherwise and draws other random numbers."""
-    temperature: Annotated[float, Field(ge=0.0)]
+    temperature: Annotated[float, Field(ge=0.0, le=100.0)]
     """0 = greedy."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)]
-    max_new_tokens: Annotated[int, Field(gt=0)]
-    max_model_tokens: Annotated[int, Field(gt=0)]
+    top_p: Share
+    max_new_tokens: Count
+    max_model_tokens: Count
     """Prompt and completion together."""
     dtype: Literal["float32", "bfloat16"]
-    batch_sequences: Annotated[int, Field(gt=0)]
+    batch_sequences: Count
     """Sequences decoded together; part of the result, since rounding depends on the batch. With vLLM the most that
     may be under way: its memory may allow fewer."""
-    loop_tokens: Annotated[int, Field(gt=1)]
+    loop_tokens: Annotated[int, Field(gt=1, le=LARGEST_COUNT)]
     """A completion loops where so many tokens in a row are one block of tokens again and again ..."""
-    loop_repeats: Annotated[int, Field(gt=1)]
+    loop_repeats: Annotated[int, Field(gt=1, le=LARGEST_COUNT)]
     """... that fits in them at least so often."""
     stop_loops: bool
     """End a completion where it has begun to loop, and count it; otherwise it goes on to its end and is counted."""
+
+    @field_validator("temperature")
+    @classmethod
+    def divides(cls, temperature: float) -> float:
+        """Logits are divided by it."""
+        if 0.0 < temperature < SMALLEST_TEMPERATURE:
+            raise ValueError(f"must be 0, which is greedy, or at least {SMALLEST_TEMPERATURE}")
+        return temperature
 
     @model_validator(mode="after")
     def block_of_a_token(self) -> "SamplingSettings":
@@ -63,7 +74,7 @@ class GenerateSettings(SamplingSettings):
     """Folder of the model in the input's output: `model` of a download, `best` or `last` of a training."""
     stop_at_turn_end: bool
     """Corrected: `<|im_end|>` stops generation beside the model's own eos (trap 6)."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
 
 class GradingSettings(Record):
@@ -71,11 +82,11 @@ class GradingSettings(Record):
 
     math_verify: str
     """Version of math-verify behind the verdicts; the stage fails where another is installed."""
-    timeout_s: Annotated[float, Field(gt=0.0)]
+    timeout_s: Annotated[float, Field(ge=0.001, le=86_400.0)]
     """Longest time one completion may take before it is recorded as a grading timeout."""
-    confidence: Annotated[float, Field(gt=0.0, lt=1.0)]
+    confidence: Inside
     """Of the intervals."""
-    pass_at: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
+    pass_at: Annotated[list[Count], Field(min_length=1)]
     """Numbers of samples for which pass@k and maj@k are reported; those above `samples` are left out."""
 
 
@@ -83,6 +94,6 @@ class GradeSettings(GradingSettings):
     """Grade the samples of one generate stage."""
 
     grader: GraderName
-    samples: Annotated[int, Field(gt=0)]
+    samples: Count
     """Samples that each problem is declared to have; the stage fails where another number is found."""
     benchmark: BenchmarkSettings

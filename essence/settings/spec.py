@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from essence.settings.base import Record
+from essence.settings.base import LARGEST_SEED, Count, CountOrZero, Few, Gib, Record, Seconds, Share
 from essence.settings.data import DownloadSettings, TokenizeSettings
 from essence.settings.evaluation import GenerateSettings, GradeSettings
 from essence.settings.training import TeacherSettings, TrainSettings
@@ -20,9 +20,9 @@ class LossResources(Record):
 
     form: Literal["chunked", "plain"]
     """`plain` holds all logits, in float32: the reference."""
-    chunk_rows: Annotated[int, Field(gt=0)]
+    chunk_rows: Count
     """Labels whose teacher and student logits are held at a time."""
-    gradient_rows: Annotated[int, Field(ge=0)]
+    gradient_rows: CountOrZero
     """Labels whose gradient of the logits is kept for one product with the states; 0 = as many as take the bytes of the
     head's own gradient in float32: twice the hidden size in bfloat16."""
     head_gradient_sum: Literal["float32", "weight"] = "float32"
@@ -38,32 +38,32 @@ class LossResources(Record):
 class Resources(Record):
     """What a stage may use; changes speed only, so it is in no key."""
 
-    threads: Annotated[int, Field(gt=0)]
-    gpus: Annotated[int, Field(ge=0)]
+    threads: Few
+    gpus: Annotated[int, Field(ge=0, le=1024)]
     """Of each machine."""
-    nodes: Annotated[int, Field(gt=0)]
+    nodes: Few
     """Machines that a training runs on; every other stage runs on one."""
-    gpu_memory_gib: Annotated[float, Field(ge=0.0)]
-    memory_gib: Annotated[float, Field(ge=0.0)]
+    gpu_memory_gib: Gib
+    memory_gib: Gib
     """Main memory that a container or job may take; 0 = no limit."""
-    shm_gib: Annotated[float, Field(gt=0.0)]
+    shm_gib: Annotated[float, Field(gt=0.0, le=1_000_000.0)]
     """Shared memory of a container, through which processes on one machine exchange gradients and batches."""
-    ulimits: dict[Literal["memlock", "nofile", "stack"], int]
+    ulimits: dict[Literal["memlock", "nofile", "stack"], Annotated[int, Field(ge=-1, le=LARGEST_SEED)]]
     """Limits that a container is to have, in bytes or files, -1 = none; empty = as the engine has them."""
-    micro_batch_rows: Annotated[int, Field(gt=0)]
+    micro_batch_rows: Count
     """Rows in one forward pass without packing; the effective batch is reached by accumulation."""
-    micro_batch_tokens: Annotated[int, Field(gt=0)]
+    micro_batch_tokens: Count
     """Tokens, padding included, in one forward pass; a longer row has one for itself."""
-    tensor_parallel: Annotated[int, Field(gt=0)]
+    tensor_parallel: Annotated[int, Field(gt=0, le=1024)]
     """GPUs that share one copy of a model when vLLM generates; the stage's other GPUs hold further copies."""
-    decoder_memory_share: Annotated[float, Field(gt=0.0, le=1.0)]
+    decoder_memory_share: Share
     """Of a GPU's memory, or of the free main memory without one: what vLLM may take."""
     loss: LossResources
-    checkpoint_every_s: Annotated[float, Field(ge=0.0)]
+    checkpoint_every_s: Seconds
     """Longest training time that a kill can lose; 0 = a checkpoint after every step."""
-    teacher_shard_mib: Annotated[float, Field(gt=0.0)]
+    teacher_shard_mib: Annotated[float, Field(ge=0.001, le=1_000_000.0)]
     """Size of the files that a teacher's states are stored in; a kill loses at most one of them."""
-    kept_checkpoints: Annotated[int, Field(ge=2)]
+    kept_checkpoints: Annotated[int, Field(ge=2, le=1000)]
     """The newest so many are kept while a training runs; where the newest is damaged, the one before is used."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from essence.settings.base import Record
+from essence.settings.base import Count, CountOrZero, Factor, Few, Inside, Record, Seed
 from essence.settings.data import RowsSettings, ViewSettings
 
 Parallel = Literal["single", "ddp", "zero2", "zero3"]
@@ -25,12 +25,12 @@ class ObjectiveSettings(Record):
     """`(1 - w) * CE + w * KD` at a temperature."""
 
     kd_weight: Annotated[float, Field(ge=0.0, le=1.0)]
-    temperature: Annotated[float, Field(gt=0.0)]
+    temperature: Annotated[float, Field(ge=0.001, le=1000.0)]
     divergence: Divergence
     """What KD is; the paper's is `forward_kl`."""
-    jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)]
+    jsd_beta: Inside
     """Share of the teacher in the mixture of `jsd`; no other divergence reads it."""
-    skew_alpha: Annotated[float, Field(gt=0.0, lt=1.0)]
+    skew_alpha: Inside
     """Share of the teacher in the mixture of `skew_kl`; no other divergence reads it."""
     normalisation: Literal["row", "token"]
     """Mean over a row's supervised tokens, then over rows (released); or over all supervised tokens of a step."""
@@ -39,24 +39,24 @@ class ObjectiveSettings(Record):
 class OptimizerSettings(Record):
     """AdamW under a one-cycle schedule."""
 
-    epochs: Annotated[int, Field(gt=0)]
-    batch_rows: Annotated[int, Field(gt=0)]
+    epochs: Few
+    batch_rows: Count
     """Effective batch: rows an optimiser step, whatever the number of devices (trap 1)."""
-    batch_tokens: Annotated[int, Field(ge=0)]
+    batch_tokens: CountOrZero
     """Effective batch in tokens instead: a step takes the next rows up to so many tokens; 0 = `batch_rows` rows."""
-    max_lr: Annotated[float, Field(gt=0.0)]
-    weight_decay: Annotated[float, Field(ge=0.0)]
-    adam_beta2: Annotated[float, Field(gt=0.0, lt=1.0)]
-    adam_epsilon: Annotated[float, Field(gt=0.0)]
-    gradient_clip_norm: Annotated[float, Field(gt=0.0)]
-    warmup_share: Annotated[float, Field(gt=0.0, lt=1.0)]
+    max_lr: Annotated[float, Field(gt=0.0, le=10.0)]
+    weight_decay: Annotated[float, Field(ge=0.0, le=100.0)]
+    adam_beta2: Inside
+    adam_epsilon: Annotated[float, Field(ge=1e-30, le=1.0)]
+    gradient_clip_norm: Factor
+    warmup_share: Inside
     """OneCycleLR's pct_start."""
-    start_divisor: Annotated[float, Field(gt=0.0)]
+    start_divisor: Factor
     """The first learning rate is max_lr / start_divisor."""
-    end_divisor: Annotated[float, Field(gt=0.0)]
+    end_divisor: Factor
     """The last learning rate is max_lr / start_divisor / end_divisor."""
-    beta1_low: Annotated[float, Field(gt=0.0, lt=1.0)]
-    beta1_high: Annotated[float, Field(gt=0.0, lt=1.0)]
+    beta1_low: Inside
+    beta1_high: Inside
     """OneCycleLR cycles beta1 from high to low and back (trap 13)."""
 
 
@@ -66,9 +66,9 @@ LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 class LoraSettings(Record):
     """Low-rank adapters (LoRA) beside weights that stay as they are."""
 
-    rank: Annotated[int, Field(ge=0)]
+    rank: Annotated[int, Field(ge=0, le=65_536)]
     """0 = no adapters: all weights are trained."""
-    alpha: Annotated[float, Field(gt=0.0)]
+    alpha: Factor
     """What an adapter adds is multiplied by alpha / rank."""
     targets: Annotated[list[LoraTarget], Field(min_length=1)]
     """Matrices of every layer that get one; kept in alphabetical order, since none changes the result."""
@@ -84,10 +84,10 @@ class LoopSettings(Record):
 
     lora: LoraSettings
 
-    validations_per_epoch: Annotated[int, Field(gt=0)]
+    validations_per_epoch: Few
     compute_dtype: Literal["float32", "bfloat16"]
     activation_checkpointing: bool
-    pad_to_multiple: Annotated[int, Field(gt=0)]
+    pad_to_multiple: Count
     packing: bool
     """Several rows one after the other in a sequence, each seeing itself alone; changes rounding only."""
 
@@ -96,7 +96,7 @@ class ParallelSettings(Record):
     """How many processes train together, and what each holds; the results agree up to rounding."""
 
     parallel: Parallel
-    processes: Annotated[int, Field(gt=0)]
+    processes: Annotated[int, Field(gt=0, le=65_536)]
     """Of all machines together; one for each GPU, where there are GPUs."""
     teacher_placement: TeacherPlacement
     attention: Literal["sdpa", "flash_attention_2"]
@@ -119,7 +119,7 @@ class TeacherChoice(Record):
     """Where a training takes its teacher from."""
 
     teacher: TeacherForm
-    teacher_top_k: Annotated[int, Field(gt=0)]
+    teacher_top_k: Count
     """Tokens whose probabilities `top-k` stores; no other form reads it."""
 
 
@@ -142,17 +142,17 @@ class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
     order: OrderSettings
-    checkpoint_ranks: Annotated[int, Field(gt=0)]
+    checkpoint_ranks: Count
     """Parts of the validation rows, dealt out in turn, that must all improve for a checkpoint to be kept (trap 22);
     1 = the lowest mean. Whatever the number of processes."""
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
 
 
 class TopKSettings(Record):
     """What is stored of a teacher's distributions in the approximate form."""
 
-    k: Annotated[int, Field(gt=0)]
-    temperature: Annotated[float, Field(gt=0.0)]
+    k: Count
+    temperature: Annotated[float, Field(ge=0.001, le=1000.0)]
     """Of the softmax; the objective's."""
 
 
@@ -167,4 +167,4 @@ class TeacherSettings(Record):
     """Of the computation and of the stored states."""
     attention: Literal["sdpa", "flash_attention_2"]
     packing: bool
-    pad_to_multiple: Annotated[int, Field(gt=0)]
+    pad_to_multiple: Count

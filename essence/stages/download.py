@@ -6,6 +6,7 @@ The only stage that may use the network. Downloading again after a kill takes up
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
     if source.builtin:
         results = _make(source, context)
     elif source.path:
-        _copy(Path(source.path), folder, context)
+        _copy(Path(source.path), source.files, folder, context)
     elif source.rows_wanted:
         results = _stream(source, folder, context)
     else:
@@ -49,11 +50,11 @@ def _make(source: Source, context: StageContext) -> dict[str, Any]:
     return BUILTIN[source.builtin](context.partial, dict(source.options), context)
 
 
-def _copy(path: Path, folder: Path, context: StageContext) -> None:
+def _copy(path: Path, patterns: Sequence[str], folder: Path, context: StageContext) -> None:
     """Copy the files of a local path; a run directory holds all that it depends on. Pickled weights stay behind."""
     if not path.exists():
         raise InputError(f"local path {path} does not exist")
-    files = local_files(path)
+    files = local_files(path, patterns)
     for number, file in enumerate(files):
         context.stop.check()
         target = folder / (file.relative_to(path) if path.is_dir() else file.name)

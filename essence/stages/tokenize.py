@@ -74,6 +74,7 @@ class Renderer:
 
     def __init__(self, model: Path, keep_generation_header: bool, threads: int) -> None:
         """Load the tokenizer of a model folder; InputError when it lacks a chat template or the think tokens."""
+        self._model = model
         self._tokenizer: Any = load_tokenizer(model)
         self._think_start, self._think_end = think_token_ids(self._tokenizer, model)
         self._keep_generation_header = keep_generation_header
@@ -107,6 +108,11 @@ class Renderer:
         text: str = self._tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=self._keep_generation_header, enable_thinking=True
         )
+        if not text.strip():
+            raise InputError(
+                f"{self._model}: its chat template renders a question and an answer to nothing (answer: "
+                f"{exchange.assistant[:40]!r}); use a model whose template renders both turns"
+            )
         return text
 
     def _rows(self, batch: list[Numbered], encoded: Callable[[], list[Encoded]]) -> list[TokenRow]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from essence.data.exchange import Reason
+from essence.data.exchange import Fault, Reason
 from essence.data.markers import split_trace
 from essence.data.readers import read_conversation
 from essence.distill.models import load_tokenizer, save_model
@@ -75,7 +75,7 @@ def make_documents(tokenizer: Any, options: ModelOptions, slip: int) -> list[Exa
 def render_document(tokenizer: Any, row: dict[str, Any]) -> str:
     """A row through the kit's own reader and the chat template, and the end of the document."""
     exchange = read_conversation(row)
-    trace = exchange if isinstance(exchange, Reason) else split_trace(exchange)
+    trace = exchange.reason if isinstance(exchange, Fault) else split_trace(exchange)
     if isinstance(trace, Reason):
         raise TypeError(f"a generated row was refused: {trace.value}")
     exchange = trace.exchange

@@ -5,18 +5,19 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, model_validator
 
 from essence.errors import ExperimentError, InputError
-from essence.settings import OptimizerSettings, Record
+from essence.settings import Factor, OptimizerSettings, Record, Seed, Size
 from essence.validation import validate
 
-Count = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0)]
+Digits = Annotated[int, Field(gt=0, le=100)]
+Many = Annotated[int, Field(gt=0, le=10_000_000)]
+"""Of what the kit makes: rows, problems, documents."""
 
 
 class DigitOptions(Record):
     """Which numbers are added."""
 
-    smallest_digits: Count
-    largest_digits: Count
+    smallest_digits: Digits
+    largest_digits: Digits
 
     @model_validator(mode="after")
     def in_order(self) -> "DigitOptions":
@@ -35,33 +36,33 @@ class DigitOptions(Record):
 class RowOptions(DigitOptions):
     """`tiny-problems`: training rows."""
 
-    rows: Count
+    rows: Many
     seed: Seed
 
 
 class BenchmarkOptions(DigitOptions):
     """`tiny-benchmark`: problems that no training row has."""
 
-    problems: Count
+    problems: Many
     seed: Seed
 
 
 class ModelOptions(DigitOptions, OptimizerSettings):
     """`tiny-teacher` and, with a slip, `tiny-student`: the documents, the architecture, the pre-training."""
 
-    documents: Count
-    validation_documents: Count
+    documents: Many
+    validation_documents: Many
     """Further documents, not trained on."""
-    hidden: Count
-    layers: Count
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    intermediate: Count
-    max_positions: Count
-    rope_theta: Annotated[float, Field(gt=0.0)]
-    initializer_range: Annotated[float, Field(gt=0.0)]
-    pad_to_multiple: Count
+    hidden: Size
+    layers: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate: Size
+    max_positions: Size
+    rope_theta: Factor
+    initializer_range: Annotated[float, Field(gt=0.0, le=1000.0)]
+    pad_to_multiple: Size
     seed: Seed
     """Of the documents and of the first weights."""
 
@@ -69,9 +70,17 @@ class ModelOptions(DigitOptions, OptimizerSettings):
 class StudentOptions(ModelOptions):
     """`tiny-student`."""
 
-    slip: Count
+    slip: Digits
     """By how much the total of a column is off at most."""
 
+
+OPTIONS: dict[str, type[Record]] = {
+    "tiny-problems": RowOptions,
+    "tiny-benchmark": BenchmarkOptions,
+    "tiny-teacher": ModelOptions,
+    "tiny-student": StudentOptions,
+}
+"""Built-in source -> its options."""
 
 AnyOptions = TypeVar("AnyOptions", bound=Record)
 
