@@ -1,5 +1,6 @@
 """From a TOML file to a record, with one sentence for the first thing that is wrong in it."""
 
+import re
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence

@@ -115,7 +115,9 @@ def describe_selection(
     }
 
 
-def describe_order(drawn: Indices, settings: TrainSettings, published: PublishedRows | None) -> dict[str, Any]:
+def describe_order(
+    drawn: Indices, settings: TrainSettings, published: PublishedRows | Literal["not read"] | None
+) -> dict[str, Any]:
     """The record's words on the order of the training rows.
 
     `{"published": Verdict, "epochs": [a `PositionsRecord` each], "differs": {...}}`: the rows drawn, with those that
@@ -124,12 +126,14 @@ def describe_order(drawn: Indices, settings: TrainSettings, published: Published
     """
     epochs = range(settings.optimizer.epochs)
     ours = [describe_positions(drawn[epoch_order(drawn.size, settings.order, epoch)]) for epoch in epochs]
-    known = published.orders if published else []
+    known = published.orders if isinstance(published, PublishedRows) else []
     found = {str(epoch): _differences(*pair) for epoch, pair in enumerate(zip(ours, known, strict=False))}
     differs: dict[str, Any] = {epoch: numbers for epoch, numbers in found.items() if numbers}
     if len(ours) != len(known):
         differs["epochs"] = [len(ours), len(known)]
-    verdict: Verdict = "not published" if not known else "different" if differs else "equal"
+    verdict: Verdict = "different" if differs else "equal"
+    if not known:
+        verdict = "published, not read by the kit" if published == "not read" else "not published"
     return {
         "published": verdict,
         "epochs": [record.model_dump(mode="json") for record in ours],
