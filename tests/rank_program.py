@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from some_resources import some_objective, some_resources
-from test_trainer import AS_RELEASED, TRAIN, VALIDATION, ActAfter, model, settings
+from test_trainer import AS_RELEASED, PAD, TRAIN, VALIDATION, ActAfter, model, settings
 
 from essence.distill.adapters import add_adapters
-from essence.distill.batches import Batch, head_weight, states_of_rows
+from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
 from essence.distill.cached_teacher import CachedTeacher
 from essence.distill.ranks import Ranks
 from essence.distill.state import TrainResult
-from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow
+from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
 from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trainer import DivergedError, train
 from essence.stages.context import Progress, Stopped, StopRequest
@@ -101,6 +101,7 @@ def store_teacher(output: Path) -> None:
         writer.add([StoredRow(row.row, torch.from_numpy(row.input_ids), {"states": of}) for row, of in pairs])
     (output / MODEL).mkdir()
     save_file({"head": head_weight(whole).detach().clone()}, output / MODEL / HEAD)
+    write_pads(output / MODEL, [PAD], {"states": states_of_pads(whole, [PAD], CPU)})
 
 
 def main(folder: Path, ways: list[str]) -> None:

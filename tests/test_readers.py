@@ -280,6 +280,8 @@ def test_irregular_newlines_are_missed_by_the_exact_replacement_only() -> None:
     assert replace_exactly(regular) == "<think>\n\nAdd.\n\n</think>\n\nIt is 4."
     assert not has_solution_marker(replace_exactly(regular))
     assert replace_exactly(irregular).count("<|") == 2
+    nested = "<|begin_of_<|begin_of_solution|>\n\nthought|>"
+    assert replace_exactly(nested) == "<think>", "solution markers go first, as released"
     assert has_solution_marker(replace_exactly(irregular))
     assert split_trace(Exchange("2+2?", irregular)) == split_trace(Exchange("2+2?", regular))
 

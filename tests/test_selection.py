@@ -90,12 +90,19 @@ def test_positions_are_told_by_documented_numbers() -> None:
 def test_published_fingerprints_reach_the_settings_of_a_cell(name: str, kept: int) -> None:
     loaded = load(name)
     rows = train_settings(loaded.cells()[0], loaded.experiment).rows
-    assert rows.published is not None
+    assert isinstance(rows.published, PublishedRows)
     assert rows.published.kept.rows == kept
     assert rows.published.train.rows == rows.train_rows
     assert rows.published.validation.rows == rows.validation_rows
 
 
 def test_what_is_not_published_is_not_claimed() -> None:
-    loaded = load("nemotron")
-    assert train_settings(loaded.cells()[0], loaded.experiment).rows.published is None
+    assert train_settings(load("tiny").cells()[0], load("tiny").experiment).rows.published is None
+
+
+@pytest.mark.parametrize("name", ["nemotron", "synthetic1"])
+def test_a_list_that_was_not_read_is_no_list_that_is_not_published(name: str) -> None:
+    published = train_settings(load(name).cells()[0], load(name).experiment).rows.published
+    assert published == "not read"
+    found = describe_selection(np.arange(40), select_rows(np.full(40, 9), selection()), published)
+    assert (found["published"], found["differs"]) == ("published, not read by the kit", {})

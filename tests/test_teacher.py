@@ -18,8 +18,8 @@ from test_tokenize_stage import RESOURCES, context, inputs, make_model, make_tok
 from essence.distill.batches import Batch
 from essence.distill.cached_teacher import CachedTeacher
 from essence.distill.models import load_model
-from essence.distill.sequence import collect
-from essence.distill.stored_rows import StoredRows
+from essence.distill.sequence import Example, collect
+from essence.distill.stored_rows import StoredPads, StoredRows
 from essence.distill.teacher import LiveTeacher
 from essence.distill.tokens import TokenTable
 from essence.errors import ExperimentError, InputError, MachineError
@@ -103,11 +103,22 @@ def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Pa
         {"view": view(lsp=0.3)},
         {"view": view(lsp=0.6), "packing": False},
         {"view": view(lsp=1.0, sections="cot+a"), "activation_checkpointing": True},
+        {"view": view(lsp=0.3, left_pad_multiple=16)},
+        {"view": view(lsp=0.6, left_pad_multiple=16), "packing": False, "activation_checkpointing": True},
         {"view": view(span="right-with-context")},
         {"view": view(span="cot-lead", sections="cot")},
         {"view": view(span="middle", keep_context=True)},
     ],
-    ids=["lead 0.3 packed", "lead 0.6", "whole", "right with context", "cot lead", "middle with context"],
+    ids=[
+        "lead 0.3 packed",
+        "lead 0.6",
+        "whole",
+        "first tokens packed",
+        "first tokens",
+        "right with context",
+        "cot lead",
+        "middle with context",
+    ],
 )
 def test_one_cache_gives_every_cell_the_live_curve(
     prepared: dict[str, Path], cache: Path, tmp_path: Path, changes: dict[str, Any]
@@ -188,6 +199,8 @@ def test_damage_is_named(prepared: dict[str, Path], cache: Path, tmp_path: Path)
     content[-1] ^= 1
     head.write_bytes(content)
     refused(r"head.safetensors: damaged, its sha256 is", tmp_path / "head")
+    (copy("pads").parent.parent / "model" / "pads.safetensors").unlink()
+    refused(r"pads.safetensors: is missing", tmp_path / "pads")
 
 
 def test_rows_that_are_not_stored_are_refused(prepared: dict[str, Path], cache: Path, tmp_path: Path) -> None:
@@ -196,6 +209,11 @@ def test_rows_that_are_not_stored_are_refused(prepared: dict[str, Path], cache: 
         curve(tmp_path / "a", prepared, train_settings(teacher="cached", rows=rows), teacher=cache)
     with pytest.raises(InputError, match=r"read from token \d+ on, .* the first of its \d+ tokens alone"):
         curve(tmp_path / "b", prepared, train_settings(teacher="cached", view=view(span="right")), teacher=cache)
+    unknown = [Example(0, np.array([5], np.int32), np.array([True]), pad=60)]
+    with pytest.raises(
+        InputError, match=r"the padding token 60 is none of the stored ones \[0, 1, 2, 3\]: use teacher"
+    ):
+        StoredPads(cache).check(unknown)
     stored = StoredRows(cache / "rows")
     row = next(iter(TokenTable(prepared["tokens"] / "tokens.arrow").examples(np.array([0]), view(), -1)))
     position = int(load_file(cache / "rows" / "rows-00000.safetensors")["positions"][0])

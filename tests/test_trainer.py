@@ -103,14 +103,19 @@ AS_RELEASED: dict[str, Any] = {"order": {"seed": 42, "multiple": 4}, "checkpoint
 SFT = {"objective": some_objective(kd_weight=0.0)}
 
 
+PAD = 0
+
+
 def examples(count: int, seed: int = 0) -> list[Example]:
+    """Every second row predicts its first token from a pad, where left padding to a multiple of 16 has one."""
     random = np.random.default_rng(seed)
     made = []
     for row in range(count):
         length = int(random.integers(5, 40))
         supervised = random.random(length) < 0.7
-        supervised[0], supervised[-1] = False, True
-        made.append(Example(1000 + row, random.integers(0, VOCABULARY, length, dtype=np.int32), supervised))
+        supervised[0], supervised[-1] = row % 2 == 0 and length % 16 > 0, True
+        ids = random.integers(0, VOCABULARY, length, dtype=np.int32)
+        made.append(Example(1000 + row, ids, supervised, pad=PAD if supervised[0] else None))
     return made
 
 
@@ -192,7 +197,7 @@ def plain_training(student: Any, teacher: Any) -> None:
             optimizer.zero_grad()
             for row in batch:
                 padding = -row.input_ids.size % 16
-                ids = torch.tensor([0] * padding + row.input_ids.tolist())[None]
+                ids = torch.tensor([PAD] * padding + row.input_ids.tolist())[None]
                 mask = torch.tensor([0] * padding + [1] * row.input_ids.size)[None]
                 at = torch.from_numpy(np.flatnonzero(row.supervised)) + padding
                 logits = student(input_ids=ids, attention_mask=mask).logits[0]

@@ -50,7 +50,7 @@ class Example:
     first: int = 0
     """Index in the whole row of the first token that is read."""
     pad: int | None = None
-    """Id of the padding token from which token 0 is predicted; None where token 0 is no label (trap 21)."""
+    """Id of the padding token from which token 0 is predicted; None where token 0 is no label (trap 23)."""
 
     @property
     def positions(self) -> int:
@@ -193,7 +193,7 @@ def make_examples(
         positions: of the rows in their data set, int64, shape (rows,).
         rows: the whole rendered rows, int32, shape (L,) each. Never copied, only sliced.
         bounds: where their sections lie.
-        view: span, sections, and how the traps 3, 6, 9, 21 and 22 are handled.
+        view: span, sections, and how the traps 3, 6, 9, 23 and 24 are handled.
         eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`, and the pad.
 
     Rows without markers are skipped under every span and section, so that all cells of a matrix train on the same rows.
@@ -223,7 +223,7 @@ def make_examples(
 def first_labels(windows: Windows, view: ViewSettings) -> Indices:
     """Index in each row of the first token that can be a label.
 
-    Nothing stands before the first token that is read, unless it is a pad on the left (trap 21): that is so where the
+    Nothing stands before the first token that is read, unless it is a pad on the left (trap 23): that is so where the
     number of tokens read is no multiple of `view.left_pad_multiple`.
     """
     if not view.left_pad_multiple:

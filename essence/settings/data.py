@@ -142,6 +142,6 @@ class ViewSettings(Record):
     `left`, `right-with-context` and `cot-lead` read the same with and without."""
     left_pad_multiple: Annotated[int, Field(ge=0)]
     """Released: rows are padded on the left to a multiple of this, and where there is a pad the first token read is a
-    label, predicted from the pad (trap 21). 0 = the first token is never a label."""
+    label, predicted from the pad (trap 23). 0 = the first token is never a label."""
     misordered_markers: Literal["train", "skip"]
-    """Released: rows whose first `</think>` stands before their first `<think>` are trained on (trap 22)."""
+    """Released: rows whose first `</think>` stands before their first `<think>` are trained on (trap 24)."""
