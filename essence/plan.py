@@ -4,7 +4,7 @@ A plan is pure: the same experiment, environment and source give the same plan o
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from essence.cell_settings import part, resolve_seed, tokenize_settings, train_settings
@@ -60,6 +60,8 @@ class PlannedStage:
     environment: dict[str, str]
     """Identity of that environment."""
     source_sha256: str
+    graders: dict[str, float] = field(default_factory=dict)
+    """As in `Spec`."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,15 @@ class _Planner:
             ),
             {"samples": generate, "problems": problems},
         )
+        self._tell_grader(generate, grade)
         return EvaluationPlan(benchmark, section.samples, folder, generate, grade)
+
+    def _tell_grader(self, generate: str, grade: str) -> None:
+        """Let a generate stage know who judges, so that it tries the golds before it pays for completions."""
+        stage, settings = self.stages[generate], self.stages[grade].settings
+        if isinstance(settings, GradeSettings):
+            graders = {**stage.graders, settings.grader: settings.timeout_s}
+            self.stages[generate] = replace(stage, graders=graders)
 
     def baselines(self, cells: list[Cell]) -> list[BaselinePlan]:
         section = self.loaded.experiment.evaluation
