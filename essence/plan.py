@@ -32,6 +32,8 @@ from essence.teaching import teacher_settings
 ModelFolder = Literal["model", "best", "last"]
 VLLM_LOCK = "vllm_lock_sha256"
 """What an engine without images calls the lock of the layer that holds vLLM; an image holds it in any case."""
+GRADER_LOCK = "math_verify_09_lock_sha256"
+"""The same for the layer that holds the grader `math-verify-0.9`."""
 ONLY: dict[str, tuple[StageName, ...]] = {
     "download": ("download",),
     "tokenize": ("tokenize",),
@@ -156,10 +158,13 @@ def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
 
 
 def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str]:
-    """Without the lock of vLLM for a stage that does not use it: installing vLLM makes nothing anew."""
+    """Without the locks of layers that a stage does not use: installing vLLM or a grader makes nothing anew."""
+    unused = {VLLM_LOCK, GRADER_LOCK}
     if isinstance(settings, GenerateSettings) and settings.decoder == "vllm":
-        return environment
-    return {name: value for name, value in environment.items() if name != VLLM_LOCK}
+        unused.remove(VLLM_LOCK)
+    if isinstance(settings, GradeSettings) and settings.grader == "math-verify-0.9":
+        unused.remove(GRADER_LOCK)
+    return {name: value for name, value in environment.items() if name not in unused}
 
 
 def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environment, baselines: bool) -> Plan:

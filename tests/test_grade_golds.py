@@ -1,4 +1,4 @@
-"""Golds: what a dollar in one means, all bad ones named before anything is spent, and that the shipped ones are right."""
+"""Golds: what a dollar in one means, all bad ones named before anything is spent, the shipped ones all right."""
 
 import json
 from pathlib import Path

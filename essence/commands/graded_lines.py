@@ -1,4 +1,4 @@
-"""The file that `invoke grade` reads: JSON lines of a gold answer and a completion, in the ways that people write them."""
+"""The file that `invoke grade` reads: JSON lines of a gold answer and a completion, as people write them."""
 
 import json
 import math

@@ -215,7 +215,7 @@ class _Pool:
         return self.next_task - 1
 
     def _replace(self, worker: _Worker, late: bool) -> None:
-        """Replace a worker that is late or dead; its task timed out, or is done again where a signal may be to blame."""
+        """Replace a worker that is late or dead; its task timed out, or is done again after a signal."""
         self.workers.remove(worker)
         _kill(worker)
         if worker.task is None:

@@ -1,9 +1,9 @@
 """The graders: what each takes for the answer of a completion, and when it equals the gold.
 
 `math-verify` and `lighteval-0.10` stand on the patterns, parsing and comparison of math-verify 0.5.2, `math-verify-0.9`
-on those of 0.9, which has a folder of its own (`essence/scoring/apart.py`). `lighteval-0.10` is the metric `math_pass@1` of lighteval
-0.10.0, behind the published scores, without lighteval itself, which needs torch and a benchmark framework around 60
-lines of difference:
+on those of 0.9, which has a folder of its own (`essence/scoring/apart.py`). `lighteval-0.10` is the metric
+`math_pass@1` of lighteval 0.10.0, behind the published scores, without lighteval itself, which needs torch and a
+benchmark framework around 60 lines of difference:
 
 - a boxed answer comes after the words "final answer is", as any plain match does, not beside it;
 - no comparison of bare text where an answer does not parse;
@@ -114,8 +114,8 @@ GRADERS: dict[str, Grader] = {
 def gold_as_latex(gold: str) -> str:
     """A gold as the graders want it: LaTeX between dollars; an integer, a box and what has delimiters as it is.
 
-    A dollar that delimits nothing is a currency sign: `\\$36` and `$36` are LaTeX that begins with one. In the middle of
-    a text (`it costs $5`) it is left, as math-verify reads prices in texts.
+    A dollar that delimits nothing is a currency sign: `\\$36` and `$36` are LaTeX that begins with one. In the middle
+    of a text (`it costs $5`) it is left, as math-verify reads prices in texts.
     """
     stripped = gold.strip()
     if not stripped or _INTEGER.fullmatch(stripped) or r"\boxed{" in stripped:

@@ -26,8 +26,8 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     """Grade; inputs `samples` (output of a generate stage) and `problems`.
 
     Raises InputError for samples that are not the same number of each problem or for golds that cannot be read, before
-    the first verdict, StageError when the grader or the number of samples is not the declared one or the verdicts are not those of the
-    samples, and Stopped between two writes.
+    the first verdict; StageError when the grader or the number of samples is not the declared one or the verdicts are
+    not those of the samples; and Stopped between two writes.
     """
     _check_grader(settings)
     samples_file = context.inputs["samples"] / SAMPLES_FILE
