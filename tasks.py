@@ -287,7 +287,7 @@ def clean(console, experiment=None, runs=None, yes=False):
 
 @_command(
     file='JSON lines of {"gold", "completion"}; - is standard input',
-    grader="math-verify or lighteval-0.10",
+    grader="math-verify, lighteval-0.10 or math-verify-0.9",
 )
 def grade(_, file, grader="math-verify"):
     """Grade any completions: a verdict a line on standard output, a summary on standard error."""

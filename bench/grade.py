@@ -27,8 +27,9 @@ from typing import Any
 
 from essence.atomic import write_atomically
 from essence.record.environment import code_facts, hardware
+from essence.scoring.apart import grader_version
 from essence.scoring.grade import Item, grade_all
-from essence.scoring.graders import gold_as_latex, grader_version
+from essence.scoring.graders import gold_as_latex
 
 PROJECT = Path(__file__).resolve().parents[1]
 Row = dict[str, str]

@@ -20,6 +20,7 @@ ARG FLAVOUR
 RUN --mount=type=bind,source=docker/install-environment.sh,target=/run/install.sh \
     --mount=type=bind,source=locks/bootstrap.txt,target=/locks/bootstrap.txt \
     --mount=type=bind,source=locks/eval-${FLAVOUR}.txt,target=/locks/eval-${FLAVOUR}.txt \
+    --mount=type=bind,source=locks/math-verify-0.9.txt,target=/locks/math-verify-0.9.txt \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=cache,target=/root/.cache \
     --mount=type=secret,id=certificates,required=false \

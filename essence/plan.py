@@ -4,7 +4,7 @@ A plan is pure: the same experiment, environment and source give the same plan o
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from essence.cell_settings import part, resolve_seed, tokenize_settings, train_settings
@@ -32,6 +32,8 @@ from essence.teaching import teacher_settings
 ModelFolder = Literal["model", "best", "last"]
 VLLM_LOCK = "vllm_lock_sha256"
 """What an engine without images calls the lock of the layer that holds vLLM; an image holds it in any case."""
+GRADER_LOCK = "math_verify_09_lock_sha256"
+"""The same for the layer that holds the grader `math-verify-0.9`."""
 ONLY: dict[str, tuple[StageName, ...]] = {
     "download": ("download",),
     "tokenize": ("tokenize",),
@@ -60,6 +62,8 @@ class PlannedStage:
     environment: dict[str, str]
     """Identity of that environment."""
     source_sha256: str
+    graders: dict[str, float] = field(default_factory=dict)
+    """As in `Spec`."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,13 @@ def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
 
 
 def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str]:
-    """Without the lock of vLLM for a stage that does not use it: installing vLLM makes nothing anew."""
+    """Without the locks of layers that a stage does not use: installing vLLM or a grader makes nothing anew."""
+    unused = {VLLM_LOCK, GRADER_LOCK}
     if isinstance(settings, GenerateSettings) and settings.decoder == "vllm":
-        return environment
-    return {name: value for name, value in environment.items() if name != VLLM_LOCK}
+        unused.remove(VLLM_LOCK)
+    if isinstance(settings, GradeSettings) and settings.grader == "math-verify-0.9":
+        unused.remove(GRADER_LOCK)
+    return {name: value for name, value in environment.items() if name not in unused}
 
 
 def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environment, baselines: bool) -> Plan:
@@ -306,7 +313,15 @@ class _Planner:
             ),
             {"samples": generate, "problems": problems},
         )
+        self._tell_grader(generate, grade)
         return EvaluationPlan(benchmark, section.samples, folder, generate, grade)
+
+    def _tell_grader(self, generate: str, grade: str) -> None:
+        """Let a generate stage know who judges, so that it tries the golds before it pays for completions."""
+        stage, settings = self.stages[generate], self.stages[grade].settings
+        if isinstance(settings, GradeSettings):
+            graders = {**stage.graders, settings.grader: settings.timeout_s}
+            self.stages[generate] = replace(stage, graders=graders)
 
     def baselines(self, cells: list[Cell]) -> list[BaselinePlan]:
         section = self.loaded.experiment.evaluation

@@ -193,6 +193,7 @@ def make_spec(stage: PlannedStage, code: dict[str, Any], image: dict[str, str | 
         environment=stage.environment,
         source_sha256=stage.source_sha256,
         resources=stage.resources,
+        graders=stage.graders,
         code=code,
         image=image,
     )

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv/ from hash-locked versions, a base and layers on top of it: locks/install.sh host|cpu [dev] [vllm]
+# Make .venv/ from hash-locked versions, a base and layers on top of it:
+# locks/install.sh host|cpu [dev] [vllm] [math-verify-0.9]
 #
 # The environment is Python 3.11 whatever the system's Python is, because the CPU build of torch is locked for it;
 # uv finds a Python 3.11 on the machine or fetches one. Where PIP_FIND_LINKS names a folder of wheels, they are used;
@@ -44,6 +45,14 @@ for layer in "$@"; do names="$names $(lock_of "$layer")"; done
 "$uv" pip sync --quiet --require-hashes "$(lock_of "$base")"
 rm -f .venv/essence-*.txt
 for layer in "$@"; do
+  if [ "$layer" = math-verify-0.9 ]; then
+    # Another version of a package of the base: in a folder of its own, which only this grader's processes look in.
+    target=.venv/graders/$layer
+    rm -rf "$target"
+    "$uv" pip install --quiet --no-deps --require-hashes --target "$target" -r "$(lock_of "$layer")"
+    cp "$(lock_of "$layer")" "$target/essence-lock.txt"
+    continue
+  fi
   # Without dependencies: the lock is complete, and names of packages that break beside these are left out on purpose.
   "$uv" pip install --quiet --no-deps --require-hashes -r "$(lock_of "$layer")"
   cp "$(lock_of "$layer")" ".venv/essence-$layer.txt"

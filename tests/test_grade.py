@@ -18,8 +18,9 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 from essence.errors import InputError
 from essence.scoring import extract, pieces
+from essence.scoring.apart import grader_version
 from essence.scoring.grade import Item, grade_all
-from essence.scoring.graders import GRADERS, Verdict, grader_version
+from essence.scoring.graders import GRADERS, Verdict
 from essence.settings import GraderName
 
 TIMEOUT_S = 6.0

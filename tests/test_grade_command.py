@@ -9,6 +9,9 @@ import pytest
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
 
+from essence.commands.graded_lines import Lines
+from essence.errors import InputError
+
 PROJECT = Path(__file__).resolve().parents[1]
 LINES = [
     {"gold": "42", "completion": r"\boxed{42}", "more": 1},
@@ -45,8 +48,9 @@ def test_standard_input_and_the_other_grader() -> None:
         ("{", (), "standard input, line 2: no JSON"),
         ("[1]", (), "standard input, line 2: found list, wanted"),
         ('{"gold": "1", "completon": ""}', (), "line 2: field 'completion': no such field; did you mean 'completon'?"),
-        ('{"gold": 1, "completion": ""}', (), "line 2: field 'gold': int, wanted"),
-        ('{"gold": "", "completion": "1"}', (), "line 2: the grader math-verify cannot read the gold answer ''"),
+        ('{"gold": true, "completion": ""}', (), "line 2: field 'gold': bool, wanted"),
+        ('{"gold": "", "completion": "1"}', (), "line 2: field 'gold' is empty, wanted"),
+        ('{"gold": "?!", "completion": "1"}', (), "line 2: the grader math-verify cannot read the gold answer '?!'"),
         ("", ("--grader", "mathverify"), "--grader mathverify: unknown; did you mean 'math-verify'?"),
     ],
 )
@@ -54,6 +58,57 @@ def test_bad_input_is_one_sentence_and_exit_code_2(line: str, words: tuple[str, 
     found = invoke("-", *words, given=json.dumps(LINES[0]) + "\n" + line)
     assert found.returncode == 2
     assert message in found.stderr and "Traceback" not in found.stderr
+
+
+CASES = Path(__file__).parent / "cases" / "grading"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("array.json", "line 1: found list"),
+        ("cr.jsonl", "line 1: found a carriage return"),
+        ("empty.jsonl", "holds no line"),
+        ("emptygold.jsonl", "line 1: field 'gold' is empty"),
+        ("listcompletion.jsonl", "line 1: field 'completion': list"),
+        ("nan.jsonl", "line 1: no JSON (NaN is no number of JSON)"),
+        ("nullcompletion.jsonl", "line 1: field 'completion': NoneType"),
+        ("torn.jsonl", "line 3: no JSON"),
+        ("utf16.jsonl", "is UTF-16, wanted: UTF-8"),
+    ],
+)
+def test_files_that_are_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Lines(str(CASES / name))
+    assert message in str(refused.value) and name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "golds", "notes"),
+    [
+        ("bom.jsonl", ["7", "8"], 0),
+        ("blanklines.jsonl", ["7", "8"], 0),
+        ("crlf.jsonl", ["7", "8"], 0),
+        ("nonl.jsonl", ["7", "8"], 0),
+        ("u2028.jsonl", ["7", "8"], 0),
+        ("numgold.jsonl", ["7"], 0),
+        ("extra_dup.jsonl", ["7", "7"], 2),
+    ],
+)
+def test_files_that_work(name: str, golds: list[str], notes: int) -> None:
+    lines = Lines(str(CASES / name))
+    assert [item.gold for item in lines.items] == golds
+    assert all(item.completion.endswith(r"\boxed{7}") for item in lines.items)
+    assert len(lines.notes()) == notes
+
+
+def test_repeated_lines_are_said_and_no_verdict_precedes_the_golds() -> None:
+    found = invoke(str(CASES / "extra_dup.jsonl"))
+    assert (found.returncode, found.stdout.count('"correct": true')) == (0, 2)
+    assert "repeated lines 1" in found.stderr and "graders disagree on 0" in found.stderr
+    lines = [LINES[0]] * 200 + [{"gold": "?!", "completion": "1"}]
+    refused = invoke("-", given="\n".join(map(json.dumps, lines)))
+    assert (refused.returncode, refused.stdout) == (2, "")
 
 
 def test_a_missing_file() -> None:

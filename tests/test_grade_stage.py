@@ -14,7 +14,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 from some_resources import some_resources
 
 from essence.errors import InputError, StageError
-from essence.scoring.graders import grader_version
+from essence.scoring.apart import grader_version
 from essence.settings import BenchmarkSettings, GradeSettings
 from essence.stages import grade
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest
@@ -81,6 +81,8 @@ def test_stage(tmp_path: Path) -> None:
     ]
     assert results["interval"][0] < 0.5 < results["interval"][1]
     assert results["statuses"] == {"graded": 5, "no answer": 1, "timeout": 0}
+    assert results["doubts"]["answers_not_from_a_box"] == results["doubts"]["box_in_thought_alone"] == 0
+    assert results["doubts"]["graders_disagree"] == 0 and "lighteval-0.10" in results["doubts"]["disagreeing"]
     assert results["mean_completion_tokens"] == 12.5
     assert {name: found["value"] for name, found in results["pass_at_k"].items()} == pytest.approx(
         {"pass@1": 0.5, "pass@2": 2 / 3}
@@ -138,10 +140,10 @@ def test_what_was_declared_is_checked_on_what_was_run(tmp_path: Path) -> None:
 def test_an_unreadable_gold_names_its_problem(tmp_path: Path) -> None:
     given = inputs(tmp_path, SAMPLES)
     rows = json.loads((given["problems"] / "problems" / "p.json").read_text())
-    rows[1]["answer"] = "$"
+    rows[1]["answer"] = "?!"
     (given["problems"] / "problems" / "p.json").write_text(json.dumps(rows))
     latex = settings().benchmark.model_copy(update={"answer_type": "latex"})
-    with pytest.raises(InputError, match=r"^abc, problem b: the grader math-verify cannot read the gold answer '\$'"):
+    with pytest.raises(InputError, match=r"^abc, problem b: the grader math-verify cannot read the gold answer '\?!'"):
         grade.run(settings(benchmark=latex), context(tmp_path, given))
 
 

@@ -4,78 +4,66 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, get_args
 
 from rich.console import Console
 
+from essence.commands.graded_lines import Lines
 from essence.errors import InputError, nearest
 from essence.experiment import EXPERIMENTS
-from essence.local_files import typed_path
-from essence.scoring.grade import Item, grade_all
-from essence.scoring.graders import PACKAGE, grader_version
+from essence.scoring.apart import grader_version, installed_graders, require_installed
+from essence.scoring.doubts import doubt_words, sample_doubts, verdict_doubts
+from essence.scoring.golds import check_golds
+from essence.scoring.grade import grade_by_each
+from essence.scoring.graders import PACKAGE
 from essence.settings import GraderName
 from essence.validation import read_toml
-
-FIELDS = ("gold", "completion")
-STANDARD_INPUT = "-"
 
 
 def grade(file: str, grader: str, console: Console) -> int:
     """Write a verdict a line to standard output, in the order of the lines, and a summary to the console.
 
-    Raises InputError for an unknown grader and for a line that cannot be graded, before anything is graded.
+    Raises InputError for an unknown grader, and for a line or a gold that cannot be graded, before anything is written;
+    MachineError for a grader that is not installed.
     """
     known = get_args(GraderName)
     if grader not in known:
         raise InputError(f"--grader {grader}: unknown{nearest(grader, known)} (known: {', '.join(known)})")
-    items = list(_items(file))
+    require_installed(grader)
+    lines = Lines(file)
     timeout_s = float(read_toml(EXPERIMENTS / "defaults.toml")["grading"]["timeout_s"])
-    statuses: Counter[str] = Counter()
-    correct = 0
-    with closing(grade_all(items, grader, timeout_s, os.cpu_count() or 1)) as verdicts:
-        for verdict in verdicts:
-            record = {"correct": verdict.correct, "status": verdict.status, "extracted": verdict.extracted}
+    workers = os.cpu_count() or 1
+    check_golds(lines.items, {grader: timeout_s}, workers)
+    graders = (grader, *(other for other in installed_graders() if other != grader))
+    records = []
+    with closing(grade_by_each(lines.items, graders, timeout_s, workers)) as graded:
+        for verdict, *others in graded:
+            record: dict[str, Any] = {
+                name: getattr(verdict, name) for name in ("correct", "status", "extracted", "boxed")
+            }
+            record["others"] = {name: other.correct for name, other in zip(graders[1:], others, strict=True)}
+            # Escaped, so that no terminal and no lone surrogate can stop it.
             sys.stdout.write(json.dumps(record) + "\n")
-            statuses[verdict.status] += 1
-            correct += verdict.correct
+            records.append(record)
     sys.stdout.flush()
-    counts = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
-    share = f"{correct / len(items):.1%}" if items else "nothing to grade"
-    console.print(
-        f"{correct} of {len(items)} correct ({share}); {counts}; {grader}, {PACKAGE} {grader_version()}",
-        highlight=False,
-    )
+    _summarise(lines, records, grader, console)
     return 0
 
 
-def _items(file: str) -> Iterator[Item]:
-    """The lines of a file, or of standard input for `-`; empty lines are left out."""
-    name = "standard input" if file == STANDARD_INPUT else file
-    for number, line in enumerate(_read(file).split("\n"), start=1):
-        if line.strip():
-            yield _item(line, f"{name}, line {number}")
-
-
-def _read(file: str) -> str:
-    try:
-        content = sys.stdin.buffer.read() if file == STANDARD_INPUT else typed_path("FILE", file).read_bytes()
-        return content.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
-
-
-def _item(line: str, place: str) -> Item:
-    wanted = 'wanted: {"gold": "42", "completion": "..."}'
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place}: no JSON ({error}), {wanted}.") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: found {type(row).__name__}, {wanted}.")
-    for field in FIELDS:
-        if not isinstance(row.get(field), str):
-            found = type(row[field]).__name__ if field in row else f"no such field{nearest(field, row)}"
-            raise InputError(f"{place}: field {field!r}: {found}, {wanted}.")
-    return Item(row["gold"], row["completion"], place)
+def _summarise(lines: Lines, records: list[dict[str, Any]], grader: str, console: Console) -> None:
+    correct = sum(record["correct"] for record in records)
+    statuses = Counter(record["status"] for record in records)
+    counts = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
+    doubts = {
+        **verdict_doubts(records),
+        **sample_doubts([{"completion": item.completion} for item in lines.items]),
+    }
+    told = [
+        f"{correct} of {len(records)} correct ({correct / len(records):.1%}); {counts}; {grader}, "
+        f"{PACKAGE} {grader_version(grader)}",
+        doubt_words(doubts),
+        *lines.notes(),
+    ]
+    for line in told:
+        console.print(line, highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "bootstrap": [],
     "crate": [],
     "host": [],
+    "math-verify-0.9": [],
     "cpu": [
         *("--extra", "download", "--extra", "train", "--extra", "eval"),
         *("--override", "locks/override-cpu.txt"),
@@ -43,7 +44,7 @@ def lock_command(name: str, upgrade: bool) -> list[str]:
     """The command that writes one lock; versions that are locked already stay unless `upgrade`."""
     python = PYTHON_OF_CUDA_BASE if name.endswith(("-cuda", "-paper")) else PYTHON
     fixed = ["--quiet", "--python-version", python, "--generate-hashes", "--no-header", "--no-annotate"]
-    platform = ["--python-platform", VLLM_PLATFORM] if "-" in name else ["--universal"]
+    platform = ["--python-platform", VLLM_PLATFORM] if "-" in name and name != "math-verify-0.9" else ["--universal"]
     own = LOCKS / f"{name}.in"
     source = f"locks/{name}.in" if own.is_file() else "pyproject.toml"
     output = ["--output-file", f"locks/{name}.txt", *(["--upgrade"] if upgrade else [])]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from essence.atomic import read_json, write_json
 from essence.errors import MachineError, RecordError
 from essence.experiment import PROJECT
-from essence.plan import PlannedStage
+from essence.plan import GRADER_LOCK, PlannedStage
 from essence.record.canonical import sha256_file, sha256_text
 from essence.settings import EnvironmentName, GenerateSettings, StageName
 from essence.source import source_sha256
@@ -79,7 +79,10 @@ class ImageRecipe:
 
     def identity(self) -> dict[str, str]:
         """What every key of a stage counts of its environment."""
-        return {"lock_sha256": self.lock_sha256, "base": self.base}
+        identity = {"lock_sha256": self.lock_sha256, "base": self.base}
+        if self.environment == "eval":
+            identity[GRADER_LOCK] = sha256_file(LOCKS / "math-verify-0.9.txt")
+        return identity
 
     def check_labels(self, labels: dict[str, str], found: str, cure: str) -> None:
         """MachineError when an image was built from another lock, base or source than the project has now.

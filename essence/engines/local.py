@@ -15,9 +15,10 @@ from essence.engines.inherited import inherited
 from essence.engines.surroundings import Surroundings
 from essence.engines.token import token
 from essence.errors import MachineError
-from essence.plan import VLLM_LOCK, PlannedStage
+from essence.plan import GRADER_LOCK, VLLM_LOCK, PlannedStage
 from essence.record.environment import layer_lock_sha256, lock_sha256, torch_version, vllm_version
-from essence.settings import EnvironmentName, GenerateSettings
+from essence.scoring.apart import grader_lock_sha256, require_installed
+from essence.settings import EnvironmentName, GenerateSettings, GradeSettings
 
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
 
@@ -28,9 +29,11 @@ class LocalEngine:
     name = "local"
 
     def environment(self, name: EnvironmentName) -> dict[str, str]:
-        """All stages run in one environment here: its lock is its identity, and that of the layer with vLLM."""
+        """All stages run in one environment here: its lock is its identity, and those of the layers on top of it."""
         vllm = layer_lock_sha256("vllm") if name == "eval" else None
-        return {"lock_sha256": lock_sha256(), **({VLLM_LOCK: vllm} if vllm else {})}
+        grader = grader_lock_sha256("math-verify-0.9") if name == "eval" else None
+        layers = {VLLM_LOCK: vllm, GRADER_LOCK: grader}
+        return {"lock_sha256": lock_sha256(), **{layer: lock for layer, lock in layers.items() if lock}}
 
     def image(self, name: EnvironmentName) -> dict[str, str | None]:
         """No image here."""
@@ -44,6 +47,8 @@ class LocalEngine:
         for stage in stages:
             if isinstance(stage.settings, GenerateSettings) and stage.settings.decoder == "vllm":
                 vllm_version()
+            if isinstance(stage.settings, GradeSettings):
+                require_installed(stage.settings.grader)
 
     def render(self, surroundings: Surroundings) -> str:
         """The command line with the variables that matter."""

@@ -11,6 +11,7 @@ from essence.atomic import read_json
 from essence.distill.choice import choose
 from essence.errors import RecordError
 from essence.record.canonical import sha256_file
+from essence.scoring.doubts import sample_doubts, verdict_doubts
 from essence.scoring.statistics import accuracy, majority_at_k, pass_at_k
 from essence.scoring.summary import answer_numbers, completion_facts
 from essence.store import StageFolder, stage_id
@@ -39,6 +40,7 @@ def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
         return
     samples = _samples_read(folder, manifest)
     found = [*_verdicts(results, lines), *_votes(results, lines), *_endings(results, samples)]
+    found += _doubts(results, lines, samples)
     yield from (where + finding for finding in found)
 
 
@@ -180,6 +182,16 @@ def _endings(results: dict[str, Any], samples: list[Line]) -> Iterator[str]:
                             reasons.get(reason, 0), "samples.jsonl")  # fmt: skip
     for name, value in counted.items():
         yield from _differs(name, results[name], value, "samples.jsonl")
+
+
+def _doubts(results: dict[str, Any], lines: list[Line], samples: list[Line]) -> Iterator[str]:
+    """What speaks against the accuracy; records of earlier versions have none of it."""
+    if "doubts" not in results:
+        return
+    sources = {"verdicts.jsonl": verdict_doubts(lines), "samples.jsonl": sample_doubts(samples) if samples else {}}
+    for source, counted in sources.items():
+        for name, value in counted.items():
+            yield from _differs(name, results["doubts"][name], value, source)
 
 
 def _differs(name: str, recorded: Any, value: Any, source: str) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """The graders: what each takes for the answer of a completion, and when it equals the gold.
 
-Both stand on math-verify's patterns, parsing and comparison. `lighteval-0.10` is the metric `math_pass@1` of lighteval
-0.10.0, behind the published scores, without lighteval itself, which needs torch and a benchmark framework around 60
-lines of difference:
+`math-verify` and `lighteval-0.10` stand on the patterns, parsing and comparison of math-verify 0.5.2, `math-verify-0.9`
+on those of 0.9, which has a folder of its own (`essence/scoring/apart.py`). `lighteval-0.10` is the metric
+`math_pass@1` of lighteval 0.10.0, behind the published scores, without lighteval itself, which needs torch and a
+benchmark framework around 60 lines of difference:
 
 - a boxed answer comes after the words "final answer is", as any plain match does, not beside it;
 - no comparison of bare text where an answer does not parse;
@@ -14,14 +15,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from typing import Any, Literal
 
 from essence.scoring.extract import Answer, find_answer
 
 Status = Literal["graded", "no answer", "timeout"]
 PACKAGE = "math-verify"
-"""The installed package that every grader's verdicts depend on."""
+"""The package that every grader's verdicts depend on."""
+BOX = r"\boxed"
 SHOWN_CHARACTERS = 200
 MATH_VERIFY_TIMEOUT_S = 3
 LIGHTEVAL_TIMEOUT_S = 5
@@ -32,6 +33,16 @@ MATH_VERIFY_PRECISION = 6
 NO_PRECISION = object()
 """Stands where a number of digits is expected, as the document does in lighteval 0.10.0."""
 _INTEGER = re.compile(r"[+-]?\d+")
+_DOLLAR = re.compile(r"(?<!\\)\$")
+"""A dollar that no backslash makes a sign of its own; as math-verify's patterns have it."""
+_FORMULA = re.compile(
+    r"(?<!\\)\$\$(?!\s*\$).+?(?<!\\)\$\$"
+    r"|(?<!\\)\$(?![\s$])(?:\\.|[^$\n\\])*?(?<![\s\\])\$(?!\d)|(?<!\\)\$ (?:\\.|[^$\n\\])*? \$(?!\d)"
+    r"|(?<!\\)\\\[.+?(?<!\\)\\\]|(?<!\\)\\\(.+?(?<!\\)\\\)",
+    re.DOTALL,
+)
+"""A formula between LaTeX's own delimiters. Between single ones no white space follows the first or precedes the
+last, unless both, and no digit follows it: `$5 and $6` are two prices."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Verdict:
     """The answer as found in the completion, at most 200 characters; None where there is none."""
     answer: str | None
     """The answer as parsed, at most 200 characters: equal answers have the same; None where there is none."""
+    boxed: bool = False
+    """Whether the answer was taken from a box."""
 
 
 class UnreadableGoldError(Exception):
@@ -74,19 +87,50 @@ def grade_with_lighteval(gold: str, completion: str) -> Verdict:
     return _verdict(_equal_for_lighteval(gold, answer), answer)
 
 
-GRADERS: dict[str, Grader] = {"math-verify": grade_with_math_verify, "lighteval-0.10": grade_with_lighteval}
+def grade_with_math_verify_09(gold: str, completion: str) -> Verdict:
+    """`parse` and `verify` of math-verify 0.9 themselves, in a process that finds that version first."""
+    from math_verify import parse, verify
+
+    expected = _parsed_by_math_verify(gold_as_latex(gold))
+    if not expected:
+        raise UnreadableGoldError(gold)
+    found = parse(completion)
+    if not found:
+        return NO_ANSWER
+    shown = found[-1] if isinstance(found[-1], str) else repr(found[0])
+    # As in its patterns, a box is preferred to all but the words "final answer is ... I hope".
+    boxed = BOX in completion
+    answer = str(found[0])[:SHOWN_CHARACTERS]
+    return Verdict(bool(verify(expected, found)), "graded", shown[:SHOWN_CHARACTERS], answer, boxed)
 
 
-def grader_version() -> str:
-    """Version of math-verify as installed, on which every grader stands."""
-    return version(PACKAGE)
+GRADERS: dict[str, Grader] = {
+    "math-verify": grade_with_math_verify,
+    "lighteval-0.10": grade_with_lighteval,
+    "math-verify-0.9": grade_with_math_verify_09,
+}
 
 
 def gold_as_latex(gold: str) -> str:
-    """A gold as both graders want it: LaTeX between dollars, integers bare."""
+    """A gold as the graders want it: LaTeX between dollars; an integer, a box and what has delimiters as it is.
+
+    A dollar that delimits nothing is a currency sign: `\\$36` and `$36` are LaTeX that begins with one. In the middle
+    of a text (`it costs $5`) it is left, as math-verify reads prices in texts.
+    """
     stripped = gold.strip()
-    bare = _INTEGER.fullmatch(stripped) or "$" in stripped or r"\boxed" in stripped or not stripped
-    return stripped if bare else f"${stripped}$"
+    if not stripped or _INTEGER.fullmatch(stripped) or r"\boxed{" in stripped:
+        return stripped
+    dollars = [match.start() for match in _DOLLAR.finditer(_FORMULA.sub("", stripped))]
+    if not dollars:
+        return stripped if _FORMULA.search(stripped) else f"${stripped}{' ' * _ends_in_backslash(stripped)}$"
+    if _DOLLAR.match(stripped) or _DOLLAR.match(stripped, len(stripped) - 1):
+        return "$" + _DOLLAR.sub(r"\\$", stripped) + "$"
+    return stripped
+
+
+def _ends_in_backslash(text: str) -> bool:
+    """Whether a control space lost its space, and would make a sign of the dollar behind it."""
+    return (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 
 def _math_verify_answer(text: str) -> Answer | None:
@@ -103,6 +147,14 @@ def _lighteval_answer(text: str) -> Answer | None:
 @lru_cache(maxsize=1024)
 def _math_verify_gold(gold: str) -> list[Any]:
     return _parsed_gold(gold, _math_verify_answer(gold_as_latex(gold)))
+
+
+@lru_cache(maxsize=1024)
+def _parsed_by_math_verify(text: str) -> list[Any]:
+    from math_verify import parse
+
+    found: list[Any] = parse(text)
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -138,4 +190,5 @@ def _equal(left: list[Any], right: list[Any], precision: object) -> bool:
 def _verdict(correct: bool, answer: Answer) -> Verdict:
     parsed = answer.parsed()
     shown = answer.text if answer.text is not None else repr(parsed[0])
-    return Verdict(correct, "graded", shown[:SHOWN_CHARACTERS], str(parsed[0])[:SHOWN_CHARACTERS])
+    boxed = any(text and BOX in text for _, text in answer.found.groups)
+    return Verdict(correct, "graded", shown[:SHOWN_CHARACTERS], str(parsed[0])[:SHOWN_CHARACTERS], boxed)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from essence.scoring.doubts import sample_doubts, verdict_doubts
 from essence.scoring.statistics import accuracy, majority_at_k, pass_at_k
 from essence.settings import GradeSettings
 
@@ -47,6 +48,7 @@ def summary(settings: GradeSettings, problems: Sequence[str], samples: Rows, ver
             for problem, marks in zip(of_problem, correct, strict=True)
         ],
         "statuses": _counts([verdict["status"] for verdict in verdicts], STATUSES),
+        "doubts": {**verdict_doubts(verdicts), **sample_doubts(samples)},
         **completion_facts(samples),
     }
 

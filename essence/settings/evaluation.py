@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from essence.settings.base import LARGEST_COUNT, Count, Inside, Record, Seed, Share
 
-GraderName = Literal["math-verify", "lighteval-0.10"]
+GraderName = Literal["math-verify", "lighteval-0.10", "math-verify-0.9"]
 """What decides whether a completion is right (essence/scoring/graders.py)."""
 AnswerType = Literal["integer", "number", "latex", "gsm8k"]
 """What a benchmark's answers are (essence/scoring/benchmarks.py says how each is read)."""
@@ -81,7 +81,8 @@ class GradingSettings(Record):
     """How completions are graded, whichever grader is asked."""
 
     math_verify: str
-    """Version of math-verify behind the verdicts; the stage fails where another is installed."""
+    """Version of the environment's own math-verify, behind `math-verify` and `lighteval-0.10`; the stage fails where
+    another is installed. That of `math-verify-0.9` is in its lock."""
     timeout_s: Annotated[float, Field(ge=0.001, le=86_400.0)]
     """Longest time one completion may take before it is recorded as a grading timeout."""
     confidence: Inside

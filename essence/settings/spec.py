@@ -95,6 +95,9 @@ class Spec(Record):
     source_sha256: str
     """Hash of the modules of the kit that the stage imports."""
     resources: Resources
+    graders: dict[str, float] = Field(default_factory=dict)
+    """Of a generate stage: who will judge its completions -> longest time for one. Their golds are tried first; changes
+    no completion, so it is in no key."""
     code: dict[str, str | bool | None]
     """Version, commit, dirty flag and hash of the uncommitted changes, as the host side sees them."""
     image: dict[str, str | None]

@@ -132,6 +132,7 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         resources=spec.resources,
         progress=Progress(folder.progress, watch_gpus=spec.resources.gpus > 0),
         stop=stop,
+        graders=spec.graders,
     )
     if isinstance(settings, TrainSettings) and starts_ranks(spec, os.environ):
         return run_ranks(settings, context)  # without the imports that only ranks need

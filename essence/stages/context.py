@@ -133,6 +133,8 @@ class StageContext:
     resources: Resources
     progress: Progress
     stop: StopRequest
+    graders: dict[str, float] = field(default_factory=dict)
+    """As in `Spec`."""
 
     @property
     def scratch(self) -> Path:

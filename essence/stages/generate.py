@@ -19,6 +19,7 @@ from essence.scoring.generation import (
     present_samples,
     put_in_order,
 )
+from essence.scoring.golds import check_golds, golds_of
 from essence.scoring.lines import read_lines
 from essence.scoring.requests import (
     FINISH_REASONS,
@@ -42,6 +43,7 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     StageError when what was generated is not what was declared.
     """
     problems = read_problems(context.inputs["problems"] / "problems", settings.benchmark)
+    check_golds(golds_of(settings.benchmark.name, problems), context.graders, context.resources.threads)
     folder = context.inputs["model"] / settings.model_folder
     tokenizer = load_tokenizer(folder)
     check_context(folder, settings.max_model_tokens)

@@ -7,9 +7,11 @@ from typing import Any
 
 from essence.errors import InputError, StageError
 from essence.record.canonical import sha256_file
+from essence.scoring.apart import APART, grader_lock_sha256, grader_version, installed_graders
 from essence.scoring.benchmarks import Problem, read_problems
-from essence.scoring.grade import Item, grade_all
-from essence.scoring.graders import PACKAGE, Verdict, grader_version
+from essence.scoring.golds import check_golds, golds_of
+from essence.scoring.grade import Item, grade_by_each
+from essence.scoring.graders import PACKAGE, Verdict
 from essence.scoring.lines import append_lines, read_lines, recover_lines
 from essence.scoring.summary import summary
 from essence.settings import GradeSettings
@@ -23,9 +25,9 @@ VERDICTS_A_WRITE = 64
 def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     """Grade; inputs `samples` (output of a generate stage) and `problems`.
 
-    Raises InputError for samples that are not the same number of each problem or for a gold that cannot be parsed,
-    StageError when the grader or the number of samples is not the declared one or the verdicts are not those of the
-    samples, and Stopped between two writes.
+    Raises InputError for samples that are not the same number of each problem or for golds that cannot be read, before
+    the first verdict; StageError when the grader or the number of samples is not the declared one or the verdicts are
+    not those of the samples; and Stopped between two writes.
     """
     _check_grader(settings)
     samples_file = context.inputs["samples"] / SAMPLES_FILE
@@ -37,7 +39,11 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
             f"{samples_file} holds {samples_per_problem} samples of each problem of {settings.benchmark.name}, "
             f"declared: {settings.samples}; run the generate stage again."
         )
-    _grade(samples, {problem.id: problem.gold for problem in problems}, settings, context)
+    golds = golds_of(settings.benchmark.name, problems)
+    check_golds(golds, {settings.grader: settings.timeout_s}, context.resources.threads)
+    others = tuple(grader for grader in installed_graders() if grader != settings.grader)
+    of_problem = dict(zip((problem.id for problem in problems), golds, strict=True))
+    _grade(samples, of_problem, (settings.grader, *others), settings.timeout_s, context)
     verdicts = read_lines(context.partial / VERDICTS_FILE)
     if [(v["problem"], v["sample"]) for v in verdicts] != [(s["problem"], s["sample"]) for s in samples]:
         raise StageError(f"{VERDICTS_FILE} is not of the samples in {samples_file}: delete the stage's folder.")
@@ -46,7 +52,9 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
         data={"samples_sha256": sha256_file(samples_file)},
         executed={
             "grader": settings.grader,
-            "grader_version": f"{PACKAGE} {grader_version()}",
+            "grader_version": f"{PACKAGE} {grader_version(settings.grader)}",
+            "grader_lock_sha256": grader_lock_sha256(settings.grader),
+            "other_graders": {grader: f"{PACKAGE} {grader_version(grader)}" for grader in others},
             "samples_per_problem": samples_per_problem,
         },
     )
@@ -54,9 +62,10 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
 
 def _check_grader(settings: GradeSettings) -> None:
     """The grader is of the declared version, since other versions judge some completions otherwise."""
-    if grader_version() != settings.math_verify:
+    installed = grader_version(settings.grader)
+    if settings.grader not in APART and installed != settings.math_verify:
         raise StageError(
-            f"{PACKAGE} {grader_version()} is installed, declared: {settings.math_verify} ([grading] math_verify); "
+            f"{PACKAGE} {installed} is installed, declared: {settings.math_verify} ([grading] math_verify); "
             "run `make setup`, or declare the installed one."
         )
 
@@ -79,25 +88,22 @@ def _samples_per_problem(samples: Sequence[dict[str, Any]], problems: Sequence[P
 
 
 def _grade(
-    samples: Sequence[dict[str, Any]], golds: dict[str, str], settings: GradeSettings, context: StageContext
+    samples: Sequence[dict[str, Any]],
+    golds: dict[str, Item],
+    graders: tuple[str, ...],
+    timeout_s: float,
+    context: StageContext,
 ) -> None:
-    """Append the verdicts that are missing to verdicts.jsonl, in the order of the samples."""
+    """Append the verdicts that are missing to verdicts.jsonl, in the order of the samples; the first grader's count."""
     path = context.partial / VERDICTS_FILE
     done = len(recover_lines(path))
     rest = samples[done:]
-    items = [
-        Item(
-            golds[sample["problem"]],
-            sample["completion"],
-            f"{settings.benchmark.name}, problem {sample['problem']}",
-        )
-        for sample in rest
-    ]
+    items = [golds[sample["problem"]]._replace(completion=sample["completion"]) for sample in rest]
     context.progress.update("grade", done, len(samples), "samples")
     records: list[dict[str, Any]] = []
-    with closing(grade_all(items, settings.grader, settings.timeout_s, context.resources.threads)) as graded:
-        for sample, item, verdict in zip(rest, items, graded, strict=True):
-            records.append(_record(sample, item.gold, verdict))
+    with closing(grade_by_each(items, graders, timeout_s, context.resources.threads)) as graded:
+        for sample, item, verdicts in zip(rest, items, graded, strict=True):
+            records.append(_record(sample, item.gold, dict(zip(graders, verdicts, strict=True))))
             done += 1
             context.progress.update("grade", done, len(samples), "samples")
             if len(records) == VERDICTS_A_WRITE or done == len(samples):
@@ -106,8 +112,9 @@ def _grade(
                 context.stop.check()
 
 
-def _record(sample: dict[str, Any], gold: str, verdict: Verdict) -> dict[str, Any]:
-    """A line of verdicts.jsonl."""
+def _record(sample: dict[str, Any], gold: str, verdicts: dict[str, Verdict]) -> dict[str, Any]:
+    """A line of verdicts.jsonl: the first verdict, and of the other graders whether they call it right."""
+    verdict, *_ = verdicts.values()
     return {
         "problem": sample["problem"],
         "sample": sample["sample"],
@@ -116,4 +123,6 @@ def _record(sample: dict[str, Any], gold: str, verdict: Verdict) -> dict[str, An
         "answer": verdict.answer,
         "correct": verdict.correct,
         "status": verdict.status,
+        "boxed": verdict.boxed,
+        "others": {grader: other.correct for grader, other in list(verdicts.items())[1:]},
     }
