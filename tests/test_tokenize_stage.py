@@ -16,11 +16,12 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from some_resources import some_objective, some_resources  # noqa: E402
 
 from essence.distill import chunked  # noqa: E402
-from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.sequence import Example, fingerprint  # noqa: E402
 from essence.distill.tokens import TokenTable  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
+from essence.models.loading import load_model, load_tokenizer  # noqa: E402
+from essence.models.saving import with_rope_theta  # noqa: E402
 from essence.settings import TokenizeSettings, TrainSettings, ViewSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest  # noqa: E402
