@@ -142,7 +142,7 @@ def test_stop_ids_as_released(inputs: dict[str, Path]) -> None:
 def test_refusals(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leaves no room for a completion: max_model_tokens is 16"):
         generate.run(settings(max_model_tokens=16), context(tmp_path, inputs))
-    with pytest.raises(InputError, match=r"best holds no model: config\.json is missing"):
+    with pytest.raises(InputError, match=r"best: no such folder, so no model"):
         generate.run(settings(model_folder="best"), context(tmp_path, inputs))
 
 

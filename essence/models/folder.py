@@ -52,7 +52,7 @@ def read_config(folder: Path, named: Path | None = None) -> dict[str, Any]:
     """config.json of a model that the kit can load; InputError when it is missing or of a model that it cannot."""
     place = (named or folder) / "config.json"
     if not folder.is_dir():
-        raise InputError(f"{named or folder}: is no folder, so no model; name the folder that holds config.json")
+        raise InputError(f"{named or folder}: no such folder, so no model; name the folder that holds config.json")
     if not (folder / "config.json").is_file():
         adapters = (folder / "adapter_config.json").is_file()
         found = "adapters alone, without the model they belong to" if adapters else "no config.json, so no model"
