@@ -149,7 +149,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 LATER: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown kind": (_with("config.json", model_type="nope"), "model type `nope`"),
-    "activation": (_with("config.json", hidden_act="nope"), "KeyError 'nope'"),
+    "activation": (_with("config.json", hidden_act="nope"), "KeyError: 'nope'"),
     "layer types": (_with("config.json", layer_types=["full_attention"]), "layer_types"),
     "cache": (_with("generation_config.json", cache_implementation="nope"), "cache_implementation"),
     "tokenizer": (_with("tokenizer.json", model={"type": "nope", "vocab": {}}), "no usable tokenizer"),

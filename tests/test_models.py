@@ -1,12 +1,14 @@
 """Every model goes through one door: exactly the weights of the files are used, or one sentence says why not."""
 
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import invoke
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -19,7 +21,8 @@ from sampling import make_inputs
 from sampling import settings as generate_settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from essence.errors import InputError
+from essence.errors import ExperimentError, InputError
+from essence.experiment import load, split_pair
 from essence.models.decoder import wanted_weights
 from essence.models.folder import check_folder
 from essence.models.loading import check_model, check_values, load_model
@@ -226,3 +229,59 @@ def test_a_saved_model_is_read_again_as_it_was(whole: Path, tmp_path: Path) -> N
     model: Any = load_model(whole, torch.float32, CPU)
     save_model(model, tmp_path / "saved", tokenizer_from=whole)
     assert total(load_model(tmp_path / "saved", torch.float32, CPU)) == total(model)
+
+
+BENCHMARK = """
+extends = "tiny"
+title = "One model of one's own"
+[benchmarks.sums]
+path = "problems.jsonl"
+problem_field = "problem"
+answer_field = "answer"
+answer_type = "integer"
+prompt = "{problem}"
+"""
+
+OWN = (
+    BENCHMARK
+    + """
+[[matrix]]
+dataset = ["tiny"]
+pair = ["my_teacher_mystudent"]
+lsp = [0.5]
+[models.mystudent]
+path = "model"
+[models.my_teacher]
+path = "model"
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shapes", "template raises"])
+def test_no_command_spends_anything_on_a_damaged_model(name: str, whole: Path, tmp_path: Path) -> None:
+    damage, said = DAMAGE[name]
+    damage(copy_of(whole, tmp_path / "model"))
+    (tmp_path / "problems.jsonl").write_text('{"problem": "1+1?", "answer": 2}\n')
+    (tmp_path / "own.toml").write_text(OWN)
+    runs = ("--experiment", str(tmp_path / "own.toml"), "--runs", str(tmp_path / "runs"))
+    for words in (("evaluate", "--model", str(tmp_path / "model"), "--benchmark", "sums"), ("run",)):
+        done = invoke(*words, *runs)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+        assert re.search(said, done.stderr) and str(tmp_path / "model") in done.stderr
+        assert not (tmp_path / "runs" / "stages").exists()
+    assert invoke("plan", *runs).returncode == 0
+
+
+def test_names_of_models_may_have_underscores(tmp_path: Path) -> None:
+    models = {"my_teacher", "mystudent", "a", "a_b", "b_c", "c"}
+    assert split_pair("my_teacher_mystudent", models, "own.toml") == ("my_teacher", "mystudent")
+    assert split_pair("a_c", models, "own.toml") == ("a", "c")
+    with pytest.raises(ExperimentError, match="may mean 'a' and 'b_c' or 'a_b' and 'c': give one of these models"):
+        split_pair("a_b_c", models, "own.toml")
+    assert split_pair("my_teacher_nobody", models, "own.toml") == ("my_teacher", "nobody")
+    with pytest.raises(ExperimentError, match="must read teacher_student"):
+        split_pair("_a", models, "own.toml")
+    (tmp_path / "own.toml").write_text(OWN)
+    (cell,) = load(str(tmp_path / "own.toml")).cells()
+    assert (cell.teacher, cell.student) == ("my_teacher", "mystudent")

@@ -55,7 +55,7 @@ def _without_weights(folder: Path) -> Any:
     try:
         model, found = _from_files(folder, device_map="meta")
     except Exception as error:  # noqa: BLE001 - a configuration can make the library raise anything; nothing was loaded
-        said = f"config.json: {type(error).__name__} {reason(error)}"
+        said = f"{type(error).__name__}: {reason(error)}"
         raise InputError(f"{folder}: {SAID} ({said}); {DOWNLOAD_AGAIN}") from None
     _check_found(found, folder)
     return model
