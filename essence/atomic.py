@@ -29,6 +29,15 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or a folder, so that a power failure after a rename cannot leave an empty file under its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

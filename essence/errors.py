@@ -5,6 +5,7 @@ The commands print the message without a traceback and exit with 2. Anything els
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -80,9 +81,14 @@ LONGEST_PLACE = 200
 """Letters of a path that are told of it."""
 
 
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
 def disk_error(error: BaseException, where: object) -> DiskError | None:
     """The sentence for a path or disk that refused; libraries that write by themselves tell it in words only."""
     number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := OS_ERROR.search(str(error))):
+        number = int(told[1])  # of a library in Rust
     if "No space left on device" in str(error):
         number = errno.ENOSPC
     if number not in DISK:

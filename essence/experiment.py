@@ -8,6 +8,7 @@ data set under one protocol with one seed; `cell_settings` turns it into the set
 
 import functools
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class LoadedExperiment:
     catalogue: Catalogue
 
     def cells(self) -> list[Cell]:
-        return expand(self.experiment.matrix, str(self.file))
+        return expand(self.experiment.matrix, self.catalogue.models, str(self.file))
 
 
 def available() -> list[str]:
@@ -153,7 +154,7 @@ def _check_names(loaded: LoadedExperiment) -> None:
             if dataset not in loaded.experiment.data:
                 raise ExperimentError(f"{where}: data set '{dataset}' has no section [data.{dataset}]")
         for pair in block.pair:
-            for model in split_pair(pair, where):
+            for model in split_pair(pair, loaded.catalogue.models, where):
                 find_pin(loaded.catalogue.models, model, "model", where)
     for benchmark in (*loaded.experiment.evaluation.benchmarks, *loaded.experiment.decontamination.benchmarks):
         find_pin(loaded.catalogue.benchmarks, benchmark, "benchmark", where)
@@ -165,7 +166,8 @@ def _check_seeds(loaded: LoadedExperiment) -> None:
     if experiment.training.lora.rank:
         return  # adapters start at random
     arms: dict[Cell, set[int]] = {}
-    for cell in (cell for block in experiment.matrix for cell in _expand_block(block, where)):
+    models = loaded.catalogue.models
+    for cell in (cell for block in experiment.matrix for cell in _expand_block(block, models, where)):
         arms.setdefault(replace(cell, seed=0), set()).add(cell.seed)
     for arm, seeds in arms.items():
         rule = experiment.data[arm.dataset].split_seed
@@ -193,17 +195,24 @@ def _check_processes(loaded: LoadedExperiment) -> None:
         )
 
 
-def split_pair(pair: str, where: str) -> tuple[str, str]:
-    """`teacher_student` to (teacher, student)."""
-    teacher, separator, student = pair.partition("_")
-    if not (teacher and separator and student):
+def split_pair(pair: str, models: Collection[str], where: str) -> tuple[str, str]:
+    """`teacher_student` to (teacher, student), whose names may have underscores, too: both are names of `models`."""
+    words = pair.split("_")
+    halves = [("_".join(words[:place]), "_".join(words[place:])) for place in range(1, len(words))]
+    whole = [(teacher, student) for teacher, student in halves if teacher and student]
+    if not whole:
         raise ExperimentError(f"{where}: pair = '{pair}': must read teacher_student, as in qwen3-8b_qwen3-4b-base")
-    return teacher, student
+    known = [names for names in whole if set(names) <= set(models)]
+    if len(known) > 1:
+        meant = " or ".join(f"'{teacher}' and '{student}'" for teacher, student in known)
+        raise ExperimentError(f"{where}: pair = '{pair}' may mean {meant}: give one of these models another name")
+    # Of a name that is not known, say which: where one half is, the other is meant.
+    return (known or [names for names in whole if set(names) & set(models)] or whole)[0]
 
 
-def expand(blocks: list[Matrix], where: str) -> list[Cell]:
+def expand(blocks: list[Matrix], models: Collection[str], where: str) -> list[Cell]:
     """The cells of all blocks in order; an empty matrix or two equal cells are errors."""
-    cells = [cell for block in blocks for cell in _expand_block(block, where)]
+    cells = [cell for block in blocks for cell in _expand_block(block, models, where)]
     if not cells:
         empty = next(axis for axis in AXES if axis not in OPTIONAL_AXES and not all(getattr(b, axis) for b in blocks))
         raise ExperimentError(f"{where}: the matrix is empty: axis '{empty}' has no values")
@@ -215,12 +224,12 @@ def expand(blocks: list[Matrix], where: str) -> list[Cell]:
     return cells
 
 
-def _expand_block(block: Matrix, where: str) -> list[Cell]:
+def _expand_block(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
     axes = [getattr(block, axis) for axis in AXES if axis not in OPTIONAL_AXES]
     rows: list[int | None] = list(block.train_rows) or [None]
     budgets: list[int | None] = list(block.token_budget) or [None]
     cells = [
-        Cell(dataset, *split_pair(pair, where), lsp, span, sections, protocol, seed, train_rows, budget)
+        Cell(dataset, *split_pair(pair, models, where), lsp, span, sections, protocol, seed, train_rows, budget)
         for train_rows, budget in itertools.product(rows, budgets)
         for dataset, pair, lsp, span, sections, protocol, seed in itertools.product(*axes)
     ]
@@ -239,7 +248,7 @@ def choose(loaded: LoadedExperiment, wanted: dict[str, Any]) -> list[Cell]:
     A value that the matrix has picks its cells; one that it does not have takes the place of the axis, so that
     `--lsp 0.35` runs a cell beside the published ones.
     """
-    blocks = loaded.experiment.matrix
+    blocks, models = loaded.experiment.matrix, loaded.catalogue.models
     for axis, value in wanted.items():
         having = [block for block in blocks if value in getattr(block, axis)]
         tables = [{**block.model_dump(), axis: [value]} for block in having or blocks]
@@ -248,7 +257,7 @@ def choose(loaded: LoadedExperiment, wanted: dict[str, Any]) -> list[Cell]:
         loaded.name, loaded.file, loaded.experiment.model_copy(update={"matrix": blocks}), loaded.catalogue
     )
     _check_names(changed)
-    unique = {cell.name: cell for block in blocks for cell in _expand_block(block, str(loaded.file))}
+    unique = {cell.name: cell for block in blocks for cell in _expand_block(block, models, str(loaded.file))}
     if not unique:
-        return expand(blocks, str(loaded.file))
+        return expand(blocks, models, str(loaded.file))
     return list(unique.values())

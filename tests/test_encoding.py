@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
 from essence.distill.encoding import Encoder, Text  # noqa: E402
-from essence.distill.models import load_tokenizer  # noqa: E402
+from essence.models.loading import load_tokenizer  # noqa: E402
 from essence.tiny.tokenizer import learn_tokenizer  # noqa: E402
 
 MARKUP = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|endoftext|>", "\\boxed{", "'s", "'LL", " ", "\n", "7"]

@@ -17,6 +17,7 @@ from some_resources import some_resources
 from transformers import AutoModelForCausalLM
 
 from essence.errors import InputError, StageError
+from essence.models.loading import load_tokenizer
 from essence.scoring.benchmarks import Problem
 from essence.scoring.decoders import DecodeSettings
 from essence.scoring.decoders.transformers import TransformersDecoder, choose_tokens
@@ -97,7 +98,7 @@ def test_a_sample_does_not_depend_on_the_other_requests(
 
 def test_greedy_is_that_of_transformers(inputs: dict[str, Path]) -> None:
     folder = inputs["model"] / "model"
-    tokenizer, model = generate.load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, model = load_tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     problems = [Problem(str(i), text, "0") for i, text in enumerate(PROBLEMS)]
     prompts = render_prompts(tokenizer, problems, "{problem}")
     asked = settings(samples=1, temperature=0.0)
@@ -142,7 +143,7 @@ def test_stop_ids_as_released(inputs: dict[str, Path]) -> None:
 def test_refusals(inputs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leaves no room for a completion: max_model_tokens is 16"):
         generate.run(settings(max_model_tokens=16), context(tmp_path, inputs))
-    with pytest.raises(InputError, match=r"best holds no model: config\.json is missing"):
+    with pytest.raises(InputError, match=r"best: no such folder, so no model"):
         generate.run(settings(model_folder="best"), context(tmp_path, inputs))
 
 

@@ -113,4 +113,4 @@ def test_repeated_lines_are_said_and_no_verdict_precedes_the_golds() -> None:
 
 def test_a_missing_file() -> None:
     found = invoke("/no/such/file.jsonl")
-    assert found.returncode == 2 and "/no/such/file.jsonl cannot be read" in found.stderr
+    assert found.returncode == 2 and "/no/such/file.jsonl: no such file" in found.stderr

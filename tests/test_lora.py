@@ -14,8 +14,8 @@ from test_tokenize_stage import context, inputs, prepared, train_settings
 
 from essence.distill import cost
 from essence.distill.adapters import add_adapters
-from essence.distill.models import load_model
 from essence.errors import InputError
+from essence.models.loading import load_model
 from essence.settings import LoraSettings
 from essence.stages import train
 from essence.stages.context import StageContext, StageOutcome, Stopped

@@ -17,13 +17,13 @@ from test_tokenize_stage import RESOURCES, context, inputs, make_model, make_tok
 
 from essence.distill.batches import Batch
 from essence.distill.cached_teacher import CachedTeacher
-from essence.distill.models import load_model
 from essence.distill.sequence import Example, collect
 from essence.distill.stored_rows import StoredPads, StoredRows
 from essence.distill.teacher import LiveTeacher
 from essence.distill.tokens import TokenTable
 from essence.errors import ExperimentError, InputError, MachineError
 from essence.experiment import load
+from essence.models.loading import load_model
 from essence.plan import Plan, make_plan
 from essence.settings import Resources, TeacherSettings, TrainSettings
 from essence.stages import teacher, train

@@ -16,8 +16,9 @@ from some_resources import some_resources
 from essence.data.exchange import Exchange
 from essence.data.markers import Trace, split_trace
 from essence.data.readers import read_conversation
-from essence.distill.models import check_pair, load_tokenizer
+from essence.distill.models import check_pair
 from essence.errors import InputError
+from essence.models.loading import load_tokenizer
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest
 from essence.tiny import BUILTIN
 from essence.tiny.problems import (

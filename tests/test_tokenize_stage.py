@@ -17,11 +17,12 @@ from some_resources import some_objective, some_resources  # noqa: E402
 
 from essence.distill import chunked  # noqa: E402
 from essence.distill.choice import choose  # noqa: E402
-from essence.distill.models import load_model, load_tokenizer, with_rope_theta  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.sequence import Example, fingerprint  # noqa: E402
 from essence.distill.tokens import TokenTable  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
+from essence.models.loading import load_model, load_tokenizer  # noqa: E402
+from essence.models.saving import with_rope_theta  # noqa: E402
 from essence.settings import TokenizeSettings, TrainSettings, ViewSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.context import Progress, StageContext, Stopped, StopRequest  # noqa: E402
@@ -317,7 +318,10 @@ def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path
     other = make_model(tmp_path / "other", 2)
     make_tokenizer(other / "model", special=[SPECIAL[1], SPECIAL[0], *SPECIAL[2:]])
     refused("different tokenizers: 2 tokens differ, the first is '<|im_end|>'", teacher=other)
-    refused(r"vocabulary \(60\) is smaller", teacher=make_model(tmp_path / "small", 2, vocabulary=60))
+    larger = make_model(tmp_path / "larger", 2, vocabulary=70)
+    refused(r"vocabulary \(64\) is smaller than the student's \(70\)", student=larger)
+    short = make_model(tmp_path / "small", 2, vocabulary=16)
+    refused(r"has a token with id \d+, but the embedding of the model has 16 rows", teacher=short)
 
     torn = tmp_path / "torn"
     shutil.copytree(prepared["teacher"], torn)
@@ -330,9 +334,9 @@ def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path
     lacking = make_model(tmp_path / "lacking", 2)
     config = json.loads((lacking / "model" / "config.json").read_text())
     (lacking / "model" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3, "layer_types": None}))
-    refused("weights are missing", student=lacking)
+    refused("11 weights that config.json promises are missing", student=lacking)
 
-    make_tokenizer(tmp_path / "plain" / "model", special=SPECIAL[:2])
+    make_tokenizer(make_model(tmp_path / "plain", 2) / "model", special=SPECIAL[:2])
     refused("no token <think>", student=tmp_path / "plain")
     rows = {"max_row_tokens": 200, "train_rows": 31, "validation_rows": 6, "split_seed": 42, **NO_LIMIT}
     refused("36 rows .* need 37", train_settings(rows=rows))

@@ -20,6 +20,7 @@ if importlib.util.find_spec("vllm") is None and not required("vllm"):
     pytest.skip("vLLM is not installed: locks/install.sh cpu dev vllm", allow_module_level=True)
 
 from essence.errors import MachineError
+from essence.models.loading import load_tokenizer
 from essence.scoring.benchmarks import Problem
 from essence.scoring.decoders import Decoder, DecodeSettings
 from essence.scoring.decoders.replicas import Replicas, visible_gpus
@@ -53,7 +54,7 @@ def told(inputs: dict[str, Path], asked: GenerateSettings) -> DecodeSettings:
 
 
 def requests_of(inputs: dict[str, Path], asked: GenerateSettings) -> list[Request]:
-    tokenizer = generate.load_tokenizer(inputs["model"] / "model")
+    tokenizer = load_tokenizer(inputs["model"] / "model")
     problems = [Problem(str(i), text, "0") for i, text in enumerate(PROBLEMS)]
     return plan_requests(render_prompts(tokenizer, problems, "Solve: {problem}"), asked)
 

@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from essence.commands.selection import Selection
@@ -15,6 +17,7 @@ from essence.engines.surroundings import fetches
 from essence.errors import DISK, KitError, MachineError
 from essence.estimate import download_gib, estimate
 from essence.machine import Machine, refusal, this_machine
+from essence.models.folder import check_folder
 from essence.pins import missing
 from essence.plan import PlannedStage
 from essence.record.verify import verify
@@ -72,6 +75,7 @@ def checks(selection: Selection, thorough: bool, offline: bool = False) -> Itera
         machine = this_machine(selection.run_directory.root)
         yield _writable(selection)
         yield from _pins(left)
+        yield from _models(selection)
         on_a_cluster = selection.words.engine == "slurm"
         if not on_a_cluster:
             yield from _shares(selection.loaded.experiment.resources, left)
@@ -103,6 +107,17 @@ def _pins(left: list[PlannedStage]) -> Iterator[Check]:
         yield _from_sentence("pin", sentence)
     if not lacking:
         yield Check("pins", f"{len(sources)} sources to bring in, each with its commit or a path that is there")
+
+
+def _models(selection: Selection) -> Iterator[Check]:
+    """The models that lie on this machine, downloaded or to be copied: read without being loaded."""
+    for stage in selection.wanted:
+        if not isinstance(stage.settings, DownloadSettings) or stage.settings.source.kind != "model":
+            continue
+        source, folder = stage.settings.source, selection.run_directory.stage(stage.id)
+        path = folder.output / "model" if folder.done else Path(source.path or "")
+        if folder.done or (source.path and path.exists()):
+            yield asked(f"model {source.name}", partial(check_folder, path), f"{path}: whole, as far as can be read")
 
 
 def _from_sentence(name: str, sentence: str) -> Check:

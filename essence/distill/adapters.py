@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from essence.atomic import write_json
-from essence.distill.checkpoint import flush_to_disk
+from essence.atomic import flush_to_disk, write_json
 from essence.errors import InputError
 from essence.settings import LoraSettings
 

@@ -108,7 +108,7 @@ def states_at(model: nn.Module, batch: Batch) -> Tensor:
 
     The head is applied to the states that predict a label and to no other, which changes no value: it acts on each
     state by itself. `model` is a causal language model of transformers with a linear head, as
-    `essence/distill/models.py` loads it.
+    `essence/models/loading.py` loads it.
     """
     return _states(model, batch).index_select(0, batch.predictors)
 

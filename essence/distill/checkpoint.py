@@ -14,7 +14,6 @@ another backend and another number of ranks; there is no pickle in it, so it can
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from essence.atomic import flush_to_disk
 from essence.distill.ranks import ALONE, Ranks
 from essence.record.canonical import canonical_json, sha256_file
 
@@ -132,15 +132,6 @@ def is_whole(path: Path) -> bool:
         return STATE in hashes and all(sha256_file(path / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError):
         return False
-
-
-def flush_to_disk(path: Path) -> None:
-    """fsync a file or a folder, so that a power failure after a rename cannot leave an empty file under its name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def random_states(rank: int) -> dict[str, Tensor]:

@@ -32,6 +32,12 @@ MASTER_BYTES = 4 * FLOAT32_BYTES
 """A trained parameter in float32: weight, gradient, two AdamW moments."""
 
 
+SIZE_KEYS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("intermediate_size", "vocab_size"),
+)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The sizes of a dense decoder with gated feed-forward layers (Qwen3, Qwen2, Llama)."""
@@ -52,7 +58,10 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """From a Hugging Face `config.json`; InputError when a size is missing."""
+        """From a Hugging Face `config.json`; InputError when a size is missing or none."""
+        for key in SIZE_KEYS:
+            if key in config and config[key] is not None and (type(config[key]) is not int or config[key] < 1):
+                raise InputError(f"the model's config.json has {key} = {config[key]!r}, wanted: a positive integer")
         try:
             return cls(
                 hidden=config["hidden_size"],

@@ -94,7 +94,7 @@ class Storage:
         self.work, self.kept, self.ranks = work, resources.kept_checkpoints, ranks
         self.checkpoints = work / "checkpoints"
         self.metrics = MetricsLog(work / "metrics.jsonl", open_trackers)
-        self.checkpointed_at = time.monotonic()
+        self.checkpointed_at, self.checkpointed_step = time.monotonic(), 0
 
     def __enter__(self) -> "Storage":
         if self.ranks.first:
@@ -114,6 +114,7 @@ class Storage:
             checkpoint.load_weights(student, found)
             checkpoint.restore_random_states(found, self.ranks.rank)
         state = State(**found.state) if found else State()
+        self.checkpointed_step = state.step
         if self.ranks.first:
             self.metrics.cut_after(state.step)
         return state, found
@@ -130,7 +131,7 @@ class Storage:
         tensors = {**checkpoint.random_states(self.ranks.rank), **_own_tensors(backend)}
         checkpoint.write(self.checkpoints, state.step, tensors, asdict(state), self.kept, self.ranks)
         self._remove_old_best(state)
-        self.checkpointed_at = time.monotonic()
+        self.checkpointed_at, self.checkpointed_step = time.monotonic(), state.step
 
     @property
     def seconds_since_checkpoint(self) -> float:

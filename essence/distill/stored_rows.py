@@ -30,8 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from essence.atomic import read_json, write_json
-from essence.distill.checkpoint import flush_to_disk
+from essence.atomic import flush_to_disk, read_json, write_json
 from essence.distill.sequence import Example
 from essence.errors import InputError, RecordError
 from essence.record.canonical import sha256_file

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from essence.distill.checkpoint import flush_to_disk
+from essence.atomic import flush_to_disk
 from essence.distill.sequence import Bounds, Example, Indices, SkipReason, Tokens, make_examples
 from essence.errors import InputError
 from essence.settings import ViewSettings

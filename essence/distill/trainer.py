@@ -154,6 +154,9 @@ class _Run:
                 self.storage.write(self.state, self.backend)
             if any_stop:
                 raise Stopped(stop.signal_name or "a signal to another rank")
+        if self.storage.checkpointed_step != self.state.step:
+            # What comes now is only written; where that fails, a cured run starts from here and trains nothing again.
+            self.storage.write(self.state, self.backend)
 
     def _train_step(self) -> None:
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from essence.atomic import read_json
 from essence.errors import InputError
+from essence.models.template import render
 from essence.record.canonical import sha256_text
 from essence.scoring.benchmarks import Problem, render_prompt
 from essence.settings import GenerateSettings
@@ -68,11 +69,14 @@ def sample_seed(seed: int, problem: str, sample: int) -> int:
 
 
 def render_prompts(tokenizer: Any, problems: Sequence[Problem], prompt: str) -> list[Prompt]:
-    """Render each problem as one user turn with the generation prompt, thinking enabled, and tokenise it."""
+    """Render each problem as one user turn with the generation prompt, thinking enabled, and tokenise it.
+
+    InputError when the chat template fails or renders nothing.
+    """
     prompts = []
     for problem in problems:
         turn = {"role": "user", "content": render_prompt(prompt, problem.problem)}
-        text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        text = render(tokenizer, [turn], add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not text.strip() or not ids:
             raise InputError(

@@ -4,7 +4,6 @@ Output: `model/` (a Hugging Face folder), `rows/` (files of a data set) or `prob
 The only stage that may use the network. Downloading again after a kill takes up the files that are there.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from essence.data.files import is_data_file
 from essence.errors import InputError, PinError
 from essence.local_files import local_files
+from essence.models.folder import check_folder, read_config
 from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import DownloadSettings, Source
 from essence.stages.context import StageContext, StageOutcome
@@ -28,6 +28,8 @@ def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
     if source.builtin:
         results = _make(source, context)
     elif source.path:
+        if source.kind == "model":
+            check_folder(Path(source.path))  # before its gigabytes are copied
         _copy(Path(source.path), source.files, folder, context)
     elif source.rows_wanted:
         results = _stream(source, folder, context)
@@ -105,22 +107,12 @@ def _check(source: Source, folder: Path, files: list[Path]) -> None:
     """What arrived must be usable: weights as safetensors with a config, or files with rows."""
     place = source.path or source.repository or source.builtin
     if source.kind == "model":
-        if not any(p.suffix == ".safetensors" for p in files):
-            raise InputError(
-                f"model '{source.name}': {place} holds no .safetensors file (pickled weights are not read)"
-            )
-        wanted = ["config.json", "tokenizer.json"]
-        absent = [name for name in wanted if not (folder / name).is_file()]
-        if absent:
-            raise InputError(f"model '{source.name}': {place} lacks {', '.join(absent)}")
+        check_folder(folder, Path(source.path) if source.path else None)
     elif not any(is_data_file(path) for path in files):
         raise InputError(f"{source.kind} '{source.name}': {place} holds no .parquet, .jsonl or .json file")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """A model's config with its hash; it is small, and tells what was trained."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / 'config.json'} is damaged: {error}") from None
+    config = read_config(folder)
     return {**config, "sha256": sha256_text(canonical_json(config))}

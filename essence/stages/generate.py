@@ -6,9 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from essence.errors import InputError
+from essence.models.loading import check_model, load_tokenizer
 from essence.record.canonical import canonical_json, sha256_text
 from essence.scoring.benchmarks import read_problems
 from essence.scoring.decoders import DecodeSettings, open_decoder
@@ -45,7 +44,7 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     problems = read_problems(context.inputs["problems"] / "problems", settings.benchmark)
     check_golds(golds_of(settings.benchmark.name, problems), context.graders, context.resources.threads)
     folder = context.inputs["model"] / settings.model_folder
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_model(folder, context.scratch)
     check_context(folder, settings.max_model_tokens)
     prompts = render_prompts(tokenizer, problems, settings.benchmark.prompt)
     requests = plan_requests(prompts, settings)
@@ -64,13 +63,12 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     return _outcome(settings, prompts, requests, samples, executed)
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a Hugging Face folder; InputError when there is none or it has no chat template."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no model: config.json is missing; run the stage that makes it again.")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+def open_model(folder: Path, scratch: Path) -> Any:
+    """The tokenizer of a model that can be decoded with; InputError when the model cannot, or has no chat template."""
+    check_model(folder, scratch)
+    tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template:
-        raise InputError(f"The tokenizer in {folder} has no chat template, which renders the prompts.")
+        raise InputError(f"{folder}: the tokenizer has no chat template, which renders the prompts; use a chat model")
     return tokenizer
 
 

@@ -17,18 +17,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from essence.atomic import flush_to_disk
 from essence.distill import cost, packing
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
-from essence.distill.checkpoint import flush_to_disk
 from essence.distill.devices import GIB, prepare_device
-from essence.distill.models import TOKENIZER_FILES, check_model_files, check_pair, load_model, load_tokenizer
+from essence.distill.models import check_pair, read_decoder
 from essence.distill.selection import describe_positions, select_rows
 from essence.distill.sequence import Example, fingerprint
 from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
 from essence.distill.tokens import TokenTable
 from essence.distill.top_k import VALUES, likeliest
 from essence.errors import InputError, MachineError
+from essence.models.loading import check_model, load_model, load_tokenizer
+from essence.models.saving import TOKENIZER_FILES
 from essence.settings import TeacherSettings, TopKSettings
 from essence.stages.context import StageContext, StageOutcome
 
@@ -51,8 +53,9 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
         Stopped: asked for; files that are finished are kept.
     """
     folder = context.inputs["teacher"] / "model"
+    check_model(folder, context.scratch)
     check_pair(context.inputs["tokenizer"] / "model", folder)
-    architecture = cost.Architecture.from_config(check_model_files(folder))
+    architecture = cost.Architecture.from_config(read_decoder(folder))
     rows = load_rows(context.inputs["tokens"] / "tokens.arrow", settings, architecture.vocabulary)
     k = settings.top_k.k if settings.top_k else None
     facts = {"dtype": settings.compute_dtype, "top_k": k, "vocabulary": architecture.vocabulary}

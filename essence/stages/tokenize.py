@@ -19,11 +19,13 @@ from essence.data.accept import AcceptedRows, Numbered
 from essence.data.exchange import Exchange
 from essence.distill.boxed import first_statement
 from essence.distill.encoding import Encoded, Encoder, Text
-from essence.distill.models import load_tokenizer, think_token_ids
+from essence.distill.models import think_token_ids
 from essence.distill.sequence import Bounds, Tokens
 from essence.distill.summary import TokenStatistics
 from essence.distill.tokens import TokenRow, TokenWriter
 from essence.errors import InputError
+from essence.models.loading import load_tokenizer
+from essence.models.template import check_template, render
 from essence.record.canonical import sha256_text
 from essence.settings import TokenizeSettings
 from essence.stages.context import StageContext, StageOutcome
@@ -73,8 +75,8 @@ class Renderer:
     """A tokenizer with its chat template."""
 
     def __init__(self, model: Path, keep_generation_header: bool, threads: int) -> None:
-        """Load the tokenizer of a model folder; InputError when it lacks a chat template or the think tokens."""
-        self._model = model
+        """Load the tokenizer of a model folder; InputError when it lacks a usable chat template or the think tokens."""
+        check_template(model, model)
         self._tokenizer: Any = load_tokenizer(model)
         self._think_start, self._think_end = think_token_ids(self._tokenizer, model)
         self._keep_generation_header = keep_generation_header
@@ -105,15 +107,7 @@ class Renderer:
     def render(self, exchange: Exchange) -> str:
         """The row's text, as released: user and assistant turn, then, where kept, the stray header of trap 5."""
         turns = [{"role": "user", "content": exchange.user}, {"role": "assistant", "content": exchange.assistant}]
-        text: str = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=self._keep_generation_header, enable_thinking=True
-        )
-        if not text.strip():
-            raise InputError(
-                f"{self._model}: its chat template renders a question and an answer to nothing (answer: "
-                f"{exchange.assistant[:40]!r}); use a model whose template renders both turns"
-            )
-        return text
+        return render(self._tokenizer, turns, self._keep_generation_header)
 
     def _rows(self, batch: list[Numbered], encoded: Callable[[], list[Encoded]]) -> list[TokenRow]:
         return [

@@ -28,15 +28,7 @@ from essence.distill.devices import (
 )
 from essence.distill.distiller import COMPUTE_DTYPES
 from essence.distill.memory import load_of
-from essence.distill.models import (
-    check_model_files,
-    check_pair,
-    load_head,
-    load_model,
-    load_tokenizer,
-    save_model,
-    think_token_ids,
-)
+from essence.distill.models import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.order import steps_of_training
 from essence.distill.parity import Settled, settle
 from essence.distill.ranks import Ranks
@@ -48,6 +40,8 @@ from essence.distill.teacher import TeacherStates, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
+from essence.models.loading import check_model, load_model, load_tokenizer
+from essence.models.saving import save_model
 from essence.settings import LossResources, Resources, TrainSettings
 from essence.stages.context import StageContext, StageOutcome
 from essence.stages.launch import check_devices
@@ -189,6 +183,9 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     """Look at every input before any model is loaded; errors as in `run`."""
     student = context.inputs["student"] / "model"
     teacher = context.inputs["teacher"] / "model" if settings.objective.kd_weight > 0.0 else None
+    check_model(student, context.scratch)
+    if teacher and settings.teacher == "live":
+        check_model(teacher, context.scratch)
     tokenizer = load_tokenizer(student)
     think_token_ids(tokenizer, student)
     if teacher:
@@ -201,8 +198,8 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
         device=prepare_device(context.resources, ranks.local_rank),
         student=student,
         teacher=teacher,
-        student_config=check_model_files(student),
-        teacher_config=check_model_files(teacher) if teacher else None,
+        student_config=read_decoder(student),
+        teacher_config=read_decoder(teacher) if teacher else None,
         tokenizer_size=len(tokenizer),
         eos_id=eos_id,
         rows=rows,

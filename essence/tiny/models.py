@@ -16,10 +16,11 @@ import torch
 from essence.data.exchange import Fault, Reason
 from essence.data.markers import split_trace
 from essence.data.readers import read_conversation
-from essence.distill.models import load_tokenizer, save_model
 from essence.distill.sequence import Example
 from essence.distill.state import TrainResult
 from essence.distill.trainer import train
+from essence.models.loading import load_tokenizer
+from essence.models.saving import save_model
 from essence.settings import (
     LoraSettings,
     ObjectiveSettings,

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.utils import logging
+from transformers import DynamicCache
 
 from essence.errors import MachineError
+from essence.models.loading import load_model
 from essence.scoring.decoders import DecodeSettings, Finished
 from essence.scoring.loops import LOOK_EVERY_TOKENS, ends_in_loop
 from essence.scoring.requests import Completion, FinishReason, Request, RequestKey
@@ -109,15 +109,8 @@ class TransformersDecoder:
 def _load(settings: DecodeSettings, gpus: int) -> Any:
     if gpus and not torch.cuda.is_available():
         raise MachineError(f"{gpus} GPUs were given to this stage, but torch {torch.__version__} finds no CUDA device.")
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        settings.model,
-        dtype=getattr(torch, settings.generate.dtype),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    return model.to("cuda" if gpus else "cpu").eval()
+    device = torch.device("cuda" if gpus else "cpu")
+    return load_model(settings.model, getattr(torch, settings.generate.dtype), device).eval()
 
 
 def choose_tokens(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 from essence.atomic import read_json
 from essence.distill.cost import Architecture
 from essence.errors import InputError, MachineError
+from essence.models.loading import check_values
 from essence.record.environment import vllm_version
 from essence.scoring.decoders import Decoder, DecodeSettings, Finished
 from essence.scoring.loops import LOOK_EVERY_TOKENS, ends_in_loop
@@ -46,6 +47,7 @@ def replicas(settings: DecodeSettings) -> int:
 def open_vllm(settings: DecodeSettings) -> Decoder:
     """One engine in this process, or one a process where the GPUs hold several copies of the model."""
     vllm_version()
+    check_values(settings.model)
     copies = replicas(settings)
     if copies == 1:
         return VllmDecoder(settings)
