@@ -18,7 +18,7 @@ from torch.utils.data import DistributedSampler
 from essence.distill.choice import choose, improves, rank_means, remembered, validation_parts, watched
 from essence.distill.order import epoch_order, steps_of_training
 from essence.distill.selection import describe_order
-from essence.distill.sequence import Places, SkipReason, collect
+from essence.distill.sequence import Places, SkipReason, collect, within_budget
 from essence.experiment import load
 from essence.protocol import PROTOCOLS
 from essence.record.recount import _training
@@ -112,6 +112,18 @@ def test_steps_are_those_of_four_loaders(rows: int, batch_rows: int, epochs: int
             expected.append(sorted(1000 + place for place in places))
         told = [sorted(kept.examples[index].row for index in step) for step in steps]
         assert told == [step for step in expected if step]
+
+
+def test_rows_of_a_token_budget_are_shuffled_among_themselves() -> None:
+    """The budget takes the first rows of the split; an epoch's order is of these, those without labels included."""
+    rows = examples(10)
+    outcomes = [SkipReason.NO_MARKER if place == 1 else row for place, row in enumerate(rows)]
+    budget = sum(rows[place].input_ids.size for place in (0, 2, 3, 4))
+    found = collect(within_budget(outcomes, budget))
+    assert (found.places.rows, list(found.places.places)) == (5, [0, 2, 3, 4])
+    for epoch, steps in enumerate(steps_of_training(found.examples, found.places, settings().optimizer, RELEASED)):
+        read = [found.examples[index].row - 1000 for step in steps for index in step]
+        assert read == [place for place in epoch_order(5, RELEASED, epoch) if place != 1]
 
 
 def test_steps_of_tokens_follow_the_order_of_each_epoch() -> None:
