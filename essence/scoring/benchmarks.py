@@ -58,6 +58,8 @@ def render_prompt(prompt: str, problem: str) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     found = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     if not files:
