@@ -49,7 +49,7 @@ for layer in "$@"; do
     # Another version of a package of the base: in a folder of its own, which only this grader's processes look in.
     target=.venv/graders/$layer
     rm -rf "$target"
-    "$uv" pip install --quiet --no-deps --require-hashes --target "$target" -r "$(lock_of "$layer")"
+    "$uv" pip install --quiet --no-deps --require-hashes --compile-bytecode --target "$target" -r "$(lock_of "$layer")"
     cp "$(lock_of "$layer")" "$target/essence-lock.txt"
     continue
   fi

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from essence.atomic import read_json
 from essence.cell_settings import resolve_seed
+from essence.commands.gold_checks import require_readable_golds
 from essence.commands.requirements import require
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
 from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_sources, check_word, run_directory
@@ -28,6 +29,7 @@ from essence.plan import make_evaluation_plan
 from essence.protocol import PROTOCOLS
 from essence.report.words import percent
 from essence.runner import Summary
+from essence.scoring.doubts import doubt_words
 from essence.sections import EvaluationSection
 from essence.store import RunDirectory, hold
 from essence.validation import validate
@@ -62,6 +64,7 @@ def evaluate(words: Words, asked: Asked, dry_run: bool, as_json: bool, console: 
     if dry_run:
         return print_dry_run(selection, as_json, console)
     require(selection)
+    require_readable_golds(selection)
     folder, command = selection.run_directory.experiment(selection.name), asked.typed(words)
     with hold(folder, f"run directory {folder}", command):
         summary = run_held(selection, selection.plan, console)
@@ -187,6 +190,7 @@ def result_lines(results: dict[str, Any]) -> list[str]:
         f"{completions} completions: {ends}; {loops['count']} loop; "
         f"{results['mean_completion_tokens']:.0f} tokens on average, cap {executed['max_new_tokens']} "
         f"({executed['decoder']})",
+        doubt_words(results["doubts"]),
         f"samples: {results['samples_file']}",
         f"verdicts: {results['verdicts_file']}",
     ]

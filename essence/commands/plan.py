@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from essence.commands.gold_checks import require_readable_golds
 from essence.commands.requirements import disk_gib
 from essence.commands.selection import Selection, Words, select
 from essence.estimate import ASSUMPTIONS, Estimate, estimate
@@ -19,6 +20,7 @@ from essence.teacher_costs import StoredTeacher, stored_teachers
 def print_plan(words: Words, as_json: bool, console: Console) -> int:
     """Print the plan; nothing is checked but the input, nothing is written."""
     selection = select(words, baselines=not words.axes())
+    require_readable_golds(selection)
     rows = [(plan, estimate(plan, selection.loaded, selection.run_directory)) for plan in selection.plan.cells]
     if as_json:
         sys.stdout.write(json.dumps(_as_json(selection, rows), indent=2) + "\n")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from essence.atomic import read_json
 from essence.commands import report
+from essence.commands.gold_checks import require_readable_golds
 from essence.commands.requirements import require
 from essence.commands.selection import Selection, Words, select, whole_plan
 from essence.commands.slurm import run_on_slurm
@@ -42,6 +43,7 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
         return print_dry_run(selection, as_json, console)
     command = words.typed(whole)
     require(selection)
+    require_readable_golds(selection)
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
         summary = run_held(selection, whole_plan(selection), console)

@@ -49,7 +49,12 @@ def count_rows(folder: Path) -> int:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files that `read_rows` reads; what lies in hidden folders is not data. InputError where there are none."""
+    """The files that `read_rows` reads, or the one file that is named itself; what lies in hidden folders is not data.
+
+    InputError where there are none.
+    """
+    if folder.is_file() and is_data_file(folder):
+        return [folder]
     found = [path for path in folder.rglob("*") if is_data_file(path) and path.is_file()]
     files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     if not files:

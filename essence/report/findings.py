@@ -18,6 +18,7 @@ def findings(results: Results, group: Group, evaluation: Evaluation) -> list[str
         _retention(group, evaluation),
         _shape(group, evaluation),
         _cost(group),
+        _doubts(group, evaluation),
     )
     return [sentence for sentence in sentences if sentence]
 
@@ -108,6 +109,21 @@ def _cost(group: Group) -> str:
     notes += [f"{_listed(below)} below that"] if below else []
     return f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each" + (
         f"; here {' and '.join(notes)}." if notes else ", as here."
+    )
+
+
+def _doubts(group: Group, evaluation: Evaluation) -> str:
+    """Counts that speak against the accuracies, over all graded cells; earlier records have none."""
+    pooled = [arm.pooled[evaluation] for arm in group.arms if evaluation in arm.pooled]
+    scores = [score for arm in pooled for score in arm.scores]
+    known = [doubts for score in scores if (doubts := score.grade.look("results", "doubts"))]
+    if not known or len(known) < len(scores):
+        return ""
+    names = ("graders_disagree", "answers_not_from_a_box", "box_in_thought_alone")
+    disagree, unboxed, in_thought = (sum(doubts[name] for doubts in known) for name in names)
+    return (
+        f"Of {sum(score.samples for score in scores):,} completions: graders disagree on {disagree:,}, answers not "
+        f"taken from a box {unboxed:,}, box inside the thought alone {in_thought:,}."
     )
 
 

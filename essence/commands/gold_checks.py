@@ -1,0 +1,42 @@
+"""Golds are tried on the host too, where the problems of a benchmark and its grader are at hand before a run starts."""
+
+from pathlib import Path
+
+from essence.commands.selection import Selection
+from essence.scoring.apart import is_installed
+from essence.scoring.benchmarks import read_problems
+from essence.scoring.golds import check_golds, golds_of
+from essence.settings import DownloadSettings, GradeSettings
+
+
+def require_readable_golds(selection: Selection) -> None:
+    """InputError that names every gold that its grader cannot read, of the benchmarks that are still to be graded.
+
+    Elsewhere, in an image say, the generate stage tries them at its start.
+    """
+    for settings, folder in _at_hand(selection).values():
+        golds = golds_of(settings.benchmark.name, read_problems(folder, settings.benchmark))
+        check_golds(golds, {settings.grader: settings.timeout_s}, 1)
+
+
+def _at_hand(selection: Selection) -> dict[tuple[str, str], tuple[GradeSettings, Path]]:
+    """(benchmark, grader) -> settings, and the folder of its problems."""
+    found: dict[tuple[str, str], tuple[GradeSettings, Path]] = {}
+    for stage in selection.left():
+        if not isinstance(stage.settings, GradeSettings) or not is_installed(stage.settings.grader):
+            continue
+        folder = _problems(selection, stage.inputs["problems"])
+        if folder is not None:
+            found[stage.settings.benchmark.name, stage.settings.grader] = stage.settings, folder
+    return found
+
+
+def _problems(selection: Selection, download: str) -> Path | None:
+    """Where the problems lie: as downloaded, or the local folder that they will be copied from."""
+    folder = selection.run_directory.stage(download)
+    if folder.done:
+        return folder.output / "problems"
+    settings = selection.plan.stages[download].settings
+    if isinstance(settings, DownloadSettings) and settings.source.path and Path(settings.source.path).exists():
+        return Path(settings.source.path)
+    return None
