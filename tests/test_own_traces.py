@@ -55,7 +55,7 @@ def write_rows(folder: Path, name: str, of: list[dict[str, Any]]) -> Path:
 def model_folder(folder: Path) -> Path:
     """A tokenizer with as little of a model as a download accepts."""
     write_tokenizer(folder, END_OF_TEXT)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "none"}')
     save_file({"none": np.zeros(1, np.float32)}, folder / "model.safetensors")
     return folder
 
