@@ -27,7 +27,8 @@ from essence.settings import (
     Sections,
     Span,
 )
-from essence.validation import merge_tables, read_toml, validate
+from essence.store import is_reserved
+from essence.validation import checked_name, merge_tables, read_toml, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
@@ -99,6 +100,7 @@ def find_file(name: str, beside: Path | None = None) -> Path:
 def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     """Read an experiment with all that it extends, and the catalogue it refers to."""
     file = find_file(name)
+    check_experiment_name(file)
     tables = _read_layers(file)
     layers = [read_pins_file(file) for file in PIN_FILES]
     layers.append((str(file), {key: tables.pop(key) for key in CATALOGUE_TABLES if key in tables}))
@@ -115,6 +117,15 @@ def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     _check_seeds(loaded)
     _check_processes(loaded)
     return loaded
+
+
+def check_experiment_name(file: Path) -> None:
+    """ExperimentError for a file whose name cannot be that of a folder of its own in a run directory."""
+    name = checked_name("experiment", file.stem, str(file))
+    if is_reserved(name):
+        raise ExperimentError(
+            f"{file}: a run directory uses the name '{name}' for itself, so no experiment may have it; rename the file"
+        )
 
 
 def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -4,7 +4,6 @@
 `--pins`, may replace the origin of an entry: a local path instead of a repository is all that an offline machine needs.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -12,8 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from essence.distill.cost import Architecture
 from essence.errors import PinError, nearest
-from essence.local_files import local_files
 from essence.settings import AnswerType, Record, RowFormat, Source
+from essence.taken_in import LocalSources
 from essence.validation import merge_tables, read_toml, validate
 
 CATALOGUE_TABLES = ("models", "datasets", "benchmarks")
@@ -151,9 +150,9 @@ def find_pin(pins: dict[str, AnyPin], name: str, kind: Kind, where: str) -> AnyP
     return pins[name]
 
 
-def to_source(kind: Kind, name: str, pin: Pin) -> Source:
+def to_source(kind: Kind, name: str, pin: Pin, local: LocalSources | None = None) -> Source:
     """The source as it stands in the download stage's settings. A path need not exist yet: `missing` tells."""
-    return Source(
+    source = Source(
         kind=kind,
         name=name,
         repository=pin.repository,
@@ -162,10 +161,12 @@ def to_source(kind: Kind, name: str, pin: Pin) -> Source:
         rows_wanted=getattr(pin, "rows_wanted", None),
         columns=getattr(pin, "columns", []),
         path=pin.path,
-        path_state=path_state(Path(pin.path)) if pin.path else None,
         builtin=pin.builtin,
         options=pin.options,
     )
+    if not pin.path:
+        return source
+    return source.model_copy(update={"path_state": (local or LocalSources()).content(source)})
 
 
 def missing(source: Source) -> str | None:
@@ -180,13 +181,3 @@ def missing(source: Source) -> str | None:
             f"{source.kind} '{source.name}': its local path {source.path} does not exist; give another with --pins FILE"
         )
     return None
-
-
-def path_state(path: Path) -> str:
-    """Hash over names, sizes and modification times of the files that are taken in; contents are hashed when copied."""
-    digest = hashlib.sha256()
-    for file in local_files(path):
-        status = file.stat()
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

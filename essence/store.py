@@ -24,6 +24,18 @@ State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
 """`queued`: a scheduler has it and has not started it; no look at the files tells that."""
 KEY_DIGITS = 16
 HOLDER_SILENT_S = 120.0
+RESERVED = {"stages", "code", "experiments", "locks", "report", "cards", "lock", "holder.json", "export.json"} | {
+    "sha256sums",
+    "ro-crate-metadata.json",
+}
+"""Names, in lower case, of what lies in a run directory, in an archive of one, or in an experiment's folder."""
+EVALUATION = "evaluate-"
+"""How the names of what `invoke evaluate` runs begin."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether no experiment may have this name. Case does not tell names apart: on some disks it does not."""
+    return name.casefold() in RESERVED or name.casefold().startswith(EVALUATION)
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,11 @@ class RunDirectory:
 
     def experiments(self) -> list[str]:
         """Names of the experiments that have a plan here."""
-        return sorted(p.parent.name for p in self.root.glob("*/plan.json"))
+        return [name for name in self.planned() if name.casefold() not in RESERVED]
+
+    def planned(self) -> list[str]:
+        """Names of all folders that have a plan, those of earlier versions too, which took any name."""
+        return sorted(p.parent.name for p in self.root.glob("*/plan.json") if not p.parent.name.startswith("."))
 
 
 def stage_id(stage: str, key: str) -> str:

@@ -1,5 +1,6 @@
 """From a TOML file to a record, with one sentence for the first thing that is wrong in it."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,25 @@ from pydantic_core import ErrorDetails
 from essence.errors import ExperimentError, nearest
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
+LONGEST_NAME = 64
+
+
+def checked_name(what: str, name: str, where: str) -> str:
+    """A name that becomes part of paths and commands, as it is; ExperimentError for any other.
+
+    what: `experiment`, `data set`, `model`, `benchmark`.
+    """
+    if len(name) > LONGEST_NAME:
+        raise ExperimentError(
+            f"{where}: the {what} name '{name[:LONGEST_NAME]}...' has {len(name)} characters, at most {LONGEST_NAME} "
+            "are allowed; give it a shorter one"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ExperimentError(
+            f"{where}: the {what} name {name!r} is not allowed: letters from a to z, digits, '.', '_' and '-' are, and "
+            "no '.' at its beginning; give it another one"
+        )
+    return name
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,20 @@ from essence.errors import ExperimentError, PinError
 from essence.experiment import LoadedExperiment, load
 from essence.machine import this_machine
 from essence.pins import ModelPin, find_pin
-from essence.plan import make_evaluation_plan
+from essence.plan import Plan, make_evaluation_plan
 from essence.protocol import PROTOCOLS
+from essence.record.canonical import canonical_json, sha256_text
+from essence.record.keys import that_count
 from essence.report.words import percent
 from essence.runner import Summary
 from essence.sections import EvaluationSection
-from essence.store import RunDirectory, hold
-from essence.validation import validate
+from essence.store import EVALUATION, RunDirectory, hold
+from essence.taken_in import LocalSources
+from essence.validation import LONGEST_NAME, validate
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NAME_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,16 @@ def select_model(words: Words, asked: Asked) -> Selection:
     engine = STARTING[words.engine]("cuda" if loaded.experiment.resources.gpus else "cpu")
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
-    plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment)
-    return Selection(words, engine, root, loaded, plan, plan.wanted(), evaluated=True)
+    local = LocalSources(root)
+    plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment, local)
+    loaded = replace(loaded, name=f"{loaded.name}-{_digits(plan)}")
+    return Selection(words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, evaluated=True)
+
+
+def _digits(plan: Plan) -> str:
+    """What tells one evaluation from another of the same names: the model's content, and how it was asked."""
+    settings = [that_count(stage.settings.model_dump(mode="json")) for stage in plan.stages.values()]
+    return sha256_text(canonical_json(settings))[:NAME_DIGITS]
 
 
 def model_pin(text: str) -> tuple[str, ModelPin]:
@@ -102,7 +114,7 @@ def model_pin(text: str) -> tuple[str, ModelPin]:
 
 
 def _short(name: str) -> str:
-    return re.sub(r"[^a-z0-9.-]+", "-", name.lower()).strip("-.") or "model"
+    return re.sub(r"[^a-z0-9.-]+", "-", name.lower())[:LONGEST_NAME].strip("-.") or "model"
 
 
 def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root: RunDirectory) -> LoadedExperiment:
@@ -118,7 +130,7 @@ def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root
     experiment = loaded.experiment.model_copy(
         update={"title": f"{name} on {asked.benchmark}", "evaluation": section, "resources": resources}
     )
-    return LoadedExperiment(f"evaluate-{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
+    return LoadedExperiment(f"{EVALUATION}{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
 
 
 def _number(name: str, text: str) -> int:

@@ -13,6 +13,7 @@ from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
 from essence.store import RunDirectory
+from essence.taken_in import LocalSources
 
 DEFAULT_EXPERIMENT = "bespoke"
 NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
@@ -92,6 +93,7 @@ class Selection:
     loaded: LoadedExperiment
     plan: Plan
     wanted: list[PlannedStage]
+    local: LocalSources
     evaluated: bool = False
     """Whether it is of `invoke evaluate`, whose model no other command knows of."""
 
@@ -128,8 +130,10 @@ def select(words: Words, baselines: bool) -> Selection:
     cells = choose(loaded, axes) if axes else loaded.cells()
     # The same image has the same identity under every container engine, and so have the stages that run in it.
     engine = STARTING["docker" if words.engine == SLURM else words.engine](_flavour(words, loaded))
-    plan = make_plan(loaded, cells, engine.environment, baselines)
-    return Selection(words, engine, run_directory(words.runs), loaded, plan, plan.wanted(words.only))
+    root = run_directory(words.runs)
+    local = LocalSources(root)
+    plan = make_plan(loaded, cells, engine.environment, baselines, local)
+    return Selection(words, engine, root, loaded, plan, plan.wanted(words.only), local)
 
 
 def _flavour(words: Words, loaded: LoadedExperiment) -> str:
@@ -149,7 +153,7 @@ def whole_plan(selection: Selection) -> Plan:
     cells.update({plan.cell.name: plan.cell for plan in selection.plan.cells})
     for cell in _earlier_cells(selection):
         cells.setdefault(cell.name, cell)
-    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, baselines=True)
+    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, True, selection.local)
 
 
 def _earlier_cells(selection: Selection) -> list[Cell]:
