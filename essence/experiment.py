@@ -28,7 +28,7 @@ from essence.settings import (
     Span,
 )
 from essence.store import is_reserved
-from essence.validation import checked_name, merge_tables, read_toml, validate
+from essence.validation import LONGEST_NAME, checked_name, merge_tables, read_toml, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
@@ -85,6 +85,8 @@ def available() -> list[str]:
 
 def find_file(name: str, beside: Path | None = None) -> Path:
     """An experiment by name or by path (`mine.toml`)."""
+    if len(stem := Path(name).name.removesuffix(".toml")) > LONGEST_NAME:
+        checked_name("experiment", stem, name[:LONGEST_NAME])
     if name.endswith(".toml"):
         path = (beside or Path()) / Path(name).expanduser()
         if not path.is_file():

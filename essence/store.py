@@ -135,6 +135,11 @@ class RunDirectory:
         """Diffs of uncommitted code that a stage was started with, by sha256."""
         return self.root / "code"
 
+    @property
+    def queueing(self) -> Path:
+        """Held while jobs are queued, or while stages are removed."""
+        return self.root / ".queueing"
+
     def stage(self, stage_id: str) -> StageFolder:
         return StageFolder(self.stages / stage_id)
 
