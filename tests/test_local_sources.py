@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,20 @@ from essence.commands.beforehand import check_beforehand
 from essence.commands.selection import Selection, Words, select, whole_plan
 from essence.commands.written import write_down
 from essence.content import content_of
+from essence.data.files import read_rows
 from essence.errors import ExperimentError, InputError, KitError, PinError
 from essence.hash_cache import LEAST_BYTES, HashCache, cache_file
 from essence.local_files import local_files
 from essence.pins import DatasetPin, missing, to_source
 from essence.record.canonical import sha256_file
 from essence.record.keys import stage_key
+from essence.record.untouched import own_names
 from essence.record.verify import verify
+from essence.runner import make_spec
 from essence.settings import DownloadSettings
 from essence.stages import download
 from essence.stages.context import Progress, StageContext, StopRequest
+from essence.store import StageFolder
 from essence.taken_in import LocalSources
 
 TEXT = 'extends = "tiny"\ntitle = "{title}"\n[datasets.tiny]\npath = "{path}"\nformat = "messages"\n'
@@ -62,13 +67,11 @@ def stages(file: Path, runs: Path) -> list[str]:
 
 def fetch(selection: Selection) -> Path:
     """Take in the data set as a run does, in a process of its own; its stage's folder."""
-    from essence.runner import make_spec
-
-    write_down(whole_plan(selection), selection)
+    code = write_down(whole_plan(selection), selection)
     stage = next(s for s in selection.wanted if s.title == "download dataset tiny")
     folder = selection.run_directory.stage(stage.id)
     folder.path.mkdir(parents=True, exist_ok=True)
-    spec = make_spec(stage, {"version": "0", "commit": None, "dirty": None, "diff_sha256": None}, {})
+    spec = make_spec(stage, code, selection.engine.image(stage.runs_in))
     folder.spec.write_text(json.dumps(spec.model_dump(mode="json")))
     command = [sys.executable, "-m", "essence.stages", "download", "--spec", str(folder.spec)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -134,7 +137,7 @@ def test_a_source_that_is_gone_counts_as_it_was_taken_in(rows: Path, tmp_path: P
 
 
 def test_a_run_directory_inside_its_data_is_refused(rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(PinError, match="holds the run directory .*; name another run directory with --runs"):
+    with pytest.raises(PinError, match=r"holds the run directory .*; name another run directory with --runs"):
         stages(experiment(tmp_path / "e", rows), rows / "runs")
     stages(experiment(tmp_path / "e", rows), tmp_path / "data-runs")
 
@@ -209,9 +212,8 @@ def add(file: Path) -> None:
     ("change", "word"), [(edit, "edited"), (edit_in_place, "other content"), (Path.unlink, "removed"), (add, "added")]
 )
 def test_an_edited_copy_is_noticed_before_anything_is_started(
-    rows: Path, tmp_path: Path, change: object, word: str
+    rows: Path, tmp_path: Path, change: Callable[[Path], None], word: str
 ) -> None:
-    assert callable(change)
     selection = selected(experiment(tmp_path / "e", rows), tmp_path / "runs")
     folder = fetch(selection)
     check_beforehand(selection)
