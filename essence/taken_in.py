@@ -1,6 +1,7 @@
 """Local sources as a run directory knows them: what each holds, and what it held when it was taken in."""
 
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,10 @@ class LocalSources:
             self._contents[path] = content_of(Path(path), cache.sha256)
             cache.save()
         return self._contents[path] or self._taken_in.get((source.kind, path))
+
+    def is_kept(self, kind: str, path: Path) -> bool:
+        """Whether a path that is gone was taken in."""
+        return not os.path.lexists(path) and (kind, str(path.resolve())) in self._taken_in
 
     def _check_apart(self, source: Source) -> None:
         path = Path(str(source.path)).resolve()

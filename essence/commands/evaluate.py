@@ -77,12 +77,12 @@ def select_model(words: Words, asked: Asked) -> Selection:
     root = run_directory(words.runs)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, Path(words.pins).expanduser() if words.pins else None)
     find_pin(loaded.catalogue.benchmarks, asked.benchmark, "benchmark", "--benchmark")
-    name, pin = model_pin(asked.model)
+    local = LocalSources(root)
+    name, pin = model_pin(asked.model, local)
     loaded = _with(loaded, name, pin, asked, root)
     engine = STARTING[words.engine]("cuda" if loaded.experiment.resources.gpus else "cpu")
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
-    local = LocalSources(root)
     plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment, local)
     loaded = replace(loaded, name=f"{loaded.name}-{_digits(plan)}")
     return Selection(words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, evaluated=True)
@@ -94,9 +94,14 @@ def _digits(plan: Plan) -> str:
     return sha256_text(canonical_json(settings))[:NAME_DIGITS]
 
 
-def model_pin(text: str) -> tuple[str, ModelPin]:
-    """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else."""
+def model_pin(text: str, local: LocalSources) -> tuple[str, ModelPin]:
+    """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else.
+
+    A folder that is gone is as good as there where the run directory took it in.
+    """
     path = Path(text).expanduser()
+    if local.is_kept("model", path):
+        return _short(path.name), ModelPin(path=str(path.resolve()))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise PinError(f"--model {text}: the folder holds no model, config.json is missing")
