@@ -31,7 +31,9 @@ from essence.settings import (
     Sections,
     Span,
 )
-from essence.validation import read_toml, shown, validate
+from essence.settings.base import LONGEST_NAME
+from essence.store import is_reserved
+from essence.validation import checked_name, read_toml, shown, validate
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT / "experiments"
@@ -89,6 +91,8 @@ def available() -> list[str]:
 
 def find_file(name: str, beside: Path | None = None) -> Path:
     """An experiment by name or by path (`mine.toml`)."""
+    if len(stem := Path(name).name.removesuffix(".toml")) > LONGEST_NAME:
+        checked_name("experiment", stem, name[:LONGEST_NAME])
     if name.endswith(".toml"):
         path = typed_path("experiment", name, beside)
         if not path.is_file():
@@ -103,6 +107,7 @@ def find_file(name: str, beside: Path | None = None) -> Path:
 def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     """Read an experiment with all that it extends, and the catalogue it refers to."""
     file = find_file(name)
+    check_experiment_name(file)
     own = _read_layers(file)
     entries = [(where, {key: tables[key] for key in CATALOGUE_TABLES if key in tables}) for where, tables in own]
     layers = [*map(read_pins_file, PIN_FILES), *entries]
@@ -121,6 +126,15 @@ def load(name: str, pins: Path | None = None) -> LoadedExperiment:
     _check_seeds(loaded)
     _check_processes(loaded)
     return loaded
+
+
+def check_experiment_name(file: Path) -> None:
+    """ExperimentError for a file whose name cannot be that of a folder of its own in a run directory."""
+    name = checked_name("experiment", file.stem, str(file))
+    if is_reserved(name):
+        raise ExperimentError(
+            f"{file}: a run directory uses the name '{name}' for itself, so no experiment may have it; rename the file"
+        )
 
 
 def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

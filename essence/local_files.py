@@ -1,6 +1,7 @@
 """Local paths as people write them, which files of one a run directory takes in, and what a run directory can be."""
 
 import errno
+import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from essence.errors import ExperimentError, shortened
+from essence.errors import ExperimentError, InputError, shortened
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 """Weights that run code when they are read."""
@@ -20,17 +21,30 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 Place = Literal["file", "folder", "nothing", "special"]
 """What a path names; `special` is a device, a pipe or a socket."""
 
+Identity = tuple[int, int]
+"""Device and number of a folder: the same by whatever name it is reached."""
+
 
 def local_files(path: Path, patterns: Sequence[str] = ()) -> list[Path]:
     """The files at a local path that a run directory takes in: no hidden ones, no pickled weights.
 
-    With `patterns`, those files of a folder alone whose path in it fits one of them, as the hub's own patterns do.
+    Links are followed, those to folders too. A path that is not there has no files. With `patterns`, those files of a
+    folder alone whose path in it fits one of them, as the hub's own patterns do.
+
+    Raises:
+        InputError: a link that leads nowhere or back to a folder it lies in; a folder that may not be read; a device.
     """
-    if not path.is_dir():
-        return [path] if path.exists() and path.suffix not in PICKLES else []
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix not in PICKLES)
-    seen = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-    return [p for p in seen if not patterns or fits(p.relative_to(path).as_posix(), patterns)]
+    try:
+        if path.is_dir():
+            files = sorted(_below(path, ()))
+            return [file for file in files if not patterns or fits(file.relative_to(path).as_posix(), patterns)]
+        if not path.exists():
+            return []
+        if not path.is_file():
+            raise InputError(f"{path}: neither a file nor a folder; name one that holds the data")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name another path, or mend this one") from None
+    return [path] if path.suffix not in PICKLES else []
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
@@ -106,3 +120,21 @@ def _folders(source: Path) -> Iterator[Path]:
     if source.is_dir():
         yield source.resolve()
         yield from (link.resolve() for link in source.rglob("*") if link.is_symlink() and link.is_dir())
+
+
+def _below(folder: Path, above: tuple[Identity, ...]) -> Iterator[Path]:
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise InputError(f"{folder}: a link that leads back to a folder it lies in; remove the link")
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            yield from _below(path, (*above, identity))
+        elif path.suffix in PICKLES:
+            continue
+        elif path.is_file():
+            yield path
+        elif path.is_symlink():
+            raise InputError(f"{path}: a link that leads nowhere (to {path.readlink()}); mend or remove it")

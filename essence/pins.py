@@ -4,7 +4,6 @@
 `--pins`, may replace the origin of an entry: a local path instead of a repository is all that an offline machine needs.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from essence.errors import ExperimentError, PinError, nearest
 from essence.local_files import fits, local_files, local_path, place
 from essence.settings import AnswerType, Count, Name, Option, Record, RowFormat, Size, Source
+from essence.taken_in import LocalSources
 from essence.tiny.options import OPTIONS
 from essence.validation import Layer, merge_tables, read_toml, shown, validate
 
@@ -188,9 +188,9 @@ def find_pin(pins: dict[str, AnyPin], name: str, kind: Kind, where: str) -> AnyP
     return pins[name]
 
 
-def to_source(kind: Kind, name: str, pin: Pin) -> Source:
+def to_source(kind: Kind, name: str, pin: Pin, local: LocalSources | None = None) -> Source:
     """The source as it stands in the download stage's settings. A path need not exist yet: `missing` tells."""
-    return Source(
+    source = Source(
         kind=kind,
         name=name,
         repository=pin.repository,
@@ -199,10 +199,12 @@ def to_source(kind: Kind, name: str, pin: Pin) -> Source:
         rows_wanted=getattr(pin, "rows_wanted", None),
         columns=getattr(pin, "columns", []),
         path=pin.path,
-        path_state=path_state(Path(pin.path), pin.files) if pin.path else None,
         builtin=pin.builtin,
         options=pin.options,
     )
+    if not pin.path:
+        return source
+    return source.model_copy(update={"path_state": (local or LocalSources()).content(source)})
 
 
 def _usual_files(kind: Kind) -> list[str]:
@@ -235,13 +237,3 @@ def _unfit(source: Source, path: Path) -> str | None:
     if found == "file" and source.files and not fits(path.name, source.files):
         return f"is a file that does not fit files = {source.files}"
     return None
-
-
-def path_state(path: Path, patterns: Sequence[str] = ()) -> str:
-    """Hash over names, sizes and modification times of the files that are taken in; contents are hashed when copied."""
-    digest = hashlib.sha256()
-    for file in local_files(path, patterns):
-        status = file.stat()
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

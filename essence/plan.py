@@ -1,6 +1,7 @@
 """From cells to stages: what is to be done, keyed by what determines its result, shared where it is the same.
 
-A plan is pure: the same experiment, environment and source give the same plan on every machine.
+A plan is pure: the same experiment, environment, source and contents of local paths give the same plan on every
+machine.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from essence.cell_settings import part, resolve_seed, tokenize_settings, train_s
 from essence.experiment import Cell, LoadedExperiment
 from essence.pins import find_pin, to_source
 from essence.protocol import PROTOCOLS
-from essence.record.canonical import canonical_json, sha256_text
+from essence.record.keys import stage_key
 from essence.settings import (
     BenchmarkSettings,
     DownloadSettings,
@@ -27,6 +28,7 @@ from essence.settings import (
 )
 from essence.source import source_sha256
 from essence.store import stage_id
+from essence.taken_in import LocalSources
 from essence.teaching import teacher_settings
 
 ModelFolder = Literal["model", "best", "last"]
@@ -167,19 +169,33 @@ def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str
     return {name: value for name, value in environment.items() if name not in unused}
 
 
-def make_plan(loaded: LoadedExperiment, cells: list[Cell], environment: Environment, baselines: bool) -> Plan:
-    """The plan for some cells of an experiment, with or without the untrained models beside them."""
-    planner = _Planner(loaded, environment)
+def make_plan(
+    loaded: LoadedExperiment,
+    cells: list[Cell],
+    environment: Environment,
+    baselines: bool,
+    local: LocalSources | None = None,
+) -> Plan:
+    """The plan for some cells of an experiment, with or without the untrained models beside them.
+
+    `local` tells what local paths hold, and held when a run directory took them in.
+    """
+    planner = _Planner(loaded, environment, local or LocalSources())
     cell_plans = [planner.cell(cell) for cell in cells]
     baseline_plans = planner.baselines(cells) if baselines else []
     return Plan(loaded, cell_plans, baseline_plans, planner.stages)
 
 
 def make_evaluation_plan(
-    loaded: LoadedExperiment, model: str, protocol: ProtocolName, seed: int, environment: Environment
+    loaded: LoadedExperiment,
+    model: str,
+    protocol: ProtocolName,
+    seed: int,
+    environment: Environment,
+    local: LocalSources | None = None,
 ) -> Plan:
     """The plan for one finished model of the catalogue on the experiment's benchmarks, without any training."""
-    planner = _Planner(loaded, environment)
+    planner = _Planner(loaded, environment, local or LocalSources())
     downloaded = planner.download("model", model)
     evaluations = [
         planner.evaluation(benchmark, downloaded, "model", protocol, seed, model)
@@ -192,6 +208,7 @@ def make_evaluation_plan(
 class _Planner:
     loaded: LoadedExperiment
     environment: Environment
+    local: LocalSources
     stages: dict[str, PlannedStage] = field(default_factory=dict)
 
     def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
@@ -201,14 +218,8 @@ class _Planner:
         if isinstance(settings, DownloadSettings) and not settings.source.builtin:
             # What a commit or a folder holds depends on neither: a new lock does not fetch 16 GB again.
             environment, source = {}, ""
-        determines: dict[str, Any] = {
-            "stage": stage,
-            "settings": settings.model_dump(mode="json"),
-            "inputs": {name: self.stages[identifier].key for name, identifier in inputs.items()},
-            "environment": environment,
-            "source": source,
-        }
-        key = sha256_text(canonical_json(determines))
+        read = {name: self.stages[identifier].key for name, identifier in inputs.items()}
+        key = stage_key(stage, settings.model_dump(mode="json"), read, environment, source)
         identifier = stage_id(stage, key)
         if identifier not in self.stages:
             section = self.loaded.experiment.resources
@@ -231,7 +242,7 @@ class _Planner:
             "dataset": catalogue.datasets,
             "benchmark": catalogue.benchmarks,
         }[kind]
-        source = to_source(kind, name, find_pin(pins, name, kind, where))
+        source = to_source(kind, name, find_pin(pins, name, kind, where), self.local)
         return self.add("download", f"download {kind} {name}", DownloadSettings(source=source), {})
 
     def cell(self, cell: Cell) -> CellPlan:

@@ -17,8 +17,9 @@ from typing import Any, Literal, Protocol
 from essence.atomic import write_json
 from essence.engines.contract import Ending, RunningStage, StartingEngine
 from essence.engines.surroundings import surroundings
-from essence.errors import KitError
+from essence.errors import InputError, KitError
 from essence.plan import PlannedStage
+from essence.record.untouched import own_names
 from essence.scoring.benchmarks import read_problems
 from essence.settings import GenerateSettings, Spec
 from essence.store import RunDirectory, StageFolder, describe_holder, holder_alive
@@ -117,7 +118,10 @@ class Runner:
             problems = fetched.output / "problems"
             # The host's own environment may lack what reads Parquet.
             if importlib.util.find_spec("pyarrow") or not any(problems.rglob("*.parquet")):
-                read_problems(problems, benchmark)
+                try:
+                    read_problems(problems, benchmark)
+                except InputError as error:
+                    raise InputError(own_names(str(error), [fetched])) from error
 
     def _start(self, stage: PlannedStage, summary: Summary) -> None:
         if stage.stage not in BEFORE_PROBLEMS:

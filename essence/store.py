@@ -26,6 +26,18 @@ State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
 KEY_DIGITS = 16
 HOLDER_SILENT_S = 120.0
 LOCK_POLL_S = 0.1
+RESERVED = {"stages", "code", "experiments", "locks", "report", "cards", "lock", "holder.json", "export.json"} | {
+    "sha256sums",
+    "ro-crate-metadata.json",
+}
+"""Names, in lower case, of what lies in a run directory, in an archive of one, or in an experiment's folder."""
+EVALUATION = "evaluate-"
+"""How the names of what `invoke evaluate` runs begin."""
+
+
+def is_reserved(name: str) -> bool:
+    """Whether no experiment may have this name. Case does not tell names apart: on some disks it does not."""
+    return name.casefold() in RESERVED or name.casefold().startswith(EVALUATION)
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,11 @@ class RunDirectory:
         """Diffs of uncommitted code that a stage was started with, by sha256."""
         return self.root / "code"
 
+    @property
+    def queueing(self) -> Path:
+        """Held while jobs are queued, or while stages are removed."""
+        return self.root / ".queueing"
+
     def stage(self, stage_id: str) -> StageFolder:
         return StageFolder(self.stages / stage_id)
 
@@ -142,7 +159,11 @@ class RunDirectory:
 
     def experiments(self) -> list[str]:
         """Names of the experiments that have a plan here."""
-        return sorted(p.parent.name for p in self.root.glob("*/plan.json"))
+        return [name for name in self.planned() if name.casefold() not in RESERVED]
+
+    def planned(self) -> list[str]:
+        """Names of all folders that have a plan, those of earlier versions too, which took any name."""
+        return sorted(p.parent.name for p in self.root.glob("*/plan.json") if not p.parent.name.startswith("."))
 
 
 def stage_id(stage: str, key: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from essence.errors import ExperimentError, nearest, shortened
+from essence.settings.base import check_name
 from essence.text_files import read_text
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
@@ -20,6 +21,17 @@ Layer = tuple[str, Mapping[str, Any]]
 Location = tuple[int | str, ...]
 BARE_KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
 """Keys that are shown as they are; dots in a name of the catalogue are no nesting."""
+
+
+def checked_name(what: str, name: str, where: str) -> str:
+    """A name that becomes part of paths and commands, as it is; ExperimentError for any other.
+
+    what: `experiment`, `data set`, `model`, `benchmark`.
+    """
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise ExperimentError(f"{where}: the {what} name {shown(name)} is not allowed: {error}; rename it") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from essence.commands.selection import Words
 from essence.errors import KitError
 from essence.experiment import load
 from essence.settings import GenerateSettings
+from essence.taken_in import LocalSources
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NONE = {"samples": None, "problems": None, "max_new_tokens": None, "max_model_tokens": None}
@@ -110,8 +111,24 @@ def test_a_folder_is_named_by_its_last_part(tmp_path: Path) -> None:
     folder = tmp_path / "My Model (best)"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    name, pin = model_pin(str(folder))
+    name, pin = model_pin(str(folder), LocalSources())
     assert (name, pin.path) == ("my-model-best", str(folder))
+
+
+def test_two_models_of_one_name_are_two_evaluations_and_a_copied_one_is_the_same(tmp_path: Path) -> None:
+    """Every model that the kit trains lies in a folder called `best`."""
+    for place, text in (("a", "{}"), ("b", '{"b": 1}'), ("copy-of-a", "{}")):
+        (tmp_path / place / "best").mkdir(parents=True)
+        (tmp_path / place / "best" / "config.json").write_text(text)
+
+    def evaluation(place: str, **numbers: str) -> tuple[str, list[str]]:
+        chosen = select_model(words(tmp_path), asked(str(tmp_path / place / "best"), **numbers))
+        return chosen.name, list(chosen.plan.stages)
+
+    first, second, copied = evaluation("a"), evaluation("b"), evaluation("copy-of-a")
+    assert first == copied and first[0].startswith("evaluate-best-aime25-")
+    assert first[0] != second[0] and not {*first[1]} & {*second[1][:1], *second[1][2:]}
+    assert evaluation("a", samples="3")[0] != first[0], "the plan of the first would be lost"
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel
 
 from essence.cell_settings import train_settings
+from essence.content import content_of
 from essence.errors import ExperimentError, KitError
 from essence.experiment import EXPERIMENTS, PROJECT, available, choose, load
-from essence.pins import path_state
 from essence.plan import make_plan
 from essence.settings import SETTINGS, StageName
 from essence.source import imported_modules
@@ -152,12 +152,12 @@ def test_what_is_not_taken_in_does_not_change_a_local_source(tmp_path: Path) -> 
     (tmp_path / ".git").mkdir()
     for name in ("config.json", "pytorch_model.bin", ".git/index"):
         (tmp_path / name).write_text("1")
-    before = path_state(tmp_path)
+    before = content_of(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     (tmp_path / ".git/index").write_text("12")
-    assert path_state(tmp_path) == before
+    assert content_of(tmp_path) == before
     (tmp_path / "config.json").write_text("12")
-    assert path_state(tmp_path) != before
+    assert content_of(tmp_path) != before
 
 
 def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
@@ -289,7 +289,6 @@ def test_every_setting_of_an_experiment_changes_a_key() -> None:
 
 
 NOT_READ = {
-    ("download", "path_state"): "tells in the key that a local folder has changed",
     ("grade", "prompt"): "comes with the benchmark, whose fields grading reads; the samples were made with it",
 }
 

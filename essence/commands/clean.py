@@ -1,6 +1,8 @@
 """`invoke clean`: what no experiment needs any more, or one experiment with what only it needs."""
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -8,30 +10,114 @@ from rich.console import Console
 from essence.atomic import read_json
 from essence.engines import scheduler
 from essence.engines.stage_jobs import has_jobs, stage_jobs
-from essence.errors import HeldError, RecordError, SchedulerError
-from essence.store import RunDirectory, StageFolder, describe_holder, holder_alive
+from essence.errors import HeldError, RecordError, SchedulerError, disk_error
+from essence.removal import OF_AN_EXPERIMENT, REMOVING, Removable, kept_by_others, leftovers, removable
+from essence.store import RunDirectory, StageFolder, describe_holder, hold, holder_alive
 
 GIB = 1 << 30
+COMMAND = "invoke clean"
 
 
 def clean(run_directory: RunDirectory, experiment: str | None, confirmed: bool, console: Console) -> int:
-    """Remove stale stages, or an experiment; without `confirmed` only say what would go."""
-    folders = removable(run_directory, experiment)
+    """Remove stale stages, or an experiment; without `confirmed` only say what would go, and why."""
+    found, left = removable(run_directory, experiment), leftovers(run_directory)
+    folders = [*found.stages, *([found.experiment] if found.experiment else [])]
     for folder in folders:
         if holder_alive(folder):
             raise HeldError(f"{folder} is held by {describe_holder(folder)}; stop it first")
-    _check_no_jobs(run_directory, folders)
-    size = sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
-    for folder in folders:
-        console.print(("removing " if confirmed else "would remove ") + str(folder), highlight=False, soft_wrap=True)
-        if confirmed:
-            shutil.rmtree(folder)
-    what = f"{len(folders)} folders, {size / GIB:.3f} GiB"
-    if not folders:
+    _check_no_jobs(run_directory, list(found.stages))
+    size = sum(_size(folder) for folder in [*folders, *left])
+    for line in _lines(found, left):
+        console.print(("removing " if confirmed else "would remove ") + line, highlight=False, soft_wrap=True)
+    if found.shared:
+        console.print(f"{len(found.shared)} stages stay, other plans or reports name them", highlight=False)
+    if not folders + left:
         console.print(f"{run_directory.root}: nothing to remove")
     elif not confirmed:
-        console.print(f"{what}; to remove them, add --yes", highlight=False)
+        count = len(folders) + len(left)
+        console.print(f"{count} folders, {size / GIB:.3f} GiB; to remove them, add --yes", highlight=False)
+    else:
+        _remove_all(run_directory, experiment, found, left, console)
     return 0
+
+
+def _lines(found: Removable, left: list[Path]) -> Iterator[str]:
+    for folder, why in found.stages.items():
+        yield f"{folder}: {_title(folder)}{why}{_of_link(folder)}"
+    if found.experiment:
+        yield f"{found.experiment}: plan, settings, report and cards{_of_link(found.experiment)}"
+    for folder in left:
+        yield f"{folder}: left by a removal that was stopped"
+
+
+def _title(folder: Path) -> str:
+    with contextlib.suppress(RecordError, KeyError):
+        return f"{read_json(folder / 'spec.json')['title']}; "
+    return ""
+
+
+def _of_link(folder: Path) -> str:
+    return " (a link: what it leads to stays)" if folder.is_symlink() else ""
+
+
+def _size(folder: Path) -> int:
+    if folder.is_symlink():
+        return 0
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _remove_all(
+    run_directory: RunDirectory, experiment: str | None, found: Removable, left: list[Path], console: Console
+) -> None:
+    """One folder after the other; a kill in between is made good by the same command."""
+    try:
+        with contextlib.ExitStack() as held:
+            # No jobs are queued meanwhile, and nobody else cleans here.
+            held.enter_context(hold(run_directory.queueing, f"run directory {run_directory.root}", COMMAND))
+            if found.experiment and not found.experiment.is_symlink():
+                held.enter_context(hold(found.experiment, str(found.experiment), COMMAND))
+            for folder in left:
+                _remove(folder)
+            for folder in found.stages:
+                _remove_stage(run_directory, experiment, folder)
+            if found.experiment:
+                _remove_experiment(found.experiment, console)
+    except OSError as error:
+        raise disk_error(error, run_directory.root) or error from None
+
+
+def _remove_stage(run_directory: RunDirectory, experiment: str | None, folder: Path) -> None:
+    """Under its lock, and only when nothing that was started in the meantime names it."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    if not folder.exists():
+        return
+    with hold(folder, str(folder), COMMAND):
+        if folder.name in kept_by_others(run_directory, experiment):
+            return
+        going = folder.rename(folder.with_name(f"{REMOVING}{folder.name}"))
+    _remove(going)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def _remove_experiment(folder: Path, console: Console) -> None:
+    """What the kit wrote there; files of anybody else stay, and are named."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    for path in [path for pattern in OF_AN_EXPERIMENT for path in folder.glob(pattern)]:
+        _remove(path)
+    if others := sorted(path.name for path in folder.iterdir()):
+        console.print(f"{folder} stays: not of this kit are {', '.join(others)}", highlight=False, soft_wrap=True)
+    else:
+        folder.rmdir()
 
 
 def _check_no_jobs(run_directory: RunDirectory, folders: list[Path]) -> None:
@@ -52,19 +138,3 @@ def _check_no_jobs(run_directory: RunDirectory, folders: list[Path]) -> None:
         raise HeldError(
             f"jobs {', '.join(live)} are queued or running{silent}; cancel them first: scancel {' '.join(live)}"
         )
-
-
-def removable(run_directory: RunDirectory, experiment: str | None) -> list[Path]:
-    """Stages that no remaining plan names; with an experiment, its folder too."""
-    experiments = run_directory.experiments()
-    if experiment is not None and experiment not in experiments:
-        ran = ", ".join(experiments) or "none"
-        raise RecordError(f"{experiment} has not run in {run_directory.root} (ran: {ran})")
-    kept = {
-        stage for name in experiments if name != experiment for stage in read_json(run_directory.plan(name))["stages"]
-    }
-    if experiment is not None:
-        own = set(read_json(run_directory.plan(experiment))["stages"]) - kept
-        stages = [p for p in sorted(run_directory.stages.glob("*-*")) if p.name in own]
-        return [*stages, run_directory.experiment(experiment)]
-    return [p for p in sorted(run_directory.stages.glob("*-*")) if p.is_dir() and p.name not in kept]

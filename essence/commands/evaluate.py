@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,29 @@ from essence.cell_settings import resolve_seed
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.requirements import require
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
-from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_sources, check_word, run_directory
+from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
 from essence.engines import STARTING
 from essence.errors import ExperimentError, PinError
 from essence.experiment import LoadedExperiment, load
 from essence.local_files import local_path, place, typed_path
 from essence.machine import this_machine
 from essence.pins import ModelPin, find_pin
-from essence.plan import make_evaluation_plan
+from essence.plan import Plan, make_evaluation_plan
 from essence.protocol import PROTOCOLS
+from essence.record.canonical import canonical_json, sha256_text
+from essence.record.keys import that_count
 from essence.report.words import percent
 from essence.runner import Summary
 from essence.scoring.doubts import doubt_words
 from essence.sections import EvaluationSection
-from essence.store import RunDirectory, hold
+from essence.settings.base import LONGEST_NAME
+from essence.store import EVALUATION, RunDirectory, hold
+from essence.taken_in import LocalSources
 from essence.validation import validate
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-LONGEST_NAME = 64
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NAME_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -78,19 +82,31 @@ def select_model(words: Words, asked: Asked) -> Selection:
     root = run_directory(words.runs)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     find_pin(loaded.catalogue.benchmarks, asked.benchmark, "benchmark", "--benchmark")
-    name, pin = model_pin(asked.model)
+    local = LocalSources(root)
+    name, pin = model_pin(asked.model, local)
     loaded = _with(loaded, name, pin, asked, root)
     engine = STARTING[words.engine]("cuda" if loaded.experiment.resources.gpus else "cpu")
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
-    plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment)
-    check_sources(root, plan.wanted())
-    return Selection(words, engine, root, loaded, plan, plan.wanted(), evaluated=True)
+    plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment, local)
+    loaded = replace(loaded, name=f"{loaded.name}-{_digits(plan)}")
+    return Selection(words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, evaluated=True)
 
 
-def model_pin(text: str) -> tuple[str, ModelPin]:
-    """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else."""
+def _digits(plan: Plan) -> str:
+    """What tells one evaluation from another of the same names: the model's content, and how it was asked."""
+    settings = [that_count(stage.settings.model_dump(mode="json")) for stage in plan.stages.values()]
+    return sha256_text(canonical_json(settings))[:NAME_DIGITS]
+
+
+def model_pin(text: str, local: LocalSources) -> tuple[str, ModelPin]:
+    """(short name, where it comes from) of a folder or of `owner/name@COMMIT`; PinError for anything else.
+
+    A folder that is gone is as good as there where the run directory took it in.
+    """
     path = _local(text)
+    if path and local.is_kept("model", path):
+        return _short(path.name), ModelPin(path=str(path))
     if path and place(path) == "file":
         raise PinError(f"--model {text}: a file, wanted: the folder of a model, or owner/name@COMMIT")
     if path and path.is_dir():
@@ -134,7 +150,7 @@ def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root
     experiment = loaded.experiment.model_copy(
         update={"title": f"{name} on {asked.benchmark}", "evaluation": section, "resources": resources}
     )
-    return LoadedExperiment(f"evaluate-{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
+    return LoadedExperiment(f"{EVALUATION}{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
 
 
 def _number(name: str, text: str) -> int:

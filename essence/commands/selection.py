@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json
@@ -11,10 +10,10 @@ from essence.engines import ENGINES, FLAVOURS, SLURM, STARTING
 from essence.engines.contract import StartingEngine
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.experiment import PROJECT, Cell, LoadedExperiment, choose, load
-from essence.local_files import check_folder, check_outside, typed_path
+from essence.local_files import check_folder, typed_path
 from essence.plan import ONLY, Plan, PlannedStage, make_plan
-from essence.settings import DownloadSettings
 from essence.store import RunDirectory
+from essence.taken_in import LocalSources
 
 DEFAULT_EXPERIMENT = "bespoke"
 NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
@@ -94,6 +93,7 @@ class Selection:
     loaded: LoadedExperiment
     plan: Plan
     wanted: list[PlannedStage]
+    local: LocalSources
     evaluated: bool = False
     """Whether it is of `invoke evaluate`, whose model no other command knows of."""
 
@@ -122,12 +122,6 @@ def run_directory(runs: str | None) -> RunDirectory:
     return RunDirectory(path)
 
 
-def check_sources(root: RunDirectory, stages: Iterable[PlannedStage]) -> None:
-    """ExperimentError where a run directory lies inside a local source of the stages."""
-    sources = (stage.settings.source for stage in stages if isinstance(stage.settings, DownloadSettings))
-    check_outside(root.root.resolve(), (Path(source.path) for source in sources if source.path))
-
-
 def select(words: Words, baselines: bool) -> Selection:
     """Load the experiment and plan the cells that the words ask for."""
     check_word("--engine", "engine", words.engine, ENGINES)
@@ -138,10 +132,10 @@ def select(words: Words, baselines: bool) -> Selection:
     cells = choose(loaded, axes) if axes else loaded.cells()
     # The same image has the same identity under every container engine, and so have the stages that run in it.
     engine = STARTING["docker" if words.engine == SLURM else words.engine](_flavour(words, loaded))
-    plan = make_plan(loaded, cells, engine.environment, baselines)
-    root, wanted = run_directory(words.runs), plan.wanted(words.only)
-    check_sources(root, wanted)
-    return Selection(words, engine, root, loaded, plan, wanted)
+    root = run_directory(words.runs)
+    local = LocalSources(root)
+    plan = make_plan(loaded, cells, engine.environment, baselines, local)
+    return Selection(words, engine, root, loaded, plan, plan.wanted(words.only), local)
 
 
 def _flavour(words: Words, loaded: LoadedExperiment) -> str:
@@ -161,7 +155,7 @@ def whole_plan(selection: Selection) -> Plan:
     cells.update({plan.cell.name: plan.cell for plan in selection.plan.cells})
     for cell in _earlier_cells(selection):
         cells.setdefault(cell.name, cell)
-    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, baselines=True)
+    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, True, selection.local)
 
 
 def _earlier_cells(selection: Selection) -> list[Cell]:

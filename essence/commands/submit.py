@@ -157,7 +157,7 @@ def queue_left(selection: Selection, site: Site, whole: bool, as_json: bool, con
     if left:
         scheduler.queue()  # nothing is written where no Slurm answers
     folder = run_directory.experiment(selection.name)
-    queueing, what = run_directory.root / ".queueing", f"the queueing of jobs in {run_directory.root}"
+    queueing, what = run_directory.queueing, f"the queueing of jobs in {run_directory.root}"
     with hold(folder, f"run directory {folder}", command), hold(queueing, what, command, QUEUEING_WAIT_S):
         if left:
             # Before the look at what is left: a job that ends in between is then not queued again.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.atomic import read_json, write_atomically, write_json
+from essence.commands.beforehand import check_beforehand, whereabouts
 from essence.commands.selection import Selection
 from essence.errors import RecordError
 from essence.experiment import PROJECT
@@ -17,6 +18,7 @@ def write_down(plan: Plan, selection: Selection) -> dict[str, Any]:
     Downloads are the same stages under every engine: fetching alone leaves a plan that names them as it is, since it
     may be that of another engine, and what was trained is in no other.
     """
+    check_beforehand(selection)
     code, diff = code_facts(PROJECT)
     saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
     if diff and not saved.is_file():
@@ -28,6 +30,7 @@ def write_down(plan: Plan, selection: Selection) -> dict[str, Any]:
         "schema_version": 1,
         "experiment": plan.loaded.experiment.model_dump(mode="json"),
         "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
+        "file": whereabouts(selection),
         "engine": selection.words.engine,
         "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
     }

@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from essence.local_files import local_files
 from essence.plan import PlannedStage
 from essence.record.environment import SCHEDULER_VARIABLES
 from essence.settings import DownloadSettings, EnvironmentName, Resources, StageName
@@ -116,9 +117,8 @@ def _local_source(stage: PlannedStage) -> list[Path]:
     if not isinstance(stage.settings, DownloadSettings) or not stage.settings.source.path:
         return []
     path = Path(stage.settings.source.path)
-    files = path.rglob("*") if path.is_dir() else [path]
-    links = {file.resolve().parent for file in files if file.is_symlink()}
-    return [path, *sorted(folder for folder in links if not folder.is_relative_to(path))]
+    linked = {file.resolve().parent for file in local_files(path) if file.resolve() != file}
+    return [path, *sorted(folder for folder in linked if not folder.is_relative_to(path))]
 
 
 def _certificates(network: bool) -> list[Path]:

@@ -12,7 +12,8 @@ from typing import Any
 import jsonschema
 
 from essence.atomic import read_json
-from essence.record.canonical import canonical_json, sha256_file, sha256_text
+from essence.record.canonical import canonical_json, sha256_file
+from essence.record.keys import stage_key
 from essence.record.manifest import SCHEMA_FILE, SCHEMA_VERSION, seal_of
 from essence.store import StageFolder, stage_id
 
@@ -118,14 +119,9 @@ def absent_inputs(folder: StageFolder, manifest: Manifest) -> dict[str, str]:
 def key_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
     """Whether the key is the hash of what spec and record say, and the folder is named after it."""
     spec = read_json(folder.spec)
-    determines = {
-        "stage": spec["stage"],
-        "settings": manifest["settings"]["resolved"],
-        "inputs": {name: entry["key"] for name, entry in manifest["inputs"]["stages"].items()},
-        "environment": spec["environment"],
-        "source": manifest["code"]["source_sha256"],
-    }
-    key, identity = sha256_text(canonical_json(determines)), manifest["identity"]
+    inputs = {name: entry["key"] for name, entry in manifest["inputs"]["stages"].items()}
+    settings, source = manifest["settings"]["resolved"], manifest["code"]["source_sha256"]
+    key, identity = stage_key(spec["stage"], settings, inputs, spec["environment"], source), manifest["identity"]
     if key != identity["key"]:
         yield f"{folder.manifest}: its settings, inputs, environment or source do not give its key"
     elif folder.path.name != stage_id(identity["stage"], key):

@@ -15,6 +15,7 @@ from essence.atomic import read_json
 from essence.errors import RecordError
 from essence.protocol import Protocol
 from essence.record.checks import look, schema_findings
+from essence.record.keys import that_count
 from essence.record.manifest import seal_of
 from essence.store import RunDirectory, stage_id
 
@@ -156,7 +157,8 @@ def merge(differences: Sequence[Difference]) -> list[Difference]:
 
 def _causes(place: str, first: Manifest, second: Manifest) -> Iterator[Difference]:
     """Differences of one stage that are nobody's consequence."""
-    stage, before = _named(first), [dict(_flat(manifest["settings"]["resolved"])) for manifest in (first, second)]
+    stage = _named(first)
+    before = [dict(_flat(that_count(manifest["settings"]["resolved"]))) for manifest in (first, second)]
     for name in sorted(before[0].keys() | before[1].keys()):
         yield from _difference(
             _kind(first["identity"]["stage"], place, name), name, (settings.get(name) for settings in before), stage

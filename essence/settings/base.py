@@ -36,13 +36,16 @@ Factor = Annotated[float, Field(ge=1e-9, le=1e9)]
 Seconds = Annotated[float, Field(ge=0.0, le=366 * 86_400.0)]
 Gib = Annotated[float, Field(ge=0.0, le=1_000_000.0)]
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+LONGEST_NAME = 64
+NAME = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def check_name(name: str) -> str:
     """A short name becomes a part of paths, cell names and keys, so it has few characters; ValueError otherwise."""
     if not NAME.fullmatch(name):
-        raise ValueError("a name has 1 to 64 letters, digits, '.', '_' and '-', and no '.' at its beginning")
+        raise ValueError(
+            f"a name has 1 to {LONGEST_NAME} letters, digits, '.', '_' and '-', and no '.' at its beginning"
+        )
     return name
 
 

@@ -45,9 +45,9 @@ class Source(Record):
     columns: list[str] = Field(default_factory=list)
     """Columns of streamed Parquet files that are fetched; empty = all."""
     path: str | None = None
-    """Local folder or file instead of a repository."""
+    """Local folder or file instead of a repository; where it lies is in no key."""
     path_state: str | None = None
-    """Hash over the names, sizes and modification times under `path`, so that a changed folder is another input."""
+    """Hash over the names and contents of the files under `path` (`essence/content.py`): what was taken in."""
     builtin: str | None = None
     """Name of a source made by the kit (`essence/tiny`)."""
     options: dict[str, Option] = Field(default_factory=dict)

@@ -28,6 +28,7 @@ from essence.record.canonical import sha256_file
 from essence.record.environment import hardware, software
 from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
 from essence.record.manifest import StageSettings as ManifestSettings
+from essence.record.untouched import check_untouched, own_names
 from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
 from essence.source import source_sha256
 from essence.stages.context import (
@@ -125,6 +126,7 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
     for name, place in inputs.items():
         if not place.done:
             raise InputError(f"{folder.path.name}: its input '{name}' ({place.path}) is not finished")
+    check_untouched(inputs.values())
     folder.open_partial()
     context = StageContext(
         partial=folder.partial,
@@ -134,10 +136,14 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         stop=stop,
         graders=spec.graders,
     )
-    if isinstance(settings, TrainSettings) and starts_ranks(spec, os.environ):
-        return run_ranks(settings, context)  # without the imports that only ranks need
-    module = importlib.import_module(f"essence.stages.{spec.stage}")
-    outcome = module.run(settings, context)
+    try:
+        if isinstance(settings, TrainSettings) and starts_ranks(spec, os.environ):
+            return run_ranks(settings, context)  # without the imports that only ranks need
+        module = importlib.import_module(f"essence.stages.{spec.stage}")
+        outcome = module.run(settings, context)
+    except KitError as error:
+        told = own_names(own_names(str(error), inputs.values()), [folder], partial=True)
+        raise type(error)(told) from error
     if not isinstance(outcome, StageOutcome):
         raise TypeError(f"{spec.stage}: run() returned {type(outcome).__name__}, not StageOutcome")
     return outcome

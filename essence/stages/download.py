@@ -5,10 +5,10 @@ The only stage that may use the network. Downloading again after a kill takes up
 """
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from essence.content import content_of
 from essence.data.files import is_data_file
 from essence.errors import InputError, PinError
 from essence.local_files import local_files
@@ -30,7 +30,7 @@ def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
     elif source.path:
         if source.kind == "model":
             check_folder(Path(source.path))  # before its gigabytes are copied
-        _copy(Path(source.path), source.files, folder, context)
+        _copy(source, folder, context)
     elif source.rows_wanted:
         results = _stream(source, folder, context)
     else:
@@ -52,17 +52,22 @@ def _make(source: Source, context: StageContext) -> dict[str, Any]:
     return BUILTIN[source.builtin](context.partial, dict(source.options), context)
 
 
-def _copy(path: Path, patterns: Sequence[str], folder: Path, context: StageContext) -> None:
+def _copy(source: Source, folder: Path, context: StageContext) -> None:
     """Copy the files of a local path; a run directory holds all that it depends on. Pickled weights stay behind."""
-    if not path.exists():
-        raise InputError(f"local path {path} does not exist")
-    files = local_files(path, patterns)
+    path = Path(str(source.path))
+    files = local_files(path, source.files)
+    if not files:
+        raise InputError(f"{source.kind} '{source.name}': its local path {path} holds no files that are taken in")
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed attempt, when the path may have held others
     for number, file in enumerate(files):
         context.stop.check()
         target = folder / (file.relative_to(path) if path.is_dir() else file.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
         context.progress.update("copy", number + 1, len(files), "files", file.name)
+    copied = folder if path.is_dir() else folder / path.name
+    if source.path_state != content_of(copied):
+        raise InputError(f"{path}: changed since it was planned or while it was copied; issue the command again")
 
 
 def _fetch(source: Source, folder: Path) -> None:

@@ -1,0 +1,60 @@
+"""What must hold before a run writes anything: its folder is its own, and nothing that it builds on was edited."""
+
+import os
+from pathlib import Path
+
+from essence.atomic import read_json
+from essence.commands.selection import Selection
+from essence.errors import ExperimentError, RecordError
+from essence.hash_cache import HashCache
+from essence.record.untouched import check_untouched
+
+
+def check_beforehand(selection: Selection) -> None:
+    """ExperimentError where another file's experiment has this name here; InputError for an edited copy."""
+    _check_same_experiment(selection)
+    cache = HashCache()
+    folders = [selection.run_directory.stage(identifier) for identifier in _built_on(selection)]
+    check_untouched((folder for folder in folders if folder.done), cache.sha256)
+    cache.save()
+
+
+def whereabouts(selection: Selection) -> dict[str, str]:
+    """Where the experiment's file lies, and from the run directory: both may be copied to another place together."""
+    file, root = selection.loaded.file, selection.run_directory.root
+    return {"path": str(file), "from_run_directory": Path(os.path.relpath(file, root.resolve())).as_posix()}
+
+
+def _built_on(selection: Selection) -> list[str]:
+    """All that the stages that are left read, and what that was made of."""
+    waiting = [identifier for stage in selection.left() for identifier in stage.inputs.values()]
+    found: dict[str, None] = {}
+    while waiting:
+        if (identifier := waiting.pop()) not in found:
+            found[identifier] = None
+            waiting += selection.plan.stages[identifier].inputs.values()
+    return list(found)
+
+
+def _check_same_experiment(selection: Selection) -> None:
+    """An edited or a moved file is the same experiment; a second file that lies beside is another one.
+
+    The name of an evaluation tells its content, so two of one name are the same.
+    """
+    if selection.evaluated:
+        return
+    try:
+        told = read_json(selection.run_directory.resolved(selection.name))
+    except RecordError:
+        return
+    before, now = told.get("file"), whereabouts(selection)
+    if not before or any(before[key] == now[key] for key in now) or not Path(before["path"]).is_file():
+        return
+    loaded = selection.loaded
+    catalogue = loaded.catalogue.model_dump(mode="json", exclude_none=True)
+    if (told["experiment"], told["catalogue"]) == (loaded.experiment.model_dump(mode="json"), catalogue):
+        return
+    raise ExperimentError(
+        f"{loaded.file}: {selection.run_directory.root} holds the experiment '{selection.name}' of another file, "
+        f"{before['path']}; rename one of the files, or name another run directory with --runs"
+    )

@@ -1,0 +1,72 @@
+"""Whether what a stage is going to read is still what was recorded: noticed before it is paid for, not after."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from essence.atomic import read_json
+from essence.errors import InputError
+from essence.record.canonical import sha256_file
+from essence.store import StageFolder
+
+
+def check_untouched(folders: Iterable[StageFolder], hash_of: Callable[[Path], str] = sha256_file) -> None:
+    """InputError for the first file of a finished stage's output that is not as its manifest says.
+
+    A file is hashed only when it has the recorded size and was written to after the manifest was: a look takes no time.
+    """
+    for folder in folders:
+        manifest = read_json(folder.manifest)
+        if found := _first_change(folder, manifest["outputs"], hash_of):
+            raise InputError(f"{found}; {_cure(folder, manifest)}")
+
+
+def _first_change(folder: StageFolder, outputs: list[dict[str, Any]], hash_of: Callable[[Path], str]) -> str | None:
+    finished_ns = folder.manifest.stat().st_mtime_ns
+    for entry in outputs:
+        file = folder.output / entry["path"]
+        if not file.is_file():
+            return f"{file}: removed since it was recorded"
+        status = file.stat()
+        if status.st_size != entry["bytes"]:
+            return f"{file}: edited since it was recorded ({status.st_size} bytes, {entry['bytes']} then)"
+        if status.st_mtime_ns > finished_ns and hash_of(file) != entry["sha256"]:
+            return f"{file}: edited since it was recorded (other content)"
+    recorded = {entry["path"] for entry in outputs}
+    present = {path.relative_to(folder.output).as_posix() for path in folder.output.rglob("*") if path.is_file()}
+    added = sorted(present - recorded)
+    return f"{folder.output / added[0]}: added since the output was recorded" if added else None
+
+
+def _cure(folder: StageFolder, manifest: dict[str, Any]) -> str:
+    source = manifest["settings"]["resolved"].get("source", {})
+    again = f"put it back, or remove {folder.path} and issue the command again"
+    if own := source.get("path"):
+        return f"it is the run directory's copy of {own}, which is what to edit: {again}"
+    return again
+
+
+def own_names(message: str, folders: Iterable[StageFolder], partial: bool = False) -> str:
+    """A message with the user's own files in place of the copies that a run directory took in.
+
+    partial: the copies are still being made, so the specs are asked and not the manifests.
+    """
+    for folder in folders:
+        record = folder.spec if partial else folder.manifest
+        if record.is_file():
+            settings = read_json(record)["settings"]
+            settings, output = (settings, folder.partial) if partial else (settings["resolved"], folder.output)
+            message = _with_own(message, output, settings)
+    return message
+
+
+def _with_own(message: str, output: Path, settings: dict[str, Any]) -> str:
+    own = settings.get("source", {}).get("path")
+    if not own:
+        return message
+    for copies in (path for path in (output / name for name in ("model", "rows", "problems")) if path.is_dir()):
+        only = copies / Path(own).name
+        # A single file was copied under its name; of a folder, all that lies in it.
+        message = message.replace(str(only), own) if only.is_file() and not Path(own).is_dir() else message
+        message = message.replace(str(copies), own)
+    return message
