@@ -1,0 +1,70 @@
+"""What the tests' own machinery promises: groups stay in one process, and what is shared is made once."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+from shared import Shared
+
+FILES = {
+    "test_one.py": "@pytest.mark.parametrize('x', range(4))\ndef test_a(x): time.sleep(0.1)\n",
+    "test_two.py": "@pytest.mark.parametrize('x', range(4))\ndef test_b(x): time.sleep(0.1)\n"
+    "@pytest.mark.docker\ndef test_c(): time.sleep(0.1)\n",
+    "test_three.py": "@pytest.mark.apptainer\n@pytest.mark.parametrize('x', range(3))\n"
+    "def test_d(x): time.sleep(0.1)\n",
+}
+
+
+def test_a_group_has_one_process_and_engines_come_first(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["parallel_plan"]\n')
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    docker: x\n    apptainer: x\n")
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(f"import time\nimport pytest\n{text}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "-v", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(PROJECT / "tests")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and " 12 passed" in done.stdout, done.stdout + done.stderr
+    ran = re.findall(r"\[(gw\d)\] \[ *\d+%\] PASSED \S+::(test_.)", done.stdout)
+    processes = {test: {process for process, name in ran if name == test} for _, test in ran}
+    assert all(len(found) == 1 for found in processes.values()), ran
+    assert processes["test_c"] == processes["test_d"] != processes["test_a"]
+    engines = next(iter(processes["test_d"]))
+    assert next(test for process, test in ran if process == engines) == "test_d", ran
+
+
+def test_what_is_shared_is_made_once(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(place: Path) -> str:
+        made.append(place)
+        (place / "file").write_text("whole")
+        return str(place)
+
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(lambda _: Shared(tmp_path).once("thing", make), range(8)))
+    assert len(made) == 1 and set(told) == {str(made[0])}
+    assert (made[0] / "file").read_text() == "whole"
+
+
+def test_what_failed_is_not_tried_again(tmp_path: Path) -> None:
+    tried: list[Path] = []
+
+    def make(place: Path) -> str:
+        tried.append(place)
+        raise OSError("no network")
+
+    with pytest.raises(OSError, match="no network"):
+        Shared(tmp_path).once("thing", make)
+    with pytest.raises(pytest.fail.Exception, match="thing: it was tried, and an earlier test says how it failed"):
+        Shared(tmp_path).once("thing", make)
+    assert len(tried) == 1
