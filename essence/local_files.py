@@ -18,8 +18,8 @@ LONGEST_NAME, LONGEST_PATH = 255, 4095
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
-Place = Literal["file", "folder", "nothing", "special"]
-"""What a path names; `special` is a device, a pipe or a socket."""
+Place = Literal["file", "folder", "nothing", "special", "unreachable"]
+"""What a path names; `special` is a device, a pipe or a socket, and `unreachable` what this user may not look at."""
 
 Identity = tuple[int, int]
 """Device and number of a folder: the same by whatever name it is reached."""
@@ -79,13 +79,11 @@ def local_path(text: str, beside: Path) -> Path:
 
 
 def place(path: Path) -> Place:
-    """What lies at a path, links followed. ValueError where this user may not look."""
+    """What lies at a path, links followed."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        if error.errno in GONE:
-            return "nothing"
-        raise ValueError(f"{path} cannot be looked at ({error.strerror})") from None
+        return "nothing" if error.errno in GONE else "unreachable"
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "special"
 
 

@@ -228,6 +228,8 @@ def _unfit(source: Source, path: Path) -> str | None:
     found = place(path)
     if found == "nothing":
         return "does not exist"
+    if found == "unreachable":
+        return "cannot be looked at by this user"
     if found == "special":
         return "is a device, a pipe or a socket, wanted: a file or folder"
     if found == "file" and source.kind == "model":

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PROJECT, invoke
+
+from essence.record.manifest import Cost
 
 
 @pytest.mark.parametrize(
@@ -102,6 +105,12 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stdout.startswith("cannot look up model 'a' (nobody/nothing): ")
     assert pins.read_text(encoding="utf-8") == text
+
+
+def test_a_manifest_takes_the_numbers_that_stages_compute() -> None:
+    numbers = dict.fromkeys(Cost.model_fields) | {"wall_s": 1, "cpu_s": np.float32(1), "gpu_hours": 0, "more": {}}
+    cost = Cost.model_validate({**numbers, "peak_memory_gib": 1, "tokens": np.int64(3)})
+    assert type(cost.tokens) is int and cost.tokens == 3
 
 
 def test_the_schema_in_the_repository_is_that_of_the_record() -> None:

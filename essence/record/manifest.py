@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from essence.record.canonical import canonical_json, sha256_text
 from essence.settings import Record, StageName
@@ -16,13 +16,19 @@ SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 
 
-class Attempt(Record):
+class Written(Record):
+    """A part of a manifest: stages write it, not people, so NumPy integers are numbers and old records stay legible."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class Attempt(Written):
     started: str
     seconds: float
     outcome: Literal["finished", "stopped", "failed", "killed"]
 
 
-class Identity(Record):
+class Identity(Written):
     stage: StageName
     key: str
     title: str
@@ -33,7 +39,7 @@ class Identity(Record):
     attempts: list[Attempt]
 
 
-class Code(Record):
+class Code(Written):
     version: str
     commit: str | None
     dirty: bool | None
@@ -42,7 +48,7 @@ class Code(Record):
     source_sha256: str
 
 
-class Image(Record):
+class Image(Written):
     engine: str
     engine_version: str | None
     digest: str | None
@@ -50,7 +56,7 @@ class Image(Record):
     sif_sha256: str | None
 
 
-class Software(Record):
+class Software(Written):
     lock_sha256: str | None
     python: str
     platform: str
@@ -60,23 +66,23 @@ class Software(Record):
     """Environment variables from an allow-list."""
 
 
-class StageInput(Record):
+class StageInput(Written):
     stage: StageName
     key: str
     manifest_sha256: str
 
 
-class Inputs(Record):
+class Inputs(Written):
     stages: dict[str, StageInput]
     data: dict[str, Any]
 
 
-class StageSettings(Record):
+class StageSettings(Written):
     resolved: dict[str, Any]
     executed: dict[str, Any]
 
 
-class Hardware(Record):
+class Hardware(Written):
     host: str
     cpu: str | None
     cpu_count: int | None
@@ -89,7 +95,7 @@ class Hardware(Record):
     scheduler: dict[str, str]
 
 
-class Cost(Record):
+class Cost(Written):
     wall_s: float
     """Sum over all attempts, killed ones as far as they are known."""
     cpu_s: float
@@ -105,13 +111,13 @@ class Cost(Record):
     more: dict[str, Any]
 
 
-class OutputFile(Record):
+class OutputFile(Written):
     path: str
     bytes: int
     sha256: str
 
 
-class Manifest(Record):
+class Manifest(Written):
     schema_version: Literal[1] = Field(default=1)
     identity: Identity
     code: Code
