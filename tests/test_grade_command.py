@@ -50,7 +50,7 @@ def test_standard_input_and_the_other_grader() -> None:
         ('{"gold": "1", "completon": ""}', (), "line 2: field 'completion': no such field; did you mean 'completon'?"),
         ('{"gold": true, "completion": ""}', (), "line 2: field 'gold': bool, wanted"),
         ('{"gold": "", "completion": "1"}', (), "line 2: field 'gold' is empty, wanted"),
-        ('{"gold": "?!", "completion": "1"}', (), "line 2: the grader math-verify cannot read the gold answer '?!'"),
+        ('{"gold": "$", "completion": "1"}', (), "line 2: the grader math-verify cannot read the gold answer '$'"),
         ("", ("--grader", "mathverify"), "--grader mathverify: unknown; did you mean 'math-verify'?"),
     ],
 )
@@ -106,7 +106,7 @@ def test_repeated_lines_are_said_and_no_verdict_precedes_the_golds() -> None:
     found = invoke(str(CASES / "extra_dup.jsonl"))
     assert (found.returncode, found.stdout.count('"correct": true')) == (0, 2)
     assert "repeated lines 1" in found.stderr and "graders disagree on 0" in found.stderr
-    lines = [LINES[0]] * 200 + [{"gold": "?!", "completion": "1"}]
+    lines = [LINES[0]] * 200 + [{"gold": "$", "completion": "1"}]
     refused = invoke("-", given="\n".join(map(json.dumps, lines)))
     assert (refused.returncode, refused.stdout) == (2, "")
 
