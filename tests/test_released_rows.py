@@ -144,6 +144,10 @@ def tokenised(
     model, rows_folder = root / "tokenizer" / "model", root / "rows" / "rows"
     shutil.copytree(assets / "tokenizer", model)
     shutil.copy(assets / "tokenizer" / request.param, model / "chat_template.jinja")
+    described = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del described["chat_template"]  # a model has one
+    (model / "tokenizer_config.json").unlink()
+    (model / "tokenizer_config.json").write_text(json.dumps(described), encoding="utf-8")
     rows_folder.mkdir(parents=True)
     rows = [*real_rows(assets), *generated_rows(24)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
