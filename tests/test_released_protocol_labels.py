@@ -56,8 +56,8 @@ def view(lsp: float, span: str, sections: str, protocol: str = "released") -> Vi
 
 def row_of(kept: int, lsp: float, drawn: np.random.Generator) -> list[int] | None:
     """Some row of which a proportion keeps so many tokens; None where it is too short for a prompt and both markers."""
-    length = next(n for n in itertools.count(kept) if max(1, int(n * lsp)) == kept and (n > 3 or lsp == 1.0))
-    if length < 4:
+    length = max(n for n in range(1, 4 * kept + 8) if max(1, int(n * lsp)) == kept)
+    if length < 3:
         return None
     ids = drawn.integers(FIRST_WORD, VOCABULARY, length).tolist()
     start, end = sorted(drawn.choice(np.arange(1, length), 2, replace=False).tolist())
@@ -209,7 +209,7 @@ def pairs(lsp: float, span: str, sections: str) -> list[tuple[Padded, Example]]:
 def test_loss_and_gradients_of_each_kept_length() -> None:
     """The default supervision, a row at a time."""
     model, teaching, cpu = student(), teacher(), torch.device("cpu")
-    live, both = LiveTeacher(teaching, torch.float64), pairs(0.5, "left", "p+cot+a")
+    live, both = LiveTeacher(teaching), pairs(0.5, "left", "p+cot+a")
     assert [ours.input_ids.size for _, ours in both] == [*KEPT_LENGTHS]
     for plain, ours in both:
         ce, kd, expected = plain_step(model, teaching, [plain])
@@ -225,7 +225,7 @@ def test_loss_and_gradients_of_all_kept_lengths(span: str, lsp: float, sections:
     both = pairs(lsp, span, sections)
     ce, kd, expected = plain_step(model, teaching, [plain for plain, _ in both])
     batches = [Batch.of([ours for _, ours in both], MULTIPLE, cpu)]
-    loss, (our_ce, our_kd) = kit_loss(model, LiveTeacher(teaching, torch.float64), batches, len(both))
+    loss, (our_ce, our_kd) = kit_loss(model, LiveTeacher(teaching), batches, len(both))
     assert (our_ce.item(), our_kd.item()) == pytest.approx((ce, kd), rel=TOLERANCE)
     assert_same(gradients(model, loss), expected)
 
@@ -266,7 +266,7 @@ def test_a_step_of_all_lengths_live_and_cached(sections: str, form: str, tmp_pat
     parts = packing.micro_batches([row.positions for row in rows], packed, MULTIPLE, resources)
     assert len(parts) > 1
     batches = [Batch.of([rows[i] for i in part], MULTIPLE, cpu, packed) for part in parts]
-    for teaching_with in (LiveTeacher(teaching, torch.float64), stored):
+    for teaching_with in (LiveTeacher(teaching), stored):
         assert_same(gradients(model, kit_loss(model, teaching_with, batches, len(rows))[0]), expected)
 
 
