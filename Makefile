@@ -11,7 +11,7 @@ FLAVOUR ?=
 SITE ?=
 WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR)) $(if $(SITE),--site $(SITE))
 
-# Tests run side by side; those that share an engine or a file stay together: tests/parallel_plan.py.
+# Tests run side by side; those that share an engine or a file stay together: tests/support/parallel_plan.py.
 PYTEST := .venv/bin/pytest -n auto
 ENGINES := docker or apptainer or slurm
 PROGRAMS := browser or vllm

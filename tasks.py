@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from invoke import Exit, Task, task
 
-from essence import terminal
+from essence.commands import terminal
 from essence.errors import KitError, disk_error
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def _command(*words: str, **more: str) -> Callable[[Callable[..., int]], Task]:
         def called(_context, **given):
             with _console() as console:
                 if words:
-                    from essence.commands.selection import Words
+                    from essence.engines.run import Options
 
-                    given["words"] = Words(**{word: given.pop(word) for word in words})
+                    given["words"] = Options(**{word: given.pop(word) for word in words})
                 if code := body(console, **given):
                     raise Exit(code=code)
 
@@ -166,18 +166,20 @@ def evaluate(
     json=False,
 ):
     """Check any finished model, as in: invoke evaluate --model FOLDER --benchmark aime25 --samples 64"""
-    from essence.commands.evaluate import Asked
+    from essence.commands.evaluate import ModelOptions
     from essence.commands.evaluate import evaluate as start
 
     numbers = {"samples": samples, "problems": problems}
     numbers.update(max_new_tokens=max_new_tokens, max_model_tokens=max_model_tokens)
-    return start(replace(words, protocol=protocol), Asked(model, benchmark, decoder, numbers), dry_run, json, console)
+    return start(
+        replace(words, protocol=protocol), ModelOptions(model, benchmark, decoder, numbers), dry_run, json, console
+    )
 
 
 @_command(*MATRIX_WORDS, costs="instead, computed time, memory and FLOPs at LSP 0.1 to 1.0 for each pair")
 def plan(console, words, json=False, costs=False):
     """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
-    from essence.commands.costs import print_costs
+    from essence.commands.cost_tables import print_costs
     from essence.commands.plan import print_plan
 
     return (print_costs if costs else print_plan)(words, json, console)
@@ -186,7 +188,7 @@ def plan(console, words, json=False, costs=False):
 @_command(watch="draw anew until it is over")
 def status(console, experiment="tiny", runs=None, json=False, watch=False):
     """Show how far each cell is; also while it runs, from another terminal."""
-    from essence.commands.selection import run_directory
+    from essence.commands.options import run_directory
     from essence.commands.status import print_status
     from essence.commands.watch import watch as keep_watching
 
@@ -198,8 +200,8 @@ def status(console, experiment="tiny", runs=None, json=False, watch=False):
 @_command()
 def report(console, experiment="tiny", runs=None, json=False):
     """Write the report of what is there: table, figures, report.md, report.html."""
+    from essence.commands.options import run_directory
     from essence.commands.report import print_report
-    from essence.commands.selection import run_directory
 
     return print_report(run_directory(runs), experiment, json, console)
 
@@ -208,7 +210,7 @@ def report(console, experiment="tiny", runs=None, json=False):
 def claims(console, experiment=None, runs=None, json=False):
     """Compute for each claim of the paper: reproduced, not reproduced, undecided or not run."""
     from essence.commands.claims import print_all_claims
-    from essence.commands.selection import run_directory
+    from essence.commands.options import run_directory
 
     return print_all_claims(run_directory(runs), experiment, json, console)
 
@@ -218,7 +220,7 @@ def verify(console, folder, json=False):
     """Recompute every hash of a run directory and say which file differs, as in: invoke verify runs"""
     from pathlib import Path
 
-    from essence.commands.check import print_verification
+    from essence.commands.verify import print_verification
 
     return print_verification(Path(folder).resolve(), None, json, console)
 
@@ -241,7 +243,7 @@ def compare(console, first, second, json=False):
 def export(console, experiment="tiny", output=None, weights=False, runs=None):
     """Write one archive of a run: records, metrics, samples, report, configuration; an RO-Crate."""
     from essence.commands.export import write_archive
-    from essence.commands.selection import run_directory
+    from essence.commands.options import run_directory
 
     return write_archive(run_directory(runs), experiment, output, weights, console)
 
@@ -253,7 +255,7 @@ def export(console, experiment="tiny", output=None, weights=False, runs=None):
 def card(console, experiment="tiny", cell=None, output=None, runs=None):
     """Write a model card (README.md for a hub) for each trained cell, from its records."""
     from essence.commands.card import write_cards
-    from essence.commands.selection import run_directory
+    from essence.commands.options import run_directory
 
     return write_cards(run_directory(runs), experiment, cell, output, console)
 
@@ -266,9 +268,9 @@ def card(console, experiment="tiny", cell=None, output=None, runs=None):
 )
 def push(console, experiment, cell, repository, checkpoint="best", runs=None, yes=False):
     """Show what would be uploaded of a trained model, with its card, after verifying it; with --yes upload it."""
+    from essence.commands.options import run_directory
     from essence.commands.push import Upload
     from essence.commands.push import push as start
-    from essence.commands.selection import run_directory
 
     return start(run_directory(runs), Upload(experiment, cell, repository, checkpoint), yes, console)
 
@@ -280,7 +282,7 @@ def push(console, experiment, cell, repository, checkpoint="best", runs=None, ye
 def clean(console, experiment=None, runs=None, yes=False):
     """Remove stages that no experiment needs any more, or one experiment."""
     from essence.commands.clean import clean as remove
-    from essence.commands.selection import run_directory
+    from essence.commands.options import run_directory
 
     return remove(run_directory(runs), experiment, yes, console)
 
@@ -293,7 +295,7 @@ def grade(_, file, grader="math-verify"):
     """Grade any completions: a verdict a line on standard output, a summary on standard error."""
     from rich.console import Console
 
-    from essence.commands.grade import grade as judge
+    from essence.commands.grade_file import grade as judge
 
     return judge(file, grader, Console(stderr=True, markup=False))  # standard output is for the verdicts
 

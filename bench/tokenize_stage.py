@@ -26,7 +26,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from essence.record.environment import code_facts, hardware, packages  # noqa: E402
+from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 
 RELEASED_REPLACEMENTS = (
     ("<|begin_of_thought|>", "<think>"),
@@ -164,10 +164,10 @@ def measure_stage(arguments: argparse.Namespace) -> dict[str, Any]:
     """The stage's own `run`, and a view of all rows for each proportion."""
     import numpy as np
 
-    from essence.distill.sequence import Example
-    from essence.distill.tokens import TokenTable
+    from essence.data.token_table import TokenTable
+    from essence.data.truncation import Example
+    from essence.progress import Progress, StageContext, StopRequest
     from essence.stages import tokenize
-    from essence.stages.context import Progress, StageContext, StopRequest
 
     folder = arguments.scratch / "small"
     inputs = {name: folder / name / "output" for name in ("rows", "tokenizer")}
@@ -204,8 +204,8 @@ def measure_view(arguments: argparse.Namespace) -> dict[str, Any]:
     """Opening `tokens.arrow` and cutting 40,000 rows in shuffled order, at proportions 0.5 and 1.0."""
     import numpy as np
 
-    from essence.distill.sequence import collect
-    from essence.distill.tokens import TokenRow, TokenTable, TokenWriter
+    from essence.data.token_table import TokenRow, TokenTable, TokenWriter
+    from essence.data.truncation import collect
 
     drawn = np.random.default_rng(0)
     path = arguments.scratch / "view.arrow"
@@ -331,8 +331,8 @@ def stage_settings() -> Any:
 
 def resources(threads: int) -> Any:
     """Those of an experiment, without a GPU."""
-    from essence.cell_settings import part
-    from essence.experiment import load
+    from essence.plan.cells import part
+    from essence.plan.experiment import load
     from essence.settings import Resources
 
     asked = part(load("tiny").experiment.resources, Resources)

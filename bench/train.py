@@ -27,16 +27,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from essence.cell_settings import part, train_settings  # noqa: E402
-from essence.distill import cost  # noqa: E402
+from essence.data.truncation import Example  # noqa: E402
 from essence.distill.devices import peak_of_device  # noqa: E402
-from essence.distill.sequence import Example  # noqa: E402
-from essence.distill.teacher import LiveTeacher  # noqa: E402
+from essence.distill.teachers import LiveTeacher  # noqa: E402
 from essence.distill.trainer import train  # noqa: E402
-from essence.experiment import load  # noqa: E402
-from essence.record.environment import code_facts, hardware, packages  # noqa: E402
+from essence.plan.cells import part, train_settings  # noqa: E402
+from essence.plan.experiment import load  # noqa: E402
+from essence.progress import Progress, StopRequest  # noqa: E402
+from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 from essence.settings import Resources  # noqa: E402
-from essence.stages.context import Progress, StopRequest  # noqa: E402
+from essence.sizes import architecture as cost  # noqa: E402
 
 GIB = 1 << 30
 ACHIEVABLE_FLOPS = 790e12

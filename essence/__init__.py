@@ -1,8 +1,19 @@
 """essence: truncate, train, evaluate, record, compare.
 
-Host side (plans, starts, records; never imports torch): experiment, pins, plan, runner, commands, engines, report.
-Stage side (does the work inside an environment): stages, distill, scoring, tiny.
-Both sides: errors, settings, store, record. Between the sides there are only files.
+    experiments/*.toml -> plan -> engines -> [ stages: data -> distill -> evaluation ] -> record -> report
+                         (host, no torch)     (inside an environment)                       (host)
+
+A package imports only packages above it in this list (`tests/test_layout.py`):
+
+    errors, paths, files, text, signals   messages; local paths; atomic files and hashes; numbers as people read them
+    settings, progress     what a stage is told; how far it is
+    sizes                  arithmetic on parameters, FLOPs and memory (no torch)
+    data, models           rows to tokens to views; model folders and the one door that loads them
+    distill, evaluation    the method; completions to an accuracy
+    record                 what a run leaves, and its verification
+    stages                 what runs inside an environment
+    plan, engines          TOML to cells to stages; what starts a stage
+    report, commands       records to claims and pages; one file for each task of tasks.py
 """
 
 __version__ = "0.1.0"

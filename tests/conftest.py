@@ -1,49 +1,30 @@
 """What several test files need."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings as hypothesis_settings
-from shared import Shared
+
+from support.project import MICRO, PROJECT, invoke
+from support.shared import Shared
 
 # Other work on the machine makes an example slow; how fast things are is measured in bench/, not here.
 hypothesis_settings.register_profile("essence", deadline=None)
 hypothesis_settings.load_profile("essence")
 
-pytest_plugins = ["parallel_plan", "containers", "slurm_node"]
+pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node"]
 """How tests are dealt to processes, and the fixtures of the engines."""
 
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """Folder of the public test data: $ESSENCE_TEST_ASSETS, else ../shared/assets beside the project."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "assets"
+    beside = PROJECT.parent / "shared" / "assets"
     folder = Path(os.environ.get("ESSENCE_TEST_ASSETS", beside))
     if not folder.is_dir():
         pytest.skip(f"no test data: {folder} does not exist (set ESSENCE_TEST_ASSETS)")
     return folder
-
-
-INVOKE = Path(sys.executable).with_name("invoke")
-PROJECT = Path(__file__).resolve().parents[1]
-
-
-def command_line(*arguments: str) -> list[str]:
-    """An invoke command line of the environment that runs the tests."""
-    return [str(INVOKE), *arguments]
-
-
-def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run an invoke command in the project, as a person would."""
-    return subprocess.run(command_line(*arguments), cwd=PROJECT, capture_output=True, text=True, timeout=600)
-
-
-def required(what: str) -> bool:
-    """Whether a check that cannot run here must fail instead of being skipped ($ESSENCE_REQUIRE, comma separated)."""
-    return what in os.environ.get("ESSENCE_REQUIRE", "").split(",")
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +35,6 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = base / "shared"
     folder.mkdir(exist_ok=True)
     return Shared(folder)
-
-
-MICRO = Path(__file__).with_name("micro.toml")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from invoke import Task
 
-PROJECT = Path(__file__).resolve().parent.parent
+from support.project import PROJECT
+
 PAGES = sorted(
     [PROJECT / name for name in ("README.md", "DEVIATIONS.md", "CHANGELOG.md")] + list((PROJECT / "docs").glob("*.md")),
     key=str,

@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import MICRO, PROJECT, command_line, invoke
+
+from support.project import MICRO, PROJECT, command_line, invoke
 
 
 def start(runs: Path, *arguments: str) -> subprocess.Popen[str]:

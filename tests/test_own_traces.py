@@ -11,22 +11,23 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import PROJECT, invoke
-from some_resources import some_resources
+
+from support.project import PROJECT, invoke
+from support.some_resources import some_resources
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 from safetensors.numpy import save_file
 
-from essence.distill.models import load_tokenizer
+from essence.distill.pair import load_tokenizer
 from essence.errors import InputError
-from essence.pins import DatasetPin, to_source
-from essence.scoring.benchmarks import Problem
-from essence.scoring.requests import render_prompts
+from essence.evaluation.benchmarks import Problem
+from essence.evaluation.requests import render_prompts
+from essence.plan.catalogue import DatasetPin, to_source
+from essence.progress import Progress, StageContext, StopRequest
 from essence.settings import DownloadSettings, TokenizeSettings
 from essence.stages import download, tokenize
-from essence.stages.context import Progress, StageContext, StopRequest
-from essence.tiny.tokenizer import END_OF_TEXT, write_tokenizer
+from essence.stages.tiny.tokenizer import END_OF_TEXT, write_tokenizer
 
 
 def messages(question: str, answer: str) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
-from shared import Shared
+
+from support.project import PROJECT
+from support.shared import Shared
 
 FILES = {
     "test_one.py": "@pytest.mark.parametrize('x', range(4))\ndef test_a(x): time.sleep(0.1)\n",
@@ -21,7 +22,7 @@ FILES = {
 
 
 def test_a_group_has_one_process_and_engines_come_first(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["parallel_plan"]\n')
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["support.parallel_plan"]\n')
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    docker: x\n    apptainer: x\n")
     for name, text in FILES.items():
         (tmp_path / name).write_text(f"import time\nimport pytest\n{text}")

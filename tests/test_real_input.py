@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import invoke
+
+from support.project import invoke
 
 VOCABULARY = 151_936
 EXPERIMENT = """

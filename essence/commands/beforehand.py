@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from essence.atomic import read_json
-from essence.commands.selection import Selection
+from essence.engines.run import Run
 from essence.errors import ExperimentError, RecordError
-from essence.hash_cache import HashCache
+from essence.files import read_json
+from essence.record.hash_cache import HashCache
 from essence.record.untouched import check_untouched
 
 
-def check_beforehand(selection: Selection) -> None:
+def check_beforehand(selection: Run) -> None:
     """ExperimentError where another file's experiment has this name here; InputError for an edited copy."""
     _check_same_experiment(selection)
     cache = HashCache()
@@ -19,13 +19,13 @@ def check_beforehand(selection: Selection) -> None:
     cache.save()
 
 
-def whereabouts(selection: Selection) -> dict[str, str]:
+def whereabouts(selection: Run) -> dict[str, str]:
     """Where the experiment's file lies, and from the run directory: both may be copied to another place together."""
     file, root = selection.loaded.file, selection.run_directory.root
     return {"path": str(file), "from_run_directory": Path(os.path.relpath(file, root.resolve())).as_posix()}
 
 
-def _built_on(selection: Selection) -> list[str]:
+def _built_on(selection: Run) -> list[str]:
     """All that the stages that are left read, and what that was made of."""
     waiting = [identifier for stage in selection.left() for identifier in stage.inputs.values()]
     found: dict[str, None] = {}
@@ -36,7 +36,7 @@ def _built_on(selection: Selection) -> list[str]:
     return list(found)
 
 
-def _check_same_experiment(selection: Selection) -> None:
+def _check_same_experiment(selection: Run) -> None:
     """An edited or a moved file is the same experiment; a second file that lies beside is another one.
 
     The name of an evaluation tells its content, so two of one name are the same.

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
-from essence.atomic import read_json, write_atomically
 from essence.commands.status import not_run_here
 from essence.errors import ExperimentError, RecordError
-from essence.local_files import typed_path
-from essence.record.card import model_card
-from essence.store import RunDirectory
+from essence.files import read_json, write_atomically
+from essence.paths import typed_path
+from essence.record.model_card import model_card
+from essence.record.run_directory import RunDirectory
 
 CARD_FILE = "README.md"
 

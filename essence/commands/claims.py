@@ -6,12 +6,12 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from essence.claims.verdict import judge, judged_record
 from essence.errors import RecordError
-from essence.report.claims import claim_rows, print_claims
-from essence.report.facts import approximate_trainings, builtin_sources
-from essence.report.results import read_results
-from essence.store import RunDirectory
+from essence.record.run_directory import RunDirectory
+from essence.report.claims.verdict import judge, judged_record
+from essence.report.page.claims_table import claim_rows, print_claims
+from essence.report.results.read import read_results
+from essence.report.results.run_facts import approximate_trainings, builtin_sources
 
 APPROXIMATE = "its teacher is a stored top-k, an approximation"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from essence.atomic import read_json
-from essence.engines import scheduler
-from essence.engines.stage_jobs import has_jobs, stage_jobs
+from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm.jobs import has_jobs, stage_jobs
 from essence.errors import HeldError, RecordError, SchedulerError, disk_error
-from essence.removal import OF_AN_EXPERIMENT, REMOVING, Removable, kept_by_others, leftovers, removable
-from essence.store import RunDirectory, StageFolder, describe_holder, hold, holder_alive
+from essence.files import read_json
+from essence.record.removal import OF_AN_EXPERIMENT, REMOVING, Removable, kept_by_others, leftovers, removable
+from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, hold, holder_alive
 
 GIB = 1 << 30
 COMMAND = "invoke clean"

@@ -13,15 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence.atomic import read_json
+from essence import text as words
 from essence.errors import RecordError
-from essence.experiment import PROJECT
-from essence.local_files import typed_path
-from essence.record.compare import Chain, Difference, edited, likely_causes, merge, read_chain, result_differences
-from essence.record.export import unpack
-from essence.report import words
-from essence.scoring.statistics import Estimate, difference
-from essence.store import RunDirectory
+from essence.evaluation.statistics import Estimate, difference
+from essence.files import read_json
+from essence.paths import typed_path
+from essence.plan.experiment import PROJECT
+from essence.record.archive import unpack
+from essence.record.comparison import Chain, Difference, edited, likely_causes, merge, read_chain, result_differences
+from essence.record.run_directory import RunDirectory
 
 EXPERIMENT_END = ": "
 """Between an experiment and the name of a cell, which has no colon."""

@@ -7,19 +7,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence.commands.cluster import cluster_checks
-from essence.commands.requirements import Check, checks
-from essence.commands.selection import Words, select
-from essence.commands.slurm import DEFAULT_SITE
+from essence.commands.options import select
 from essence.engines import SLURM
-from essence.engines.site import load_site
+from essence.engines.cluster_readiness import cluster_checks
+from essence.engines.readiness import Requirement, checks
+from essence.engines.run import Options
+from essence.engines.slurm.site import load_site
+from essence.engines.slurm.slurm_engine import DEFAULT_SITE
 
 EXIT_MISSING = 2
 
 
-def doctor(words: Words, offline: bool, as_json: bool, console: Console) -> int:
+def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> int:
     """Look at everything that the chosen cells need; 0, or 2 when something is missing. Nothing is written."""
-    found: list[Check] = []
+    found: list[Requirement] = []
     selection = select(words, baselines=not words.axes())
     if words.engine == SLURM:
         found += cluster_checks(selection, load_site(words.site or DEFAULT_SITE))
@@ -43,7 +44,7 @@ def doctor(words: Words, offline: bool, as_json: bool, console: Console) -> int:
     return EXIT_MISSING if missing else 0
 
 
-def _table(found: list[Check]) -> Table:
+def _table(found: list[Requirement]) -> Table:
     table = Table(box=None, header_style="dim")
     table.add_column("", no_wrap=True)
     table.add_column("what", no_wrap=True)

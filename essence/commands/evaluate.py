@@ -13,30 +13,30 @@ from typing import Any
 
 from rich.console import Console
 
-from essence.atomic import read_json
-from essence.cell_settings import resolve_seed
 from essence.commands.gold_checks import require_readable_golds
-from essence.commands.requirements import require
+from essence.commands.options import DEFAULT_EXPERIMENT, check_word, run_directory
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
-from essence.commands.selection import DEFAULT_EXPERIMENT, Selection, Words, check_word, run_directory
 from essence.engines import STARTING
+from essence.engines.machine import this_machine
+from essence.engines.readiness import require
+from essence.engines.run import Options, Run
+from essence.engines.runner import Summary
 from essence.errors import ExperimentError, PinError
-from essence.experiment import LoadedExperiment, load
-from essence.local_files import local_path, place, typed_path
-from essence.machine import this_machine
-from essence.pins import ModelPin, find_pin
-from essence.plan import Plan, make_evaluation_plan
-from essence.protocol import PROTOCOLS
-from essence.record.canonical import canonical_json, sha256_text
-from essence.record.keys import that_count
-from essence.report.words import percent
-from essence.runner import Summary
-from essence.scoring.doubts import doubt_words
-from essence.sections import EvaluationSection
+from essence.evaluation.doubts import doubt_words
+from essence.files import canonical_json, read_json, sha256_text
+from essence.paths import local_path, place, typed_path
+from essence.plan.catalogue import ModelPin, find_pin
+from essence.plan.cells import resolve_seed
+from essence.plan.experiment import Experiment, load
+from essence.plan.schema import EvaluationSection
+from essence.plan.stage_plan import Plan, make_evaluation_plan
+from essence.record.local_sources import LocalSources
+from essence.record.run_directory import EVALUATION, RunDirectory, hold
+from essence.record.stage_key import that_count
 from essence.settings.base import LONGEST_NAME
-from essence.store import EVALUATION, RunDirectory, hold
-from essence.taken_in import LocalSources
-from essence.validation import validate
+from essence.settings.protocol import PROTOCOLS
+from essence.settings.toml import validate
+from essence.text import percent
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,7 +44,7 @@ NAME_DIGITS = 8
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelOptions:
     """What was typed beside the words of every command; None = not given."""
 
     model: str
@@ -53,7 +53,7 @@ class Asked:
     numbers: dict[str, str | None]
     """samples, problems, max_new_tokens, max_model_tokens."""
 
-    def typed(self, words: Words) -> str:
+    def typed(self, words: Options) -> str:
         """The command, to be repeated in a message."""
         named = {"model": self.model, "benchmark": self.benchmark, "decoder": self.decoder, **self.numbers}
         named.update({name: getattr(words, name) for name in ("experiment", "protocol", "engine", "pins", "runs")})
@@ -62,7 +62,7 @@ class Asked:
         return shlex.join(["invoke", "evaluate", *parts])
 
 
-def evaluate(words: Words, asked: Asked, dry_run: bool, as_json: bool, console: Console) -> int:
+def evaluate(words: Options, asked: ModelOptions, dry_run: bool, as_json: bool, console: Console) -> int:
     """Download or copy the model, generate, grade, and print what came out; the exit code."""
     selection = select_model(words, asked)
     if dry_run:
@@ -75,7 +75,7 @@ def evaluate(words: Words, asked: Asked, dry_run: bool, as_json: bool, console: 
     return _say(selection, summary, command, as_json, console)
 
 
-def select_model(words: Words, asked: Asked) -> Selection:
+def select_model(words: Options, asked: ModelOptions) -> Run:
     """The stages that evaluate the model; ExperimentError or PinError for words that cannot be meant."""
     check_word("--engine", "engine", words.engine, STARTING)
     check_word("--protocol", "protocol", words.protocol, PROTOCOLS)
@@ -90,7 +90,7 @@ def select_model(words: Words, asked: Asked) -> Selection:
     protocol: Any = words.protocol
     plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment, local)
     loaded = replace(loaded, name=f"{loaded.name}-{_digits(plan)}")
-    return Selection(words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, evaluated=True)
+    return Run(words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, evaluated=True)
 
 
 def _digits(plan: Plan) -> str:
@@ -137,7 +137,7 @@ def _short(name: str) -> str:
     return re.sub(r"[^a-z0-9.-]+", "-", name.lower())[:LONGEST_NAME].strip("-.") or "model"
 
 
-def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root: RunDirectory) -> LoadedExperiment:
+def _with(loaded: Experiment, name: str, pin: ModelPin, asked: ModelOptions, root: RunDirectory) -> Experiment:
     """The experiment with this model, this benchmark, and the GPUs of this machine."""
     changes: dict[str, Any] = {key: _number(key, text) for key, text in asked.numbers.items() if text is not None}
     changes.update({"decoder": asked.decoder} if asked.decoder else {}, benchmarks=[asked.benchmark])
@@ -150,7 +150,7 @@ def _with(loaded: LoadedExperiment, name: str, pin: ModelPin, asked: Asked, root
     experiment = loaded.experiment.model_copy(
         update={"title": f"{name} on {asked.benchmark}", "evaluation": section, "resources": resources}
     )
-    return LoadedExperiment(f"{EVALUATION}{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
+    return Experiment(f"{EVALUATION}{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
 
 
 def _number(name: str, text: str) -> int:
@@ -160,7 +160,7 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def _say(selection: Selection, summary: Summary, command: str, as_json: bool, console: Console) -> int:
+def _say(selection: Run, summary: Summary, command: str, as_json: bool, console: Console) -> int:
     """The result, or what failed and why."""
     results = _results(selection) if summary.complete else None
     if as_json:
@@ -178,7 +178,7 @@ def _say(selection: Selection, summary: Summary, command: str, as_json: bool, co
     return 0
 
 
-def _results(selection: Selection) -> dict[str, Any]:
+def _results(selection: Run) -> dict[str, Any]:
     """What the manifests of the two stages say."""
     evaluation = selection.plan.baselines[0].evaluations[0]
     generate, grade = (selection.run_directory.stage(id) for id in (evaluation.generate, evaluation.grade))

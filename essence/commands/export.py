@@ -6,11 +6,11 @@ from rich.console import Console
 
 from essence.commands.report import write
 from essence.commands.status import not_run_here
-from essence.experiment import PROJECT
-from essence.local_files import typed_path
-from essence.record.canonical import sha256_file
-from essence.record.export import export
-from essence.store import RunDirectory
+from essence.files import sha256_file
+from essence.paths import typed_path
+from essence.plan.experiment import PROJECT
+from essence.record.archive import export
+from essence.record.run_directory import RunDirectory
 
 MIB = 1 << 20
 

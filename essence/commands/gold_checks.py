@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from essence.commands.selection import Selection
-from essence.scoring.apart import is_installed
-from essence.scoring.benchmarks import read_problems
-from essence.scoring.golds import check_golds, golds_of
+from essence.engines.run import Run
+from essence.evaluation.benchmarks import read_problems
+from essence.evaluation.golds import check_golds, golds_of
+from essence.evaluation.graders_apart import is_installed
 from essence.settings import DownloadSettings, GradeSettings
 
 
-def require_readable_golds(selection: Selection) -> None:
+def require_readable_golds(selection: Run) -> None:
     """InputError that names every gold that its grader cannot read, of the benchmarks that are still to be graded.
 
     Elsewhere, in an image say, the generate stage tries them at its start.
@@ -19,7 +19,7 @@ def require_readable_golds(selection: Selection) -> None:
         check_golds(golds, {settings.grader: settings.timeout_s}, 1)
 
 
-def _at_hand(selection: Selection) -> dict[tuple[str, str], tuple[GradeSettings, Path]]:
+def _at_hand(selection: Run) -> dict[tuple[str, str], tuple[GradeSettings, Path]]:
     """(benchmark, grader) -> settings, and the folder of its problems."""
     found: dict[tuple[str, str], tuple[GradeSettings, Path]] = {}
     for stage in selection.left():
@@ -31,7 +31,7 @@ def _at_hand(selection: Selection) -> dict[tuple[str, str], tuple[GradeSettings,
     return found
 
 
-def _problems(selection: Selection, download: str) -> Path | None:
+def _problems(selection: Run, download: str) -> Path | None:
     """Where the problems lie: as downloaded, or the local folder that they will be copied from."""
     folder = selection.run_directory.stage(download)
     if folder.done:

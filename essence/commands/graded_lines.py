@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from essence.errors import InputError, nearest
-from essence.local_files import typed_path
-from essence.scoring.grade import Item
-from essence.text_files import decode_text, read_text
+from essence.evaluation.grading_pool import Item
+from essence.files import decode_text, read_text
+from essence.paths import typed_path
 
 STANDARD_INPUT = "-"
 WANTED = 'wanted: {"gold": "42", "completion": "..."}'

@@ -9,12 +9,12 @@ from typing import get_args
 
 from rich.console import Console
 
-from essence.commands.selection import check_word
+from essence.commands.options import check_word
 from essence.engines import FLAVOURS
-from essence.engines.images import recipe, remember_digest
+from essence.engines.recipes import recipe, remember_digest
 from essence.errors import MachineError
-from essence.experiment import PROJECT
-from essence.record.environment import code_facts
+from essence.plan.experiment import PROJECT
+from essence.record.facts import code_facts
 from essence.settings import EnvironmentName
 
 ENVIRONMENTS: tuple[EnvironmentName, ...] = get_args(EnvironmentName)

@@ -6,7 +6,7 @@ import subprocess
 from rich.console import Console
 
 from essence.errors import KitError
-from essence.experiment import PROJECT
+from essence.plan.experiment import PROJECT
 
 LOCKS = PROJECT / "locks"
 PYTHON = "3.11"

@@ -6,11 +6,10 @@ from pathlib import Path
 import tomlkit
 from rich.console import Console
 
-from essence.atomic import write_atomically
 from essence.errors import PinError
-from essence.experiment import PIN_FILES
-from essence.text_files import read_text
-from essence.validation import read_toml
+from essence.files import read_text, write_atomically
+from essence.plan.experiment import PIN_FILES
+from essence.settings.toml import read_toml
 
 TABLES = {"models": "model", "datasets": "dataset", "benchmarks": "dataset"}
 

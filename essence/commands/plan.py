@@ -8,16 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from essence.commands.gold_checks import require_readable_golds
-from essence.commands.requirements import disk_gib
-from essence.commands.selection import Selection, Words, select
-from essence.estimate import ASSUMPTIONS, Estimate, estimate
-from essence.machine import this_machine
-from essence.plan import CellPlan
-from essence.report.rows import rows_lines
-from essence.teacher_costs import StoredTeacher, stored_teachers
+from essence.commands.options import select
+from essence.engines.machine import this_machine
+from essence.engines.readiness import disk_gib
+from essence.engines.run import Options, Run
+from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
+from essence.plan.stage_plan import CellPlan
+from essence.plan.stored_teacher import StoredTeacher, stored_teachers
+from essence.report.page.rows import rows_lines
 
 
-def print_plan(words: Words, as_json: bool, console: Console) -> int:
+def print_plan(words: Options, as_json: bool, console: Console) -> int:
     """Print the plan; nothing is checked but the input, nothing is written."""
     selection = select(words, baselines=not words.axes())
     require_readable_golds(selection)
@@ -31,13 +32,13 @@ def print_plan(words: Words, as_json: bool, console: Console) -> int:
     return 0
 
 
-def _stages(selection: Selection, plan: CellPlan) -> tuple[int, int]:
+def _stages(selection: Run, plan: CellPlan) -> tuple[int, int]:
     """(done, all) stages of a cell, shared ones included."""
     own = {*plan.stages.values(), *(s for e in plan.evaluations for s in (e.generate, e.grade))}
     return sum(selection.run_directory.stage(identifier).done for identifier in own), len(own)
 
 
-def _table(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> Table:
+def _table(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> Table:
     shared, labels = split_names([plan.cell.name for plan, _ in rows])
     title = f"{selection.name}: {selection.loaded.experiment.title}" + (f"\n{shared}" if shared else "")
     table = Table(title=title, title_justify="left", box=None, header_style="dim")
@@ -64,7 +65,7 @@ def split_names(names: list[str]) -> tuple[str, list[str]]:
     return shared, labels
 
 
-def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
+def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
     experiment = selection.loaded.experiment
     done = len(selection.wanted) - len(selection.left())
     hours = sum((c.training_gpu_hours or 0) + (c.evaluation_gpu_hours or 0) for _, c in rows)
@@ -84,11 +85,11 @@ def _notes(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> list[
     return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
 
 
-def _stored(selection: Selection) -> list[StoredTeacher]:
+def _stored(selection: Run) -> list[StoredTeacher]:
     return stored_teachers(selection.plan.cells, selection.loaded, selection.run_directory)
 
 
-def _rows_lines(selection: Selection) -> list[str]:
+def _rows_lines(selection: Run) -> list[str]:
     """What became of the rows of each data set that is tokenized already."""
     lines = []
     for stage in selection.wanted:
@@ -97,7 +98,7 @@ def _rows_lines(selection: Selection) -> list[str]:
     return lines
 
 
-def _as_json(selection: Selection, rows: list[tuple[CellPlan, Estimate]]) -> dict[str, Any]:
+def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str, Any]:
     machine = this_machine(selection.run_directory.root)
     return {
         "experiment": selection.name,

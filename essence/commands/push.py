@@ -8,13 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from essence.commands.card import CARD_FILE, cells_named
-from essence.commands.selection import check_word
-from essence.engines.token import token
+from essence.commands.options import check_word
+from essence.engines.secrets import token
 from essence.errors import ExperimentError, MachineError, RecordError
-from essence.record.canonical import sha256_file, sha256_text
-from essence.record.card import model_card
-from essence.record.verify import verify
-from essence.store import RunDirectory
+from essence.files import sha256_file, sha256_text
+from essence.record.model_card import model_card
+from essence.record.run_directory import RunDirectory
+from essence.record.verification import verify
 
 
 @dataclass(frozen=True)

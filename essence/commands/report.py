@@ -5,12 +5,12 @@ import sys
 
 from rich.console import Console
 
-from essence.atomic import read_json
 from essence.commands.card import write_cards_beside
 from essence.commands.status import not_run_here
-from essence.plan import PlannedStage
-from essence.report.table import print_results
-from essence.store import RunDirectory
+from essence.files import read_json
+from essence.plan.stage_plan import PlannedStage
+from essence.record.run_directory import RunDirectory
+from essence.report.page.table import print_results
 
 
 def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, console: Console) -> int:

@@ -10,27 +10,28 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from essence.atomic import read_json
 from essence.commands import report
 from essence.commands.gold_checks import require_readable_golds
-from essence.commands.requirements import require
-from essence.commands.selection import Selection, Words, select, whole_plan
-from essence.commands.slurm import run_on_slurm
-from essence.commands.written import write_down
-from essence.display import RunDisplay
-from essence.engines.surroundings import surroundings
+from essence.commands.options import select, whole_plan
+from essence.commands.save_plan import save_plan
+from essence.commands.screen import RunDisplay
+from essence.engines.engine import surroundings
+from essence.engines.readiness import require
+from essence.engines.run import Options, Run
+from essence.engines.runner import Runner, Summary, last_lines
+from essence.engines.slurm.slurm_engine import run_on_slurm
 from essence.errors import ExperimentError, RecordError, disk_error
-from essence.plan import Plan, PlannedStage
-from essence.report.rows import rows_lines
-from essence.runner import Runner, Summary, last_lines
-from essence.store import RunDirectory, StageFolder, hold
+from essence.files import read_json
+from essence.plan.stage_plan import Plan, PlannedStage
+from essence.record.run_directory import RunDirectory, StageFolder, hold
+from essence.report.page.rows import rows_lines
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 LOG_LINES = 8
 SMALLEST_FREE_BYTES = 1 << 14
 
 
-def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
+def run(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
     """Run the chosen cells, or with `whole` the matrix with its baselines; the exit code."""
     if words.engine == "slurm":
         return run_on_slurm(words, whole, dry_run, as_json, console)
@@ -51,9 +52,9 @@ def run(words: Words, whole: bool, dry_run: bool, as_json: bool, console: Consol
     return say(selection, summary, command, console, as_json)
 
 
-def run_held(selection: Selection, plan: Plan, console: Console) -> Summary:
+def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
     """Write down the plan and the resolved settings, then run what is wanted."""
-    code = write_down(plan, selection)
+    code = save_plan(plan, selection)
     parallel = selection.loaded.experiment.resources.parallel_stages
     found = partial(_found, selection.run_directory)
     with RunDisplay(console, selection.wanted, selection.left(), parallel, found) as display:
@@ -65,7 +66,7 @@ def _found(run_directory: RunDirectory, stage: PlannedStage) -> list[str]:
     return rows_lines(run_directory.stage(stage.id)) if stage.stage == "tokenize" else []
 
 
-def say(selection: Selection, summary: Summary, command: str, console: Console, as_json: bool) -> int:
+def say(selection: Run, summary: Summary, command: str, console: Console, as_json: bool) -> int:
     """The table, what failed and why, and the command that goes on from here."""
     if as_json:
         sys.stdout.write(_summary_json(selection, summary) + "\n")
@@ -77,7 +78,7 @@ def say(selection: Selection, summary: Summary, command: str, console: Console, 
     return 0 if summary.complete else EXIT_FAILED
 
 
-def _say_end(selection: Selection, summary: Summary, command: str, console: Console) -> None:
+def _say_end(selection: Run, summary: Summary, command: str, console: Console) -> None:
     if (selection.run_directory.report(selection.name) / "report.html").is_file():
         report.print_tables(selection.run_directory, selection.name, console)
     count = len(selection.wanted)
@@ -88,7 +89,7 @@ def _say_end(selection: Selection, summary: Summary, command: str, console: Cons
         console.print(f"\n{selection.name}: all {count} stages {before}.", highlight=False)
 
 
-def say_failures(selection: Selection, summary: Summary, command: str, console: Console) -> None:
+def say_failures(selection: Run, summary: Summary, command: str, console: Console) -> None:
     titles = {stage.id: stage.title for stage in selection.wanted}
     for identifier in summary.failed:
         folder = selection.run_directory.stage(identifier)
@@ -120,12 +121,12 @@ def _why(folder: StageFolder) -> list[str]:
     return last_lines(folder.log, LOG_LINES)
 
 
-def _summary_json(selection: Selection, summary: Summary) -> str:
+def _summary_json(selection: Run, summary: Summary) -> str:
     fields = ("done_before", "finished", "failed", "blocked", "interrupted", "complete")
     return json.dumps({"experiment": selection.name, **{name: getattr(summary, name) for name in fields}}, indent=2)
 
 
-def print_dry_run(selection: Selection, as_json: bool, console: Console) -> int:
+def print_dry_run(selection: Run, as_json: bool, console: Console) -> int:
     """Every command line that would be started, in order; nothing is written and nothing is checked but the input."""
     lines: list[dict[str, Any]] = []
     for stage in selection.left():

@@ -14,18 +14,17 @@ from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 
-from essence.atomic import write_json
 from essence.commands.images import ENVIRONMENTS
-from essence.commands.selection import check_word
+from essence.commands.options import check_word
 from essence.engines import FLAVOURS
-from essence.engines.images import ImageRecipe, config_digest, recipe
-from essence.engines.sif import make_record, program, read_sif, record_file, sif_file, sif_folder
+from essence.engines.recipes import ImageRecipe, config_digest, recipe
+from essence.engines.sif_files import make_record, program, read_sif, record_file, sif_file, sif_folder
 from essence.errors import MachineError, RecordError
-from essence.experiment import PROJECT
-from essence.local_files import typed_path
-from essence.record.canonical import sha256_file
+from essence.files import sha256_file, write_json
+from essence.paths import typed_path
+from essence.plan.experiment import PROJECT
+from essence.record.run_directory import hold
 from essence.settings import EnvironmentName
-from essence.store import hold
 
 if TYPE_CHECKING:
     from essence.engines.docker import DockerEngine
@@ -35,7 +34,7 @@ UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """A Docker image as Apptainer finds it."""
 
     bootstrap: str
@@ -60,7 +59,9 @@ def build(flavour: str, only: str | None, archives: str | None, console: Console
     return 0
 
 
-def sources(names: Iterable[EnvironmentName], flavour: str, archives: Path | None) -> list[tuple[ImageRecipe, Source]]:
+def sources(
+    names: Iterable[EnvironmentName], flavour: str, archives: Path | None
+) -> list[tuple[ImageRecipe, ImageSource]]:
     """All images, checked before the first SIF is made."""
     images = [recipe(name, flavour) for name in names]
     if archives is not None:
@@ -79,13 +80,13 @@ def sources(names: Iterable[EnvironmentName], flavour: str, archives: Path | Non
     return [(image, of_engine(image, engine)) for image in images]
 
 
-def of_engine(image: ImageRecipe, engine: "DockerEngine") -> Source:
+def of_engine(image: ImageRecipe, engine: "DockerEngine") -> ImageSource:
     """The image as Docker has it, by its id: a tag could change hands while it is read."""
     found = engine.built(image.environment)
-    return Source("docker-daemon", str(found.id), config_digest(engine.client, found))
+    return ImageSource("docker-daemon", str(found.id), config_digest(engine.client, found))
 
 
-def of_archive(image: ImageRecipe, archive: Path) -> Source:
+def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
     """The image as `docker save` wrote it."""
     cure = f"docker save --output {archive.name} {image.name}, where the image was built"
     if not archive.is_file():
@@ -97,7 +98,7 @@ def of_archive(image: ImageRecipe, archive: Path) -> Source:
     except (tarfile.TarError, KeyError, ValueError) as error:
         raise MachineError(f"{archive}: no archive of an image ({error}); write it anew: {cure}") from None
     image.check_labels(labels, str(archive), cure)
-    return Source("docker-archive", str(archive), f"sha256:{Path(name).name.removesuffix('.json')}")
+    return ImageSource("docker-archive", str(archive), f"sha256:{Path(name).name.removesuffix('.json')}")
 
 
 def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
@@ -107,7 +108,7 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     return file
 
 
-def _make(image: ImageRecipe, source: Source, console: Console) -> None:
+def _make(image: ImageRecipe, source: ImageSource, console: Console) -> None:
     file = sif_file(image)
     definition = PROJECT / "apptainer" / f"{image.environment}.def"
     wanted = (source.config_digest, sha256_file(definition))
@@ -134,7 +135,7 @@ def _make(image: ImageRecipe, source: Source, console: Console) -> None:
     console.print(f"{file}: {record.bytes / MIB:.0f} MiB, sha256 {record.sha256}", highlight=False, soft_wrap=True)
 
 
-def build_command(file: Path, definition: Path, source: Source) -> list[str]:
+def build_command(file: Path, definition: Path, source: ImageSource) -> list[str]:
     """The build as an argv."""
     told = {"BOOTSTRAP": source.bootstrap, "FROM": source.address, "CONFIG_DIGEST": source.config_digest}
     arguments = [word for name, value in told.items() for word in ("--build-arg", f"{name}={value}")]

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence.atomic import read_json
-from essence.commands.queued import SchedulerView, failure_of_job, look_at_scheduler, state_with_job
-from essence.engines.stage_jobs import NEVER_STARTED, StageJob
+from essence.engines.slurm.jobs import NEVER_STARTED, StageJob
+from essence.engines.slurm.snapshot import QueueSnapshot, failure_of_job, look_at_scheduler, state_with_job
 from essence.errors import RecordError
-from essence.report.words import duration
-from essence.store import RunDirectory, StageFolder, State, describe_holder, holder_alive
+from essence.files import read_json
+from essence.record.run_directory import RunDirectory, StageFolder, State, describe_holder, holder_alive
+from essence.text import duration
 
 SIGNS: dict[State, tuple[str, str]] = {
     "done": ("✓", "green"),
@@ -33,7 +33,7 @@ MOST_QUEUED = 10
 CELL_COLUMNS = ("cell", "tokenize", "train", "evaluate")
 
 
-def collect(run_directory: RunDirectory, experiment: str, view: SchedulerView | None = None) -> dict[str, Any]:
+def collect(run_directory: RunDirectory, experiment: str, view: QueueSnapshot | None = None) -> dict[str, Any]:
     """State of every stage and cell of an experiment; RecordError when it never ran here.
 
     `view` is what the scheduler was seen to say, None where none has to do with it.
@@ -72,7 +72,7 @@ def collect_with_queue(run_directory: RunDirectory, experiment: str) -> dict[str
     return collect(run_directory, experiment, see_queue(run_directory, experiment))
 
 
-def see_queue(run_directory: RunDirectory, experiment: str) -> SchedulerView | None:
+def see_queue(run_directory: RunDirectory, experiment: str) -> QueueSnapshot | None:
     """What the scheduler says of an experiment's stages."""
     file = run_directory.plan(experiment)
     stages = read_json(file)["stages"] if file.is_file() else []

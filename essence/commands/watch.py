@@ -16,11 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from essence.atomic import read_json
-from essence.commands.queued import SchedulerView
 from essence.commands.status import CELL_COLUMNS, cell_row, collect, job_words, queued_lines, see_queue, who_works
-from essence.report.words import duration
-from essence.store import RunDirectory
+from essence.engines.slurm.snapshot import QueueSnapshot
+from essence.files import read_json
+from essence.record.run_directory import RunDirectory
+from essence.text import duration
 
 REFRESH_S = 2.0
 ASK_SCHEDULER_S = 10.0
@@ -40,7 +40,7 @@ class Watch:
     _walls: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Finished stage -> its kind and wall time; a manifest never changes."""
     _asked: float | None = None
-    _view: SchedulerView | None = None
+    _view: QueueSnapshot | None = None
     """What the scheduler said then."""
 
     def look(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Watch:
         state = collect(self.run_directory, self.experiment, self._queue())
         return {**state, "seconds_left": self._seconds_left(state)}
 
-    def _queue(self) -> SchedulerView | None:
+    def _queue(self) -> QueueSnapshot | None:
         if self._asked is None or time.monotonic() - self._asked > ASK_SCHEDULER_S:
             self._view = see_queue(self.run_directory, self.experiment)
             self._asked = time.monotonic()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from essence.data.files import read_rows
+from essence.data.row_files import read_rows
 from essence.errors import InputError, nearest
 
 How = Literal["exact", "overlap", "formulaic"]

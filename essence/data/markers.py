@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 
-from essence.data.exchange import Exchange, Reason
+from essence.data.reasons import Exchange, Reason
 
 THINK, END_THINK = "<think>", "</think>"
 THOUGHT_MARKERS = (("<|begin_of_thought|>", THINK), ("<|end_of_thought|>", END_THINK))

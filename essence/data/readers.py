@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from essence.data.exchange import Exchange, Fault, Reason
+from essence.data.reasons import Exchange, Fault, Reason
 from essence.data.thoughts import THOUGHT_FIELDS, fields_beside, type_name, with_thought
 from essence.settings import RowFormat
 

@@ -8,8 +8,8 @@ cannot be rendered, so the row is rejected and the field named: nothing is lost 
 from collections.abc import Mapping
 from typing import Any
 
-from essence.data.exchange import Fault, Reason
 from essence.data.markers import BEGIN_SOLUTION, END_SOLUTION, END_THINK, THINK, THOUGHT_MARKERS
+from essence.data.reasons import Fault, Reason
 
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "chain_of_thought", "cot")
 MARKERS = (THINK, END_THINK, *(marker for marker, _ in THOUGHT_MARKERS), BEGIN_SOLUTION, END_SOLUTION)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from essence.atomic import flush_to_disk, write_json
 from essence.errors import InputError
+from essence.files import flush_to_disk, write_json
 from essence.settings import LoraSettings
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

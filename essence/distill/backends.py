@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from essence.distill.adamw import MOMENTS, adamw, set_cycle
 from essence.distill.batches import Batch
 from essence.distill.checkpoint import Checkpoint
-from essence.distill.distiller import Distiller
+from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
 from essence.distill.top_k import TopK

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from essence.data.truncation import Example
 from essence.distill.attention import BLIND, let_tokens_be_blind
-from essence.distill.packing import padded
-from essence.distill.sequence import Example
 from essence.errors import InputError
+from essence.sizes.passes import padded
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from essence.atomic import flush_to_disk
 from essence.distill.ranks import ALONE, Ranks
-from essence.record.canonical import canonical_json, sha256_file
+from essence.files import canonical_json, flush_to_disk, sha256_file
 
 STATE, HASHES = "state.json", "sha256.json"
 

@@ -26,10 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from essence.distill.divergence import FORMULAS, Pair
-from essence.distill.loss import missing_vocabulary
-from essence.distill.memory import GPU_BLOCK_ELEMENTS, kept_rows
+from essence.distill.objective import FORMULAS, Pair, missing_vocabulary
 from essence.settings import LossResources, ObjectiveSettings
+from essence.sizes.memory import GPU_BLOCK_ELEMENTS, kept_rows
 
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": GPU_BLOCK_ELEMENTS}
 """Logits that are turned into gradients at a time: for each thread of a CPU so few (and at least a line) that they stay
@@ -61,7 +60,7 @@ class ChunkedObjective(torch.autograd.Function):
         settings: ObjectiveSettings,
         resources: LossResources,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes as in `essence/distill/objective.py`; the products run in the dtype of the states."""
+        """Shapes as in `essence/distill/module.py`; the products run in the dtype of the states."""
         work = _Work(states, head, teacher_states, teacher_head, settings, resources, ctx.needs_input_grad[:2])
         for first in range(0, len(labels), work.store_rows):
             work.add(first, labels, weights)

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from essence.atomic import write_atomically
 from essence.distill.trackers import Tracker
+from essence.files import write_atomically
 
 OpenTrackers = Callable[[int], Sequence[Tracker]]
 """Called with the step that training goes on from."""

@@ -1,69 +1,151 @@
-"""The objective from hidden states and heads: what the trainer calls, in the form that the resources name."""
+"""The objective, plain and exact: full logits, float32, log-softmax.
+
+Source: "Distilling the Essence", training objective `(1 - w) * CE + w * KD`. CE is the cross-entropy of the row's own
+tokens; KD is the teacher's, `-sum_v p_teacher(v) log p_student(v)`: forward KL without the teacher's entropy, which has
+the gradient of KL(teacher || student) and another value. Both are a mean over the supervised tokens of a row, then a
+mean over rows, so every row weighs the same whatever its length. `[training] divergence` puts another divergence in the
+place of KD, `normalisation = "token"` makes both a mean over all supervised tokens of a step.
+
+This is the reference; `essence/distill/chunked.py` computes the same without holding the logits.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax, pad
 
-from essence.distill.chunked import ChunkedObjective
-from essence.distill.loss import Losses, objective
-from essence.distill.top_k import SparseObjective, TopK
-from essence.settings import LossResources, ObjectiveSettings
+from essence.errors import InputError
+from essence.settings import Divergence, ObjectiveSettings
 
 
-def objective_from_states(
-    student_states: Tensor,
-    student_head: Tensor,
-    teacher_states: Tensor | TopK | None,
-    teacher_head: Tensor | None,
+class Losses(NamedTuple):
+    """Scalars, float32 (float64 where the logits are); `loss` alone carries a gradient."""
+
+    loss: Tensor
+    ce: Tensor
+    kd: Tensor
+    """Zero where there is no teacher."""
+
+
+def objective(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
     labels: Tensor,
     weights: Tensor,
     settings: ObjectiveSettings,
-    resources: LossResources,
 ) -> Losses:
-    """The weighted objective over some labels; the losses of a step's parts add up.
+    """The weighted objective over the supervised tokens of some rows.
 
     Args:
-        student_states: float32, bfloat16 or float64, shape (N, H): last hidden states, one line a label. Their dtype is
-            that of the products; the loss is summed in float32, or in float64 where they are.
-        student_head: shape (V, H), of any float dtype, which its gradient has too; may be the embedding. Under sharding
-            it is brought together by the caller.
-        teacher_states: shape (N, H of the teacher), or what is stored of its distributions; None where
-            `settings.kd_weight` is 0.
-        teacher_head: shape (V of the teacher, H of the teacher); V of the teacher >= V.
-        labels: int64, shape (N,); below 0 = ignored.
-        weights: float32, shape (N,), as `Batch.step_weights` makes them; 0 = ignored.
-        settings: the objective.
-        resources: plain or chunked; see `essence/distill/chunked.py`. Beside stored distributions always in chunks.
+        student_logits: float, shape (N, student vocabulary): one line a supervised token, of any number of rows.
+        teacher_logits: float, shape (N, teacher vocabulary), or None where `settings.kd_weight` is 0.
+        labels: int64, shape (N,): the tokens that follow in the rows; below 0 = ignored.
+        weights: float, shape (N,): share of each token in the mean, as `Batch.step_weights` makes them; 0 = ignored.
+            They need not sum to 1 here: the losses of a batch's parts add up to the loss of the batch.
+        settings: the divergence, its weight and its temperature, which softens teacher and student alike. KD is not
+            multiplied by the square of the temperature, as the paper's is not.
 
-    An ignored line adds exactly nothing to loss and gradients, whatever its states hold, NaN included.
+    A teacher with a larger (padded) vocabulary is met by padding the student's logits with zeros, as released; CE is
+    taken before that. Log-softmax keeps the loss and its gradient finite where probabilities underflow (trap 12).
 
     Raises:
         InputError: the teacher's vocabulary is smaller than the student's.
-        ValueError: `settings.kd_weight` is above 0 and there is no teacher.
+        ValueError: `settings.kd_weight` is above 0 and there are no teacher logits.
     """
+    student_logits, weights = _at_least_float32(student_logits), weights.masked_fill(labels < 0, 0.0)
+    log_student = log_softmax(student_logits, dim=-1)
+    labels = labels.clamp(min=0)
+    ce = -(log_student.gather(-1, labels.unsqueeze(-1)).squeeze(-1) * weights).sum()
     if settings.kd_weight == 0.0:
-        teacher_states = teacher_head = None
-    elif teacher_states is None or (teacher_head is None and not isinstance(teacher_states, TopK)):
-        raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's states and head")
-    ignored = ((labels < 0) | (weights == 0.0)).unsqueeze(1)
-    student_states = student_states.masked_fill(ignored, 0.0)
-    weights, labels = weights.masked_fill(labels < 0, 0.0), labels.clamp(min=0)
-    if not torch.is_grad_enabled():
-        student_states, student_head = student_states.detach(), student_head.detach()
-    with torch.autocast(student_states.device.type, enabled=False):
-        if isinstance(teacher_states, TopK):
-            found = SparseObjective.apply(  # type: ignore[no-untyped-call]
-                student_states, student_head, teacher_states, labels, weights, settings, resources
-            )
-            return Losses(*found)
-        teacher_states = None if teacher_states is None else teacher_states.masked_fill(ignored, 0.0)
-        if resources.form == "chunked":
-            found = ChunkedObjective.apply(  # type: ignore[no-untyped-call]
-                student_states, student_head, teacher_states, teacher_head, labels, weights, settings, resources
-            )
-            return Losses(*found)
-        logits = student_states @ student_head.to(student_states.dtype).T
-        if teacher_states is None or teacher_head is None:
-            return objective(logits, None, labels, weights, settings)
-        with torch.no_grad():
-            teacher_logits = teacher_states @ teacher_head.to(teacher_states.dtype).T
-        return objective(logits, teacher_logits, labels, weights, settings)
+        return Losses(ce, ce.detach(), torch.zeros_like(ce.detach()))
+    if teacher_logits is None:
+        raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's logits")
+    softened = _softened_student(student_logits, log_student, teacher_logits.shape[-1], settings.temperature)
+    log_teacher = log_softmax(_at_least_float32(teacher_logits) / settings.temperature, dim=-1)
+    terms = FORMULAS[settings.divergence].terms(Pair.of(log_teacher, softened), settings)
+    kd = (terms.sum(dim=-1) * weights).sum()
+    loss = (1.0 - settings.kd_weight) * ce + settings.kd_weight * kd
+    return Losses(loss, ce.detach(), kd.detach())
+
+
+def cross_entropy_of_rows(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """CE alone, for validation: the weighted sum over supervised tokens; shapes as in `objective`."""
+    log_probabilities = log_softmax(_at_least_float32(logits), dim=-1)
+    return -(log_probabilities.gather(-1, labels.unsqueeze(-1)).squeeze(-1) * weights).sum()
+
+
+def _softened_student(logits: Tensor, log_student: Tensor, teacher_vocabulary: int, temperature: float) -> Tensor:
+    """The student's log-probabilities over the teacher's vocabulary; shares CE's log-softmax where they are equal."""
+    missing = missing_vocabulary(logits.shape[-1], teacher_vocabulary)
+    if missing == 0 and temperature == 1.0:
+        return log_student
+    return log_softmax(pad(logits, (0, missing)) / temperature, dim=-1)
+
+
+def missing_vocabulary(student: int, teacher: int) -> int:
+    """Entries that the student's vocabulary lacks; InputError where the teacher's is the smaller one."""
+    if teacher < student:
+        raise InputError(
+            f"the teacher's vocabulary ({teacher}) is smaller than the student's ({student}): "
+            "choose a teacher of the same model family"
+        )
+    return teacher - student
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+class Pair(NamedTuple):
+    """Teacher (p) and student (q) over a vocabulary, each of shape (N, vocabulary)."""
+
+    log_p: Tensor
+    p: Tensor
+    log_q: Tensor
+    q: Tensor
+
+    @classmethod
+    def of(cls, log_p: Tensor, log_q: Tensor) -> "Pair":
+        return cls(log_p, log_p.exp(), log_q, log_q.exp())
+
+    def log_mixture(self, share_of_p: float) -> Tensor:
+        """log(share p + (1 - share) q), finite where both underflow."""
+        return torch.logaddexp(self.log_p + math.log(share_of_p), self.log_q + math.log1p(-share_of_p))
+
+
+Line = Callable[[Pair, ObjectiveSettings], Tensor]
+
+
+class Formula(NamedTuple):
+    """A divergence; both functions keep the shape."""
+
+    terms: Line
+    slopes: Line
+
+
+FORMULAS: dict[Divergence, Formula] = {
+    "forward_kl": Formula(lambda x, _: -x.p * x.log_q, lambda x, _: -x.p),
+    "reverse_kl": Formula(
+        lambda x, _: x.q * (x.log_q - x.log_p),
+        lambda x, _: x.q * (x.log_q - x.log_p + 1.0),
+    ),
+    "jsd": Formula(
+        lambda x, o: _jsd_term(x, x.log_mixture(o.jsd_beta), o.jsd_beta),
+        lambda x, o: (1.0 - o.jsd_beta) * x.q * (x.log_q - x.log_mixture(o.jsd_beta)),
+    ),
+    "skew_kl": Formula(
+        lambda x, o: x.p * (x.log_p - x.log_mixture(o.skew_alpha)),
+        lambda x, o: (o.skew_alpha - 1.0) * torch.exp(x.log_p + x.log_q - x.log_mixture(o.skew_alpha)),
+    ),
+    "total_variation": Formula(
+        lambda x, _: 0.5 * (x.p - x.q).abs(),
+        lambda x, _: 0.5 * torch.sign(x.q - x.p) * x.q,
+    ),
+}
+
+
+def _jsd_term(x: Pair, log_m: Tensor, beta: float) -> Tensor:
+    return beta * x.p * (x.log_p - log_m) + (1.0 - beta) * x.q * (x.log_q - log_m)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from essence.distill.dealing import Step, filled, steps_of_epoch
-from essence.distill.sequence import Example, Places
+from essence.data.truncation import Example, Places
 from essence.settings import OptimizerSettings, OrderSettings
+from essence.sizes.passes import Step, filled, steps_of_epoch
 
 Steps = list[list[Step]]
 """Indices of the rows of each step of each epoch."""

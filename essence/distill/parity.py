@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
-from essence.distill.loss import Losses
-from essence.distill.objective import objective_from_states
+from essence.distill.module import objective_from_states
+from essence.distill.objective import Losses
 from essence.distill.ranks import Ranks
 from essence.errors import MachineError
 from essence.settings import LossResources, ObjectiveSettings

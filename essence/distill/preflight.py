@@ -1,6 +1,6 @@
 """What is looked at before the first step, so that what would fail after an hour fails in the first minute.
 
-- *memory*: the estimate of `essence/distill/memory.py` for the largest forward pass of this training against the memory
+- *memory*: the estimate of `essence/sizes/memory.py` for the largest forward pass of this training against the memory
   of the device; what does not fit is refused with the smallest change that would;
 - *data*: the fingerprint of the rows equals the one that an earlier attempt wrote down.
 
@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from essence.atomic import read_json, write_json
-from essence.distill import packing
-from essence.distill.dealing import Step, deal
+from essence.data.truncation import Example, fingerprint
 from essence.distill.devices import GIB, memory_bytes
-from essence.distill.memory import Load, estimate_memory, smallest_change
-from essence.distill.sequence import Example, fingerprint
 from essence.errors import InputError, MachineError
+from essence.files import read_json, write_json
 from essence.settings import Resources
+from essence.sizes import passes as packing
+from essence.sizes.memory import DeviceLoad, estimate_memory, smallest_change
+from essence.sizes.passes import Step, deal
 
 USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
 """Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
@@ -58,7 +58,7 @@ def largest_pass(
     return Largest(positions, labels, max(row.positions for row in examples))
 
 
-def check_memory(load: Load, largest: Largest, multiple: int, device: torch.device) -> dict[str, Any]:
+def check_memory(load: DeviceLoad, largest: Largest, multiple: int, device: torch.device) -> dict[str, Any]:
     """The manifest's words on memory.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from essence.rank_variables import rank_variable
+from essence.distill.rank_variables import rank_variable
 
 LONGEST_WAIT = datetime.timedelta(hours=2)
 """How long a rank waits for the others, who may be writing a checkpoint; a rank that died ends them all sooner."""

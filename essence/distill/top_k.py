@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, pad
 
-from essence.distill.divergence import FORMULAS, Pair
-from essence.distill.loss import Losses, missing_vocabulary
+from essence.distill.objective import FORMULAS, Losses, Pair, missing_vocabulary
 from essence.settings import LossResources, ObjectiveSettings
 
 VALUES = ("ids", "log_p", "log_rest")
-"""What is stored of each token, `essence/distill/stored_rows.py`."""
+"""What is stored of each token, `essence/distill/stored_states.py`."""
 
 
 class TopK(NamedTuple):

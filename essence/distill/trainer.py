@@ -1,9 +1,10 @@
 """The training loop: resumable to the bit on a CPU, the same for every backend.
 
 Rows are taken in another order in each epoch (`essence/distill/order.py`). A step is `batch_rows` rows or the rows that
-hold `batch_tokens` tokens (`essence/distill/dealing.py`), reached by accumulating the forward passes of all ranks; the
+hold `batch_tokens` tokens (`essence/sizes/passes.py`), reached by accumulating the forward passes of all ranks; the
 loss is the mean over the step's rows. Steps follow from the settings alone, so a resumed training goes on in the same
-order. Which validation's weights are kept: `essence/distill/choice.py`. What lies on disk: `essence/distill/state.py`.
+order. `essence/distill/checkpoint_choice.py` says which validation's weights are kept, `essence/distill/storage.py`
+what is on disk.
 """
 
 import math
@@ -15,24 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from essence.distill import packing
+from essence.data.truncation import Example, Places
 from essence.distill.attention import use_row_attention
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
-from essence.distill.choice import improves, rank_means, remembered, watched
-from essence.distill.dealing import deal
+from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
 from essence.distill.devices import GIB, EnergyMeter, peak_memory_bytes
-from essence.distill.distiller import COMPUTE_DTYPES, Distiller
 from essence.distill.metrics import OpenTrackers, progress_note
+from essence.distill.module import COMPUTE_DTYPES, Distiller
 from essence.distill.order import steps_of_training
 from essence.distill.ranks import ALONE, Ranks
 from essence.distill.schedule import CyclePoint, one_cycle, validation_steps
-from essence.distill.sequence import Example, Places
-from essence.distill.state import Storage, TrainResult
-from essence.distill.teacher import TeacherStates
+from essence.distill.storage import Storage, TrainResult
+from essence.distill.teachers import TeacherStates
 from essence.errors import KitError
+from essence.progress import Progress, Stopped, StopRequest
 from essence.settings import Resources, TrainSettings
-from essence.stages.context import Progress, Stopped, StopRequest
+from essence.sizes import passes as packing
+from essence.sizes.passes import deal
 
 
 class DivergedError(KitError):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from essence.distill.adamw import MOMENTS, adamw, set_cycle
 from essence.distill.batches import Batch, head_weight
 from essence.distill.checkpoint import Checkpoint
-from essence.distill.distiller import Distiller
+from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
 from essence.distill.top_k import TopK

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from essence.engines.apptainer import ApptainerEngine
-from essence.engines.contract import Flavour, StartingEngine
+from essence.engines.engine import Flavour, StartingEngine
 from essence.engines.local import LocalEngine
 
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
-from essence.engines.images import check_decoder, recipe
-from essence.engines.sif import SifRecord, found_sif, missing_sifs, program, sif_file, version
-from essence.engines.surroundings import NETWORK_VARIABLES, Mount, Surroundings
-from essence.engines.token import Token, token
+from essence.engines.engine import NETWORK_VARIABLES, Launch, Mount
+from essence.engines.machine import visible_gpus
+from essence.engines.recipes import check_decoder, recipe
+from essence.engines.secrets import Token, token
+from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, sif_file, version
 from essence.errors import ExperimentError, MachineError
-from essence.machine import visible_gpus
-from essence.plan import PlannedStage
-from essence.record.canonical import sha256_text
+from essence.files import sha256_text
+from essence.plan.stage_plan import PlannedStage
 from essence.settings import EnvironmentName
 
 LIFELINE = "ESSENCE_LIFELINE"
-"""Tells the stage that its standard input closes when the host process is gone (`essence/stages/context.py`)."""
+"""Tells the stage that its standard input closes when the host process is gone (`essence/progress.py`)."""
 INSIDE = "APPTAINERENV_"
 """How the name of a variable begins that Apptainer hands into the container."""
 MIB_IN_GIB = 1024
@@ -94,12 +94,12 @@ class ApptainerEngine:
     def _cure(self) -> str:
         return f"make sif FLAVOUR={self.flavour}"
 
-    def render(self, surroundings: Surroundings) -> str:
+    def render(self, surroundings: Launch) -> str:
         """The same container as a command line."""
         folder = work_folder(surroundings)
         return f"mkdir -p {shlex.quote(str(folder))} && {shlex.join(argv(surroundings, self._sif(surroundings)))}"
 
-    def start(self, surroundings: Surroundings) -> ApptainerStage:
+    def start(self, surroundings: Launch) -> ApptainerStage:
         """Start a stage; one that a killed host left running stops by itself, and this one waits for its folder."""
         sif = self._same_sif(surroundings)
         work, held = held_work_folder(surroundings)
@@ -107,18 +107,18 @@ class ApptainerEngine:
         command = argv(surroundings, sif, secret, lifeline=True)
         return ApptainerStage(command, surroundings, work, held, secret, network_variables(surroundings))
 
-    def _same_sif(self, surroundings: Surroundings) -> Path:
+    def _same_sif(self, surroundings: Launch) -> Path:
         """The SIF; MachineError when another was put in its place since this run began."""
         file, known = self._sif(surroundings), self._record(surroundings.environment)
         if not (file.is_file() and known.is_of(file)):
             raise MachineError(f"{file}: is not the file that this run began with; issue the command again")
         return file
 
-    def _sif(self, surroundings: Surroundings) -> Path:
+    def _sif(self, surroundings: Launch) -> Path:
         return sif_file(recipe(surroundings.environment, self.flavour))
 
 
-def argv(around: Surroundings, sif: Path, secret: Token | None = None, lifeline: bool = False) -> list[str]:
+def argv(around: Launch, sif: Path, secret: Token | None = None, lifeline: bool = False) -> list[str]:
     """The whole command line; a token is only a file in it. `lifeline`: standard input says that the host lives."""
     resources = around.resources
     mounts = [*around.mounts, *([secret.mount] if secret else [])]
@@ -135,13 +135,13 @@ def argv(around: Surroundings, sif: Path, secret: Token | None = None, lifeline:
     return [*limit_words(resources.ulimits), *words, str(sif), *stage]
 
 
-def network_variables(around: Surroundings) -> dict[str, str]:
+def network_variables(around: Launch) -> dict[str, str]:
     """For Apptainer's own environment, which nobody else can read: what a download is told of the network."""
     variables = around.contained_variables()
     return {f"{INSIDE}{name}": variables[name] for name in NETWORK_VARIABLES if name in variables}
 
 
-def apptainer_words(around: Surroundings, bound: Iterable[str], *, no_network: bool, no_privileges: bool) -> list[str]:
+def apptainer_words(around: Launch, bound: Iterable[str], *, no_network: bool, no_privileges: bool) -> list[str]:
     """`apptainer exec` up to the image: nothing of the host but the folders in `bound`.
 
     `no_network` takes the network from a stage that needs none. `no_privileges` is for a root user, and needed where
@@ -171,21 +171,21 @@ def limit_words(ulimits: Mapping[Any, int]) -> list[str]:
     return ["prlimit", *(f"--{name}={'unlimited' if n < 0 else n}" for name, n in ulimits.items())] if ulimits else []
 
 
-def gpu_variables(around: Surroundings) -> dict[str, str]:
+def gpu_variables(around: Launch) -> dict[str, str]:
     """So many GPUs as the stage asks for: --nv alone shows all of the machine."""
     count = around.resources.gpus
     chosen = (visible_gpus() or [str(index) for index in range(count)])[:count]
     return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)} if count else {}
 
 
-def work_folder(around: Surroundings) -> Path:
+def work_folder(around: Launch) -> Path:
     """Where /tmp of a stage lies: on a disk of this machine, as Apptainer's own is of 64 MiB. Always the same place, so
     that nothing of a killed run is left."""
     place = sha256_text(str(around.folder.path))[:WORK_DIGITS]
     return Path(tempfile.gettempdir()) / f"essence-{around.user[0]}-{place}"
 
 
-def held_work_folder(around: Surroundings) -> tuple[Path, int]:
+def held_work_folder(around: Launch) -> tuple[Path, int]:
     """The folder, and an open descriptor that keeps others who use it from removing it."""
     while True:
         folder = open_work_folder(around)
@@ -200,7 +200,7 @@ def held_work_folder(around: Surroundings) -> tuple[Path, int]:
             os.close(held)
 
 
-def open_work_folder(around: Surroundings) -> Path:
+def open_work_folder(around: Launch) -> Path:
     """The folder, this user's alone; MachineError where somebody else has made it."""
     folder = work_folder(around)
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -15,12 +15,10 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from essence.engines.contract import Ending
-from essence.engines.ending import ended_by_signal, memory_kills
+from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills
 from essence.engines.inherited import SECRET
 from essence.engines.local import ask_to_stop, kill_group
-from essence.engines.surroundings import Surroundings
-from essence.engines.token import Token
+from essence.engines.secrets import Token
 
 SIGNAL_BASE, NOT_STARTED = 128, 255
 OWN_VARIABLE = re.compile(r"(APPTAINER|SINGULARITY)")
@@ -36,7 +34,7 @@ class ApptainerStage:
     def __init__(
         self,
         command: list[str],
-        surroundings: Surroundings,
+        surroundings: Launch,
         work: Path,
         held: int,
         secret: Token | None = None,
@@ -79,7 +77,7 @@ class ApptainerStage:
         finally:
             os.close(read)
 
-    def poll(self) -> Ending | None:
+    def poll(self) -> Exit | None:
         code = self.process.poll()
         if code is None:
             return None
@@ -95,13 +93,13 @@ class ApptainerStage:
         kill_group(self.process)
         self._leave.close()
 
-    def _judge(self, code: int) -> Ending:
+    def _judge(self, code: int) -> Exit:
         """Apptainer's own failure, a signal from outside, or the stage's exit code."""
         if code == NOT_STARTED:
-            return Ending(code, f"Apptainer could not start its container: {self._reason()}")
+            return Exit(code, f"Apptainer could not start its container: {self._reason()}")
         number = -code if code < 0 else code - SIGNAL_BASE
         if number not in signal.valid_signals():
-            return Ending(code)
+            return Exit(code)
         return ended_by_signal(number, self.memory_kills, self.surroundings.resources.memory_gib)
 
     def _reason(self) -> str:

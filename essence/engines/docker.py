@@ -18,12 +18,12 @@ from docker.types import DeviceRequest, Mount, Ulimit
 
 import docker
 from essence.engines.docker_stage import DockerStage
-from essence.engines.images import ImageRecipe, check_decoder, config_digest, recipe
-from essence.engines.surroundings import PRIVATE_TMP, Surroundings
-from essence.engines.token import Token, left_token, token
+from essence.engines.engine import PRIVATE_TMP, Launch
+from essence.engines.machine import visible_gpus
+from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, recipe
+from essence.engines.secrets import Token, left_token, token
 from essence.errors import MachineError
-from essence.machine import visible_gpus
-from essence.plan import PlannedStage
+from essence.plan.stage_plan import PlannedStage
 from essence.settings import EnvironmentName
 
 GIB = 1 << 30
@@ -119,11 +119,11 @@ class DockerEngine:
     def _cure(self) -> str:
         return f"make images FLAVOUR={self.flavour}"
 
-    def render(self, surroundings: Surroundings) -> str:
+    def render(self, surroundings: Launch) -> str:
         """The same container as a command line."""
         return shlex.join(argv(surroundings, recipe(surroundings.environment, self.flavour).name))
 
-    def start(self, surroundings: Surroundings) -> DockerStage:
+    def start(self, surroundings: Launch) -> DockerStage:
         """Start a container, or take over the one that works on the stage already."""
         try:
             for container in self._left_behind(surroundings):
@@ -136,11 +136,11 @@ class DockerEngine:
         except (APIError, requests.RequestException) as error:
             raise MachineError(_cannot_start(surroundings, error)) from error
 
-    def _left_behind(self, surroundings: Surroundings) -> list[Container]:
+    def _left_behind(self, surroundings: Launch) -> list[Container]:
         labels = [f"{FOLDER}={surroundings.folder.path}"]
         return list(self.client.containers.list(all=True, filters={"label": labels}))
 
-    def _start(self, surroundings: Surroundings) -> DockerStage:
+    def _start(self, surroundings: Launch) -> DockerStage:
         log_start = surroundings.folder.log.stat().st_size if surroundings.folder.log.is_file() else 0
         secret = token(surroundings.folder.path) if surroundings.network else None
         image = self._chosen(surroundings.environment)
@@ -158,13 +158,13 @@ class DockerEngine:
             raise
         return DockerStage(container, surroundings, log_start, mine=True, secret=secret)
 
-    def _user(self, surroundings: Surroundings) -> str:
+    def _user(self, surroundings: Launch) -> str:
         """The caller; under a rootless engine the caller is who is root inside."""
         rootless = any("rootless" in option for option in self.client.info().get("SecurityOptions") or [])
         return "0:0" if rootless else "{}:{}".format(*surroundings.user)
 
 
-def creation(surroundings: Surroundings, secret: Token | None, user: str) -> dict[str, Any]:
+def creation(surroundings: Launch, secret: Token | None, user: str) -> dict[str, Any]:
     """What `docker create` is told, in the words of docker-py."""
     resources = surroundings.resources
     variables = surroundings.contained_variables() | (secret.variables(inside=True) if secret else {})
@@ -191,7 +191,7 @@ def creation(surroundings: Surroundings, secret: Token | None, user: str) -> dic
     }
 
 
-def argv(surroundings: Surroundings, image: str) -> list[str]:
+def argv(surroundings: Launch, image: str) -> list[str]:
     """The same in the words of the command line; a token is not part of it."""
     options = creation(surroundings, None, "{}:{}".format(*surroundings.user))
     line = ["docker", "run", "--rm", "--init", "--read-only", "--cap-drop=ALL"]
@@ -234,7 +234,7 @@ def _owned(container: Container) -> bool:
     return not same or int(labels[PROCESS]) == os.getpid()
 
 
-def _cannot_start(surroundings: Surroundings, error: Exception) -> str:
+def _cannot_start(surroundings: Launch, error: Exception) -> str:
     reason = _reason(error)
     if "could not select device driver" in reason or "nvidia" in reason.lower():
         reason += f"; {TOOLKIT}"

@@ -8,10 +8,8 @@ import requests
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
-from essence.engines.contract import Ending
-from essence.engines.ending import ended_by_signal, memory_kills, out_of_memory
-from essence.engines.surroundings import Surroundings
-from essence.engines.token import Token
+from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills, out_of_memory
+from essence.engines.secrets import Token
 
 SIGNAL_BASE = 128
 FAILED = 1
@@ -23,7 +21,7 @@ class DockerStage:
     def __init__(
         self,
         container: Container,
-        surroundings: Surroundings,
+        surroundings: Launch,
         log_start: int,
         mine: bool,
         secret: Token | None = None,
@@ -35,11 +33,11 @@ class DockerStage:
         """Another live process's container is only waited for."""
         self.secret = secret
         self.memory_kills = memory_kills()
-        self._ending: Ending | None = None
+        self._ending: Exit | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def poll(self) -> Ending | None:
+    def poll(self) -> Exit | None:
         return None if self._thread.is_alive() else self._ending
 
     def stop(self) -> None:
@@ -65,14 +63,14 @@ class DockerStage:
         except NotFound:
             # The process that owns it saw it end, and removed it.
             done = not self.mine and self.surroundings.folder.done
-            self._ending = Ending(0 if done else FAILED, None if done else "its container was removed while it ran")
+            self._ending = Exit(0 if done else FAILED, None if done else "its container was removed while it ran")
         except (APIError, requests.RequestException) as error:
-            self._ending = Ending(FAILED, f"the Docker engine went away while the stage ran: {error}")
+            self._ending = Exit(FAILED, f"the Docker engine went away while the stage ran: {error}")
         except OSError as error:
-            self._ending = Ending(FAILED, f"its log cannot be written: {error}")
+            self._ending = Exit(FAILED, f"its log cannot be written: {error}")
         except Exception as error:
             # Without an ending the stage would seem to run for ever.
-            self._ending = Ending(FAILED, f"what became of its container cannot be told: {error!r}")
+            self._ending = Exit(FAILED, f"what became of its container cannot be told: {error!r}")
             raise
         finally:
             self._tidy()
@@ -85,16 +83,16 @@ class DockerStage:
                 log.write(chunk)
                 log.flush()
 
-    def _judge(self, code: int) -> Ending:
+    def _judge(self, code: int) -> Exit:
         """Out of memory, a signal from outside, or the stage's own exit code."""
         if code == 0:
-            return Ending(0)
+            return Exit(0)
         self.container.reload()
         if self.container.attrs["State"]["OOMKilled"]:
-            return Ending(code, out_of_memory(self.surroundings.resources.memory_gib))
+            return Exit(code, out_of_memory(self.surroundings.resources.memory_gib))
         if code - SIGNAL_BASE in signal.valid_signals():
             return ended_by_signal(code - SIGNAL_BASE, self.memory_kills)
-        return Ending(code)
+        return Exit(code)
 
     def _tidy(self) -> None:
         if self.mine:

@@ -6,7 +6,7 @@ A container has none of it (`Surroundings.contained_variables`), and the numbers
 import os
 import re
 
-from essence.record.environment import SCHEDULER_VARIABLES
+from essence.record.facts import SCHEDULER_VARIABLES
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
 LAUNCHER = re.compile(

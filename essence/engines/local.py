@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 
 import essence
-from essence.engines.contract import Ending
-from essence.engines.ending import ended_by_signal, memory_kills
+from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills
 from essence.engines.inherited import inherited
-from essence.engines.surroundings import Surroundings
-from essence.engines.token import token
+from essence.engines.secrets import token
 from essence.errors import MachineError
-from essence.plan import GRADER_LOCK, VLLM_LOCK, PlannedStage
-from essence.record.environment import layer_lock_sha256, lock_sha256, torch_version, vllm_version
-from essence.scoring.apart import grader_lock_sha256, require_installed
+from essence.evaluation.decoders.installed import vllm_version
+from essence.evaluation.graders_apart import grader_lock_sha256, require_installed
+from essence.plan.stage_plan import GRADER_LOCK, VLLM_LOCK, PlannedStage
+from essence.record.facts import layer_lock_sha256, lock_sha256, torch_version
 from essence.settings import EnvironmentName, GenerateSettings, GradeSettings
 
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
@@ -50,12 +49,12 @@ class LocalEngine:
             if isinstance(stage.settings, GradeSettings):
                 require_installed(stage.settings.grader)
 
-    def render(self, surroundings: Surroundings) -> str:
+    def render(self, surroundings: Launch) -> str:
         """The command line with the variables that matter."""
         variables = [f"{name}={value}" for name, value in surroundings.variables.items()]
         return shlex.join([*variables, *command(surroundings)])
 
-    def start(self, surroundings: Surroundings) -> "LocalStage":
+    def start(self, surroundings: Launch) -> "LocalStage":
         return LocalStage(surroundings)
 
 
@@ -70,12 +69,12 @@ def check_torch(gpus: bool) -> None:
         )
 
 
-def command(surroundings: Surroundings) -> list[str]:
+def command(surroundings: Launch) -> list[str]:
     """The command line of a stage."""
     return [sys.executable, *surroundings.arguments]
 
 
-def variables(surroundings: Surroundings) -> dict[str, str]:
+def variables(surroundings: Launch) -> dict[str, str]:
     """The whole environment of a stage's process: the caller's without secrets, and what the kit says."""
     own = {"ESSENCE_PARENT": str(os.getpid()), "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUTF8": "1"}
     return {**inherited(), **surroundings.variables, **own}
@@ -84,7 +83,7 @@ def variables(surroundings: Surroundings) -> dict[str, str]:
 class LocalStage:
     """A running stage."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
+    def __init__(self, surroundings: Launch) -> None:
         self.memory_kills = memory_kills()
         self.secret = token(surroundings.folder.path) if surroundings.network else None
         told = self.secret.variables(inside=False) if self.secret else {}
@@ -100,12 +99,12 @@ class LocalStage:
                 start_new_session=True,
             )
 
-    def poll(self) -> Ending | None:
+    def poll(self) -> Exit | None:
         code = self.process.poll()
         if code is not None and self.secret:
             self.secret.forget()
         if code is None or code >= 0:
-            return None if code is None else Ending(code)
+            return None if code is None else Exit(code)
         return ended_by_signal(-code, self.memory_kills)
 
     def stop(self) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from essence.atomic import read_json
 from essence.errors import InputError, RecordError
+from essence.files import read_json
 from essence.models.headers import DOWNLOAD_AGAIN, check_no_pointer
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from essence.atomic import flush_to_disk, write_json
 from essence.errors import DiskError, InputError, disk_error
+from essence.files import flush_to_disk, write_json
 from essence.models.template import reason
 
 TOKENIZER_FILES = (

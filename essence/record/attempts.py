@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from essence.atomic import append_json_line, read_json, read_json_lines
 from essence.errors import RecordError
+from essence.files import append_json_line, read_json, read_json_lines
 from essence.record.manifest import Attempt
 
 Outcome = Literal["finished", "stopped", "failed", "killed"]

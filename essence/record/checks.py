@@ -11,11 +11,10 @@ from typing import Any
 
 import jsonschema
 
-from essence.atomic import read_json
-from essence.record.canonical import canonical_json, sha256_file
-from essence.record.keys import stage_key
+from essence.files import canonical_json, read_json, sha256_file
 from essence.record.manifest import SCHEMA_FILE, SCHEMA_VERSION, seal_of
-from essence.store import StageFolder, stage_id
+from essence.record.run_directory import StageFolder, stage_id
+from essence.record.stage_key import stage_key
 
 Manifest = dict[str, Any]
 DECLARED = {

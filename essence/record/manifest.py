@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from essence.record.canonical import canonical_json, sha256_text
+from essence.files import canonical_json, sha256_text
 from essence.settings import Record, StageName
 
 SCHEMA_VERSION = 1

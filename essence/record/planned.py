@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from essence.atomic import read_json
 from essence.errors import RecordError
-from essence.store import RunDirectory
+from essence.files import read_json
+from essence.record.run_directory import RunDirectory
 
 Manifest = dict[str, Any]
 Plans = dict[str, dict[str, Any]]

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from essence.atomic import read_json
-from essence.distill.choice import choose
+from essence.distill.checkpoint_choice import choose
 from essence.errors import RecordError
-from essence.record.canonical import sha256_file
-from essence.scoring.doubts import sample_doubts, verdict_doubts
-from essence.scoring.statistics import accuracy, majority_at_k, pass_at_k
-from essence.scoring.summary import answer_numbers, completion_facts
-from essence.store import StageFolder, stage_id
+from essence.evaluation.doubts import sample_doubts, verdict_doubts
+from essence.evaluation.scores import answer_numbers, completion_facts
+from essence.evaluation.statistics import accuracy, majority_at_k, pass_at_k
+from essence.files import read_json, sha256_file
+from essence.record.run_directory import StageFolder, stage_id
 
 Manifest = dict[str, Any]
 Line = dict[str, Any]

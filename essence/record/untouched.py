@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from essence.atomic import read_json
 from essence.errors import InputError
-from essence.record.canonical import sha256_file
-from essence.store import StageFolder
+from essence.files import read_json, sha256_file
+from essence.record.run_directory import StageFolder
 
 
 def check_untouched(folders: Iterable[StageFolder], hash_of: Callable[[Path], str] = sha256_file) -> None:

@@ -8,23 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from essence.atomic import read_json
-from essence.claims.definition import CLAIMS_FILE
-from essence.claims.verdict import judge, judged_record
-from essence.costs import as_json
 from essence.errors import RecordError
-from essence.record.canonical import canonical_json, sha256_file, sha256_text
+from essence.files import canonical_json, read_json, sha256_file, sha256_text
+from essence.plan.cost_table import as_json
 from essence.record.manifest import seal_of
-from essence.report.cost_claim import claim_tables
-from essence.report.evidence import read_stage
-from essence.report.findings import findings
-from essence.report.markdown import markdown_report
-from essence.report.page import render_page, statement
-from essence.report.records import Figure, Group, GroupKey, Results
-from essence.report.results import read_results
-from essence.report.samples import write_pieces
-from essence.report.table import arm_rows, cell_rows, missing_lines, row_record
-from essence.store import RunDirectory
+from essence.record.run_directory import RunDirectory
+from essence.report.claims.definition import CLAIMS_FILE
+from essence.report.claims.verdict import judge, judged_record
+from essence.report.page.cost_claim import claim_tables
+from essence.report.page.findings import findings
+from essence.report.page.markdown import markdown_report
+from essence.report.page.page import render_page, statement
+from essence.report.page.samples import write_pieces
+from essence.report.page.table import arm_rows, cell_rows, missing_lines, row_record
+from essence.report.results.read import read_results
+from essence.report.results.records import Figure, Group, GroupKey, Results
+from essence.report.results.stage_reader import read_stage
 
 SCHEMA_VERSION = 2
 
@@ -129,7 +128,7 @@ def _group_record(results: Results, group: Group, figures: Sequence[Figure]) -> 
 def _figures(results: Results) -> dict[GroupKey, list[Figure]]:
     """Figures by group; names carry the group's number where there are several groups."""
     # matplotlib takes half a second to import: only here, where something is drawn.
-    from essence.report.figures import draw_figures
+    from essence.report.page.figures import draw_figures
 
     several = len(results.groups) > 1
     return {

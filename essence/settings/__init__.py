@@ -2,7 +2,7 @@
 
 Every field changes a result, so every field is in the key. What only changes speed (threads, where files lie) is not
 here but in `Resources`. There are no defaults: values come from `experiments/*.toml` and the protocol table
-(`essence/protocol.py`), so that a number can be found in one place.
+(`essence/settings/protocol.py`), so that a number can be found in one place.
 """
 
 from essence.settings.base import Count, Factor, Few, Name, Record, Seed, Share, Size, check_name

@@ -25,7 +25,7 @@ RowFormat = Literal["conversations", "synthetic1", "nemotron", "messages"]
 
 
 Option = Annotated[int, Field(ge=-LARGEST_TOKENS, le=LARGEST_TOKENS)] | Annotated[float, Field(ge=-1e15, le=1e15)] | str
-"""Value of one option of a source that the kit makes (`essence/tiny/options.py` has each option's own bounds)."""
+"""Value of one option of a source that the kit makes; `essence/stages/tiny/source_options.py` has its bounds."""
 
 
 class Source(Record):
@@ -47,9 +47,9 @@ class Source(Record):
     path: str | None = None
     """Local folder or file instead of a repository; where it lies is in no key."""
     path_state: str | None = None
-    """Hash over the names and contents of the files under `path` (`essence/content.py`): what was taken in."""
+    """Hash over the names and contents of the files under `path` (`essence/record/content.py`): what was taken in."""
     builtin: str | None = None
-    """Name of a source made by the kit (`essence/tiny`)."""
+    """Name of a source made by the kit (`essence/stages/tiny`)."""
     options: dict[str, Option] = Field(default_factory=dict)
     """Options of a built-in source."""
 

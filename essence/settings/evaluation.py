@@ -7,9 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from essence.settings.base import LARGEST_COUNT, Count, Inside, Record, Seed, Share
 
 GraderName = Literal["math-verify", "lighteval-0.10", "math-verify-0.9"]
-"""What decides whether a completion is right (essence/scoring/graders.py)."""
+"""What decides whether a completion is right (essence/evaluation/graders.py)."""
 AnswerType = Literal["integer", "number", "latex", "gsm8k"]
-"""What a benchmark's answers are (essence/scoring/benchmarks.py says how each is read)."""
+"""What a benchmark's answers are (essence/evaluation/benchmarks.py says how each is read)."""
 
 
 SMALLEST_TEMPERATURE = 0.001

@@ -18,7 +18,7 @@ TeacherForm = Literal["live", "cached", "top-k"]
 likeliest tokens stored once, which is approximate."""
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"]
-"""From teacher to student; formulas in essence/distill/divergence.py."""
+"""From teacher to student; formulas in essence/distill/objective.py."""
 
 
 class ObjectiveSettings(Record):

@@ -4,7 +4,7 @@ This is all that ever runs inside an environment. Exit codes: 0 done (or was don
 log), 2 a failure that the user can cure (one sentence), 75 stopped on request with everything kept: start it again.
 """
 
-from essence.stages.signals import EXIT_STOPPED, leave_on_signals
+from essence.signals import EXIT_STOPPED, leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()
@@ -21,17 +21,9 @@ import traceback
 from pathlib import Path
 from typing import get_args
 
-from essence.atomic import read_json, write_json
 from essence.errors import InputError, KitError, RecordError, disk_error
-from essence.record.attempts import AttemptJournal, now
-from essence.record.canonical import sha256_file
-from essence.record.environment import hardware, software
-from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
-from essence.record.manifest import StageSettings as ManifestSettings
-from essence.record.untouched import check_untouched, own_names
-from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
-from essence.source import source_sha256
-from essence.stages.context import (
+from essence.files import read_json, sha256_file, write_json
+from essence.progress import (
     EXIT_CURABLE,
     Progress,
     StageContext,
@@ -41,9 +33,16 @@ from essence.stages.context import (
     die_with_parent,
     stop_when_alone,
 )
+from essence.record.attempts import AttemptJournal, now
+from essence.record.facts import hardware, software
+from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
+from essence.record.manifest import StageSettings as ManifestSettings
+from essence.record.run_directory import StageFolder, hold
+from essence.record.source_key import source_sha256
+from essence.record.untouched import check_untouched, own_names
+from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.stages.watcher import ORPHAN_WAIT_S, Watcher
-from essence.store import StageFolder, hold
 
 KIB = 1 << 10
 

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from essence.content import content_of
-from essence.data.files import is_data_file
+from essence.data.row_files import is_data_file
 from essence.errors import InputError, PinError
-from essence.local_files import local_files
+from essence.files import canonical_json, sha256_text
 from essence.models.folder import check_folder, read_config
-from essence.record.canonical import canonical_json, sha256_text
+from essence.paths import local_files
+from essence.progress import StageContext, StageOutcome
+from essence.record.content import content_of
 from essence.settings import DownloadSettings, Source
-from essence.stages.context import StageContext, StageOutcome
 
 FOLDERS = {"model": "model", "dataset": "rows", "benchmark": "problems"}
 
@@ -44,7 +44,7 @@ def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
 
 
 def _make(source: Source, context: StageContext) -> dict[str, Any]:
-    from essence.tiny import BUILTIN
+    from essence.stages.tiny import BUILTIN
 
     if source.builtin not in BUILTIN:
         known = ", ".join(BUILTIN)
@@ -96,7 +96,7 @@ def _fetch(source: Source, folder: Path) -> None:
 
 
 def _stream(source: Source, folder: Path, context: StageContext) -> dict[str, Any]:
-    from essence.stages.stream import stream_rows
+    from essence.data.hub_stream import stream_rows
 
     _commit(source)
     return stream_rows(source, folder, context)

@@ -7,20 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from essence.errors import InputError
-from essence.models.loading import check_model, load_tokenizer
-from essence.record.canonical import canonical_json, sha256_text
-from essence.scoring.benchmarks import read_problems
-from essence.scoring.decoders import DecodeSettings, open_decoder
-from essence.scoring.generation import (
-    Recorder,
-    check_as_declared,
-    generate_samples,
-    present_samples,
-    put_in_order,
-)
-from essence.scoring.golds import check_golds, golds_of
-from essence.scoring.lines import read_lines
-from essence.scoring.requests import (
+from essence.evaluation.benchmarks import read_problems
+from essence.evaluation.decoders import DecodeSettings, open_decoder
+from essence.evaluation.golds import check_golds, golds_of
+from essence.evaluation.requests import (
     FINISH_REASONS,
     Prompt,
     Request,
@@ -29,8 +19,18 @@ from essence.scoring.requests import (
     render_prompts,
     stop_token_ids,
 )
+from essence.evaluation.sampling import (
+    Recorder,
+    check_as_declared,
+    generate_samples,
+    present_samples,
+    put_in_order,
+    read_lines,
+)
+from essence.files import canonical_json, sha256_text
+from essence.models.loading import check_model, load_tokenizer
+from essence.progress import StageContext, StageOutcome
 from essence.settings import GenerateSettings
-from essence.stages.context import StageContext, StageOutcome
 
 SAMPLES_FILE = "samples.jsonl"
 

@@ -6,16 +6,16 @@ from contextlib import closing
 from typing import Any
 
 from essence.errors import InputError, StageError
-from essence.record.canonical import sha256_file
-from essence.scoring.apart import APART, grader_lock_sha256, grader_version, installed_graders
-from essence.scoring.benchmarks import Problem, read_problems
-from essence.scoring.golds import check_golds, golds_of
-from essence.scoring.grade import Item, grade_by_each
-from essence.scoring.graders import PACKAGE, Verdict
-from essence.scoring.lines import append_lines, read_lines, recover_lines
-from essence.scoring.summary import summary
+from essence.evaluation.benchmarks import Problem, read_problems
+from essence.evaluation.golds import check_golds, golds_of
+from essence.evaluation.graders import PACKAGE, Verdict
+from essence.evaluation.graders_apart import APART, grader_lock_sha256, grader_version, installed_graders
+from essence.evaluation.grading_pool import Item, grade_by_each
+from essence.evaluation.sampling import append_lines, read_lines, recover_lines
+from essence.evaluation.scores import summary
+from essence.files import sha256_file
+from essence.progress import StageContext, StageOutcome
 from essence.settings import GradeSettings
-from essence.stages.context import StageContext, StageOutcome
 
 SAMPLES_FILE = "samples.jsonl"
 VERDICTS_FILE = "verdicts.jsonl"

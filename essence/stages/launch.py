@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from essence.distill.rank_variables import rank_variable
 from essence.errors import KitError, MachineError, StageError
-from essence.rank_variables import rank_variable
+from essence.progress import StageContext, StageOutcome, Stopped, StopRequest
 from essence.settings import Resources, Spec, TrainSettings
-from essence.stages.context import StageContext, StageOutcome, Stopped, StopRequest
-from essence.stages.signals import EXIT_STOPPED
+from essence.signals import EXIT_STOPPED
 
 POLL_S = 0.05
 LOCALHOST = "127.0.0.1"
@@ -34,7 +34,7 @@ REPORTS = "ranks"
 
 
 @dataclass(frozen=True)
-class Machine:
+class Node:
     """This machine among those that train together."""
 
     index: int
@@ -44,7 +44,7 @@ class Machine:
     """0 = any free one."""
 
     @classmethod
-    def of(cls, count: int, environment: Mapping[str, str]) -> "Machine":
+    def of(cls, count: int, environment: Mapping[str, str]) -> "Node":
         """Alone, or as the batch system says; MachineError where it does not."""
         if count == 1:
             return cls(0, 1, LOCALHOST, 0)
@@ -68,7 +68,7 @@ def helps(spec: Spec, environment: Mapping[str, str]) -> bool:
         return False
     if "RANK" in environment:
         return rank_variable(environment, "RANK") > 0
-    return spec.resources.nodes > 1 and Machine.of(spec.resources.nodes, environment).index > 0
+    return spec.resources.nodes > 1 and Node.of(spec.resources.nodes, environment).index > 0
 
 
 def help_out(spec: Spec, spec_file: Path, stop: StopRequest) -> int:
@@ -139,7 +139,7 @@ def _run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest) ->
 
     if processes % nodes:
         raise MachineError(f"processes = {processes} cannot be shared evenly among resources.nodes = {nodes}")
-    machine, here = Machine.of(nodes, os.environ), processes // nodes
+    machine, here = Node.of(nodes, os.environ), processes // nodes
     first = machine.index == 0
     store = TCPStore(machine.address, machine.port, is_master=True, wait_for_workers=False) if first else None
     port = store.port if store else machine.port

@@ -13,17 +13,15 @@ import time
 import traceback
 from pathlib import Path
 
-from essence.stages.signals import EXIT_STOPPED, leave_on_signals
+from essence.signals import EXIT_STOPPED, leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()
 
-from essence.atomic import read_json, write_json
 from essence.distill.ranks import Ranks
 from essence.errors import KitError
-from essence.settings import Spec, TrainSettings
-from essence.stages import train
-from essence.stages.context import (
+from essence.files import read_json, write_json
+from essence.progress import (
     EXIT_CURABLE,
     Progress,
     StageContext,
@@ -31,8 +29,10 @@ from essence.stages.context import (
     StopRequest,
     die_with_parent,
 )
+from essence.record.run_directory import StageFolder
+from essence.settings import Spec, TrainSettings
+from essence.stages import train
 from essence.stages.launch import REPORTS
-from essence.store import StageFolder
 
 
 def main() -> int:

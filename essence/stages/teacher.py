@@ -2,7 +2,7 @@
 
 A causal teacher's states of a row's first tokens do not depend on what follows, so all cells that read their rows from
 the first token on (every proportion, epoch and seed of a sweep) are taught by this one reading. `rows/` holds the
-states (`essence/distill/stored_rows.py`), `model/` the teacher's head, config and tokenizer, and the states of pads
+states (`essence/distill/stored_states.py`), `model/` the teacher's head, config and tokenizer, and the states of pads
 that see nothing: a training loads no more of it. Takes up where a killed attempt ended, at the file.
 """
 
@@ -17,22 +17,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from essence.atomic import flush_to_disk
-from essence.distill import cost, packing
+from essence.data.token_table import TokenTable
+from essence.data.truncation import Example, fingerprint
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
 from essence.distill.devices import GIB, prepare_device
-from essence.distill.models import check_pair, read_decoder
-from essence.distill.selection import describe_positions, select_rows
-from essence.distill.sequence import Example, fingerprint
-from essence.distill.stored_rows import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
-from essence.distill.tokens import TokenTable
+from essence.distill.pair import check_pair, read_decoder
+from essence.distill.row_split import describe_positions, select_rows
+from essence.distill.stored_states import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
 from essence.distill.top_k import VALUES, likeliest
 from essence.errors import InputError, MachineError
+from essence.files import flush_to_disk
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import TOKENIZER_FILES
+from essence.progress import StageContext, StageOutcome
 from essence.settings import TeacherSettings, TopKSettings
-from essence.stages.context import StageContext, StageOutcome
+from essence.sizes import architecture as cost
+from essence.sizes import passes as packing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LOGIT_ROWS = 512

@@ -1,6 +1,6 @@
 """Render every row of a data set with the tokenizer's own chat template, tokenise it once, and note where thought is.
 
-Spans, sections and the length filter are views on the result (`essence/distill/sequence.py`), so this is done once for
+Spans, sections and the length filter are views on the result (`essence/data/truncation.py`), so this is done once for
 a data set and a tokenizer, whatever the number of cells. Rows that give no conversation are counted by reason. It takes
 minutes and is redone after a kill; the result is the same.
 """
@@ -14,21 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from essence.atomic import write_json
 from essence.data.accept import AcceptedRows, Numbered
-from essence.data.exchange import Exchange
-from essence.distill.boxed import first_statement
-from essence.distill.encoding import Encoded, Encoder, Text
-from essence.distill.models import think_token_ids
-from essence.distill.sequence import Bounds, Tokens
-from essence.distill.summary import TokenStatistics
-from essence.distill.tokens import TokenRow, TokenWriter
+from essence.data.encode import Encoded, Encoder, Text
+from essence.data.reasons import Exchange
+from essence.data.token_statistics import TokenStatistics, first_statement
+from essence.data.token_table import TokenRow, TokenWriter
+from essence.data.truncation import SectionBounds, Tokens
+from essence.distill.pair import think_token_ids
 from essence.errors import InputError
+from essence.files import sha256_text, write_json
 from essence.models.loading import load_tokenizer
 from essence.models.template import check_template, render
-from essence.record.canonical import sha256_text
+from essence.progress import StageContext, StageOutcome
 from essence.settings import TokenizeSettings
-from essence.stages.context import StageContext, StageOutcome
 
 BATCH_ROWS = 256
 
@@ -120,7 +118,7 @@ def add_statistics(statistics: TokenStatistics, rendered: list[TokenRow]) -> Non
     """Count a batch."""
     columns = zip(*((row.input_ids.size, row.think_start, row.think_end, row.boxed) for row in rendered), strict=True)
     lengths, think_start, think_end, boxed = (np.array(column, np.int64) for column in columns)
-    statistics.add(Bounds(lengths, think_start, think_end), boxed)
+    statistics.add(SectionBounds(lengths, think_start, think_end), boxed)
 
 
 MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end")

@@ -1,7 +1,7 @@
 """Distil a teacher into a student on one view of a tokenised data set.
 
-Writes `best/` (the validation that `essence/distill/choice.py` keeps) and `last/`, both Hugging Face folders,
-`metrics.jsonl` and `tensorboard/`. All that can be wrong with the inputs is looked for before the first step.
+Writes `best/` (the validation that `essence/distill/checkpoint_choice.py` keeps) and `last/`, both Hugging Face
+folders, `metrics.jsonl` and `tensorboard/`. All that can be wrong with the inputs is looked for before the first step.
 """
 
 import os
@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from essence.distill import cost, preflight
+from essence.data.truncation import Examples, fingerprint
+from essence.distill import preflight
 from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
-from essence.distill.cached_teacher import CachedTeacher, TopKTeacher
 from essence.distill.checkpoint import load_weights
-from essence.distill.dealing import Step
 from essence.distill.devices import (
     GIB,
     MFU_FORMULA,
@@ -26,24 +25,25 @@ from essence.distill.devices import (
     peak_of_device,
     prepare_device,
 )
-from essence.distill.distiller import COMPUTE_DTYPES
-from essence.distill.memory import load_of
-from essence.distill.models import check_pair, load_head, read_decoder, think_token_ids
+from essence.distill.module import COMPUTE_DTYPES
 from essence.distill.order import steps_of_training
+from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.parity import Settled, settle
 from essence.distill.ranks import Ranks
-from essence.distill.selection import CellRows, load_cell_rows
-from essence.distill.sequence import Examples, fingerprint
-from essence.distill.state import TrainResult
-from essence.distill.stored_rows import ROWS, StoredPads, StoredRows, check_sealed
-from essence.distill.teacher import TeacherStates, place_teacher
+from essence.distill.row_split import CellRows, load_cell_rows
+from essence.distill.storage import TrainResult
+from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
+from essence.distill.teachers import CachedTeacher, TeacherStates, TopKTeacher, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import save_model
+from essence.progress import StageContext, StageOutcome
 from essence.settings import LossResources, Resources, TrainSettings
-from essence.stages.context import StageContext, StageOutcome
+from essence.sizes import architecture as cost
+from essence.sizes.memory import load_of
+from essence.sizes.passes import Step
 from essence.stages.launch import check_devices
 
 CPU = torch.device("cpu")

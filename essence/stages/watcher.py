@@ -15,9 +15,9 @@ import time
 
 import psutil
 
+from essence.progress import StopRequest, parent_is_gone
 from essence.settings import StageName
-from essence.stages.context import StopRequest, parent_is_gone
-from essence.stages.signals import EXIT_STOPPED, STOP_SIGNALS
+from essence.signals import EXIT_STOPPED, STOP_SIGNALS
 
 LOOK_EVERY_S = 1.0
 GRACE_S = 30.0

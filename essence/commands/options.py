@@ -1,0 +1,64 @@
+"""From the words of a command line to the cells and stages that are meant."""
+
+from collections.abc import Iterable
+
+from essence.engines import ENGINES, FLAVOURS, SLURM, STARTING
+from essence.engines.run import Options, Run, flavour_of
+from essence.errors import ExperimentError, RecordError, nearest
+from essence.files import read_json
+from essence.paths import check_folder, typed_path
+from essence.plan.experiment import PROJECT, Cell, choose, load
+from essence.plan.stage_plan import ONLY, Plan, make_plan
+from essence.record.local_sources import LocalSources
+from essence.record.run_directory import RunDirectory
+
+DEFAULT_EXPERIMENT = "bespoke"
+
+
+def run_directory(runs: str | None) -> RunDirectory:
+    """The run directory: `--runs`, or `runs/` beside the experiments."""
+    path = typed_path("--runs", runs) if runs is not None else PROJECT / "runs"
+    check_folder(path / "stages", "--runs")
+    return RunDirectory(path)
+
+
+def select(words: Options, baselines: bool) -> Run:
+    """Load the experiment and plan the cells that the words ask for."""
+    check_word("--engine", "engine", words.engine, ENGINES)
+    check_word("--flavour", "flavour", words.flavour, FLAVOURS)
+    check_word("--only", "stage", words.only, ONLY)
+    loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
+    axes = words.axes()
+    cells = choose(loaded, axes) if axes else loaded.cells()
+    # The same image has the same identity under every container engine, and so have the stages that run in it.
+    engine = STARTING["docker" if words.engine == SLURM else words.engine](flavour_of(words, loaded))
+    root = run_directory(words.runs)
+    local = LocalSources(root)
+    plan = make_plan(loaded, cells, engine.environment, baselines, local)
+    return Run(words, engine, root, loaded, plan, plan.wanted(words.only), local)
+
+
+def check_word(option: str, what: str, word: str | None, known: Iterable[str]) -> None:
+    """ExperimentError for a word that is not known, with the nearest one that is."""
+    if word is not None and word not in known:
+        raise ExperimentError(f"{option} {word}: unknown {what}{nearest(word, known)} (known: {', '.join(known)})")
+
+
+def whole_plan(selection: Run) -> Plan:
+    """The plan that is written down: the whole matrix, the chosen cells, and cells chosen in earlier runs."""
+    cells = {cell.name: cell for cell in selection.loaded.cells()}
+    cells.update({plan.cell.name: plan.cell for plan in selection.plan.cells})
+    for cell in _earlier_cells(selection):
+        cells.setdefault(cell.name, cell)
+    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, True, selection.local)
+
+
+def _earlier_cells(selection: Run) -> list[Cell]:
+    try:
+        plan = read_json(selection.run_directory.plan(selection.name))
+    except RecordError:
+        return []
+    names = Cell.__dataclass_fields__
+    cells = [Cell(**{name: entry[name] for name in names}) for entry in plan["cells"]]
+    known = selection.loaded.experiment.data.keys()
+    return [cell for cell in cells if cell.dataset in known]

@@ -1,0 +1,56 @@
+"""What is written down before anything runs: the plan, every setting as resolved, the code as it differs from git."""
+
+from pathlib import Path
+from typing import Any
+
+from essence.commands.beforehand import check_beforehand, whereabouts
+from essence.engines.run import Run
+from essence.errors import RecordError
+from essence.files import read_json, write_atomically, write_json
+from essence.plan.experiment import PROJECT
+from essence.plan.stage_plan import Plan
+from essence.record.facts import code_facts
+
+
+def save_plan(plan: Plan, selection: Run) -> dict[str, Any]:
+    """Write plan.json, experiment.json and the diff of uncommitted code; what the specs say of the code.
+
+    Downloads are the same stages under every engine: fetching alone leaves a plan that names them as it is, since it
+    may be that of another engine, and what was trained is in no other.
+    """
+    check_beforehand(selection)
+    code, diff = code_facts(PROJECT)
+    saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
+    if diff and not saved.is_file():
+        write_atomically(saved, diff)
+    if selection.words.only == "download" and _names_downloads(selection.run_directory.plan(plan.loaded.name), plan):
+        return code
+    _write_changed(selection.run_directory.plan(plan.loaded.name), plan.as_json())
+    resolved = {
+        "schema_version": 1,
+        "experiment": plan.loaded.experiment.model_dump(mode="json"),
+        "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
+        "file": whereabouts(selection),
+        "engine": selection.words.engine,
+        "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
+    }
+    _write_changed(selection.run_directory.resolved(plan.loaded.name), resolved)
+    return code
+
+
+def _names_downloads(file: Path, plan: Plan) -> bool:
+    downloads = {stage.id for stage in plan.stages.values() if stage.stage == "download"}
+    try:
+        return downloads <= set(read_json(file)["stages"])
+    except RecordError:
+        return False
+
+
+def _write_changed(file: Path, value: dict[str, Any]) -> None:
+    """A run that changes nothing leaves every file as it is."""
+    try:
+        if read_json(file) == value:
+            return
+    except RecordError:
+        pass
+    write_json(file, value)

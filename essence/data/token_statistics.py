@@ -1,0 +1,139 @@
+"""Statistics of a tokenised data set, counted as its rows pass by: nothing is held but one counter a row length.
+
+They are of all rows in `tokens.arrow`, before any length filter.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from essence.data.truncation import SectionBounds, kept_lengths
+
+LSPS = tuple(k / 10 for k in range(1, 11))
+"""Proportions that are counted."""
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+MOST_BINS = 32
+Counts = NDArray[np.int64]
+
+
+def _zeros() -> Counts:
+    return np.zeros(len(LSPS), np.int64)
+
+
+@dataclass
+class TokenStatistics:
+    """Adds up what is known of each row."""
+
+    rows: int = 0
+    rows_with_thought: int = 0
+    """Rows with both markers in order, of which alone the sections are known."""
+    rows_with_box: int = 0
+    section_tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "cot": 0, "answer": 0, "unknown": 0})
+    _kept: Counts = field(default_factory=_zeros)
+    _thought_ends: Counts = field(default_factory=_zeros)
+    _boxes: Counts = field(default_factory=_zeros)
+    _lengths: Counts = field(default_factory=lambda: np.zeros(1, np.int64))
+    """Rows of each length."""
+
+    def add(self, bounds: SectionBounds, boxed: NDArray[np.int64]) -> None:
+        """Some rows; `boxed` is the index of the token that closes the first statement of the boxed answer, or -1."""
+        self.rows += bounds.lengths.size
+        known = (bounds.think_start >= 0) & (bounds.think_end >= bounds.think_start)
+        self.rows_with_thought += int(known.sum())
+        self.rows_with_box += int((boxed >= 0).sum())
+        self._add_sections(bounds, known)
+        for place, lsp in enumerate(LSPS):
+            kept = kept_lengths(bounds.lengths, lsp)
+            self._kept[place] += kept.sum()
+            self._thought_ends[place] += (known & (bounds.think_end < kept)).sum()
+            self._boxes[place] += ((boxed >= 0) & (boxed < kept)).sum()
+        found = np.bincount(bounds.lengths, minlength=self._lengths.size)
+        found[: self._lengths.size] += self._lengths
+        self._lengths = found
+
+    def _add_sections(self, bounds: SectionBounds, known: NDArray[np.bool_]) -> None:
+        prompt, end = bounds.think_start[known].sum(), (bounds.think_end[known] + 1).sum()
+        whole = bounds.lengths[known].sum()
+        tokens = (prompt, end - prompt, whole - end, bounds.lengths.sum() - whole)
+        for name, number in zip(self.section_tokens, tokens, strict=True):
+            self.section_tokens[name] += int(number)
+
+    def as_dict(self) -> dict[str, Any]:
+        """`statistics.json`; shares are None where no row could have what they are of."""
+        return {
+            "schema_version": 1,
+            "rows": self.rows,
+            "tokens": sum(self.section_tokens.values()),
+            "rows_with_thought": self.rows_with_thought,
+            "rows_with_boxed_answer": self.rows_with_box,
+            "section_tokens": dict(self.section_tokens),
+            "by_lsp": [
+                {
+                    "lsp": lsp,
+                    "kept_tokens": int(self._kept[place]),
+                    "thought_end_kept": _share(self._thought_ends[place], self.rows_with_thought),
+                    "boxed_answer_kept": _share(self._boxes[place], self.rows_with_box),
+                }
+                for place, lsp in enumerate(LSPS)
+            ],
+            "row_tokens": self._row_tokens(),
+        }
+
+    def _row_tokens(self) -> dict[str, Any]:
+        """Smallest, largest and quantiles of the row lengths, and their histogram in bins of a power of two tokens."""
+        present, cumulated = np.flatnonzero(self._lengths), np.cumsum(self._lengths)
+        if present.size == 0:
+            return {"smallest": None, "largest": None, "quantiles": {}, "bin_tokens": 1, "histogram": []}
+        largest, width = int(present[-1]), 1
+        while largest // width >= MOST_BINS:
+            width *= 2
+        bins = np.bincount(present // width, weights=self._lengths[present]).astype(np.int64)
+        # The smallest length that at least so many rows do not exceed.
+        places = np.searchsorted(cumulated, [max(1, np.ceil(q * self.rows)) for q in QUANTILES])
+        return {
+            "smallest": int(present[0]),
+            "largest": largest,
+            "quantiles": {f"{q:g}": int(place) for q, place in zip(QUANTILES, places, strict=True)},
+            "bin_tokens": width,
+            "histogram": bins.tolist(),
+        }
+
+
+def _share(part: np.int64, whole: int) -> float | None:
+    return int(part) / whole if whole else None
+
+
+OPENING = "\\boxed{"
+LONGEST_CONTENT = 500
+"""Characters; a brace that is not closed within them is not closed."""
+
+
+def first_statement(text: str, start: int) -> int:
+    """Index of the closing brace of the answer's first statement at or after `start`, -1 where nothing is boxed.
+
+    What stands before `start` (the question, which may ask for a box) is not looked at; empty boxes are no answers.
+    """
+    boxes: list[tuple[int, str]] = []
+    place = text.find(OPENING, start)
+    while place >= 0:
+        opened = place + len(OPENING)
+        closing = _closing_brace(text, opened)
+        if closing > opened:
+            boxes.append((closing, "".join(text[opened:closing].split())))
+        place = text.find(OPENING, opened)
+    return next((closing for closing, content in boxes if content and content == boxes[-1][1]), -1)
+
+
+def _closing_brace(text: str, opened: int) -> int:
+    """Index of the brace that closes the one before `opened`, -1 where there is none."""
+    depth = 1
+    for place in range(opened, min(len(text), opened + LONGEST_CONTENT)):
+        if text[place] == "{":
+            depth += 1
+        elif text[place] == "}":
+            depth -= 1
+            if depth == 0:
+                return place
+    return -1

@@ -1,0 +1,160 @@
+"""Which rows a cell trains on, in which order, and is validated on, and whether they are the published ones.
+
+The released code chose rows by lists of positions and split them with the `datasets` library. The kit filters by its
+own stated rule, splits the same way, and says in one word whether the outcome equals what is published
+(experiments/fingerprints.toml), with the numbers that differ.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from essence.data.token_table import TokenTable
+from essence.data.truncation import Examples, Indices, collect, validation_view, within_budget
+from essence.distill.order import epoch_order
+from essence.errors import InputError
+from essence.settings import PositionsRecord, PublishedRows, RowsSettings, TrainSettings
+
+FIRST_POSITIONS = 5
+Verdict = Literal["equal", "different", "published, not read by the kit", "not published"]
+
+
+@dataclass(frozen=True)
+class RowSplit:
+    """Row indices (into the tokenised rows, not data set positions) that a cell uses, in order; int64."""
+
+    kept: Indices
+    """All rows that the length filter lets through."""
+    train: Indices
+    validation: Indices
+
+
+@dataclass(frozen=True)
+class CellRows:
+    """What a cell trains on and is validated on."""
+
+    training: Examples
+    validation: Examples
+    positions: dict[str, Any]
+    """For the record: see `describe_selection`; `order`: see `describe_order`."""
+
+
+def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows:
+    """The rows of `tokens.arrow` as a cell sees them.
+
+    Raises:
+        InputError: the file is missing or damaged, too few rows, no row with a label, a token budget that is not met,
+            no token to pad with.
+    """
+    if settings.view.left_pad_multiple and eos_id < 0:
+        raise InputError(
+            "the student's tokenizer has no eos_token, with which protocol 'released' pads rows: set eos_token in its "
+            "tokenizer_config.json, or use protocol 'corrected'"
+        )
+    table = TokenTable(path)
+    selection, budget = select_rows(table.lengths, settings.rows), settings.rows.token_budget
+    outcomes = table.examples(selection.train, settings.view, eos_id)
+    training = collect(outcomes if budget is None else within_budget(outcomes, budget))
+    validation = collect(table.examples(selection.validation, validation_view(settings), eos_id))
+    for name, part in (("training", training), ("validation", validation)):
+        if not part.examples:
+            raise InputError(f"no {name} row has a supervised token under this span and sections: {part.skipped}")
+    positions, published = table.positions, settings.rows.published
+    told = describe_selection(positions, selection, published)
+    drawn = positions[selection.train[: training.places.rows]]
+    return CellRows(training, validation, {**told, "order": describe_order(drawn, settings, published)})
+
+
+def select_rows(lengths: ArrayLike, settings: RowsSettings) -> RowSplit:
+    """Length filter and split, equal to `select(kept).train_test_split(test_size, seed)` of the `datasets` library.
+
+    Args:
+        lengths: tokens of each whole rendered row, in data set order.
+        settings: rows of `max_row_tokens` or more are left out; the test part is validation, the first `train_rows` of
+            the train part are trained on.
+
+    Raises:
+        InputError: fewer rows are left than `train_rows + validation_rows`.
+    """
+    kept = np.flatnonzero(np.asarray(lengths) < settings.max_row_tokens)
+    wanted = settings.train_rows + settings.validation_rows
+    if kept.size < wanted:
+        raise InputError(
+            f"{kept.size} rows have under max_row_tokens = {settings.max_row_tokens} tokens, but train_rows = "
+            f"{settings.train_rows} and validation_rows = {settings.validation_rows} need {wanted}: lower train_rows "
+            "or validation_rows, or raise max_row_tokens"
+        )
+    order = kept[np.random.default_rng(settings.split_seed).permutation(kept.size)]
+    return RowSplit(kept, order[settings.validation_rows : wanted], order[: settings.validation_rows])
+
+
+def describe_selection(
+    positions: Indices, selection: RowSplit, published: PublishedRows | Literal["not read"] | None
+) -> dict[str, Any]:
+    """The record's words on a selection.
+
+    `{"published": Verdict, "kept": {...}, "train": {...}, "validation": {...}, "differs": {...}}`: what was selected as
+    a `PositionsRecord` each, before rows without labels are skipped and before a token budget; under `differs`, by part
+    and number, `[ours, published]`.
+    """
+    ours = {part: describe_positions(positions[getattr(selection, part)]) for part in ("kept", "train", "validation")}
+    differs: dict[str, dict[str, list[Any]]] = {}
+    verdict: Verdict = "not published" if published is None else "published, not read by the kit"
+    if isinstance(published, PublishedRows):
+        compared = {part: _differences(mine, getattr(published, part)) for part, mine in ours.items()}
+        differs = {part: found for part, found in compared.items() if found}
+        verdict = "different" if differs else "equal"
+    return {
+        "published": verdict,
+        **{part: mine.model_dump(mode="json") for part, mine in ours.items()},
+        "differs": differs,
+    }
+
+
+def describe_order(
+    drawn: Indices, settings: TrainSettings, published: PublishedRows | Literal["not read"] | None
+) -> dict[str, Any]:
+    """The record's words on the order of the training rows.
+
+    `{"published": Verdict, "epochs": [a `PositionsRecord` each], "differs": {...}}`: the rows drawn, with those that
+    fill an epoch up, before rows without labels are skipped; a token budget draws fewer. Under `differs`, by epoch and
+    number, `[ours, published]`.
+    """
+    epochs = range(settings.optimizer.epochs)
+    ours = [describe_positions(drawn[epoch_order(drawn.size, settings.order, epoch)]) for epoch in epochs]
+    known = published.orders if isinstance(published, PublishedRows) else []
+    found = {str(epoch): _differences(*pair) for epoch, pair in enumerate(zip(ours, known, strict=False))}
+    differs: dict[str, Any] = {epoch: numbers for epoch, numbers in found.items() if numbers}
+    if len(ours) != len(known):
+        differs["epochs"] = [len(ours), len(known)]
+    verdict: Verdict = "different" if differs else "equal"
+    if not known:
+        verdict = "published, not read by the kit" if published == "not read" else "not published"
+    return {
+        "published": verdict,
+        "epochs": [record.model_dump(mode="json") for record in ours],
+        "differs": differs if known else {},
+    }
+
+
+def describe_positions(positions: Indices) -> PositionsRecord:
+    """A list of row positions by its count, its ends, its sum, its first members and the hash of all."""
+    listed = positions.tolist()
+    return PositionsRecord(
+        rows=len(listed),
+        smallest=min(listed, default=None),
+        largest=max(listed, default=None),
+        sum=sum(listed),
+        first=listed[:FIRST_POSITIONS],
+        sha256=hashlib.sha256(",".join(map(str, listed)).encode("ascii")).hexdigest(),
+    )
+
+
+def _differences(ours: PositionsRecord, published: PositionsRecord) -> dict[str, list[Any]]:
+    """What is published and not equal; numbers that are not published are not compared."""
+    pairs = {name: [getattr(ours, name), value] for name, value in published if value not in (None, [])}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,210 @@
+"""What a training remembers, and where: the state between two steps, checkpoints and best weights under one folder.
+
+```
+<work>/
+    checkpoints/               essence/distill/checkpoint.py
+    best-00000040.safetensors  weights of the validation that is kept so far (essence/distill/checkpoint_choice.py)
+    last.safetensors           weights at the end
+    metrics.jsonl              a line a step or validation; on resume cut back to the checkpoint
+```
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+from essence.distill import checkpoint
+from essence.distill.adamw import MOMENTS
+from essence.distill.backends import Backend
+from essence.distill.checkpoint import Checkpoint
+from essence.distill.metrics import MetricsLog, OpenTrackers
+from essence.distill.ranks import ALONE, Ranks
+from essence.settings import Resources
+
+
+@dataclass
+class State:
+    """What a checkpoint remembers beside tensors."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_ce: float | None = None
+    best_parts: list[float] | None = None
+    """Losses of the parts of the validation rows at `best_step`, which later ones must be below."""
+    lowest_step: int | None = None
+    lowest_ce: float | None = None
+    last_loss: float | None = None
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    positions: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to. Alone or under DDP, the student itself holds the last weights."""
+
+    steps: int
+    best_step: int | None
+    """Of the weights that are kept (`essence/distill/checkpoint_choice.py`); None where there was no validation."""
+    best_validation_ce: float | None
+    lowest_step: int | None
+    """Of the lowest mean, the first of equal ones; the same as `best_step` where one rank chooses."""
+    lowest_validation_ce: float | None
+    last_loss: float
+    validations: list[dict[str, Any]]
+    """`{"step", "ce", "parts"}` each, in order: the mean over all rows, and over those of each rank that chooses."""
+    tokens: int
+    """Tokens read by the student in training steps, without padding."""
+    positions: int
+    """The same with padding."""
+    passes: int
+    """Forward passes of the student in training steps."""
+    packed: bool
+    """Whether rows were packed: asked for, and possible with these models."""
+    seconds: float
+    """Time spent in training steps, over all attempts."""
+    energy_j: float | None
+    """Joules of the GPUs of this machine from the first step to the last, as their driver counts; None without."""
+    last_weights: Path
+    """For `checkpoint.load_weights`."""
+    best_weights: Path | None
+    """None where there was no validation."""
+    metrics: Path
+
+
+class Storage:
+    """The folder of one training: restores and writes the tensors of a backend and the state beside them.
+
+    Every rank calls the same methods, since weights that are sharded come together only when all take part; what is
+    written once is written by the first.
+    """
+
+    def __init__(
+        self, work: Path, resources: Resources, ranks: Ranks = ALONE, open_trackers: OpenTrackers | None = None
+    ) -> None:
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.kept, self.ranks = work, resources.kept_checkpoints, ranks
+        self.checkpoints = work / "checkpoints"
+        self.metrics = MetricsLog(work / "metrics.jsonl", open_trackers)
+        self.checkpointed_at, self.checkpointed_step = time.monotonic(), 0
+
+    def __enter__(self) -> "Storage":
+        if self.ranks.first:
+            self.metrics.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.ranks.first:
+            self.metrics.__exit__(kind, error, traceback)
+
+    def restore(self, student: nn.Module) -> tuple[State, Checkpoint | None]:
+        """Give the student the weights of the newest whole checkpoint, whose state comes back; a new one without."""
+        found = checkpoint.newest(self.checkpoints, self.ranks)
+        if found:
+            checkpoint.load_weights(student, found)
+            checkpoint.restore_random_states(found, self.ranks.rank)
+        state = State(**found.state) if found else State()
+        self.checkpointed_step = state.step
+        if self.ranks.first:
+            self.metrics.cut_after(state.step)
+        return state, found
+
+    def record(self, **values: object) -> None:
+        """Append one record to the metrics."""
+        if self.ranks.first:
+            self.metrics.write(**values)
+
+    def write(self, state: State, backend: Backend) -> None:
+        """Write a checkpoint of the finished step."""
+        if self.ranks.first:
+            self.metrics.flush_to_disk()  # so that a checkpoint never knows more steps than the metrics do
+        tensors = {**checkpoint.random_states(self.ranks.rank), **_own_tensors(backend)}
+        checkpoint.write(self.checkpoints, state.step, tensors, asdict(state), self.kept, self.ranks)
+        self._remove_old_best(state)
+        self.checkpointed_at, self.checkpointed_step = time.monotonic(), state.step
+
+    @property
+    def seconds_since_checkpoint(self) -> float:
+        return time.monotonic() - self.checkpointed_at
+
+    def keep_best(self, state: State, backend: Backend) -> None:
+        """Write the weights of `state.best_step`, which is the step just validated."""
+        assert state.best_step is not None, "nothing was validated"
+        self._save_weights(self.best_path(state.best_step), backend)
+        self._remove_old_best(state)
+
+    def keep_last(self, backend: Backend) -> None:
+        """Write the weights at the end."""
+        self._save_weights(self.last_path, backend)
+
+    def _save_weights(self, path: Path, backend: Backend) -> None:
+        weights: dict[str, Tensor] = {}
+        for name, parameter in trained(backend.student):
+            whole = backend.weight(parameter)
+            if self.ranks.first:
+                weights[name] = whole.cpu()
+        if self.ranks.first:
+            checkpoint.save_weights(path, weights)
+
+    @property
+    def last_path(self) -> Path:
+        return self.work / "last.safetensors"
+
+    def best_path(self, step: int) -> Path:
+        return self.work / f"best-{step:08d}.safetensors"
+
+    def _remove_old_best(self, state: State) -> None:
+        """Remove best weights that neither the state nor a stored checkpoint speaks of."""
+        if not self.ranks.first:
+            return
+        needed = {state.best_step} | {s["best_step"] for s in checkpoint.states(self.checkpoints)}
+        for path in self.work.glob("best-*.safetensors"):
+            if path not in {self.best_path(step) for step in needed if step is not None}:
+                path.unlink()
+
+    def result(self, state: State, packed: bool) -> TrainResult:
+        return TrainResult(
+            steps=state.step,
+            best_step=state.best_step,
+            best_validation_ce=state.best_ce,
+            lowest_step=state.lowest_step,
+            lowest_validation_ce=state.lowest_ce,
+            last_loss=math.nan if state.last_loss is None else state.last_loss,
+            validations=state.validations,
+            tokens=state.tokens,
+            positions=state.positions,
+            passes=state.passes,
+            packed=packed,
+            seconds=state.seconds,
+            energy_j=state.energy_j,
+            last_weights=self.last_path,
+            best_weights=None if state.best_step is None else self.best_path(state.best_step),
+            metrics=self.metrics.path,
+        )
+
+
+def trained(student: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are trained, by name; tied ones once."""
+    return [(name, parameter) for name, parameter in student.named_parameters() if parameter.requires_grad]
+
+
+def _own_tensors(backend: Backend) -> dict[str, Tensor]:
+    """Weights and moments that this rank writes: every so-many-th parameter, whole."""
+    tensors: dict[str, Tensor] = {}
+    for index, (name, parameter) in enumerate(trained(backend.student)):
+        own = index % backend.ranks.processes == backend.ranks.rank
+        for kind in ("weight", *MOMENTS):
+            whole = backend.weight(parameter) if kind == "weight" else backend.moment(parameter, kind)
+            if own:
+                tensors[f"{kind}/{name}"] = whole.cpu()
+    return tensors

@@ -1,0 +1,257 @@
+"""Files of what a teacher gives for whole rows: written once, a file at a time, read by every training through a map.
+
+```
+<folder>/index.json           what is stored, and of each file its size and sha256; rewritten after each file, and at
+                              the end with the sha256 of the teacher's head, which lies in another folder
+<folder>/rows-00000.safetensors
+    positions  int64 (rows,)    of the rows in their data set
+    lengths    int64 (rows,)    tokens of each row
+    input_ids  int32 (tokens,)  the rows one after the other, as is everything below
+    ...                         what the teacher gives, first dimension (tokens,): `states` (tokens, hidden)
+```
+
+A file has its name only when it lies on the disk as a whole, and the index speaks of it only then, so a kill loses at
+most one file.
+
+`model/pads.safetensors` holds the same for single tokens that see nothing, `ids` int64 (pads,): a row's first token is
+predicted from one of them under protocol `released`.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from essence.data.truncation import Example
+from essence.errors import InputError, RecordError
+from essence.files import flush_to_disk, read_json, sha256_file, write_json
+
+ROWS, MODEL = "rows", "model"
+"""Folders of a teacher stage's output."""
+INDEX = "index.json"
+HEAD, PADS = "head.safetensors", "pads.safetensors"
+"""In `model/`, with the teacher's config and tokenizer."""
+SEALED = {"head_sha256": HEAD, "pads_sha256": PADS}
+"""Files of `model/` whose sha256 the index holds, by its keys."""
+CURE = "remove this stage's folder and issue the command again"
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One row: its position in the data set, its tokens, and what the teacher gives for each, first dimension (L,)."""
+
+    position: int
+    input_ids: Tensor
+    values: dict[str, Tensor]
+
+
+class RowWriter:
+    """Adds files to a folder, after those that an earlier attempt has finished."""
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Look at what is there; `facts` are kept in the index. Files that the index does not know are removed."""
+        self.folder, self.facts = folder, facts
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files: list[dict[str, Any]] = list(_whole_files(folder))
+        known = {entry["file"] for entry in self.files}
+        for path in folder.glob("*.safetensors*"):
+            if path.name not in known:
+                path.unlink()
+
+    @property
+    def rows(self) -> int:
+        """Stored so far; the first rows of all."""
+        return sum(entry["rows"] for entry in self.files)
+
+    @property
+    def tokens(self) -> int:
+        return sum(entry["tokens"] for entry in self.files)
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry["bytes"] for entry in self.files)
+
+    def add(self, rows: Sequence[StoredRow]) -> None:
+        """Write one file, on the disk as a whole when this returns."""
+        tensors = {
+            "positions": torch.tensor([row.position for row in rows], dtype=torch.int64),
+            "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int64),
+            "input_ids": torch.cat([row.input_ids for row in rows]).to(torch.int32),
+            **{name: torch.cat([row.values[name] for row in rows]) for name in rows[0].values},
+        }
+        path = self.folder / f"rows-{len(self.files):05d}.safetensors"
+        temporary = path.with_name(f"{path.name}.tmp")
+        save_file(tensors, temporary)
+        flush_to_disk(temporary)
+        digest = sha256_file(temporary)
+        temporary.replace(path)
+        flush_to_disk(self.folder)
+        self.files.append(
+            {
+                "file": path.name,
+                "rows": len(rows),
+                "tokens": len(tensors["input_ids"]),
+                "bytes": path.stat().st_size,
+                "sha256": digest,
+            }
+        )
+        self._write_index()
+
+    def seal(self, model: Path) -> None:
+        """Note the sha256 of the teacher's head and of the pads, the last of what is written, in the folder `model`."""
+        self.facts.update({key: sha256_file(model / name) for key, name in SEALED.items()})
+        self._write_index()
+
+    def _write_index(self) -> None:
+        write_json(self.folder / INDEX, {"schema_version": 1, **self.facts, "files": self.files})
+
+
+def _whole_files(folder: Path) -> Iterable[dict[str, Any]]:
+    """Entries of the index up to the first file that is not there with its size."""
+    try:
+        entries = read_json(folder / INDEX)["files"]
+    except RecordError:
+        return
+    for entry in entries:
+        path = folder / entry["file"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return
+        yield entry
+
+
+def check_sealed(output: Path) -> None:
+    """InputError where the head or the pads of a teacher stage's output are not those that were written."""
+    index = output / ROWS / INDEX
+    try:
+        expected = {name: read_json(index)[key] for key, name in SEALED.items()}
+    except (RecordError, KeyError) as error:
+        raise InputError(f"{index}: missing or damaged ({error}): {CURE}") from None
+    for name, sha256 in expected.items():
+        path = output / MODEL / name
+        if not path.is_file():
+            raise InputError(f"{path}: is missing: {CURE}")
+        if (digest := sha256_file(path)) != sha256:
+            raise InputError(f"{path}: damaged, its sha256 is {digest[:16]}: {CURE}")
+
+
+def write_pads(folder: Path, pads: Sequence[int], values: dict[str, Tensor]) -> None:
+    """Write what the teacher gives for tokens that see nothing, first dimension (pads,), into the folder `model/`."""
+    save_file({"ids": torch.tensor(pads, dtype=torch.int64), **values}, folder / PADS)
+    flush_to_disk(folder / PADS)
+
+
+class StoredPads:
+    """What the teacher gives for tokens that see nothing."""
+
+    def __init__(self, output: Path) -> None:
+        """Load the file of a teacher stage's output; InputError where it is missing or damaged."""
+        self.path = output / MODEL / PADS
+        try:
+            self._values = load_file(self.path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self.path}: missing or damaged ({str(error).splitlines()[0]}): {CURE}") from None
+        self._places = {pad: place for place, pad in enumerate(self._values["ids"].tolist())}
+
+    def values(self, name: str, pad: int) -> Tensor:
+        """What is stored under `name` for one pad, first dimension (1,); InputError where it is not stored."""
+        if pad not in self._places:
+            raise InputError(
+                f"{self.path}: the padding token {pad} is none of the stored ones {sorted(self._places)}: use "
+                "teacher = 'live'"
+            )
+        found: Tensor = self._values[name][self._places[pad]]
+        return found.unsqueeze(0)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """InputError where a pad of these rows is not stored."""
+        for pad in {example.pad for example in examples if example.pad is not None}:
+            self.values("ids", pad)
+
+
+class StoredRows:
+    """The files of a folder, mapped into memory; a row is found by its position in the data set."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open all files; InputError where one is missing, of another size, or no safetensors file."""
+        self.folder = folder
+        try:
+            self.index = read_json(folder / INDEX)
+            self._entries: list[dict[str, Any]] = list(self.index["files"])
+        except (RecordError, KeyError) as error:
+            raise InputError(f"{folder / INDEX}: missing or damaged ({error}): {CURE}") from None
+        self._files = [self._open(entry) for entry in self._entries]
+        self._places: dict[int, tuple[int, int, int]] = {}
+        for number, file in enumerate(self._files):
+            lengths = file.get_tensor("lengths").tolist()
+            starts = np.cumsum([0, *lengths[:-1]]).tolist()
+            for position, start, length in zip(file.get_tensor("positions").tolist(), starts, lengths, strict=True):
+                self._places[position] = (number, start, length)
+
+    def _open(self, entry: dict[str, Any]) -> Any:
+        path = self.folder / entry["file"]
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+            raise InputError(f"{path}: {found}: {CURE}")
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}): {CURE}") from None
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(entry["tokens"] for entry in self._entries)
+
+    def values(self, name: str, example: Example, first: int, stop: int) -> Tensor:
+        """What is stored under `name` for the tokens from `first` up to `stop` of a row, on the CPU."""
+        number, start, _ = self._place(example)
+        found: Tensor = self._files[number].get_slice(name)[start + first : start + stop]
+        return found
+
+    def check(self, examples: Sequence[Example], threads: int) -> int:
+        """Compare rows with those that a training reads, and the files that hold them with their sha256.
+
+        Returns:
+            Bytes of these files.
+
+        Raises:
+            InputError: a row is not stored, has other tokens, or its file was changed.
+        """
+        numbers = set()
+        for example in examples:
+            number, start, _ = self._place(example)
+            stored = self._files[number].get_slice("input_ids")[start : start + example.input_ids.size]
+            if not np.array_equal(stored.numpy(), example.input_ids):
+                raise InputError(
+                    f"{self.folder / self._entries[number]['file']}: row {example.row} has other tokens than the "
+                    f"training reads: {CURE}"
+                )
+            numbers.add(number)
+        entries = [self._entries[number] for number in sorted(numbers)]
+        with ThreadPoolExecutor(max_workers=threads) as pool:
+            for entry, digest in zip(entries, pool.map(self._digest, entries), strict=True):
+                if digest != entry["sha256"]:
+                    raise InputError(f"{self.folder / entry['file']}: damaged, its sha256 is {digest[:16]}: {CURE}")
+        return sum(entry["bytes"] for entry in entries)
+
+    def _digest(self, entry: dict[str, Any]) -> str:
+        return sha256_file(self.folder / entry["file"])
+
+    def _place(self, example: Example) -> tuple[int, int, int]:
+        found = self._places.get(example.row)
+        if found is None:
+            raise InputError(f"{self.folder}: row {example.row} of the data set is not stored: {CURE}")
+        if example.first or example.input_ids.size > found[2]:
+            raise InputError(
+                f"{self.folder}: row {example.row} is read from token {example.first} on, {example.input_ids.size} "
+                f"tokens, but stored states serve the first of its {found[2]} tokens alone: use teacher = 'live'"
+            )
+        return found

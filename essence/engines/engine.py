@@ -1,0 +1,212 @@
+"""What surrounds a stage, computed once for every engine: a process, a container, an argv or a batch script.
+
+Folders have the same path inside a container as outside, so that every message names a file that the reader can open.
+"""
+
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from essence.paths import local_files
+from essence.plan.stage_plan import PlannedStage
+from essence.record.facts import SCHEDULER_VARIABLES
+from essence.record.run_directory import RunDirectory, StageFolder
+from essence.settings import DownloadSettings, EnvironmentName, Resources, StageName
+
+NETWORK_VARIABLES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+"""What a download is told of the caller's environment."""
+CERTIFICATES = "SSL_CERT_FILE"
+PRIVATE_TMP = Path("/tmp")  # noqa: S108  a tmpfs of the container's own
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A host folder or file as it is seen inside."""
+
+    source: Path
+    target: Path
+    read_only: bool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One stage and all that an engine needs to know to start it."""
+
+    stage: StageName
+    stage_id: str
+    title: str
+    environment: EnvironmentName
+    folder: StageFolder
+    mounts: tuple[Mount, ...]
+    network: bool
+    resources: Resources
+    variables: dict[str, str]
+    """What the kit tells the stage under every engine."""
+    user: tuple[int, int]
+    """uid and gid of the caller, who is to own the files."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `python`."""
+        return ["-m", "essence.stages", self.stage, "--spec", str(self.folder.spec)]
+
+    def contained_variables(self) -> dict[str, str]:
+        """The whole environment of a stage that inherits nothing: an allow-list, no secrets."""
+        inside = {
+            # The caller's uid has no entry in the image's passwd: libraries that ask for a home or a name find these.
+            "HOME": str(PRIVATE_TMP),
+            "USER": "essence",
+            "LOGNAME": "essence",
+            "XDG_CACHE_HOME": str(PRIVATE_TMP / "cache"),
+            "HF_HOME": str(PRIVATE_TMP / "huggingface"),
+            "TORCHINDUCTOR_CACHE_DIR": str(PRIVATE_TMP / "inductor"),
+            "TRITON_CACHE_DIR": str(PRIVATE_TMP / "triton"),
+            "ESSENCE_HOST": socket.gethostname(),
+        }
+        passed = (*SCHEDULER_VARIABLES, *(NETWORK_VARIABLES if self.network else ()))
+        inside.update({name: os.environ[name] for name in passed if name in os.environ})
+        if self.network and CERTIFICATES in os.environ:
+            inside[CERTIFICATES] = os.environ[CERTIFICATES]
+        return {**inside, **self.variables}
+
+
+def surroundings(stage: PlannedStage, run_directory: RunDirectory) -> Launch:
+    """What surrounds a planned stage: its own folder to write to, its inputs to read, the network if it fetches."""
+    folder = run_directory.stage(stage.id)
+    network = stage.stage == "download" and fetches(stage)
+    read = [run_directory.stage(identifier).path for identifier in stage.inputs.values()]
+    read += [*_local_source(stage), *_certificates(network)]
+    return Launch(
+        stage=stage.stage,
+        stage_id=stage.id,
+        title=stage.title,
+        environment=stage.runs_in,
+        folder=folder,
+        mounts=(
+            *(Mount(path, path, read_only=True) for path in dict.fromkeys(read)),
+            Mount(folder.path, folder.path, read_only=False),
+        ),
+        network=network,
+        resources=stage.resources,
+        variables=told(stage.resources, network),
+        user=(os.getuid(), os.getgid()),
+    )
+
+
+def fetches(stage: PlannedStage) -> bool:
+    """Whether a stage brings something in from a repository."""
+    return isinstance(stage.settings, DownloadSettings) and bool(stage.settings.source.repository)
+
+
+def told(resources: Resources, network: bool) -> dict[str, str]:
+    """Variables that the kit sets for a stage: threads, and no hub but for downloads."""
+    variables = {
+        "OMP_NUM_THREADS": str(resources.threads),
+        "MKL_NUM_THREADS": str(resources.threads),
+        "TOKENIZERS_PARALLELISM": "true" if resources.threads > 1 else "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not network:
+        variables.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    return variables
+
+
+def _local_source(stage: PlannedStage) -> list[Path]:
+    """The local path that a download copies, and the folders that links in it lead to (a hub cache is made of them)."""
+    if not isinstance(stage.settings, DownloadSettings) or not stage.settings.source.path:
+        return []
+    path = Path(stage.settings.source.path)
+    linked = {file.resolve().parent for file in local_files(path) if file.resolve() != file}
+    return [path, *sorted(folder for folder in linked if not folder.is_relative_to(path))]
+
+
+def _certificates(network: bool) -> list[Path]:
+    file = Path(os.environ.get(CERTIFICATES, ""))
+    return [file] if network and file.is_absolute() and file.is_file() else []
+
+
+Flavour = str
+"""Which locked versions an image holds: cuda, cpu or paper (`docker/bake.hcl`)."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a stage's process ended."""
+
+    code: int
+    """Exit code; a negative one is the signal that ended it."""
+    cause: str | None = None
+    """One sentence when something outside the stage ended it, which the stage itself could not write down."""
+
+
+class RunningStage(Protocol):
+    """A stage that was started."""
+
+    def poll(self) -> Exit | None:
+        """None while it runs."""
+
+    def stop(self) -> None:
+        """Ask the stage to write what it needs and end."""
+
+    def kill(self) -> None:
+        """End the stage and all that it started at once; returns when it is gone."""
+
+
+class Engine(Protocol):
+    """What every engine tells."""
+
+    @property
+    def name(self) -> str: ...
+
+    def environment(self, name: EnvironmentName) -> dict[str, str]:
+        """Identity of an environment, part of every key; known without the engine being there."""
+
+    def image(self, name: EnvironmentName) -> dict[str, str | None]:
+        """What the manifest says of engine and image; group `image`."""
+
+    def check(self, stages: list[PlannedStage]) -> None:
+        """KitError when these stages cannot be started here: no engine, no image."""
+
+    def render(self, surroundings: Launch) -> str:
+        """The command as a person would type it; needs neither engine nor image."""
+
+
+class StartingEngine(Engine, Protocol):
+    """An engine that starts a stage and stays with it."""
+
+    def start(self, surroundings: Launch) -> RunningStage:
+        """Start a stage, or take over the one that a killed host left running."""
+
+
+VMSTAT = Path("/proc/vmstat")
+
+
+def memory_kills() -> int | None:
+    """How many processes the kernel has killed so far because memory ran out; None where it does not count them."""
+    try:
+        lines = VMSTAT.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+def ended_by_signal(number: int, kills_before: int | None, limit_gib: float = 0.0) -> Exit:
+    """The ending by a signal: because of memory where the kernel has killed for it since the stage began.
+
+    `limit_gib` is what the stage was allowed to take, 0 = anything.
+    """
+    name, now = signal.Signals(number).name, memory_kills()
+    if number != signal.SIGKILL:
+        return Exit(-number, f"killed by {name}")
+    if kills_before is None or now is None:
+        return Exit(-number, f"killed by {name} (out of memory?)")
+    return Exit(-number, out_of_memory(limit_gib) if now > kills_before else f"killed by {name}")
+
+
+def out_of_memory(limit_gib: float) -> str:
+    """The sentence for memory that ran out."""
+    had = f"it may take {limit_gib:g} GiB (resources.memory_gib)" if limit_gib else "the machine has no more"
+    return f"killed because memory ran out: {had}"

@@ -1,0 +1,68 @@
+"""What this machine has that a run can use."""
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from essence.record.facts import GIB, query_gpus
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run can use here."""
+
+    gpus: list[dict[str, object]]
+    memory_gib: float
+    disk_gib: float
+    """Free where the run directory lies."""
+
+    @property
+    def gpu_memory_gib(self) -> float:
+        """Of the smallest GPU; 0 without one."""
+        return min((float(str(gpu["memory_gib"])) for gpu in self.gpus), default=0.0)
+
+    @property
+    def driver(self) -> str:
+        """Version of the GPUs' driver; empty without one."""
+        return str(self.gpus[0]["driver_version"]) if self.gpus else ""
+
+    def describe_gpus(self) -> str:
+        return f"{len(self.gpus)} GPUs of {self.gpu_memory_gib:.0f} GiB" if self.gpus else "no GPU"
+
+    def describe(self) -> str:
+        return f"{self.describe_gpus()}, {self.memory_gib:.0f} GiB of memory, {self.disk_gib:.0f} GiB of free disk"
+
+
+def this_machine(run_directory: Path) -> Machine:
+    """Look at GPUs, memory and the disk that the run directory is, or will be, on."""
+    memory, visible = psutil.virtual_memory().total / GIB, visible_gpus()
+    gpus = [gpu for gpu in query_gpus() if not visible or _named(gpu, visible)]
+    return Machine(gpus, memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that the caller has been given, as CUDA_VISIBLE_DEVICES names them; empty = all of the machine."""
+    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+
+
+def _named(gpu: dict[str, object], names: list[str]) -> bool:
+    """Whether one of the names, an index or the start of a UUID, is this GPU's; a part of a GPU is of any."""
+    return any(
+        name.startswith("MIG-") or str(gpu["index"]) == name or str(gpu["uuid"]).startswith(name) for name in names
+    )
+
+
+def refusal(folder: Path) -> int | None:
+    """The errno with which a folder, or the one it would be made in, refuses writes; None = it can be written."""
+    existing = _existing(folder)
+    if os.access(existing, os.W_OK | os.X_OK):
+        return None
+    return errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+
+
+def _existing(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.is_dir())

@@ -1,0 +1,273 @@
+"""What a run needs and what is here: the list that `invoke doctor` prints, and that every run goes through first."""
+
+import http.client
+import os
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from essence.engines.engine import fetches
+from essence.engines.machine import Machine, refusal, this_machine
+from essence.engines.recipes import cuda_of, least_driver, recipe
+from essence.engines.run import Run
+from essence.errors import DISK, KitError, MachineError
+from essence.models.folder import check_folder
+from essence.plan.catalogue import missing
+from essence.plan.estimate import download_gib, estimate
+from essence.plan.schema import ResourcesSection
+from essence.plan.stage_plan import PlannedStage
+from essence.plan.stored_teacher import stored_teachers
+from essence.record.verification import verify
+from essence.settings import DownloadSettings
+
+HUB = "https://huggingface.co"
+PROBE_S = 10.0
+LEAST_GIB = 1.0
+GPU_MEMORY_TOLERANCE = 0.95
+"""A GPU that is sold as 80 GiB tells a little less."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that a run needs."""
+
+    name: str
+    found: str
+    """What is here, or a whole sentence where nothing is wanted in so many words."""
+    wanted: str = ""
+    cure: str = ""
+    """What to do; empty = nothing is missing."""
+
+    @property
+    def met(self) -> bool:
+        return not self.cure
+
+    def problem(self) -> str:
+        """What is wrong, without its cure."""
+        return f"needs {self.wanted} (here: {self.found})" if self.wanted else self.found
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.met}
+
+
+def require(selection: Run) -> None:
+    """MachineError naming the first thing that is missing for the stages that are left, before anything is started."""
+    unmet = [check for check in checks(selection, thorough=False) if not check.met]
+    if unmet:
+        first, more = unmet[0], len(unmet) - 1
+        rest = f" (and {more} more{'' if selection.evaluated else f': {doctor_command(selection)}'})" if more else ""
+        name = selection.name if first.wanted else f"{selection.name}:"
+        raise MachineError(f"{name} {first.problem()}; {first.cure}{rest}")
+
+
+def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Requirement]:
+    """Every thing that the stages that are left need; `thorough` hashes what was downloaded, too.
+
+    `offline`: what is still to be fetched is missing, whether the hub answers or not.
+    """
+    left = selection.left()
+    if left:
+        machine = this_machine(selection.run_directory.root)
+        yield _writable(selection)
+        yield from _pins(left)
+        yield from _models(selection)
+        on_a_cluster = selection.words.engine == "slurm"
+        if not on_a_cluster:
+            yield from _shares(selection.loaded.experiment.resources, left)
+            yield from _gpus(selection, left, machine)
+            yield from _memory(selection, left, machine)
+        yield _disk(selection, machine)
+        # Of a cluster's nodes Slurm is asked.
+        if not on_a_cluster:
+            yield from _engine(selection, left)
+    yield from _downloads(selection, thorough, offline)
+
+
+def doctor_command(selection: Run) -> str:
+    """The command that prints the whole list."""
+    return selection.words.typed(whole=False, command="doctor")
+
+
+def _writable(selection: Run) -> Requirement:
+    root = selection.run_directory.root
+    if refused := refusal(root):
+        return Requirement(
+            "run directory", f"{root}: {DISK[refused]}", cure="make room there, or name another with --runs"
+        )
+    return Requirement("run directory", str(root))
+
+
+def _pins(left: list[PlannedStage]) -> Iterator[Requirement]:
+    sources = [stage.settings.source for stage in left if isinstance(stage.settings, DownloadSettings)]
+    lacking = [sentence for source in sources if (sentence := missing(source))]
+    for sentence in lacking:
+        yield _from_sentence("pin", sentence)
+    if not lacking:
+        yield Requirement("pins", f"{len(sources)} sources to bring in, each with its commit or a path that is there")
+
+
+def _models(selection: Run) -> Iterator[Requirement]:
+    """The models that lie on this machine, downloaded or to be copied: read without being loaded."""
+    for stage in selection.wanted:
+        if not isinstance(stage.settings, DownloadSettings) or stage.settings.source.kind != "model":
+            continue
+        source, folder = stage.settings.source, selection.run_directory.stage(stage.id)
+        path = folder.output / "model" if folder.done else Path(source.path or "")
+        if folder.done or (source.path and path.exists()):
+            yield asked(f"model {source.name}", partial(check_folder, path), f"{path}: whole, as far as can be read")
+
+
+def _from_sentence(name: str, sentence: str) -> Requirement:
+    """A message of the kit says what is wrong and, after the last `; `, what cures it."""
+    problem, found, cure = sentence.rpartition("; ")
+    return Requirement(name, problem if found else cure, cure=cure if found else "see docs/troubleshooting.md")
+
+
+def _gpus(selection: Run, left: list[PlannedStage], machine: Machine) -> Iterator[Requirement]:
+    resources = selection.loaded.experiment.resources
+    if not any(stage.resources.gpus for stage in left):
+        yield Requirement("GPUs", "none is asked for")
+        return
+    wanted = f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB"
+    enough = machine.gpu_memory_gib >= resources.gpu_memory_gib * GPU_MEMORY_TOLERANCE
+    fits = len(machine.gpus) >= resources.gpus and enough
+    yield Requirement("GPUs", machine.describe_gpus(), wanted, "" if fits else _smaller(selection))
+    if machine.gpus and selection.contained:
+        yield _driver(selection, machine)
+
+
+def _shares(resources: ResourcesSection, left: list[PlannedStage]) -> Iterator[Requirement]:
+    """What a machine alone cannot do: be several, or give the same GPUs to several stages at once."""
+    if any(stage.resources.nodes > 1 for stage in left):
+        yield Requirement(
+            "machines", "one", f"{resources.nodes} machines", "set nodes = 1, or queue it: --engine slurm"
+        )
+    if resources.parallel_stages > 1 and any(stage.resources.gpus for stage in left):
+        found = f"parallel_stages = {resources.parallel_stages}, which would all be given the same GPUs"
+        yield Requirement("stages at once", found, cure="set parallel_stages = 1 in [resources]")
+
+
+def _driver(selection: Run, machine: Machine) -> Requirement:
+    """The driver against the CUDA of the image: both numbers."""
+    image = recipe("train", selection.flavour)
+    here, cuda = machine.driver, cuda_of(image.base)
+    if cuda is None:
+        cure = "leave --flavour out, or choose cuda"
+        return Requirement("driver", f"{image.name}, which has no CUDA", "an image with CUDA for these GPUs", cure)
+    least = least_driver(cuda)
+    cure = "" if _version(here) >= _version(least) else "update the driver, or choose another flavour with --flavour"
+    return Requirement("driver", here, f"driver {least} or newer for CUDA {cuda} of {image.name}", cure)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def _memory(selection: Run, left: list[PlannedStage], machine: Machine) -> Iterator[Requirement]:
+    """A login node that only downloads need not have what the jobs take."""
+    wanted = selection.loaded.experiment.resources.memory_gib
+    if wanted and any(stage.stage != "download" for stage in left):
+        cure = "" if machine.memory_gib >= wanted else "lower memory_gib in [resources], or take a larger machine"
+        yield Requirement("memory", f"{machine.memory_gib:.0f} GiB", f"{wanted:g} GiB of memory", cure)
+
+
+def _disk(selection: Run, machine: Machine) -> Requirement:
+    gib, where = disk_gib(selection), f"free in {selection.run_directory.root}: {_size(machine.disk_gib)}"
+    cure = "" if gib <= machine.disk_gib else "make room there, or name another run directory with --runs"
+    return Requirement("disk", where, f"about {_size(gib)} of disk", cure)
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.0f} GiB" if gib >= LEAST_GIB else f"{gib * 1024:.1f} MiB"
+
+
+def _smaller(selection: Run) -> str:
+    return (
+        "the same matrix in miniature runs here: make reproduce-tiny; what this one takes: "
+        f"invoke plan --experiment {shlex.quote(selection.words.experiment or selection.name)}"
+    )
+
+
+def disk_gib(selection: Run) -> float:
+    """Disk that what is left is estimated to take: models saved and downloaded, stored states, scratch."""
+    loaded, run_directory = selection.loaded, selection.run_directory
+    stages = selection.left()
+    left = {stage.id for stage in stages}
+    cells = [plan for plan in selection.plan.cells if plan.stages["train"] in left]
+    costs = [estimate(plan, loaded, run_directory) for plan in cells]
+    scratch = max((cost.scratch_gib or 0.0 for cost in costs), default=0.0)
+    at_once = min(len(cells), loaded.experiment.resources.parallel_stages)
+    downloads = download_gib(stages, loaded, run_directory)
+    stored = stored_teachers(selection.plan.cells, loaded, run_directory)
+    states = sum(one.disk_gib for one in stored if one.stage in left)
+    return sum(cost.disk_gib or 0.0 for cost in costs) + scratch * at_once + downloads + states
+
+
+def _engine(selection: Run, left: list[PlannedStage]) -> Iterator[Requirement]:
+    """The engine, then what it needs for the stages: their environments or images."""
+    engine = asked(f"engine {selection.words.engine}", lambda: selection.engine.check([]))
+    yield engine
+    if engine.met:
+        names = ", ".join(sorted({stage.runs_in for stage in left}))
+        yield asked("environments", lambda: selection.engine.check(left), f"{names} are there")
+
+
+def asked(name: str, ask: Callable[[], object], found: str = "is there") -> Requirement:
+    """A check by a call that raises a KitError where something is missing."""
+    try:
+        ask()
+    except KitError as error:
+        return _from_sentence(name, str(error))
+    return Requirement(name, found)
+
+
+def _downloads(selection: Run, thorough: bool, offline: bool) -> Iterator[Requirement]:
+    """What was downloaded and verifies, and what is still to come from a network."""
+    downloads = [stage for stage in selection.wanted if stage.stage == "download"]
+    done = [stage for stage in downloads if selection.run_directory.stage(stage.id).done]
+    if thorough and done:
+        yield _verified(selection, done)
+    to_fetch = [stage for stage in downloads if fetches(stage) and stage not in done]
+    if not to_fetch:
+        yield Requirement("downloads", f"none to come; {len(done)} of {len(downloads)} are here")
+        return
+    titles = ", ".join(stage.title.removeprefix("download ") for stage in to_fetch)
+    found = f"{len(to_fetch)} still to come: {titles}"
+    if offline or (answer := _hub_refuses()):
+        reason = "" if offline else f"; {answer}"
+        yield Requirement("downloads", f"{found}{reason}", "all downloads", _fetching(selection))
+    else:
+        yield Requirement("downloads", f"{found}; the hub answers")
+
+
+def _fetching(selection: Run) -> str:
+    """How what is still to come gets here, where there is no network."""
+    if selection.evaluated:
+        return "fetch them where there is network, and name the folders: --model FOLDER, a benchmark's path with --pins"
+    return f"on a machine with network, into this run directory: {selection.words.fetching()}"
+
+
+def _verified(selection: Run, done: list[PlannedStage]) -> Requirement:
+    result = verify(selection.run_directory, stages=[stage.id for stage in done])
+    if result.findings:
+        more = f" (and {len(result.findings) - 1} more)" if len(result.findings) > 1 else ""
+        cure = "remove the folder of that stage and fetch it again with invoke download"
+        return Requirement("downloaded files", f"{result.findings[0]}{more}", cure=cure)
+    return Requirement("downloaded files", f"{result.files} files of {len(done)} downloads, every hash verified")
+
+
+def _hub_refuses() -> str | None:
+    """Why nothing can be fetched; None when the hub gives any answer at all."""
+    url = os.environ.get("HF_ENDPOINT") or HUB
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_S):  # noqa: S310
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return f"{url} does not answer ({getattr(error, 'reason', error)})"

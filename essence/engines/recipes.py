@@ -1,0 +1,182 @@
+"""The images: which there are, what they are made of, and whether one that was built is still the one that is meant.
+
+An environment is known by its lock and its base, which both stand in files of the project: a plan has the same keys on
+a machine without Docker, and under Docker as under Apptainer. What an image holds beside them is the kit's own source,
+which every key counts by itself. The image's digest is in the manifest.
+"""
+
+import functools
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from essence.errors import MachineError, RecordError
+from essence.files import read_json, sha256_file, sha256_text, write_json
+from essence.plan.experiment import PROJECT
+from essence.plan.stage_plan import GRADER_LOCK, PlannedStage
+from essence.record.source_key import source_sha256
+from essence.settings import EnvironmentName, GenerateSettings, StageName
+
+if TYPE_CHECKING:
+    import docker
+
+DOCKERFILES = PROJECT / "docker"
+LOCKS = PROJECT / "locks"
+DIGESTS = PROJECT / ".cache" / "image-digests.json"
+LEAST_DRIVERS = {"13.0": "580.65.06", "12.6": "560.28.03"}
+"""CUDA of a base image -> the oldest driver for Linux that its release notes name."""
+LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
+    "essence.lock-sha256",
+    "org.opencontainers.image.base.name",
+    "essence.record.source_key-sha256",
+)
+STAGES: dict[EnvironmentName, tuple[StageName, ...]] = {
+    "download": ("download",),
+    "train": ("download", "tokenize", "teacher", "train"),
+    "eval": ("generate", "grade"),
+}
+"""Which stages run in an environment."""
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """One image of one flavour."""
+
+    environment: EnvironmentName
+    flavour: str
+
+    @property
+    def name(self) -> str:
+        """Its tag: `essence-train:cuda`."""
+        return f"essence-{self.environment}:{self.flavour}"
+
+    @property
+    def lock(self) -> Path:
+        return LOCKS / f"{self.environment}-{self.flavour}.txt"
+
+    @property
+    def dockerfile(self) -> Path:
+        return DOCKERFILES / f"{self.environment}.Dockerfile"
+
+    @property
+    def lock_sha256(self) -> str:
+        return sha256_file(self.lock)
+
+    @property
+    def source_sha256(self) -> str:
+        """Hash of the kit's source, as far as the stages that run in it depend on it."""
+        return sha256_text("".join(source_sha256(stage) for stage in STAGES[self.environment]))
+
+    @property
+    def base(self) -> str:
+        """The pinned base, `name:tag@sha256:...`, as FROM has it."""
+        return bases(self.dockerfile)["python" if self.environment == "download" else f"base-{self.flavour}"]
+
+    def identity(self) -> dict[str, str]:
+        """What every key of a stage counts of its environment."""
+        identity = {"lock_sha256": self.lock_sha256, "base": self.base}
+        if self.environment == "eval":
+            identity[GRADER_LOCK] = sha256_file(LOCKS / "math-verify-0.9.txt")
+        return identity
+
+    def check_labels(self, labels: dict[str, str], found: str, cure: str) -> None:
+        """MachineError when an image was built from another lock, base or source than the project has now.
+
+        What a repository holds at a commit does not depend on who fetches it: the source of downloads may be older.
+        """
+        wanted = {LOCK_LABEL: self.lock_sha256, BASE_LABEL: self.base}
+        if self.environment != "download":
+            wanted[SOURCE_LABEL] = self.source_sha256
+        for label, value in wanted.items():
+            if labels.get(label) != value:
+                raise MachineError(
+                    f"{found} was built from another state of the project: its label {label} is "
+                    f"{labels.get(label, 'absent')}, wanted {value}; {cure}"
+                )
+
+
+def cuda_of(base: str) -> str | None:
+    """The CUDA of a base image, `13.0.0`; None for one without."""
+    found = re.match(r"nvidia/cuda:([0-9.]+)-", base)
+    return found[1] if found else None
+
+
+def least_driver(cuda: str) -> str:
+    """The oldest driver that a CUDA, `13.0.0`, runs with."""
+    return LEAST_DRIVERS[cuda.rpartition(".")[0]]
+
+
+def recipe(environment: EnvironmentName, flavour: str) -> ImageRecipe:
+    """The image that an environment has in a flavour; that of downloads is the same in all."""
+    return ImageRecipe(environment, "cpu" if environment == "download" else flavour)
+
+
+def config_digest(client: "docker.DockerClient", image: Any) -> str:
+    """The digest of an image's configuration: the same under every engine, and in the SIF that is made of it.
+
+    With Docker's older store it is the image's id. With containerd's the id is that of the manifest; `make images`
+    remembers which configuration it names, and of an image from elsewhere the archive is read, once.
+    """
+    driver = dict(client.info().get("DriverStatus") or [])
+    if "containerd" not in str(driver.get("driver-type", "")):
+        return str(image.id)
+    if image.id not in _known_digests():
+        remember_digest(image.id, _read_config_digest(image))
+    return str(_known_digests()[image.id])
+
+
+def remember_digest(image_id: str, digest: str) -> None:
+    """Write down which configuration an image has."""
+    write_json(DIGESTS, {**_known_digests(), image_id: digest})
+
+
+def _known_digests() -> dict[str, Any]:
+    try:
+        return read_json(DIGESTS)
+    except RecordError:
+        return {}
+
+
+def _read_config_digest(image: Any) -> str:
+    stream = _Chunks(image.save(chunk_size=1 << 20))
+    with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+        for member in archive:
+            if member.name == "manifest.json":
+                config = json.load(archive.extractfile(member))[0]["Config"]
+                return f"sha256:{Path(config).name.removesuffix('.json')}"
+    raise MachineError(f"image {image.id}: its archive has no manifest.json")
+
+
+class _Chunks:
+    """An iterator of bytes, read as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks = chunks
+        self.rest = b""
+
+    def read(self, size: int) -> bytes:
+        while len(self.rest) < size and (chunk := next(self.chunks, b"")):
+            self.rest += chunk
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return taken
+
+
+@functools.cache
+def bases(dockerfile: Path) -> dict[str, str]:
+    """Stage name -> image, of every FROM that names an image outside the file."""
+    text = dockerfile.read_text(encoding="utf-8")
+    return {name: image for image, name in re.findall(r"^FROM (\S+@sha256:[0-9a-f]{64}) AS (\S+)$", text, re.MULTILINE)}
+
+
+def check_decoder(stages: list[PlannedStage], flavour: str) -> None:
+    """MachineError where completions are asked of vLLM in an image that has none."""
+    asking = [s for s in stages if isinstance(s.settings, GenerateSettings) and s.settings.decoder == "vllm"]
+    if asking and flavour == "cpu":
+        raise MachineError(
+            f"{recipe('eval', flavour).name} holds no vLLM, which decoder = 'vllm' asks for; choose another flavour "
+            "with --flavour, or decoder = 'transformers'"
+        )

@@ -1,0 +1,116 @@
+"""What a command line asks for, and the cells and stages that are meant by it."""
+
+import shlex
+from dataclasses import dataclass, replace
+from typing import Any
+
+from essence.engines import SLURM
+from essence.engines.engine import StartingEngine
+from essence.errors import ExperimentError
+from essence.plan.experiment import Experiment
+from essence.plan.stage_plan import Plan, PlannedStage
+from essence.record.local_sources import LocalSources
+from essence.record.run_directory import RunDirectory
+
+NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed; None = not given."""
+
+    experiment: str | None = None
+    lsp: str | None = None
+    dataset: str | None = None
+    pair: str | None = None
+    span: str | None = None
+    sections: str | None = None
+    protocol: str | None = None
+    seed: str | None = None
+    only: str | None = None
+    engine: str = "local"
+    flavour: str | None = None
+    pins: str | None = None
+    runs: str | None = None
+    site: str | None = None
+    """The cluster, with `engine` slurm."""
+
+    def axes(self) -> dict[str, Any]:
+        """Axis -> value, numbers as numbers."""
+        given = {
+            axis: getattr(self, axis) for axis in ("dataset", "pair", "lsp", "span", "sections", "protocol", "seed")
+        }
+        return {axis: _number(axis, value) for axis, value in given.items() if value is not None}
+
+    def typed(self, whole: bool, command: str = "run") -> str:
+        """The command as it was typed, to be repeated in a message; or another one with the same words."""
+        names = ["dataset", "pair", "lsp", "span", "sections", "protocol", "seed", "only", "pins", "runs"]
+        start = ["invoke", "reproduce", str(self.experiment)] if whole else ["invoke", command]
+        for name in names if whole else ["experiment", *names]:
+            if (value := getattr(self, name)) is not None:
+                start += [f"--{name}", value]
+        if self.engine != "local":
+            start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
+        if self.site:
+            start += ["--site", self.site]
+        return shlex.join(start)
+
+    def fetching(self) -> str:
+        """The command that brings in what the words need from a network; jobs have none, so it runs here."""
+        words = replace(self, only=None, site=None)
+        if words.engine == SLURM:
+            words = replace(words, engine="local", flavour=None)
+        return words.typed(whole=False, command="download")
+
+
+def _number(axis: str, text: str) -> Any:
+    if axis not in NUMBERS:
+        return text
+    try:
+        value = NUMBERS[axis](text)
+    except ValueError:
+        value = None
+    if axis == "lsp" and not (value is not None and 0.0 < value <= 1.0):
+        raise ExperimentError(
+            f"--lsp {text}: must be a number greater than 0 and at most 1, the share of tokens kept (half is 0.5)"
+        )
+    if value is None:
+        raise ExperimentError(f"--{axis} {text}: must be an integer")
+    return value
+
+
+@dataclass(frozen=True)
+class Run:
+    """The chosen cells with their plan, and where it runs."""
+
+    words: Options
+    engine: StartingEngine
+    run_directory: RunDirectory
+    loaded: Experiment
+    plan: Plan
+    wanted: list[PlannedStage]
+    local: LocalSources
+    evaluated: bool = False
+    """Whether it is of `invoke evaluate`, whose model no other command knows of."""
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    @property
+    def flavour(self) -> str:
+        """Of the images, where there are any."""
+        return flavour_of(self.words, self.loaded)
+
+    @property
+    def contained(self) -> bool:
+        """Whether stages run in images."""
+        return self.words.engine != "local"
+
+    def left(self) -> list[PlannedStage]:
+        return [stage for stage in self.wanted if not self.run_directory.stage(stage.id).done]
+
+
+def flavour_of(words: Options, loaded: Experiment) -> str:
+    """What asks for no GPU runs in the images without CUDA."""
+    return words.flavour or ("cuda" if loaded.experiment.resources.gpus else "cpu")

@@ -1,0 +1,155 @@
+"""The SIFs: where they lie, what each was made of, and its hash, which is computed once and kept beside it."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from essence.engines.recipes import ImageRecipe
+from essence.errors import MachineError, RecordError
+from essence.files import read_json, sha256_file, write_json
+from essence.paths import typed_path
+from essence.plan.experiment import PROJECT
+from essence.settings import Record
+
+FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"
+DIGEST_LABEL = "essence.config-digest"
+VERSION_LABEL = "org.label-schema.usage.apptainer.version"
+
+
+class SifRecord(Record):
+    """`train-cuda.sif.json` beside `train-cuda.sif`."""
+
+    sha256: str
+    bytes: int
+    modified_ns: int
+    """Size and time of the file that was hashed: another file is hashed anew."""
+    config_digest: str
+    """Of the Docker image that it was made of."""
+    apptainer_version: str
+    """That made it."""
+    labels: dict[str, str]
+    definition_sha256: str | None
+    """Of the file in `apptainer/`; null where `make sif` did not make it."""
+
+    def is_of(self, file: Path) -> bool:
+        found = file.stat()
+        return (self.bytes, self.modified_ns) == (found.st_size, found.st_mtime_ns)
+
+
+def sif_folder() -> Path:
+    """`sif/` of the project, or the folder that ESSENCE_SIF_FOLDER names."""
+    return typed_path(FOLDER_VARIABLE, os.environ.get(FOLDER_VARIABLE) or str(PROJECT / "sif"))
+
+
+def sif_file(image: ImageRecipe) -> Path:
+    """Where the SIF of an image lies: `sif/train-cuda.sif`."""
+    return sif_folder() / f"{image.environment}-{image.flavour}.sif"
+
+
+def record_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+def program() -> str:
+    """Path of Apptainer; MachineError where there is none."""
+    found = shutil.which("apptainer")
+    if found is None:
+        raise MachineError(
+            "the apptainer command is not installed here; install Apptainer (on a cluster often: module load "
+            "apptainer), or run without: --engine local"
+        )
+    return found
+
+
+@functools.cache
+def version() -> str:
+    """Of the Apptainer that is here, as in `1.4.5`."""
+    done = subprocess.run([program(), "--version"], capture_output=True, text=True, check=False)
+    if done.returncode or not done.stdout.strip():
+        raise MachineError(f"apptainer --version fails here: {done.stderr.strip() or done.returncode}")
+    return done.stdout.split()[-1]
+
+
+def missing_sifs(images: Iterable[ImageRecipe], cure: str) -> None:
+    """MachineError that names all SIFs which are not there."""
+    if absent := [str(file) for file in map(sif_file, images) if not file.is_file()]:
+        raise MachineError(
+            f"no SIF {' and no SIF '.join(absent)} here; make them: {cure}, or name their folder with {FOLDER_VARIABLE}"
+        )
+
+
+def found_sif(image: ImageRecipe, cure: str) -> SifRecord:
+    """What the SIF of an image is; MachineError when it is absent, damaged, or of another lock or base."""
+    missing_sifs([image], cure)
+    return checked_sif(sif_file(image), image, cure)
+
+
+def checked_sif(file: Path, image: ImageRecipe, cure: str) -> SifRecord:
+    """What a SIF is; MachineError when it is damaged, or of another lock or base than the image has now."""
+    record = read_sif(file)
+    if not record.config_digest.startswith("sha256:"):
+        raise MachineError(f"{file}: its label {DIGEST_LABEL} does not say which Docker image it was made of; {cure}")
+    image.check_labels(record.labels, str(file), cure)
+    return record
+
+
+def known_sif(file: Path) -> SifRecord | None:
+    """The record beside a SIF, where it is of this very file."""
+    with contextlib.suppress(RecordError, ValidationError, FileNotFoundError):
+        known = SifRecord.model_validate(read_json(record_file(file)))
+        return known if known.is_of(file) else None
+    return None
+
+
+def read_sif(file: Path) -> SifRecord:
+    """The record beside a SIF where it is of this very file; else the file is hashed and the record written anew."""
+    known = None
+    with contextlib.suppress(RecordError, ValidationError):
+        known = SifRecord.model_validate(read_json(record_file(file)))
+    if known and known.is_of(file):
+        return known
+    sha256 = sha256_file(file)
+    if known and known.sha256 == sha256:
+        # The same bytes, copied.
+        found = file.stat()
+        record = known.model_copy(update={"bytes": found.st_size, "modified_ns": found.st_mtime_ns})
+    else:
+        record = make_record(file, sha256, None)
+    with contextlib.suppress(OSError):
+        # Where others keep the SIFs, this user may not write.
+        write_json(record_file(file), record.model_dump(mode="json"))
+    return record
+
+
+def make_record(file: Path, sha256: str, definition_sha256: str | None) -> SifRecord:
+    """Ask Apptainer for the labels of a SIF; MachineError when it is none."""
+    labels = inspect_labels(file)
+    found = file.stat()
+    return SifRecord(
+        sha256=sha256,
+        bytes=found.st_size,
+        modified_ns=found.st_mtime_ns,
+        config_digest=labels.get(DIGEST_LABEL, "unknown"),
+        apptainer_version=labels.get(VERSION_LABEL, "unknown"),
+        labels=labels,
+        definition_sha256=definition_sha256,
+    )
+
+
+def inspect_labels(file: Path) -> dict[str, str]:
+    command = [program(), "inspect", "--json", "--labels", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        if done.returncode:
+            raise ValueError(done.stderr.strip())
+        labels = json.loads(done.stdout)["data"]["attributes"]["labels"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MachineError(f"{file}: no SIF that Apptainer can read ({error}); remove it and build it anew") from None
+    return {str(name): str(value) for name, value in labels.items()}

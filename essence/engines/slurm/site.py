@@ -1,0 +1,159 @@
+"""A cluster as its site file says: `experiments/sites/<name>.toml`. It changes no result."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from essence.engines.recipes import ImageRecipe
+from essence.engines.sif_files import sif_folder
+from essence.errors import ExperimentError, nearest
+from essence.paths import typed_path
+from essence.plan.experiment import EXPERIMENTS
+from essence.settings import EnvironmentName, Few, Record, StageName
+from essence.settings.toml import read_toml, shown, validate
+
+SITES = EXPERIMENTS / "sites"
+TIME = re.compile(r"(\d{1,4}-)?\d{1,2}:\d{2}:\d{2}")
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+/-]*")
+SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
+FLAVOUR = "{flavour}"
+BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*)?(:(ro|rw))?")
+
+
+class StageLimits(Record):
+    """What a job of one kind of stage asks for."""
+
+    time: str
+    """`[days-]hours:minutes:seconds`. A training that needs longer writes a checkpoint and queues again."""
+    memory_gib: Annotated[int, Field(gt=0, le=1_000_000)]
+    """Main memory of each node, where the experiment names none (`resources.memory_gib = 0`)."""
+    cpus: Few
+    """Cores of each node."""
+
+    @field_validator("time")
+    @classmethod
+    def known_time(cls, time: str) -> str:
+        if not TIME.fullmatch(time):
+            raise ValueError("must be written [days-]hours:minutes:seconds, as in 12:00:00")
+        return time
+
+    @property
+    def seconds(self) -> int:
+        days, _, clock = self.time.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+class Site(Record):
+    """One cluster."""
+
+    title: str
+    account: str
+    """Empty = the user's default account."""
+    partition: str
+    """Empty = the cluster's default partition."""
+    gpu_type: str
+    """As in `--gres=gpu:TYPE:N`; empty = any."""
+    modules: list[str]
+    """Loaded before the container starts."""
+    container: Literal["apptainer", "pyxis"]
+    images: dict[EnvironmentName, str]
+    """Files with a path (from the SIF folder where it is relative), or, with pyxis, also names that enroot knows.
+    `{flavour}` in them is cuda, cpu or paper."""
+    sif_folder: str
+    """Absolute. Empty = `sif/` of the project or the folder that ESSENCE_SIF_FOLDER names, with pyxis none."""
+    binds: list[str]
+    """Further folders inside, `source[:target][:ro|rw]`."""
+    scratch: str
+    """Folder on the node for temporary files; variables in it are read when the job runs. Used with apptainer."""
+    network_none: bool
+    """Take the network from stages on one node; not every Apptainer lets users do so. Used with apptainer."""
+    no_privileges: bool
+    """`--no-privs`, for a root user without all of root's capabilities. Used with apptainer."""
+    signal_s: Annotated[int, Field(ge=30, le=86_400)]
+    """How long before the time limit a stage is asked to write a checkpoint."""
+    rest_wait_s: Annotated[int, Field(gt=0, le=86_400)]
+    """How long the other nodes may go on once the process on one has ended."""
+    limits: dict[StageName, StageLimits]
+
+    @field_validator("account", "partition", "gpu_type")
+    @classmethod
+    def one_word(cls, text: str) -> str:
+        if text and not WORD.fullmatch(text):
+            raise ValueError("must be one word of letters, digits and _ . : + / -")
+        return text
+
+    @field_validator("scratch")
+    @classmethod
+    def plain_path(cls, text: str) -> str:
+        if not SCRATCH.fullmatch(text):
+            raise ValueError("must be a path of letters, digits, _ . / - and variables as in ${SLURM_TMPDIR:-/tmp}")
+        return text
+
+    @field_validator("sif_folder")
+    @classmethod
+    def whole_path(cls, text: str) -> str:
+        if text and not text.startswith("/"):
+            raise ValueError("must be an absolute path, or empty")
+        return text
+
+    @field_validator("binds")
+    @classmethod
+    def absolute(cls, binds: list[str]) -> list[str]:
+        for bind in binds:
+            if not BIND.fullmatch(bind):
+                raise ValueError(f"'{bind}' must be written /source[:/target][:ro|rw], without spaces or commas")
+        return binds
+
+    @field_validator("images", "limits")
+    @classmethod
+    def complete(cls, table: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+        wanted = get_args(EnvironmentName if info.field_name == "images" else StageName)
+        if lacking := [name for name in wanted if name not in table]:
+            raise ValueError(f"{', '.join(lacking)} must be there too")
+        return table
+
+    @field_validator("limits")
+    @classmethod
+    def time_for_a_checkpoint(
+        cls, limits: dict[StageName, StageLimits], info: ValidationInfo
+    ) -> dict[StageName, StageLimits]:
+        for name, stage in limits.items():
+            if stage.seconds <= (signal_s := info.data.get("signal_s", 0)):
+                raise ValueError(f"{name}.time = '{stage.time}' must be longer than signal_s = {signal_s} seconds")
+        return limits
+
+    @field_validator("images")
+    @classmethod
+    def known_placeholder(cls, images: dict[EnvironmentName, str]) -> dict[EnvironmentName, str]:
+        for name, image in images.items():
+            if set("{}") & set(image.replace(FLAVOUR, "")):
+                raise ValueError(f"{name} = '{image}' may hold {FLAVOUR} and no other braces")
+        return images
+
+    def image(self, recipe: ImageRecipe) -> str:
+        """What the container flavour is told to run; a file of the SIF folder where there is one."""
+        image = self.images[recipe.environment].replace(FLAVOUR, recipe.flavour)
+        folder = Path(self.sif_folder) if self.sif_folder else sif_folder() if self.container == "apptainer" else None
+        return str(folder / image) if folder else image
+
+    def image_file(self, recipe: ImageRecipe) -> Path | None:
+        """The file of an image; None for one that only enroot knows, by name."""
+        image = self.image(recipe)
+        return Path(image) if self.container == "apptainer" or image.startswith("/") else None
+
+
+def load_site(name: str) -> Site:
+    """A site by its name in `experiments/sites/`, or by the path of a file; ExperimentError for a mistake in it."""
+    known = sorted(path.stem for path in SITES.glob("*.toml"))
+    if name in known:
+        file = SITES / f"{name}.toml"
+    elif not name.endswith(".toml"):
+        raise ExperimentError(
+            f"--site {shown(name)}: unknown site{nearest(name, known)} (known: {', '.join(known)}, or a path)"
+        )
+    else:
+        file = typed_path("--site", name)
+    return validate(Site, read_toml(file), str(file))

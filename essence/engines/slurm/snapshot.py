@@ -1,0 +1,79 @@
+"""What a scheduler adds to what the files of a run tell: which stages wait, and why a job ended without a result."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from essence.engines.runner import last_lines
+from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm.jobs import NEVER_STARTED, UNKNOWN, StageJob, has_jobs, stage_jobs
+from essence.errors import RecordError, SchedulerError
+from essence.files import read_json
+from essence.record.run_directory import RunDirectory, StageFolder, State, held_from_here
+
+LOG_LINES = 8
+OF_SLURM = ("srun:", "slurmstepd")
+"""How lines of a log begin that tell of an end and not of its reason."""
+
+
+@dataclass(frozen=True)
+class QueueSnapshot:
+    """One look at the queue."""
+
+    jobs: dict[str, StageJob] = field(default_factory=dict)
+    """Stage id -> its last job, of stages that are not done."""
+    silent: str | None = None
+    """Why no Slurm answers."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"answers": self.silent is None, "message": self.silent}
+
+
+def look_at_scheduler(run_directory: RunDirectory, experiment: str, stages: Iterable[str]) -> QueueSnapshot | None:
+    """Jobs of the stages that are not done; None when no scheduler has to do with this run."""
+    folders = {identifier: run_directory.stage(identifier) for identifier in stages}
+    left = {identifier: folder for identifier, folder in folders.items() if not folder.done}
+    if not left or not (has_jobs(left.values()) or _engine(run_directory, experiment) == "slurm"):
+        return None
+    try:
+        return QueueSnapshot(stage_jobs(left, scheduler.queue()))
+    except SchedulerError as error:
+        return QueueSnapshot(stage_jobs(left, None), str(error))
+
+
+def _engine(run_directory: RunDirectory, experiment: str) -> str | None:
+    try:
+        return str(read_json(run_directory.resolved(experiment)).get("engine"))
+    except RecordError:
+        return None
+
+
+def state_with_job(folder: StageFolder, job: StageJob | None) -> State:
+    """State of a stage, from its files and its last job."""
+    files = folder.state()
+    if files == "done" or job is None or job.state.state == UNKNOWN:
+        return files
+    if job.cause == NEVER_STARTED:
+        return "left"
+    if not job.state.ended:
+        return "queued" if job.state.waiting else "running"
+    # A process on another machine may have been heard of just before its job ended.
+    if job.cause is None or (files == "running" and held_from_here(folder.path)):
+        return files
+    return "failed"
+
+
+def failure_of_job(folder: StageFolder, job: StageJob) -> dict[str, Any]:
+    """What `failure.json` says, if this job wrote it, or else the scheduler; with the cause by name."""
+    told = {"kind": "Job", "curable": True, "message": job.sentence, "time": None}
+    if job.cause == "job failure":
+        try:
+            failure = read_json(folder.failure)
+        except RecordError:
+            failure = {}
+        if failure and (failure["time"] or "") >= (job.submitted or ""):
+            last = str(failure["message"]).strip().splitlines()[-1]
+            told = {**failure, "message": f"{last} ({job.sentence})"}
+        elif lines := [line for line in last_lines(folder.log, LOG_LINES) if not line.startswith(OF_SLURM)]:
+            told["message"] = f"{job.sentence}: {lines[-1]}"
+    return {**told, "job": job.state.job, "cause": job.cause}

@@ -1,0 +1,1 @@
+"""From prompts to completions, verdicts and an accuracy with its interval."""

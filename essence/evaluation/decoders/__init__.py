@@ -1,0 +1,56 @@
+"""Engines that turn requests into completions: transformers, and vLLM where there is one.
+
+They give the same records: which one made them is a setting, and part of the stage's key.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from essence.evaluation.loops import LoopRule
+from essence.evaluation.requests import Completion, Request, RequestKey
+from essence.settings import GenerateSettings, Resources
+
+Finished = tuple[Request, Completion]
+
+
+class Decoder(Protocol):
+    """Requests in, completions out."""
+
+    facts: dict[str, Any]
+    """Name, version and how it ran, for the manifest."""
+
+    def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
+        """Decode what is not `present`; yield what has finished since the last time, often nothing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model, the memory and the processes."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """All that a decoder is told; can be sent to another process."""
+
+    model: Path
+    stop_ids: tuple[int, ...]
+    generate: GenerateSettings
+    resources: Resources
+
+    @property
+    def loops(self) -> LoopRule:
+        asked = self.generate
+        return LoopRule(asked.loop_tokens, asked.loop_repeats, asked.stop_loops)
+
+
+def open_decoder(settings: DecodeSettings) -> Decoder:
+    """The decoder that the settings name, with its model loaded. MachineError when this machine cannot run it."""
+    if settings.generate.decoder == "vllm":
+        from essence.evaluation.decoders.vllm import open_vllm
+
+        return open_vllm(settings)
+    from essence.evaluation.decoders.transformers import TransformersDecoder
+
+    return TransformersDecoder(settings)

@@ -1,0 +1,176 @@
+"""Decode with vLLM's offline engine, step by step, so that a completion is written down when it finishes.
+
+The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): which requests share a step then depends on the
+requests alone, and not on how two processes happened to run. All requests are handed over at once; vLLM shares the
+keys and values of a problem's prompt among its samples. Where there are GPUs for several copies of the model, each copy
+has a process and a fixed share of the requests (essence/evaluation/decoders/replicas.py).
+"""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from essence.errors import InputError, MachineError
+from essence.evaluation.decoders import Decoder, DecodeSettings, Finished
+from essence.evaluation.decoders.installed import vllm_version
+from essence.evaluation.loops import LOOK_EVERY_TOKENS, ends_in_loop
+from essence.evaluation.requests import Completion, FinishReason, Request, RequestKey
+from essence.files import read_json
+from essence.models.loading import check_values
+from essence.sizes.architecture import Architecture
+
+CPU_BLOCK_TOKENS = 128
+"""vLLM's unit of key-value memory on a CPU."""
+CPU_STEP_TOKENS = 4096
+"""Tokens that one step reads and writes on a CPU, all sequences together; more where one sequence may be longer."""
+BYTES = {"float32": 4, "bfloat16": 2}
+VARIABLES = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the stage's number of threads, on whatever cores it was given
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def replicas(settings: DecodeSettings) -> int:
+    """Copies of the model that the stage's GPUs hold; one on a CPU. MachineError when a copy has too few GPUs."""
+    gpus, each = settings.resources.gpus, settings.resources.tensor_parallel
+    if gpus and each > gpus:
+        raise MachineError(f"tensor_parallel is {each}, but the stage has {gpus} GPUs; wanted: at most that.")
+    return max(1, gpus // each)
+
+
+def open_vllm(settings: DecodeSettings) -> Decoder:
+    """One engine in this process, or one a process where the GPUs hold several copies of the model."""
+    vllm_version()
+    check_values(settings.model)
+    copies = replicas(settings)
+    if copies == 1:
+        return VllmDecoder(settings)
+    from essence.evaluation.decoders.replicas import Replicas
+
+    return Replicas(settings, copies)
+
+
+class VllmDecoder:
+    """One engine with one copy of the model."""
+
+    def __init__(self, settings: DecodeSettings) -> None:
+        """Load the model."""
+        os.environ.update(VARIABLES)
+        version = vllm_version()
+        # Before vLLM is imported: it lets nobody change the number afterwards.
+        torch.set_num_threads(settings.resources.threads)
+        from vllm import LLM
+
+        options = _engine_options(settings)
+        try:
+            self.llm = LLM(**options)
+        except ValueError as error:
+            raise InputError(f"vLLM cannot run {settings.model}: {str(error).splitlines()[0]}") from error
+        self.loops = settings.loops
+        self.sampling = settings.generate
+        self.stop_ids = list(settings.stop_ids)
+        told = {name: options[name] for name in ("enforce_eager", "tensor_parallel_size", "seed")}
+        self.facts: dict[str, Any] = {"decoder": "vllm", "decoder_version": version, "replicas": 1, **told}
+
+    def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
+        """Hand over all that is missing; after every step of the engine yield what it has finished."""
+        engine = self.llm.llm_engine
+        asked = {str(number): request for number, request in enumerate(requests) if request.key not in present}
+        growing: dict[str, list[int]] = {}
+        try:
+            for name, request in asked.items():
+                growing[name] = []
+                engine.add_request(name, self._prompt(request), self._parameters(request))
+            while growing:
+                yield [(asked[name], completion) for name, completion in self._step(growing)]
+        finally:
+            if growing:
+                engine.abort_request(list(growing))
+
+    def close(self) -> None:
+        """Give the memory back to this process."""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+
+    def _step(self, growing: dict[str, list[int]]) -> Iterator[tuple[str, Completion]]:
+        """One step of the engine; `growing` loses what has finished."""
+        engine = self.llm.llm_engine
+        for output in engine.step():
+            token_ids = growing[output.request_id]
+            token_ids.extend(output.outputs[0].token_ids)
+            reason: FinishReason | None = output.outputs[0].finish_reason if output.finished else None
+            if reason is None and self.loops.cut and ends_in_loop(token_ids, self.loops):
+                engine.abort_request([output.request_id])
+                reason = "loop"
+            if reason is not None:
+                del growing[output.request_id]
+                yield output.request_id, Completion(token_ids, reason, _seconds(output.metrics))
+
+    def _prompt(self, request: Request) -> Any:
+        prompt = {"prompt_token_ids": list(request.prompt.token_ids)}
+        return self.llm.llm_engine.renderer.render_cmpl([prompt])[0]
+
+    def _parameters(self, request: Request) -> Any:
+        """As asked and nothing else: neither the model's own generation config nor its eos has a say."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed,
+            stop_token_ids=self.stop_ids,
+            ignore_eos=True,
+            detokenize=False,
+            # Without cutting, tokens come when a completion ends; otherwise in pieces that can be looked at.
+            output_kind=RequestOutputKind.DELTA if self.loops.cut else RequestOutputKind.FINAL_ONLY,
+            stream_interval=LOOK_EVERY_TOKENS,
+        )
+
+
+def _seconds(metrics: Any) -> float:
+    """From when the engine took the request up to its last token."""
+    return float(metrics.last_token_ts - metrics.scheduled_ts)
+
+
+def _engine_options(settings: DecodeSettings) -> dict[str, Any]:
+    """Arguments of vLLM's engine."""
+    asked, resources = settings.generate, settings.resources
+    options: dict[str, Any] = {
+        "model": str(settings.model),
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "generation_config": "vllm",
+        "dtype": asked.dtype,
+        "max_model_len": asked.max_model_tokens,
+        "max_num_seqs": asked.batch_sequences,
+        "enable_prefix_caching": True,
+        "seed": asked.seed % (1 << 31),
+        "tensor_parallel_size": resources.tensor_parallel if resources.gpus else 1,
+        # Compiling for a CPU takes longer than a miniature runs.
+        "enforce_eager": not resources.gpus,
+        "disable_log_stats": False,  # the times of each request
+    }
+    if resources.gpus:
+        return options | {"gpu_memory_utilization": resources.decoder_memory_share}
+    return options | {
+        "kv_cache_memory_bytes": _cpu_cache_bytes(settings),
+        # On a CPU vLLM 0.32 cannot set back the generator of a seeded request whose prompt was read in pieces.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(asked.max_model_tokens, CPU_STEP_TOKENS),
+    }
+
+
+def _cpu_cache_bytes(settings: DecodeSettings) -> int:
+    """Room for all sequences at their longest, within the share of the free memory that the stage may take."""
+    asked, model = settings.generate, Architecture.from_config(read_json(settings.model / "config.json"))
+    blocks = asked.batch_sequences * (-(-asked.max_model_tokens // CPU_BLOCK_TOKENS) + 1)
+    block = CPU_BLOCK_TOKENS * 2 * model.layers * model.kv_heads * model.head_dim * BYTES[asked.dtype]
+    return min(blocks * block, int(psutil.virtual_memory().available * settings.resources.decoder_memory_share))

@@ -1,0 +1,200 @@
+"""Samples as they finish: a line each in samples.jsonl, resumable at the sample, checked against the declaration.
+
+What finished before a kill is kept and not generated again; when all is there, the lines are put in the order of the
+requests, so that the file does not show who finished first.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from essence.errors import InputError, StageError
+from essence.evaluation.decoders import Decoder
+from essence.evaluation.loops import LoopRule, loop_end
+from essence.evaluation.requests import Completion, Request
+from essence.files import sha256_text, write_atomically
+
+SYNC_EVERY_S = 5.0
+"""A killed process loses no finished sample; a machine that loses its power, at most those of this long."""
+
+
+def present_samples(path: Path) -> list[dict[str, Any]]:
+    """The intact records that earlier attempts left."""
+    return recover_lines(path)
+
+
+def generate_samples(
+    requests: Sequence[Request],
+    present: Sequence[dict[str, Any]],
+    decoder: Decoder,
+    record: "Recorder",
+    path: Path,
+) -> Iterator[int]:
+    """Append the record of every request that is not `present`; yield now and then how many are there."""
+    keys = {(line["problem"], line["sample"]) for line in present}
+    with _SampleFile(path) as file:
+        for finished in decoder.complete(requests, frozenset(keys)):
+            new = [(request, completion) for request, completion in finished if request.key not in keys]
+            if new:
+                file.append([record(request, completion) for request, completion in new])
+                keys.update(request.key for request, _ in new)
+            yield len(keys)
+
+
+class Recorder:
+    """Makes the line of samples.jsonl out of a completion; cuts a loop where the rule says so."""
+
+    def __init__(self, tokenizer: Any, stop_ids: Sequence[int], loops: LoopRule) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = frozenset(stop_ids)
+        self.loops = loops
+
+    def __call__(self, request: Request, completion: Completion) -> dict[str, Any]:
+        """The text is without the stop token, and keeps the think markers."""
+        ids, reason = completion.token_ids, completion.finish_reason
+        loop_at = loop_end(ids, self.loops)
+        if loop_at is not None and self.loops.cut:
+            ids, reason = ids[:loop_at], "loop"
+        stop_token = ids[-1] if reason == "stop" else None
+        shown = ids if stop_token is None else ids[:-1]
+        self._check(request, ids, reason)
+        return {
+            "problem": request.prompt.problem,
+            "sample": request.sample,
+            "seed": request.seed,
+            "prompt_sha256": sha256_text(request.prompt.text),
+            "completion": self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            "tokens": len(ids),
+            "finish_reason": reason,
+            "stop_token": stop_token,
+            "loop_at": loop_at,
+            "seconds": round(completion.seconds, 3),
+        }
+
+    def _check(self, request: Request, ids: list[int], reason: str) -> None:
+        """A completion that ended for another reason than it says is not written down."""
+        wrong = {
+            "stop": not ids or ids[-1] not in self.stop_ids,
+            "length": len(ids) != request.max_new_tokens,
+            "loop": not self.loops.cut or loop_end(ids, self.loops) is None,
+        }
+        if wrong[reason] or len(ids) > request.max_new_tokens:
+            raise StageError(
+                f"Sample {request.sample} of problem {request.prompt.problem} ended with reason {reason} after "
+                f"{len(ids)} tokens (last: {ids[-1:]}); declared: stop tokens {sorted(self.stop_ids)}, "
+                f"cap {request.max_new_tokens}."
+            )
+
+
+class _SampleFile:
+    """samples.jsonl while it grows: whole lines, handed to the system at once, on disk every few seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> "_SampleFile":
+        self.file: IO[bytes] = self.path.open("ab")
+        self.synced = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sync()
+        self.file.close()
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+        self.file.write("".join(lines).encode("utf-8"))
+        self.file.flush()
+        if time.monotonic() - self.synced > SYNC_EVERY_S:
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self.file.fileno())
+        self.synced = time.monotonic()
+
+
+def put_in_order(path: Path, samples: list[dict[str, Any]], requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """The records in the order of the requests, in the file too. What no request asked for stays at the end."""
+    place = {request.key: number for number, request in enumerate(requests)}
+    ordered = sorted(samples, key=lambda s: place.get((s["problem"], s["sample"]), len(place)))
+    if ordered != samples:
+        write_atomically(path, "".join(json.dumps(s, ensure_ascii=False, allow_nan=False) + "\n" for s in ordered))
+    return ordered
+
+
+def check_as_declared(samples: Sequence[dict[str, Any]], requests: Sequence[Request], stop_ids: Sequence[int]) -> None:
+    """Every request once: its prompt and seed, within its cap, with a declared stop token; StageError if not."""
+    if len(samples) != len(requests):
+        raise StageError(f"{len(samples)} samples were generated, declared: {len(requests)}.")
+    for request, sample in zip(requests, samples, strict=True):
+        declared = {
+            "problem": request.prompt.problem,
+            "sample": request.sample,
+            "seed": request.seed,
+            "prompt_sha256": sha256_text(request.prompt.text),
+        }
+        found = {key: sample.get(key) for key in declared}
+        stopped = sample["stop_token"] is None or sample["stop_token"] in stop_ids
+        if found != declared or not 0 < sample["tokens"] <= request.max_new_tokens or not stopped:
+            raise StageError(
+                f"A sample of problem {request.prompt.problem} is not as declared: found {found} with "
+                f"{sample['tokens']} tokens and stop token {sample['stop_token']}, declared: {declared} with at most "
+                f"{request.max_new_tokens} tokens and stop tokens {list(stop_ids)}."
+            )
+
+
+def recover_lines(path: Path) -> list[dict[str, Any]]:
+    """Return a file's intact records and cut off what a kill left behind them; no file is an empty list.
+
+    A line counts when it ends in a newline and is a JSON object. The first that does not, and all after it, go.
+    """
+    if not path.exists():
+        return []
+    records, intact_bytes = _intact(path.read_bytes())
+    os.truncate(path, intact_bytes)
+    return records
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a finished file; InputError when it is missing or a line of it is damaged."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing: the stage that writes it has to run first.")
+    content = path.read_bytes()
+    records, intact_bytes = _intact(content)
+    if intact_bytes != len(content):
+        raise InputError(f"{path} is damaged after line {len(records)}: delete that stage's folder and run it again.")
+    return records
+
+
+def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Append records as one write, on disk when this returns."""
+    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    with path.open("ab") as file:
+        file.write(text.encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _intact(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Records before the first damaged line, and how many bytes they take."""
+    records: list[dict[str, Any]] = []
+    intact_bytes = 0
+    for line in content.splitlines(keepends=True):
+        record = _parsed(line)
+        if record is None:
+            break
+        records.append(record)
+        intact_bytes += len(line)
+    return records, intact_bytes
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record of one line, or None where it is torn."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

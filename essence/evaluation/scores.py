@@ -1,0 +1,80 @@
+"""What the verdicts of one benchmark come to: accuracy, pass@k, maj@k, and beside them how the completions ended."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from essence.evaluation.doubts import sample_doubts, verdict_doubts
+from essence.evaluation.statistics import accuracy, majority_at_k, pass_at_k
+from essence.settings import GradeSettings
+
+Rows = Sequence[Mapping[str, Any]]
+STATUSES = ("graded", "no answer", "timeout")
+FINISH_REASONS = ("stop", "length", "loop")
+"""Shown even where no completion ended so."""
+NO_VOTE = -1
+
+
+def summary(settings: GradeSettings, problems: Sequence[str], samples: Rows, verdicts: Rows) -> dict[str, Any]:
+    """The results group of a grade stage's manifest (docs/design.md).
+
+    problems: ids; samples, verdicts: lines of samples.jsonl and verdicts.jsonl, as many of each problem.
+    """
+    of_problem: dict[str, list[Mapping[str, Any]]] = {problem: [] for problem in problems}
+    for verdict in verdicts:
+        of_problem[verdict["problem"]].append(verdict)
+    correct = np.array([[verdict["correct"] for verdict in rows] for rows in of_problem.values()])
+    answers = np.array([answer_numbers(rows) for rows in of_problem.values()])
+    estimate = accuracy(correct, settings.confidence)
+    name, samples_per_problem = settings.benchmark.name, correct.shape[1]
+    sizes = [k for k in settings.pass_at if k <= samples_per_problem]
+    return {
+        "benchmark": name,
+        "metric": f"{name} avg@{samples_per_problem}",
+        "accuracy": estimate.value,
+        "standard_error": estimate.standard_error,
+        "interval": [estimate.low, estimate.high],
+        "confidence": settings.confidence,
+        "method": estimate.method,
+        "pass_at_k": {f"pass@{k}": asdict(pass_at_k(correct, k, settings.confidence)) for k in sizes},
+        "majority_at_k": {f"maj@{k}": asdict(majority_at_k(answers, correct, k, settings.confidence)) for k in sizes},
+        "per_problem": [
+            {"problem": problem, "correct": int(marks.sum()), "samples": samples_per_problem}
+            for problem, marks in zip(of_problem, correct, strict=True)
+        ],
+        "statuses": _counts([verdict["status"] for verdict in verdicts], STATUSES),
+        "doubts": {**verdict_doubts(verdicts), **sample_doubts(samples)},
+        **completion_facts(samples),
+    }
+
+
+def answer_numbers(verdicts: Rows) -> NDArray[np.int64]:
+    """A number for each distinct answer of one problem, -1 for none, [samples].
+
+    Two answers are one where both equal the gold, or where they parse to the same expression; `0.5` and `1/2` are two
+    unless right.
+    """
+    numbers: dict[str | bool, int] = {}
+    found = [True if v["correct"] else v["answer"] for v in verdicts]
+    return np.array([NO_VOTE if key is None else numbers.setdefault(key, len(numbers)) for key in found])
+
+
+def completion_facts(samples: Rows) -> dict[str, Any]:
+    """How completions ended and how long they are: a student that never stops shows here before it does in accuracy."""
+    tokens = [sample["tokens"] for sample in samples]
+    return {
+        "finish_reasons": _counts([sample["finish_reason"] for sample in samples], FINISH_REASONS),
+        "mean_completion_tokens": fmean(tokens),
+        "median_completion_tokens": median(tokens),
+        "longest_completion_tokens": max(tokens),
+    }
+
+
+def _counts(values: Sequence[str], always: Sequence[str]) -> dict[str, int]:
+    counts = Counter(values)
+    return {value: counts[value] for value in (*always, *sorted(counts.keys() - set(always)))}

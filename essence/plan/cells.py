@@ -1,0 +1,131 @@
+"""From a cell and its experiment to the settings of its stages."""
+
+from typing import Any
+
+from essence.data.truncation import reads_prefix
+from essence.errors import ExperimentError
+from essence.plan.experiment import Cell, Experiment
+from essence.plan.schema import ExperimentSchema
+from essence.settings import (
+    DecontaminationSettings,
+    LoopSettings,
+    ObjectiveSettings,
+    OptimizerSettings,
+    OrderSettings,
+    ParallelSettings,
+    ProtocolName,
+    Record,
+    RowsSettings,
+    TeacherChoice,
+    TeacherSettings,
+    TokenizeSettings,
+    TopKSettings,
+    TrainSettings,
+    ViewSettings,
+)
+from essence.settings.protocol import PROTOCOLS
+
+
+def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
+    """All that determines the training of a cell."""
+    protocol, training, data = PROTOCOLS[cell.protocol], experiment.training, experiment.data[cell.dataset]
+    batch_rows, batch_tokens = training.batch_rows, training.batch_tokens
+    if not protocol.applies_gradient_accumulation:
+        batch_rows = max(1, batch_rows // training.gradient_accumulation)
+        batch_tokens //= training.gradient_accumulation
+    return TrainSettings(
+        rows=RowsSettings(
+            max_row_tokens=data.max_row_tokens,
+            train_rows=cell.train_rows or data.train_rows,
+            validation_rows=data.validation_rows,
+            split_seed=resolve_seed(data.split_seed, cell.seed),
+            token_budget=cell.token_budget,
+            published=data.published,
+        ),
+        view=ViewSettings(
+            lsp=cell.lsp,
+            span=cell.span,
+            sections=cell.sections,
+            cot_includes_next_token=protocol.cot_includes_next_token,
+            supervise_end_of_sequence=protocol.supervise_end_of_sequence,
+            keep_context=protocol.keep_context,
+            left_pad_multiple=protocol.left_pad_multiple,
+            misordered_markers=protocol.misordered_markers,
+        ),
+        validation_view=protocol.validation_view,
+        objective=ObjectiveSettings(**part(training, ObjectiveSettings)),
+        optimizer=OptimizerSettings(
+            **{**part(training, OptimizerSettings), "batch_rows": batch_rows, "batch_tokens": batch_tokens}
+        ),
+        order=OrderSettings(seed=resolve_seed(protocol.order_seed, cell.seed), multiple=protocol.order_multiple),
+        checkpoint_ranks=protocol.checkpoint_ranks,
+        **part(training, LoopSettings),
+        **part(training, ParallelSettings),
+        **part(training, TeacherChoice),
+        seed=cell.seed,
+    )
+
+
+def part(section: Record, record: type[Record]) -> dict[str, Any]:
+    """The fields of a TOML section that a record of the settings has too."""
+    return {name: getattr(section, name) for name in record.model_fields}
+
+
+def tokenize_settings(dataset: str, protocol: ProtocolName, loaded: Experiment) -> TokenizeSettings:
+    """All that determines how a data set becomes tokens."""
+    data, rules, released = loaded.experiment.data[dataset], loaded.experiment.decontamination, PROTOCOLS[protocol]
+    fields = {name: loaded.catalogue.benchmarks[name].problem_field for name in rules.benchmarks}
+    return TokenizeSettings(
+        format=loaded.catalogue.datasets[dataset].format,
+        keep_generation_header=released.keep_generation_header,
+        markers=released.markers,
+        faulty_rows=released.faulty_rows,
+        max_row_characters=data.max_row_characters,
+        max_rejected_share=data.max_rejected_share,
+        decontamination=DecontaminationSettings(
+            problem_fields=fields, overlap_words=rules.overlap_words, remove=rules.remove
+        ),
+    )
+
+
+def resolve_seed(rule: int | str, cell_seed: int) -> int:
+    """A fixed seed, or the cell's."""
+    return cell_seed if isinstance(rule, str) else rule
+
+
+def teacher_settings(cell: Cell, settings: TrainSettings, loaded: Experiment) -> TeacherSettings:
+    """What the teacher stage of a cell is told; the same for all cells that can share it.
+
+    A cell of fewer rows than its data set has reads the first of them. Rows that depend on the seed
+    (`split_seed = "cell"`) are stored for each seed.
+
+    Raises:
+        ExperimentError: this cell cannot be taught by stored states.
+    """
+    _check(cell, settings, loaded)
+    rows = max(settings.rows.train_rows, loaded.experiment.data[cell.dataset].train_rows)
+    sparse = TopKSettings(k=settings.teacher_top_k, temperature=settings.objective.temperature)
+    return TeacherSettings(
+        rows=settings.rows.model_copy(update={"train_rows": rows, "token_budget": None, "published": None}),
+        top_k=sparse if settings.teacher == "top-k" else None,
+        compute_dtype=settings.compute_dtype,
+        attention=settings.attention,
+        packing=settings.packing,
+        pad_to_multiple=settings.pad_to_multiple,
+    )
+
+
+def _check(cell: Cell, settings: TrainSettings, loaded: Experiment) -> None:
+    asked = f"{loaded.file}: training.teacher = '{settings.teacher}'"
+    if settings.objective.kd_weight == 0.0:
+        raise ExperimentError(f"{asked}, but kd_weight = 0.0 reads no teacher: leave it out")
+    if settings.teacher_placement != "replicated":
+        raise ExperimentError(
+            f"{asked}, but teacher_placement = '{settings.teacher_placement}' places a live teacher: leave one of them "
+            "out"
+        )
+    if not reads_prefix(settings.view):
+        raise ExperimentError(
+            f"{asked}, but {cell.name} drops what stands before its span, so the teacher's states of whole rows are "
+            "not those of what it reads: use teacher = 'live', the span 'right-with-context' or protocol 'corrected'"
+        )

@@ -1,0 +1,119 @@
+"""The paper's claim on cost as a table: time, memory and FLOPs of a training row at each LSP against the whole row.
+
+Computed from sizes, for two forms of the same training. *released*: one row a forward pass, both models sharded over
+the GPUs, activation checkpointing, a loss that holds all logits at once. *chunked*: the same with a loss that never
+holds more than a chunk of them. So it shows by itself what the claim rests on: FLOPs halve with the tokens, and of the
+memory only the dynamic part does, nearly all of which is the loss.
+
+Time is that of the matrix products at one and the same speed; the second number adds the gathering of both models'
+weights at every forward pass, which no row makes shorter, as if nothing hid it.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from essence.sizes.architecture import Architecture, distillation_flops
+from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory
+
+PROPORTIONS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
+GIB = 1 << 30
+BFLOAT16_BYTES = 2
+DEVICE_FLOPS = 450e12
+"""Dense bfloat16 FLOP/s that eager training of one row at a time is assumed to reach on an H100."""
+LINK_BYTES_PER_S = 300e9
+"""Of one GPU to the others, as all-gathers reach it."""
+CHUNK_LABELS, CHUNK_BYTES_PER_LOGIT = 256, 10
+"""A loss in chunks: labels of a chunk, and the bytes of its logits in all the forms that live at once."""
+KEPT_BYTES_PER_LOGIT = 2.0
+"""Gradient of the logits in bfloat16, kept for one product that gives the gradient of the head."""
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One proportion; ratios are against LSP 1.0 of the same form."""
+
+    lsp: float
+    tokens: int
+    flops: int
+    flops_ratio: float
+    time_ratio: float
+    """Weights gathered behind the computation."""
+    time_ratio_exposed: float
+    """Weights gathered in front of it."""
+    static_gib: float
+    dynamic_gib: float
+    memory_ratio: float
+    chunked_dynamic_gib: float
+    chunked_memory_ratio: float
+
+
+def cost_table(student: Architecture, teacher: Architecture, row_tokens: int, devices: int) -> list[CostRow]:
+    """A row for each of `PROPORTIONS`, for rows of `row_tokens` tokens on `devices` GPUs."""
+    whole = _numbers(student, teacher, row_tokens, devices)
+    return [_row(lsp, max(1, int(row_tokens * lsp)), student, teacher, devices, whole) for lsp in PROPORTIONS]
+
+
+def _row(
+    lsp: float, tokens: int, student: Architecture, teacher: Architecture, devices: int, whole: dict[str, float]
+) -> CostRow:
+    numbers = _numbers(student, teacher, tokens, devices)
+    static, dynamic, chunked = numbers["static"], numbers["dynamic"], numbers["chunked"]
+    return CostRow(
+        lsp=lsp,
+        tokens=tokens,
+        flops=int(numbers["flops"]),
+        flops_ratio=numbers["flops"] / whole["flops"],
+        time_ratio=numbers["flops"] / whole["flops"],
+        time_ratio_exposed=(numbers["compute_s"] + numbers["gather_s"]) / (whole["compute_s"] + whole["gather_s"]),
+        static_gib=static / GIB,
+        dynamic_gib=dynamic / GIB,
+        memory_ratio=(static + dynamic) / (whole["static"] + whole["dynamic"]),
+        chunked_dynamic_gib=chunked / GIB,
+        chunked_memory_ratio=(static + chunked) / (whole["static"] + whole["chunked"]),
+    )
+
+
+def _numbers(student: Architecture, teacher: Architecture, tokens: int, devices: int) -> dict[str, float]:
+    flops = distillation_flops(student, teacher, [tokens], activation_checkpointing=True)
+    released = DeviceLoad(
+        student=student,
+        teacher=teacher,
+        compute_dtype="bfloat16",
+        activation_checkpointing=True,
+        packed=False,
+        positions=tokens,
+        labels=tokens,
+        loss_bytes_per_logit=PLAIN_BYTES_PER_LOGIT,
+        loss_bytes=0,
+        parallel="zero3",
+        devices=devices,
+        teacher_placement="sharded",
+    )
+    buffers = min(CHUNK_LABELS, tokens) * CHUNK_BYTES_PER_LOGIT * student.vocabulary
+    buffers += BFLOAT16_BYTES * student.head_parameters
+    chunked = replace(released, loss_bytes_per_logit=KEPT_BYTES_PER_LOGIT, loss_bytes=buffers)
+    memory = estimate_memory(released)
+    # The student's weights come together for forward, recomputation and backward, the teacher's once.
+    gathered = BFLOAT16_BYTES * (3 * student.parameters + teacher.parameters) * (devices - 1) / devices
+    return {
+        "flops": float(flops),
+        "compute_s": flops / DEVICE_FLOPS,
+        "gather_s": gathered / LINK_BYTES_PER_S,
+        "static": float(memory.static),
+        "dynamic": float(memory.dynamic),
+        "chunked": float(estimate_memory(chunked).dynamic),
+    }
+
+
+def as_json(rows: list[CostRow]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]
+
+
+def finding(rows: list[CostRow]) -> str:
+    """What the table says of the claim "about half at LSP 0.5", in one sentence."""
+    half = next(row for row in rows if row.lsp == 0.5)
+    return (
+        f"At LSP 0.5, {half.flops_ratio:.0%} of the FLOPs, {half.time_ratio:.0%} to {half.time_ratio_exposed:.0%} of "
+        f"the time and {half.memory_ratio:.0%} of the peak memory remain; with the loss in chunks "
+        f"{half.chunked_memory_ratio:.0%} of it, since what truncation shortens is then not what fills the memory."
+    )

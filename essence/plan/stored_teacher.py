@@ -1,0 +1,112 @@
+"""What a teacher paid once takes on disk and saves in GPU hours, before anything runs: arithmetic on sizes.
+
+Given whatever `teacher` says now, so that a plan tells whether to change it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from essence.data.truncation import reads_prefix
+from essence.plan.cells import train_settings
+from essence.plan.estimate import (
+    ACHIEVABLE_FLOPS,
+    GIB,
+    TRAINING_UTILIZATION,
+    architecture,
+    mean_row,
+    rows_trained,
+    tokens_read,
+)
+from essence.plan.experiment import Experiment
+from essence.plan.stage_plan import CellPlan
+from essence.record.run_directory import RunDirectory
+from essence.settings import ProtocolName, TeacherForm
+from essence.sizes.architecture import forward_flops, layer_flops, stored_bytes_per_token, teaching_flops
+
+FLOPS_PER_GPU_HOUR = ACHIEVABLE_FLOPS * TRAINING_UTILIZATION * 3600
+
+
+@dataclass(frozen=True)
+class StoredTeacher:
+    """One cache, as it is planned or as it would be."""
+
+    dataset: str
+    protocol: ProtocolName
+    teacher: str
+    form: TeacherForm
+    """What the experiment says now; `live` = this is what `cached` would be."""
+    stage: str | None
+    """Its id; None where the teacher is live."""
+    cells: int
+    """Trainings that read it."""
+    rows: int
+    tokens: int
+    bytes_per_token: int
+    disk_gib: float
+    gpu_hours: float
+    """Of the one reading."""
+    saved_gpu_hours: float
+    """Of the trainings, which do not read the rows with the teacher; the one reading taken off."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """For `invoke plan`."""
+        saving = f"{self.disk_gib:.3g} GiB of disk ({self.bytes_per_token:,} bytes a token)"
+        hours = f"{self.gpu_hours:.2g} GPU hours once and saves {self.saved_gpu_hours:.2g} over {self.cells} trainings"
+        what = f"{self.teacher} for {self.rows:,} rows of {self.dataset} ({self.protocol})"
+        if self.form == "live":
+            return f"training.teacher = 'cached' would store the states of {what}: takes {saving}, {hours}"
+        name = "the likeliest tokens" if self.form == "top-k" else "the states"
+        approximate = " (approximate)" if self.form == "top-k" else ""
+        return f"teacher = '{self.form}'{approximate}: {name} of {what}: takes {saving}, {hours}"
+
+
+def stored_teachers(plans: Sequence[CellPlan], loaded: Experiment, run_directory: RunDirectory) -> list[StoredTeacher]:
+    """The caches of some cells; cells that cannot read one, and sizes that are not known yet, are left out."""
+    sharing: dict[tuple[str, ...], list[CellPlan]] = {}
+    for plan in plans:
+        settings = train_settings(plan.cell, loaded.experiment)
+        if settings.objective.kd_weight > 0.0 and reads_prefix(settings.view):
+            key = (plan.stages["tokenize"], plan.stages["teacher"], str(settings.rows.split_seed))
+            sharing.setdefault(key, []).append(plan)
+    found = (_stored(group, loaded, run_directory) for group in sharing.values())
+    return [one for one in found if one]
+
+
+def _stored(group: Sequence[CellPlan], loaded: Experiment, run_directory: RunDirectory) -> StoredTeacher | None:
+    first = group[0]
+    settings = train_settings(first.cell, loaded.experiment)
+    teacher = architecture(first.cell.teacher, first.stages["teacher"], loaded, run_directory)
+    row, _ = mean_row(first, loaded, run_directory)
+    if teacher is None or row is None:
+        return None
+    length = int(row.lengths[0])
+    rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
+    top_k = settings.teacher_top_k if settings.teacher == "top-k" else None
+    size = stored_bytes_per_token(teacher, settings.compute_dtype, top_k)
+    read_flops = forward_flops if top_k else layer_flops  # the likeliest tokens are those of the head
+    reading = read_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
+    saved = 0.0
+    for plan in group:
+        cell = train_settings(plan.cell, loaded.experiment)
+        kept = tokens_read(row, cell.view)
+        form: TeacherForm = "cached" if cell.teacher == "live" else cell.teacher
+        a_row = teaching_flops(teacher, kept, "live") - teaching_flops(teacher, kept, form)
+        saved += a_row * rows_trained(cell, kept) * cell.optimizer.epochs / FLOPS_PER_GPU_HOUR
+    return StoredTeacher(
+        dataset=first.cell.dataset,
+        protocol=first.cell.protocol,
+        teacher=first.cell.teacher,
+        form=settings.teacher,
+        stage=first.stages.get("states"),
+        cells=len(group),
+        rows=rows,
+        tokens=rows * length,
+        bytes_per_token=size,
+        disk_gib=rows * length * size / GIB,
+        gpu_hours=reading,
+        saved_gpu_hours=saved - reading,
+    )

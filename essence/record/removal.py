@@ -1,0 +1,115 @@
+"""What may be removed from a run directory: never what another plan or a report names, nor what those were made of."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from essence.errors import RecordError
+from essence.files import read_json
+from essence.record.run_directory import RunDirectory
+
+STAGE = re.compile(r"(download|tokenize|teacher|train|generate|grade)-[0-9a-f]{16}")
+"""Folders of `stages/` that are the kit's; others are somebody's own and stay."""
+ORDER = ("grade", "generate", "train", "teacher", "tokenize", "download")
+"""What is made of others goes first, so that a half done removal leaves nothing without its inputs."""
+OF_AN_EXPERIMENT = (".*.partial", ".*.tmp", "report", "cards", "experiment.json", "holder.json", "lock", "plan.json")
+"""What the kit writes into an experiment's folder, as patterns; the plan goes last: by it the experiment is found."""
+REMOVING = ".removing-"
+"""How a folder is called while it is being removed: a kill leaves it under this name, never half under its own."""
+
+
+@dataclass
+class Removable:
+    """What would go, and why."""
+
+    stages: dict[Path, str] = field(default_factory=dict)
+    """Folder -> why nothing needs it."""
+    experiment: Path | None = None
+    shared: list[str] = field(default_factory=list)
+    """Stages of the experiment that stay, since something else names them."""
+
+
+def removable(run_directory: RunDirectory, experiment: str | None) -> Removable:
+    """Stages that nothing names; with an experiment, those that only it names, and its folder.
+
+    Raises:
+        RecordError: there is no such experiment, or a plan or report cannot be read: nobody knows what it names.
+    """
+    if experiment is None:
+        kept, why = kept_by_others(run_directory, None), "no plan or report names it"
+        return Removable({path: why for path in _stages(run_directory) if path.name not in kept})
+    if experiment not in run_directory.experiments():
+        ran = ", ".join(run_directory.experiments()) or "none"
+        raise RecordError(f"{experiment} has not run in {run_directory.root} (ran: {ran})")
+    kept = kept_by_others(run_directory, experiment)
+    own = needed(run_directory, [experiment])
+    stages = [path for path in _stages(run_directory) if path.name in own]
+    return Removable(
+        {path: f"only {experiment} names it" for path in stages if path.name not in kept},
+        run_directory.experiment(experiment),
+        [path.name for path in stages if path.name in kept],
+    )
+
+
+def kept_by_others(run_directory: RunDirectory, experiment: str | None) -> set[str]:
+    """What all experiments need, or all but this one."""
+    return needed(run_directory, [name for name in run_directory.planned() if name != experiment])
+
+
+def needed(run_directory: RunDirectory, experiments: Iterable[str]) -> set[str]:
+    """Stages that the plans and reports of these experiments name, and all that those were or will be made of."""
+    waiting: list[str] = []
+    for name in experiments:
+        waiting += _named(run_directory.plan(name), "stages")
+        if (report := run_directory.report(name) / "report.json").is_file():
+            waiting += _named(report, "records")
+        if (resolved := run_directory.resolved(name)).is_file():
+            waiting += _sources(run_directory, resolved)
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += _inputs(run_directory, name)
+    return found
+
+
+def leftovers(run_directory: RunDirectory) -> list[Path]:
+    """What a removal that was killed has left."""
+    return sorted(run_directory.stages.glob(f"{REMOVING}*"))
+
+
+def _stages(run_directory: RunDirectory) -> list[Path]:
+    found = [path for path in run_directory.stages.glob("*-*") if STAGE.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (ORDER.index(path.name.split("-")[0]), path.name))
+
+
+def _named(file: Path, key: str) -> list[str]:
+    try:
+        names = read_json(file).get(key)
+        if not isinstance(names, dict):
+            raise RecordError(f"{file}: not a record of this kit, it has no {key}")
+    except RecordError as error:
+        raise RecordError(f"{error}; nothing is removed while it cannot be read: put it back, or remove it") from None
+    return list(names)
+
+
+def _inputs(run_directory: RunDirectory, stage: str) -> list[str]:
+    """What a stage reads, and where its folder is a link, the stage that it leads to."""
+    folder = run_directory.stage(stage)
+    linked = [folder.path.resolve().name] if folder.path.is_symlink() else []
+    if not folder.spec.is_file():
+        return linked
+    inputs = read_json(folder.spec).get("inputs", {})
+    return linked + [Path(str(place)).name for place in inputs.values()]
+
+
+def _sources(run_directory: RunDirectory, resolved: Path) -> list[str]:
+    """Stages of this run directory whose outputs are sources that were not taken in yet."""
+    settings: dict[str, Any] = read_json(resolved).get("settings", {})
+    left = [told for name, told in settings.items() if not run_directory.stage(name).done]
+    paths = [Path(path).resolve() for told in left if (path := told.get("source", {}).get("path"))]
+    stages = run_directory.stages.resolve()
+    return [path.relative_to(stages).parts[0] for path in paths if stages in path.parents]

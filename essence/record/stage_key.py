@@ -1,0 +1,28 @@
+"""The key of a stage: one hash of all that determines its result."""
+
+from typing import Any
+
+from essence.files import canonical_json, sha256_text
+from essence.record.content import CONTENT
+
+
+def stage_key(
+    stage: str, settings: dict[str, Any], inputs: dict[str, str], environment: dict[str, str], source: str
+) -> str:
+    """settings: as in the record; inputs: name -> key of the stage that is read; source: hash of the modules."""
+    determines = {
+        "stage": stage,
+        "settings": that_count(settings),
+        "inputs": inputs,
+        "environment": environment,
+        "source": source,
+    }
+    return sha256_text(canonical_json(determines))
+
+
+def that_count(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a local source its content counts, neither where it lies nor what it is called."""
+    source = settings.get("source")
+    if not (isinstance(source, dict) and str(source.get("path_state")).startswith(CONTENT)):
+        return settings
+    return {**settings, "source": {**source, "path": None, "name": ""}}

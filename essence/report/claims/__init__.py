@@ -1,0 +1,1 @@
+"""The claims of the paper, measured on results, each with one computed word."""

@@ -1,0 +1,143 @@
+"""A claim as `experiments/claims.toml` states it; unknown keys and values that contradict each other are errors."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from essence.plan.experiment import EXPERIMENTS
+from essence.settings import LSP, Count, Factor, Record, Sections, Share, Span
+from essence.settings.toml import read_toml, validate
+
+CLAIMS_FILE = EXPERIMENTS / "claims.toml"
+
+Measure = Literal[
+    "retention",
+    "best-retention",
+    "cost-ratio",
+    "fits-only-truncated",
+    "sections",
+    "sections-inside",
+    "loss-of-halves",
+    "left-over-right",
+    "largest-change",
+    "rise-and-saturation",
+    "none",
+]
+Value = Annotated[float, Field(ge=-1e9, le=1e9)]
+Limit = Annotated[float, Field(strict=True, allow_inf_nan=True)]
+"""Of an interval, which may be open: `inf` is no upper limit."""
+
+
+class Claim(Record):
+    """One claim of the paper and how ours is measured against it."""
+
+    id: str
+    title: str
+    grade: Literal["A", "B"]
+    """A: read in the abstract or the released code. B: a second-hand summary of the full paper."""
+    source: str
+    measure: Measure
+    unit: Literal["share", "points", "times"]
+    """How values are written: 91.0 %, +12.5 points, 0.50 x."""
+    checkpoint: str
+    span: Span
+    sections: Sections
+    lsp: LSP | None = None
+    reported: Value | None = None
+    reported_words: str = ""
+    """The reported value as the paper puts it: `about half`."""
+    tolerance: Factor | None = None
+    accepts: Annotated[tuple[Limit, Limit], Field(strict=False)] | None = None
+    """Values of ours that count as reproduced, where nothing is reported that a tolerance could be laid around."""
+    settings: Count | None = None
+    """How many settings the published value is a mean over."""
+    cost: Literal["time", "memory", "flops"] | None = None
+    memory_gb: Factor | None = None
+    saturated: Share | None = None
+    near: Share | None = None
+    """How far, as a share, two losses may lie apart and still be near each other."""
+    teachers: list[str] = Field(default_factory=list)
+    """Empty: all."""
+    students: list[str] = Field(default_factory=list)
+    benchmarks: list[str] = Field(default_factory=list)
+    why_not: str = ""
+    """Why nothing is measured."""
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Values of ours that count as reproduced."""
+        if self.accepts:
+            return self.accepts
+        assert self.reported is not None and self.tolerance is not None
+        return self.reported - self.tolerance, self.reported + self.tolerance
+
+    @property
+    def second_hand(self) -> bool:
+        return self.grade == "B"
+
+    @model_validator(mode="after")
+    def _says_what_counts(self) -> Self:
+        if self.measure == "none":
+            if not self.why_not:
+                raise ValueError('measure = "none" needs why_not')
+            return self
+        if (self.accepts is None) == (self.reported is None or self.tolerance is None):
+            raise ValueError("needs either reported and tolerance, or accepts")
+        low, high = self.band
+        if not low < high or math.isnan(low + high if math.isfinite(high) else low):
+            raise ValueError(f"accepts nothing: {low} to {high}")
+        for field in NEEDS.get(self.measure, ()):
+            if not getattr(self, field):
+                raise ValueError(f'measure = "{self.measure}" needs {field}')
+        return self
+
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "retention": ("lsp",),
+    "best-retention": ("lsp",),
+    "cost-ratio": ("lsp", "cost"),
+    "fits-only-truncated": ("lsp", "memory_gb"),
+    "sections": ("lsp",),
+    "sections-inside": ("lsp",),
+    "loss-of-halves": ("lsp", "near"),
+    "left-over-right": ("lsp",),
+    "largest-change": ("students",),
+    "rise-and-saturation": ("lsp", "saturated"),
+}
+
+
+class Rival(Record):
+    """A published curve of others, drawn beside ours and no target of ours."""
+
+    title: str
+    source: str
+    benchmark: str
+    student: str
+    accuracy: dict[str, Annotated[float, Field(ge=0.0, le=100.0)]]
+    """Share of the trace kept -> accuracy in per cent."""
+
+
+class ClaimsFile(Record):
+    """The whole file."""
+
+    defaults: dict[str, str]
+    """Fields that every claim has unless it says otherwise."""
+    claims: dict[str, dict[str, Any]]
+    """By id; checked one by one, so that an error names the claim."""
+    rivals: list[Rival] = Field(default_factory=list)
+
+
+def load_claims(file: Path = CLAIMS_FILE) -> list[Claim]:
+    """The claims in the order of the file; ExperimentError names file, claim, key and the nearest known one."""
+    document = validate(ClaimsFile, read_toml(file), str(file))
+    return [
+        validate(Claim, {**document.defaults, **fields, "id": name}, f"{file}: [claims.{name}]")
+        for name, fields in document.claims.items()
+    ]
+
+
+def load_rivals(file: Path = CLAIMS_FILE) -> list[Rival]:
+    """The published curves of others."""
+    return validate(ClaimsFile, read_toml(file), str(file)).rivals

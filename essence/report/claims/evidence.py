@@ -1,0 +1,122 @@
+"""What claims are measured on: arms with their scores, arms with their costs.
+
+A setting is a pair of models, a data set, a benchmark, a protocol, and how the arms were trained and evaluated: what
+must be equal on both sides of a comparison.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from essence.report.claims.definition import Claim
+from essence.report.results.records import is_whole
+
+
+class Setting(NamedTuple):
+    """What both sides of a comparison have in common."""
+
+    dataset: str
+    teacher: str
+    student: str
+    protocol: str
+    benchmark: str
+    """Empty where the cost of training is compared."""
+    recipe: str = ""
+    """Hash of objective, optimizer, selection of rows and form of the teacher: others are not compared."""
+    evaluation: str = ""
+    """Hash of how completions were sampled and graded; empty as the benchmark is."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One arm on one benchmark: the shares of correct samples by problem, a dictionary for each seed."""
+
+    setting: Setting
+    checkpoint: str
+    span: str
+    sections: str
+    lsp: float
+    shares: tuple[dict[str, float], ...] = field(repr=False)
+    samples: int
+    """Of a problem, the fewest of any seed."""
+    confidence: float
+    stages: tuple[str, ...]
+    """Ids of the grade stages."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained on whole rows."""
+        return is_whole(self.lsp, self.span)
+
+    @property
+    def completions(self) -> int:
+        return sum(len(seed) for seed in self.shares) * self.samples
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training cost."""
+
+    setting: Setting
+    span: str
+    sections: str
+    lsp: float
+    seed: int
+    cost: dict[str, float]
+    """By word of `COST_UNITS`."""
+    on_gpu: bool
+    stages: tuple[str, ...]
+    validation_ce: float | None = None
+    """Lowest cross-entropy on the validation rows."""
+    devices: str = ""
+    """What it ran on, and shared out how: times and memory are compared on equal ones only."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained on whole rows."""
+        return is_whole(self.lsp, self.span)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that claims are measured on."""
+
+    scored: tuple[Scored, ...]
+    trained: tuple[Trained, ...]
+
+    def under(self, protocol: str) -> "Evidence":
+        """The part of one protocol."""
+        return Evidence(
+            tuple(arm for arm in self.scored if arm.setting.protocol == protocol),
+            tuple(cell for cell in self.trained if cell.setting.protocol == protocol),
+        )
+
+    def of(self, claim: Claim, *, any_span: bool = False, any_sections: bool = False) -> list[Scored]:
+        """The scored arms that a claim speaks of."""
+        return [
+            arm
+            for arm in self.scored
+            if arm.checkpoint == claim.checkpoint
+            and (any_span or arm.whole or arm.span == claim.span)
+            and (any_sections or arm.sections == claim.sections)
+            and _named(arm.setting, claim)
+        ]
+
+    def trainings_of(self, claim: Claim, *, any_span: bool = False) -> list[Trained]:
+        """The trainings that a claim speaks of."""
+        return [
+            cell
+            for cell in self.trained
+            if (any_span or cell.whole or cell.span == claim.span)
+            and cell.sections == claim.sections
+            and _named(cell.setting, claim)
+        ]
+
+
+def _named(setting: Setting, claim: Claim) -> bool:
+    """Whether the claim speaks of these models and this benchmark; an empty list means all."""
+    named = (
+        (claim.teachers, setting.teacher),
+        (claim.students, setting.student),
+        (claim.benchmarks, setting.benchmark),
+    )
+    return all(not names or value in names for names, value in named)

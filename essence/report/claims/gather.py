@@ -1,0 +1,142 @@
+"""From the results of experiments to evidence: which arms are one, which are compared, which count at all."""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from essence.files import canonical_json, sha256_text
+from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.report.results.records import COST_UNITS, Arm, CellResult, Group, GroupKey, Results, Score
+
+RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype", "teacher")
+"""Settings of a training that are the same in all arms of a setting."""
+DRAWN = {"rows": ("split_seed",), "generate": ("seed", "model_folder")}
+"""What differs between the runs of one setting."""
+
+
+def gather(results: Iterable[Results]) -> Evidence:
+    """The evidence of some experiments; an arm has the seeds of all of them, a training that they share once.
+
+    Trainings without a teacher are no distillation, of which alone the paper's claims speak; the stored top-k of a
+    teacher only approximates it.
+    """
+    runs: dict[Hashable, dict[str, Scored]] = {}
+    trained: dict[Hashable, Trained] = {}
+    for group in (group for one in results for group in one.groups):
+        for arm in (arm for arm in group.arms if _counts(arm)):
+            for training, found in _scored(group, arm):
+                key = (found.setting, found.checkpoint, found.span, found.sections, found.lsp)
+                runs.setdefault(key, {}).setdefault(training, found)
+            for cell in _trained(group, arm):
+                trained.setdefault((cell.setting, cell.stages), cell)
+    scored: dict[Hashable, Scored] = {}  # two spans may share their arm at LSP 1.0
+    for joined in (_joined(list(seeds.values())) for seeds in runs.values()):
+        scored.setdefault((joined.setting, joined.stages), joined)
+    return Evidence(tuple(_evaluated_most(list(scored.values()))), tuple(trained.values()))
+
+
+def _evaluated_most(arms: Sequence[Scored]) -> list[Scored]:
+    """Of a setting that was evaluated in several ways, the arms of the one with the most completions."""
+    completions: Counter[Setting] = Counter()
+    for arm in arms:
+        completions[arm.setting] += arm.completions
+    most: dict[Setting, Setting] = {}
+    for setting, _ in completions.most_common():
+        most.setdefault(setting._replace(evaluation=""), setting)
+    return [arm for arm in arms if most[arm.setting._replace(evaluation="")] == arm.setting]
+
+
+def _joined(seeds: Sequence[Scored]) -> Scored:
+    """One arm of its seeds."""
+    return replace(
+        seeds[0],
+        shares=tuple(shares for one in seeds for shares in one.shares),
+        samples=min(one.samples for one in seeds),
+        stages=tuple(stage for one in seeds for stage in one.stages),
+    )
+
+
+def _setting(key: GroupKey, arm: Arm, score: Score | None = None) -> Setting:
+    setting = Setting(key.dataset, key.teacher, key.student, key.protocol, "", _recipe(arm))
+    return setting._replace(benchmark=score.benchmark, evaluation=_evaluation(score)) if score else setting
+
+
+def _settings(arm: Arm) -> dict[str, Any]:
+    """What the arm's trainings were told; empty where none of their records is here."""
+    found = (cell.train.look("settings", "resolved") for cell in arm.cells)
+    return next((dict(settings) for settings in found if settings), {})
+
+
+def _counts(arm: Arm) -> bool:
+    """Whether the arm was distilled, and from the exact teacher."""
+    settings = _settings(arm)
+    return dict(settings.get("objective", {})).get("kd_weight") != 0.0 and settings.get("teacher") != "top-k"
+
+
+def _recipe(arm: Arm) -> str:
+    settings = _settings(arm)
+    return _hash({name: _but_drawn(name, settings.get(name)) for name in RECIPE})
+
+
+def _evaluation(score: Score) -> str:
+    """Of the settings of its two stages."""
+    stages = {"generate": score.generate, "grade": score.grade}
+    return _hash({name: _but_drawn(name, stage.look("settings", "resolved")) for name, stage in stages.items()})
+
+
+def _but_drawn(name: str, settings: Any) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    return {field: value for field, value in settings.items() if field not in DRAWN.get(name, ())}
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    return sha256_text(canonical_json(settings))[:16]
+
+
+def _devices(cell: CellResult) -> str:
+    """Processes, and the GPUs they ran on; without a GPU the processor and its threads."""
+    train = cell.train
+    gpus = [gpu.get("name") for gpu in train.look("hardware", "gpus") or []]
+    shared = {name: train.look("settings", "resolved", name) for name in ("parallel", "processes")}
+    processor = {} if gpus else {name: train.look("hardware", name) for name in ("cpu", "threads")}
+    return _hash({**shared, **processor, "gpus": gpus})
+
+
+def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
+    """Id of each training with its score on each benchmark."""
+    for cell in arm.cells:
+        for score in (score for score in cell.scores if score.accuracy):
+            yield (
+                cell.train.id,
+                Scored(
+                    setting=_setting(group.key, arm, score),
+                    checkpoint=score.checkpoint,
+                    span=group.key.span,
+                    sections=group.key.sections,
+                    lsp=arm.lsp,
+                    shares=(score.shares,),
+                    samples=score.samples // max(1, len(score.shares)),
+                    confidence=score.confidence or 0.95,
+                    stages=(score.grade.id,),
+                ),
+            )
+
+
+def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
+    for cell in arm.cells:
+        cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
+        if cost:
+            yield Trained(
+                setting=_setting(group.key, arm),
+                span=group.key.span,
+                sections=group.key.sections,
+                lsp=arm.lsp,
+                seed=cell.seed,
+                cost=cost,
+                on_gpu=cell.train.number("cost", "peak_gpu_memory_gib") is not None,
+                stages=(cell.train.id,),
+                validation_ce=cell.train.number("results", "lowest_validation_ce"),
+                devices=_devices(cell),
+            )

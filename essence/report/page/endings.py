@@ -1,0 +1,76 @@
+"""How completions end, beside the accuracy: a model that never stops shows here first."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from essence import text as words
+from essence.report.page.table import ROLE_WORDS
+from essence.report.results.records import Evaluation, Group, Results, Score
+
+ENDING_COLUMNS = (
+    "Accuracy", "Stopped", "At the cap", "Cut: loop", "No answer", "Grader timeout", "Mean tokens", "Median", "Longest",
+)  # fmt: skip
+REASONS = ("stop", "length", "loop")
+
+
+@dataclass(frozen=True)
+class EndingRow:
+    """One arm or baseline; numbers by `ENDING_COLUMNS`."""
+
+    label: str
+    role: str
+    numbers: tuple[str, ...]
+
+
+def ending_rows(results: Results, group: Group, evaluation: Evaluation) -> list[EndingRow]:
+    """The student as it comes, the arms from the smallest LSP to the largest, the teacher; only what is graded."""
+    arms = [
+        EndingRow(words.proportion(arm.lsp), "arm", _numbers(pooled.scores, pooled.accuracy.value))
+        for arm in group.arms
+        if (pooled := arm.pooled.get(evaluation))
+    ]
+    ends = {role: results.baseline(role, group.key, evaluation[0]) for role in ROLE_WORDS}
+    baselines = {
+        role: [EndingRow(ROLE_WORDS[role], role, _numbers([score], score.accuracy.value if score.accuracy else None))]
+        for role, score in ends.items()
+        if score
+    }
+    return [*baselines.get("student", []), *arms, *baselines.get("teacher", [])] if arms else []
+
+
+def ending_shares(scores: Iterable[Score]) -> dict[str, float]:
+    """Finish reason -> share of all completions of these scores."""
+    counts: Counter[str] = Counter()
+    for score in scores:
+        counts.update(score.finish_reasons)
+    total = counts.total()
+    return {reason: counts[reason] / total for reason in (*REASONS, *sorted(counts.keys() - set(REASONS))) if total}
+
+
+def _numbers(scores: Sequence[Score], accuracy: float | None) -> tuple[str, ...]:
+    """Shares of all completions; mean and median tokens are means over the cells, the longest is of all of them."""
+    shares = ending_shares(scores)
+    return (
+        words.percent(accuracy),
+        *(words.percent(shares.get(reason)) for reason in REASONS),
+        *(words.percent(_status_share(scores, status)) for status in ("no answer", "timeout")),
+        *(words.whole(_mean(scores, f"{kind}_completion_tokens")) for kind in ("mean", "median")),
+        words.whole(max(_tokens(scores, "longest_completion_tokens"), default=None)),
+    )
+
+
+def _status_share(scores: Sequence[Score], status: str) -> float | None:
+    counts = [found for score in scores if (found := score.grade.look("results", "statuses"))]
+    total = sum(sum(one.values()) for one in counts)
+    return sum(one.get(status, 0) for one in counts) / total if total else None
+
+
+def _tokens(scores: Sequence[Score], name: str) -> list[float]:
+    return [value for score in scores if (value := score.grade.number("results", name)) is not None]
+
+
+def _mean(scores: Sequence[Score], name: str) -> float | None:
+    found = _tokens(scores, name)
+    return fmean(found) if found else None

@@ -1,0 +1,118 @@
+"""report.md: the same tables and sentences for a terminal pager or a repository's web page."""
+
+from collections.abc import Mapping, Sequence
+
+from essence import text as words
+from essence.report.claims.verdict import judge
+from essence.report.page.claims_table import claim_rows
+from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
+from essence.report.page.findings import findings
+from essence.report.page.page import statement
+from essence.report.page.rows import RowsView, rows_views
+from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
+from essence.report.page.tokens import LSP_COLUMNS, TokensView
+from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
+
+
+def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
+    """The whole file; figures are linked as `figures/<name>.png` with their values as alt text."""
+    parts = [f"# {markdown_text(results.title)}", markdown_text(results.note), *map(markdown_text, statement(results))]
+    parts += ["## Claims of the paper", markdown_claims(results)]
+    for group in results.groups:
+        parts.append(f"## {markdown_text(group.key.label)}")
+        for evaluation in group.evaluations:
+            parts += _evaluation_parts(results, group, evaluation)
+        parts += [_image(figure) for figure in figures.get(group.key, [])]
+    views = rows_views(results)
+    if views:
+        parts += ["## Training rows", *map(_markdown_rows, views)]
+    tables = claim_tables(results)
+    if tables:
+        parts += ["## What truncation saves, computed", *map(_markdown_costs, tables)]
+    missing = missing_lines(results)
+    if missing:
+        parts += ["## Not done", "\n".join(f"- {markdown_text(line)}" for line in missing)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_rows(view: RowsView) -> str:
+    reasons = [f"{row.count:,} {row.fate}: {row.reason}" for row in view.reasons]
+    lines = [f"{markdown_text(view.title)}: [{markdown_text(view.summary)}]({view.link})"]
+    found = [*reasons, *view.contamination]
+    if view.tokens:
+        found += [view.tokens.sections, view.tokens.lengths]
+    lines += [f"- {markdown_text(line)}" for line in found]
+    return "\n".join([*lines, *(_markdown_tokens(view.tokens) if view.tokens else [])])
+
+
+def _markdown_costs(table: ClaimTable) -> str:
+    """Computed costs at each proportion, as a GitHub table."""
+    head = [_markdown_line(CLAIM_COLUMNS), _markdown_line(["--:"] * len(CLAIM_COLUMNS))]
+    told = [
+        markdown_text(table.title),
+        markdown_text(table.finding),
+        "\n".join([*head, *map(_markdown_line, table.rows)]),
+    ]
+    return "\n\n".join(told)
+
+
+def _markdown_tokens(view: TokensView) -> list[str]:
+    """What each proportion keeps, as a GitHub table."""
+    rows = [(row.lsp, row.kept_tokens, row.thought_end, row.boxed_answer) for row in view.by_lsp]
+    head = [_markdown_line(LSP_COLUMNS), _markdown_line(["--:"] * len(LSP_COLUMNS))]
+    return ["", *head, *(_markdown_line(row) for row in rows)]
+
+
+def markdown_claims(results: Results) -> str:
+    """The claims as a GitHub table."""
+    head = ["Claim", "Protocol", "Reported", "Accepted", "Ours", "Over", "Word", ""]
+    lines = [_markdown_line(head), _markdown_line([":--"] * len(head))]
+    for row in claim_rows(judge([results])):
+        title = f"{row.title} ({row.grade})"
+        cells = (title, row.protocol, row.reported, row.accepted, row.ours, row.count, row.word, row.detail)
+        lines.append(_markdown_line([markdown_text(cell) for cell in cells]))
+    return "\n".join(lines)
+
+
+def _evaluation_parts(results: Results, group: Group, evaluation: Evaluation) -> list[str]:
+    benchmark, checkpoint = map(markdown_text, evaluation)
+    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in findings(results, group, evaluation))
+    return [
+        f"### {benchmark}, {checkpoint} checkpoint",
+        sentences,
+        markdown_table(arm_rows(results, group, evaluation)),
+        "Every cell:",
+        markdown_table(cell_rows(group, evaluation)),
+    ]
+
+
+def _image(figure: Figure) -> str:
+    return f"![{markdown_text(figure.alt)}](figures/{figure.name}.png)\n\n*{markdown_text(figure.caption)}*"
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A GitHub table in which each number links to its manifest, where it has just one."""
+    head = ["LSP", *(column.title for column in COLUMNS), "Cells"]
+    lines = [_markdown_line(head), _markdown_line([":--", *["--:"] * (len(head) - 1)])]
+    for row in rows:
+        cells = [_markdown_number(row, column) for column in COLUMNS]
+        lines.append(_markdown_line([markdown_text(row.label), *cells, cells_text(row) or row.state]))
+    return "\n".join(lines)
+
+
+def _markdown_number(row: Row, column: Column) -> str:
+    links: tuple[str, ...] = getattr(row, column.source)
+    main = column.main(row)
+    if main != words.NOTHING and len(links) == 1:
+        main = f"[{main}]({links[0]})"
+    small = markdown_text(column.small(row))
+    return f"{main} {small}".strip()
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def markdown_text(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text.replace("\n", " "))

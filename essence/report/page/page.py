@@ -1,0 +1,243 @@
+"""report.html: one file, no network, one script of its own; every number leads to the manifest it comes from."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from essence import text as words
+from essence.report.claims.verdict import judge
+from essence.report.page import reported
+from essence.report.page.browse import browser_data
+from essence.report.page.claims_table import claim_rows
+from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
+from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
+from essence.report.page.explore import embedded, explore_data, script, script_hash
+from essence.report.page.findings import COST_NAMES, arm_at, findings
+from essence.report.page.rows import rows_views
+from essence.report.page.samples import PIECE_CHARACTERS, Pieces
+from essence.report.page.svg import DARK, LIGHT, css_variables, inlined
+from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
+from essence.report.page.tokens import LSP_COLUMNS
+from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
+from essence.report.results.run_facts import (
+    approximate_teachers,
+    builtin_sources,
+    environment_facts,
+    finished_at,
+    settings_facts,
+    total_wall_s,
+)
+
+MOST_NAMED = 4
+MOST_INLINED_GROUPS = 6
+"""With more, tables stand folded and figures are linked, not inlined: the charts show them all."""
+MOST_LINKS = 24
+"""Manifests that a row of the claims table links to."""
+FACETS = (
+    ("dataset", "Data set"), ("pair", "Pair"), ("benchmark", "Benchmark"), ("checkpoint", "Checkpoint"),
+    ("protocol", "Protocol"), ("span", "Span"), ("sections", "Sections"), ("rows", "Rows"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A key figure."""
+
+    name: str
+    value: str
+    interval: str
+    paper: str
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """One benchmark and checkpoint of a group, as the template shows it."""
+
+    id: str
+    title: str
+    tiles: list[Tile]
+    sentences: list[str]
+    rows: list[Row]
+    cells: list[Row]
+    endings: list[EndingRow]
+    figures: list[Figure]
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """One group, as the template shows it."""
+
+    id: str
+    key: GroupKey
+    evaluations: list[EvaluationView]
+    costs: list[Figure]
+    losses: list[Figure]
+
+
+def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], pieces: Pieces | None = None) -> str:
+    """The page as HTML; links lead from `<run_dir>/<experiment>/report/` to `<run_dir>/stages/`.
+
+    Without `pieces` there is no sample browser.
+    """
+    pieces = pieces or Pieces()
+    views = [_group_view(results, g, f"g{i}", figures.get(g.key, [])) for i, g in enumerate(results.groups, 1)]
+    context: dict[str, Any] = {
+        "results": results,
+        "claims": claim_rows(judge([results])),
+        "groups": views,
+        "statement": statement(results),
+        "progress": _progress(results),
+        "columns": COLUMNS,
+        "missing": missing_lines(results),
+        "rows": rows_views(results),
+        "lsp_columns": LSP_COLUMNS,
+        "claim_columns": CLAIM_COLUMNS,
+        "claim_tables": claim_tables(results),
+        "settings": settings_facts(results),
+        "environment": environment_facts(results),
+        "finished": finished_at(results),
+        "wall": words.duration(total_wall_s(results)),
+        "reported_lsp": words.proportion(reported.RETENTION.lsp),
+        "nothing": words.NOTHING,
+        "citation": reported.CITATION,
+        "charts": any(cell.train.state == "done" for cell in results.cells),
+        "data": embedded(explore_data(results)),
+        "pieces": pieces,
+        "browser_data": embedded(browser_data(results, pieces)),
+        "piece_characters": PIECE_CHARACTERS,
+        "ending_columns": ENDING_COLUMNS,
+        "script": script(),
+        "script_hash": script_hash(script()),
+        "facets": FACETS,
+        "most_links": MOST_LINKS,
+    }
+    # Macros see globals alone.
+    environment = _environment()
+    environment.globals["many"] = len(results.groups) > MOST_INLINED_GROUPS
+    return environment.get_template("template.html").render(context)
+
+
+def statement(results: Results) -> list[str]:
+    """What this run is, and what it is not."""
+    refused = [f"{stage.id} ({stage.problem})" for stage in results.refused]
+    warning = [f"Not counted, because their records cannot be believed: {'; '.join(refused)}."] if refused else []
+    return warning + _approximations(results) + _statement(results)
+
+
+def _approximations(results: Results) -> list[str]:
+    """What was trained otherwise than the method says."""
+    cells = approximate_teachers(results)
+    if not cells:
+        return []
+    return [
+        f"Approximate: {len(cells)} trainings knew of the teacher the probabilities of its likeliest tokens alone "
+        f"(teacher = top-k): {', '.join(cells[:MOST_NAMED])}{' and more' if len(cells) > MOST_NAMED else ''}."
+    ]
+
+
+def _statement(results: Results) -> list[str]:
+    made = builtin_sources(results)
+    if not made:
+        return [
+            f"This run trains and evaluates the models named below; its numbers stand beside those of the paper "
+            f"({reported.CITATION}). The paper publishes no score of a single setting, so scores are compared as "
+            "retention, cost ratios and orderings."
+        ]
+    return [
+        f"This is a miniature. It takes the real path, from rows to tokens, training, sampling and grading, with "
+        f"models and data that the kit makes itself ({', '.join(made)}). It shows that the machinery works on this "
+        "machine and what the method does to a small model.",
+        f"It is not evidence for or against the paper, which trains {reported.SETTING}. The paper’s values are shown "
+        "as reported, for orientation. The miniature’s problems and learning rate were chosen with its accuracies at "
+        "several proportions in view (docs/log.md lists the trials): the shape of its curve is no finding.",
+    ]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("essence.report.page", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals.update(light=Markup(css_variables(LIGHT)), dark=Markup(css_variables(DARK)))  # noqa: S704
+    environment.filters.update(inline_svg=_inline_svg, slug=words.slug, breakable=_breakable)
+    environment.globals.update(number_link=_number_link)
+    return environment
+
+
+def _inline_svg(figure: Figure) -> Markup:
+    """The figure's SVG, which `svg.themed` made with its texts escaped."""
+    return Markup(inlined(figure.svg, words.slug(figure.name)))  # noqa: S704
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may break after a dot or an underscore."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))  # noqa: S704
+
+
+def _number_link(row: Row, column: Column, anchor: str) -> str:
+    """The manifest behind a number; where several are behind it, their rows in the table of cells; else nothing."""
+    links: tuple[str, ...] = getattr(row, column.source)
+    if not links or column.main(row) == words.NOTHING:
+        return ""
+    return links[0] if len(links) == 1 else f"#{anchor}"
+
+
+def _group_view(results: Results, group: Group, id: str, figures: Sequence[Figure]) -> GroupView:
+    evaluations = group.evaluations
+    return GroupView(
+        id=id,
+        key=group.key,
+        evaluations=[
+            _evaluation_view(results, group, evaluation, f"{id}-e{index}", figures)
+            for index, evaluation in enumerate(evaluations, 1)
+        ],
+        costs=[figure for figure in figures if figure.kind == "cost"],
+        losses=[figure for figure in figures if figure.kind == "loss"],
+    )
+
+
+def _evaluation_view(
+    results: Results, group: Group, evaluation: Evaluation, id: str, figures: Sequence[Figure]
+) -> EvaluationView:
+    benchmark, checkpoint = evaluation
+    return EvaluationView(
+        id=id,
+        title=f"{benchmark}, {checkpoint} checkpoint",
+        tiles=_tiles(group, evaluation),
+        sentences=findings(results, group, evaluation),
+        rows=arm_rows(results, group, evaluation),
+        cells=cell_rows(group, evaluation),
+        endings=ending_rows(results, group, evaluation),
+        figures=[figure for figure in figures if figure.evaluation == evaluation],
+    )
+
+
+def _tiles(group: Group, evaluation: Evaluation) -> list[Tile]:
+    """Retention and cost ratios at the proportion for which the paper reports them."""
+    arm = arm_at(group, reported.RETENTION.lsp)
+    if arm is None:
+        return []
+    tiles = []
+    kept = arm.pooled[evaluation].retention if evaluation in arm.pooled else None
+    if kept and kept.value is not None:
+        tiles.append(Tile("Accuracy", words.percent(kept.value), words.interval(kept), reported.RETENTION.words))
+    for word, name in COST_NAMES.items():
+        if word in arm.ratio:
+            tiles.append(Tile(name[0].upper() + name[1:], words.percent(arm.ratio[word]), "", reported.COST.words))
+    return tiles
+
+
+def _progress(results: Results) -> str:
+    """`8 of 8 cells done · 4 LSPs · 2 seeds`."""
+    cells = results.cells
+    done = sum(cell.state == "done" for cell in cells)
+    lsps, seeds = len({cell.lsp for cell in cells}), len({cell.seed for cell in cells})
+    counts = [f"{lsps} LSP{'s' * (lsps != 1)}", f"{seeds} seed{'s' * (seeds != 1)}"] if cells else []
+    return " · ".join([f"{done} of {len(cells)} cells done", *counts])

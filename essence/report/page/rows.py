@@ -1,0 +1,78 @@
+"""What became of the rows of each data set: kept, rejected, remarkable, with the reasons, from the manifests alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from essence.data.accept import rejection_table
+from essence.errors import RecordError
+from essence.files import read_json
+from essence.record.run_directory import StageFolder
+from essence.report.page.tokens import TokensView, tokens_lines, tokens_view
+from essence.report.results.records import Results
+from essence.report.results.stage_reader import StageEvidence
+
+
+@dataclass(frozen=True)
+class ReasonRow:
+    """One reason and how many rows it concerns."""
+
+    reason: str
+    fate: str
+    """`rejected`, or `kept`."""
+    count: int
+
+
+@dataclass(frozen=True)
+class RowsView:
+    """One tokenized data set, as the report shows it."""
+
+    title: str
+    link: str
+    summary: str
+    reasons: tuple[ReasonRow, ...]
+    contamination: tuple[str, ...]
+    tokens: TokensView | None
+
+
+def rows_lines(folder: StageFolder) -> list[str]:
+    """The table of a finished tokenize stage as lines for a terminal; nothing for any other."""
+    try:
+        results = read_json(folder.manifest)["results"]
+        lines = rejection_table(results) if "rejections" in results else []
+        if len(lines) > 1:
+            lines.append(f"  examples: {folder.output / 'rejections.json'}")
+        return [*lines, *tokens_lines(results.get("statistics", {}))]
+    except (RecordError, KeyError):
+        return []
+
+
+def rows_views(results: Results) -> list[RowsView]:
+    """One for each tokenized data set of an experiment."""
+    done = (stage for stage in results.stages if stage.stage == "tokenize" and stage.state == "done")
+    return [_view(stage) for stage in done if stage.look("results", "rejections") is not None]
+
+
+def _view(stage: StageEvidence) -> RowsView:
+    found = stage.look("results")
+    reasons = tuple(
+        ReasonRow(reason, fate, int(entry["count"]))
+        for fate, group in (("rejected", "rejections"), ("kept", "remarks"))
+        for reason, entry in found.get(group, {}).items()
+    )
+    return RowsView(
+        title=stage.title,
+        link=stage.link,
+        summary=rejection_table(found)[0],
+        reasons=reasons,
+        contamination=tuple(_contamination(stage)),
+        tokens=tokens_view(found.get("statistics", {})),
+    )
+
+
+def _contamination(stage: StageEvidence) -> Iterator[str]:
+    """A sentence a benchmark, a count of zero included."""
+    for name, found in (stage.look("results", "contamination") or {}).items():
+        yield (
+            f"{name} ({found['problems']:,} problems): {found['exact']:,} questions repeat one, "
+            f"{found['overlap']:,} overlap with one, {found['formulaic']:,} share a formula only"
+        )

@@ -1,0 +1,186 @@
+"""Completions for the page's sample browser: a compressed piece an evaluation, unpacked only when it is looked at.
+
+A page opened from disk may read no other file except a script that it names, so a piece is base64 text: inside
+report.html while all of them together are small, else a script each in `samples/` beside it.
+"""
+
+import base64
+import contextlib
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from essence import text as words
+from essence.errors import InputError, RecordError
+from essence.evaluation.benchmarks import read_problems
+from essence.evaluation.sampling import read_lines
+from essence.files import canonical_json, read_json, sha256_file, sha256_text
+from essence.record.run_directory import RunDirectory
+from essence.report.results.records import Results
+from essence.report.results.stage_reader import StageEvidence
+from essence.settings import BenchmarkSettings
+
+FORMAT = 1
+"""Of a piece; another one makes every piece anew."""
+MOST_EMBEDDED_BYTES = 8_000_000
+"""Of all pieces as text; with more they lie beside the page, which would open slowly otherwise."""
+PIECE_CHARACTERS = 16_000_000
+"""Of the completions of one piece; with more the longest lose their middle, see `longest_kept`."""
+COMPRESSION = 6
+VERDICT_COLUMNS = ("sample", "correct", "status", "extracted")
+SAMPLE_COLUMNS = ("tokens", "finish_reason", "loop_at")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one piece is made from."""
+
+    id: str
+    made_from: str
+    """Changes when the piece would."""
+    make: Callable[[], dict[str, Any]]
+    """InputError, KeyError or ValueError where the files do not tell."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of a report: which there are, and those that the page itself holds."""
+
+    ids: frozenset[str] = frozenset()
+    embedded: dict[str, str] = field(default_factory=dict)
+    bytes: int = 0
+
+    @property
+    def beside(self) -> bool:
+        """Whether they are files of their own."""
+        return bool(self.ids) and not self.embedded
+
+
+def write_pieces(results: Results, folder: Path, old: Path) -> Pieces:
+    """Write `<folder>/samples/<id>.js` for every evaluation; what the report in `old` holds unchanged, by
+    the hash in its record, is linked.
+
+    Takes the files away again and returns their texts when all together are at most `MOST_EMBEDDED_BYTES`. An
+    evaluation whose files are missing or damaged has no piece: `invoke verify` is what tells why.
+    """
+    samples, hashes = folder / "samples", {}
+    samples.mkdir()
+    with contextlib.suppress(RecordError):
+        hashes = dict(read_json(old / "report.json").get("files", {}))
+    written = {s.id: samples / f"{s.id}.js" for s in sources(results) if _write(s, samples, old, hashes)}
+    total = sum(file.stat().st_size for file in written.values())
+    if total > MOST_EMBEDDED_BYTES:
+        return Pieces(frozenset(written), bytes=total)
+    texts = {id: _text_in(file) for id, file in written.items()}
+    shutil.rmtree(samples)
+    return Pieces(frozenset(written), texts, total)
+
+
+def sources(results: Results) -> Iterator[Source]:
+    """A piece for every finished grade stage, and one for the problems of each benchmark."""
+    run, seen = RunDirectory(results.run_dir), set()
+    for grade in (s for s in results.stages if s.stage == "grade" and s.state == "done"):
+        made_from = sha256_text(canonical_json([FORMAT, PIECE_CHARACTERS, grade.look("seal")]))
+        yield Source(grade.id, made_from, partial(sample_piece, run, grade))
+        id = problems_id(grade)
+        if id not in seen:
+            seen.add(id)
+            yield Source(id, sha256_text(canonical_json([FORMAT, id])), partial(problem_piece, run, grade))
+
+
+def problems_id(grade: StageEvidence) -> str:
+    """Id of the piece that holds the statements of a grade stage's problems."""
+    return f"{grade.inputs.get('problems', 'none')}-{words.slug(str(grade.look('results', 'benchmark')))}"
+
+
+def sample_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:
+    """Problems with their gold, and the samples column by column, in the order of samples.jsonl.
+
+    `text` is a completion or its beginning, `end` its end and `left_out` the characters between where it is cut.
+    """
+    samples = read_lines(run.stage(grade.inputs["samples"]).output / "samples.jsonl")
+    verdicts = read_lines(grade.folder.output / "verdicts.jsonl")
+    if [(s["problem"], s["sample"]) for s in samples] != [(v["problem"], v["sample"]) for v in verdicts]:
+        raise ValueError(f"the verdicts in {grade.folder.output} are not those of its samples")
+    golds = {v["problem"]: v["gold"] for v in verdicts}
+    number = {problem: place for place, problem in enumerate(golds)}
+    texts = [str(s["completion"]) for s in samples]
+    kept = longest_kept([len(text) for text in texts], PIECE_CHARACTERS)
+    cut = [_cut(text, kept) for text in texts]
+    return {
+        "problems": list(golds.items()),
+        "problem": [number[v["problem"]] for v in verdicts],
+        **{name: [v[name] for v in verdicts] for name in VERDICT_COLUMNS},
+        **{name: [s.get(name) for s in samples] for name in SAMPLE_COLUMNS},
+        "text": [begin for begin, _, _ in cut],
+        "left_out": [middle for _, middle, _ in cut],
+        "end": [end for _, _, end in cut],
+    }
+
+
+def problem_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:
+    """Problem -> statement."""
+    settings = BenchmarkSettings.model_validate(grade.look("settings", "resolved", "benchmark"))
+    folder = run.stage(grade.inputs["problems"]).output / "problems"
+    return {problem.id: problem.problem for problem in read_problems(folder, settings)}
+
+
+def longest_kept(lengths: Sequence[int], most: int) -> int | None:
+    """The length at which completions are cut so that all together have `most` characters; None where they fit."""
+    for place, length in enumerate(sorted(lengths)):
+        waiting = len(lengths) - place
+        if length * waiting > most:
+            return most // waiting
+        most -= length
+    return None
+
+
+def packed(piece: dict[str, Any]) -> str:
+    """Gzipped JSON in base64; the same piece gives the same text."""
+    text = json.dumps(piece, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return base64.b64encode(gzip.compress(text.encode(), COMPRESSION, mtime=0)).decode("ascii")
+
+
+def _cut(text: str, kept: int | None) -> tuple[str, int, str]:
+    """Beginning, characters left out, end."""
+    if kept is None or len(text) <= kept:
+        return text, 0, ""
+    return text[: kept - kept // 2], len(text) - kept, text[len(text) - kept // 2 :]
+
+
+def _write(source: Source, folder: Path, old: Path, hashes: dict[str, str]) -> bool:
+    """Whether there is a piece now; `hashes` are those of the old report's files."""
+    target, first = folder / f"{source.id}.js", f"// {source.made_from}\n"
+    name = f"samples/{target.name}"
+    if _begins_with(old / name, first) and hashes.get(name) == sha256_file(old / name):
+        try:
+            os.link(old / name, target)
+        except OSError:
+            shutil.copyfile(old / name, target)
+        return True
+    try:
+        text = packed(source.make())
+    except (InputError, ValidationError, KeyError, TypeError, ValueError):
+        return False
+    target.write_text(f'{first}essencePiece("{source.id}", "{text}");\n', encoding="ascii")
+    return True
+
+
+def _begins_with(file: Path, first: str) -> bool:
+    try:
+        with file.open(encoding="ascii") as opened:
+            return opened.readline() == first
+    except OSError:
+        return False
+
+
+def _text_in(file: Path) -> str:
+    return file.read_text(encoding="ascii").rsplit('"', 2)[1]

@@ -1,0 +1,218 @@
+"""The table: one list of columns, shown in the terminal, in report.md, on the page and, as plain numbers, in JSON."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from essence import text as words
+from essence.evaluation.statistics import Estimate
+from essence.report.claims.verdict import judge
+from essence.report.page.claims_table import claim_rows, print_claims
+from essence.report.results.read import read_results
+from essence.report.results.records import CellResult, Evaluation, Group, Results, Score
+
+Role = Literal["arm", "cell", "student", "teacher"]
+WIDE_TERMINAL = 118
+"""Columns that a table with everything in one line needs."""
+ROLE_WORDS = {"student": "untrained student", "teacher": "teacher"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: an arm, a cell or a baseline on one benchmark."""
+
+    role: Role
+    label: str
+    lsp: float | None
+    graded: int
+    planned: int
+    samples: int
+    accuracy: Estimate | None
+    retention: Estimate | None
+    cost: dict[str, float]
+    """By word: time in s, memory in GiB, flops, tokens."""
+    ratio: dict[str, float]
+    """The same against LSP 1.0."""
+    capped_share: float | None
+    mean_tokens: float | None
+    state: str
+    grades: tuple[str, ...]
+    """Links to the manifests behind accuracy, retention and lengths."""
+    trains: tuple[str, ...]
+    """Links to the manifests behind the costs."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one number of a row is shown: the main text, and small print under it."""
+
+    title: str
+    source: Literal["grades", "trains"]
+    main: Callable[[Row], str]
+    small: Callable[[Row], str] = lambda _: ""
+    hint: str = ""
+    """What the column holds, for a tooltip and the legend."""
+
+
+def _cost(word: str, show: Callable[[float | None], str]) -> tuple[Callable[[Row], str], Callable[[Row], str]]:
+    return lambda row: show(row.cost.get(word)), lambda row: words.times(row.ratio[word]) if word in row.ratio else ""
+
+
+COLUMNS = (
+    Column(
+        "Accuracy", "grades", lambda r: words.percent(r.accuracy.value if r.accuracy else None),
+        lambda r: words.interval(r.accuracy),
+    ),
+    Column(
+        "Retention", "grades", lambda r: words.percent(r.retention.value if r.retention else None),
+        lambda r: words.interval(r.retention), "share of the accuracy at LSP 1.0 that is kept",
+    ),
+    Column("Tokens", "trains", *_cost("tokens", words.magnitude), "training rows after truncation"),
+    Column("Time", "trains", *_cost("time", words.duration)),
+    Column("Memory", "trains", *_cost("memory", words.memory)),
+    Column("FLOPs", "trains", *_cost("flops", words.magnitude)),
+    Column("At cap", "grades", lambda r: words.percent(r.capped_share), hint="completions cut off at the token cap"),
+    Column("Length", "grades", lambda r: words.whole(r.mean_tokens), hint="mean tokens a completion"),
+)  # fmt: skip
+
+
+def arm_rows(results: Results, group: Group, evaluation: Evaluation) -> list[Row]:
+    """The untrained student, every LSP pooled over seeds, the teacher."""
+    baselines = {role: _baseline_row(results, group, evaluation[0], role) for role in ROLE_WORDS}
+    rows = [baselines["student"]]
+    for arm in group.arms:
+        pooled = arm.pooled.get(evaluation)
+        scores = pooled.scores if pooled else ()
+        rows.append(
+            Row(
+                role="arm",
+                label=words.proportion(arm.lsp),
+                lsp=arm.lsp,
+                graded=len(scores),
+                planned=len(arm.cells),
+                samples=sum(score.samples for score in scores),
+                accuracy=pooled.accuracy if pooled else None,
+                retention=pooled.retention if pooled else None,
+                cost=arm.cost,
+                ratio=arm.ratio,
+                capped_share=pooled.capped_share if pooled else None,
+                mean_tokens=pooled.mean_tokens if pooled else None,
+                state=f"{len(scores)} of {len(arm.cells)} graded",
+                grades=tuple(score.grade.link for score in scores),
+                trains=tuple(cell.train.link for cell in arm.cells if cell.train.state == "done"),
+            )
+        )
+    return [row for row in [*rows, baselines["teacher"]] if row]
+
+
+def _baseline_row(results: Results, group: Group, benchmark: str, role: str) -> Row | None:
+    score = results.baseline(role, group.key, benchmark)
+    if score is None:
+        return None
+    return _score_row("student" if role == "student" else "teacher", ROLE_WORDS[role], score)
+
+
+def _score_row(role: Role, label: str, score: Score | None, **more: Any) -> Row:
+    graded = score is not None and score.accuracy is not None
+    values: dict[str, Any] = {"lsp": None, "cost": {}, "ratio": {}, "trains": (), "state": "done", **more}
+    return Row(
+        role=role,
+        label=label,
+        graded=int(graded),
+        planned=1,
+        samples=score.samples if score else 0,
+        accuracy=score.accuracy if score else None,
+        retention=score.retention if score else None,
+        capped_share=score.capped_share if score else None,
+        mean_tokens=score.mean_tokens if score else None,
+        grades=(score.grade.link,) if score and graded else (),
+        **values,
+    )
+
+
+def cell_rows(group: Group, evaluation: Evaluation) -> list[Row]:
+    """Every cell of a group on its own, by LSP and seed, whatever its state."""
+    return [_cell_row(cell, arm.cost, arm.ratio, evaluation) for arm in group.arms for cell in arm.cells]
+
+
+def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str, float], evaluation: Evaluation) -> Row:
+    cost = {word: value for word in arm_cost if (value := cell.cost.of(word)) is not None}
+    return _score_row(
+        "cell",
+        f"{words.proportion(cell.lsp)} · seed {cell.seed}",
+        cell.score(evaluation),
+        lsp=cell.lsp,
+        cost=cost,
+        ratio={w: value / arm_cost[w] * arm_ratio[w] for w, value in cost.items() if w in arm_ratio and arm_cost[w]},
+        trains=(cell.train.link,) if cell.train.state == "done" else (),
+        state=cell.state_words,
+    )
+
+
+def print_results(run_dir: Path, experiment: str, console: Console) -> None:
+    """Print the tables of an experiment, as far as it is: one for each group and benchmark, then what is missing."""
+    results = read_results(run_dir, experiment)
+    print_claims(claim_rows(judge([results])), console)
+    console.print()
+    for group in results.groups:
+        for evaluation in group.evaluations:
+            title = f"{group.key.label}; {evaluation[0]}, {evaluation[1]} checkpoint"
+            console.print(Text(title, style="bold"))
+            console.print(terminal_table(arm_rows(results, group, evaluation), console.width))
+            console.print()
+    missing = missing_lines(results)
+    if missing:
+        console.print(Text("Not done", style="bold"))
+        for line in missing:
+            console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def terminal_table(rows: Sequence[Row], width: int) -> Table:
+    """A line a row; on a narrow terminal intervals stand under their numbers and lengths are left to the page."""
+    narrow = width < WIDE_TERMINAL
+    columns = [column for column in COLUMNS if not (narrow and column.title == "Length")]
+    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 0, 0, 1) if narrow else (0, 1))
+    table.add_column("LSP", no_wrap=True)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    table.add_column("Cells", justify="right", no_wrap=True)
+    for row in rows:
+        numbers = [_terminal_number(row, column, "\n" if narrow else " ") for column in columns]
+        label = row.label.split()[0] if narrow else row.label
+        style = "" if row.role == "arm" else "dim"
+        table.add_row(*(Text(text) for text in (label, *numbers, cells_text(row))), style=style)
+    return table
+
+
+def _terminal_number(row: Row, column: Column, separator: str) -> str:
+    main, small = column.main(row), column.small(row)
+    if column.source == "trains":
+        # The ratio to LSP 1.0 says more than the absolute cost, which the page has.
+        return small or main
+    return f"{main}{separator}{small}" if small else main
+
+
+def cells_text(row: Row) -> str:
+    """`2 / 2`: graded and planned cells of an arm."""
+    return f"{row.graded} / {row.planned}" if row.role == "arm" else ""
+
+
+def missing_lines(results: Results) -> list[str]:
+    """One plain line for each cell and baseline that is not done."""
+    lines = [f"{cell.name}: {cell.state_words}" for cell in results.cells if cell.state != "done"]
+    for baseline in results.baselines:
+        for score in baseline.scores:
+            if score.grade.state != "done":
+                what = ROLE_WORDS.get(baseline.role, baseline.role)
+                lines.append(f"{what} {baseline.model} on {score.benchmark}: {score.grade.state_words}")
+    return lines
+
+
+def row_record(row: Row) -> dict[str, Any]:
+    """A row as plain JSON: shares as numbers, not as percent."""
+    return asdict(row)

@@ -1,0 +1,1 @@
+"""From the manifests of a run to its results, cell by cell."""

@@ -1,1 +1,0 @@
-"""Benchmarks, generation, grading and the statistics of an accuracy."""

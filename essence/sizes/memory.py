@@ -1,0 +1,251 @@
+"""What a training holds in memory on paper: static bytes, and dynamic ones, which grow with the tokens read.
+
+Static, in bytes a parameter: the student's weight 4, gradient 4, AdamW moments 8 and under bfloat16 a copy of 2; the
+teacher 2 or 4. ZeRO-2 divides gradients and moments by the number of devices, ZeRO-3 the weights too and then gathers
+two layers and the embeddings of each model. DDP's buckets hold a second copy of the gradients: 4.
+
+Dynamic is the larger of two moments: the teacher reading, and the student between its forward and its backward pass.
+What autograd keeps of a layer was counted tensor by tensor (`tests/sizes/test_memory.py` counts again), a token:
+
+```
+bfloat16: 26 hidden + 10 query + 10 key + 8 intermediate + 8 heads + 4 kv_heads + 8
+float32:  24 hidden + 16 query + 16 key + 16 intermediate + 8 heads + 4 kv_heads + 8
+packed:   + one more copy of what attention returns
+```
+
+with query = heads * head_dim and key = kv_heads * head_dim. Checkpointing keeps a layer's input (float32) and one layer
+in full. Host and stages both use this, so it is plain Python.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from essence.settings import LoraSettings, LossResources, Parallel, TeacherPlacement, TrainSettings
+from essence.sizes.architecture import Architecture, adapter_parameters
+
+Dtype = Literal["float32", "bfloat16"]
+BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+FLOAT32_BYTES = 4
+GRADIENT_BYTES, MOMENT_BYTES = 4, 8
+PLAIN_BYTES_PER_LOGIT = 29
+"""Peak of the plain loss, forward and backward, in bytes a label and vocabulary entry, counted."""
+GPU_BLOCK_ELEMENTS, BLOCK_BUFFERS = 1 << 25, 4
+"""Of the chunked loss: logits that a GPU turns into gradients at a time, and how many such blocks in float32 live at
+once, for the paper's objective."""
+CHUNK_COPIES = 7
+"""Of the loss on a top-k: forms of a chunk's logits in float32 that live at once: logits, two log-softmaxes, the rest,
+their gradients."""
+
+
+@dataclass(frozen=True)
+class DeviceLoad:
+    """What one device is given to hold."""
+
+    student: Architecture
+    teacher: Architecture | None
+    compute_dtype: Dtype
+    activation_checkpointing: bool
+    packed: bool
+    positions: int
+    """Tokens and padding of the largest forward pass."""
+    labels: int
+    """Supervised tokens in it."""
+    loss_bytes_per_logit: float
+    """Peak of the loss in bytes a label and vocabulary entry; less than `PLAIN_BYTES_PER_LOGIT` where in chunks."""
+    loss_bytes: int
+    """What the loss takes whatever the number of labels."""
+    parallel: Parallel
+    devices: int
+    teacher_placement: TeacherPlacement
+    teacher_stored: bool = False
+    """Its states come from a teacher stage, and only its head is here."""
+    lora: LoraSettings | None = None
+    """Adapters are all that is trained; None = all weights are."""
+    loss_labels: int | None = None
+    """Labels whose logits the loss holds at once; None = those of all."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the peak."""
+
+    static: int
+    dynamic: int
+
+    @property
+    def total(self) -> int:
+        return self.static + self.dynamic
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """What heads and loss take above the models at most, under a head of float32 weights."""
+
+    bytes_per_logit: float
+    labels: int | None
+    """As `DeviceLoad.loss_labels`."""
+    fixed: int
+
+
+def loss_memory(student: Architecture, settings: TrainSettings, loss: LossResources) -> LossMemory:
+    """Of the form that a training's steps run: see `essence/distill/chunked.py` and `top_k.py`.
+
+    A head that is frozen (LoRA) has no gradient; then the logits of a chunk alone are kept, not of `gradient_rows`.
+    """
+    size, trains_head = BYTES[settings.compute_dtype], settings.lora.rank == 0
+    copy = size if size < FLOAT32_BYTES else 0
+    if settings.teacher == "top-k":
+        chunk = loss.chunk_rows * student.vocabulary * FLOAT32_BYTES * CHUNK_COPIES
+        gradients = 2 * FLOAT32_BYTES if trains_head else 0
+        return LossMemory(0.0, None, chunk + student.head_parameters * (gradients + size))
+    if loss.form == "plain":
+        return LossMemory(PLAIN_BYTES_PER_LOGIT, None, 0)
+    chunk = student.vocabulary * loss.chunk_rows * size + BLOCK_BUFFERS * FLOAT32_BYTES * GPU_BLOCK_ELEMENTS
+    fixed = chunk + student.head_parameters * ((FLOAT32_BYTES if trains_head else 0) + copy)
+    rows = kept_rows(loss, student.hidden, size) if trains_head else loss.chunk_rows
+    return LossMemory(float(size), rows, fixed)
+
+
+def kept_rows(loss: LossResources, hidden: int, element_bytes: int) -> int:
+    """Labels whose gradient of the logits, of `element_bytes` an entry, is kept for one product with the states.
+
+    Bytes kept: rows * V * element_bytes. The head's gradient in float32: 4 * V * hidden. Where the two are equal a
+    product does so many operations for every byte of the sum it is added to that the adding does not count.
+    """
+    return loss.gradient_rows or max(loss.chunk_rows, FLOAT32_BYTES * hidden // element_bytes)
+
+
+def load_of(
+    settings: TrainSettings, student: Architecture, teacher: Architecture | None, loss: LossResources
+) -> DeviceLoad:
+    """What a training gives each device to hold, before its rows: `positions` and `labels` are 0."""
+    of_loss = loss_memory(student, settings, loss)
+    return DeviceLoad(
+        student=student,
+        teacher=None if settings.teacher == "top-k" else teacher,  # neither its states nor its logits are made
+        compute_dtype=settings.compute_dtype,
+        activation_checkpointing=settings.activation_checkpointing,
+        packed=settings.packing,
+        positions=0,
+        labels=0,
+        loss_bytes_per_logit=of_loss.bytes_per_logit,
+        loss_bytes=of_loss.fixed,
+        loss_labels=of_loss.labels,
+        parallel=settings.parallel,
+        devices=settings.processes,
+        teacher_placement=settings.teacher_placement,
+        teacher_stored=settings.teacher != "live",
+        lora=settings.lora if settings.lora.rank else None,
+    )
+
+
+def estimate_memory(load: DeviceLoad) -> Memory:
+    """Static and dynamic memory of a training on each of its devices."""
+    return Memory(_student_static(load) + _teacher_static(load), max(_teacher_reading(load), _student_step(load)))
+
+
+def _student_static(load: DeviceLoad) -> int:
+    student, parameters = load.student, load.student.parameters
+    shared = load.devices if load.parallel in ("zero2", "zero3") else 1
+    buckets = GRADIENT_BYTES if load.parallel == "ddp" and load.devices > 1 else 0
+    if load.lora:
+        adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + buckets + MOMENT_BYTES)
+        frozen = FLOAT32_BYTES if load.parallel in ("zero2", "zero3") else BYTES[load.compute_dtype]
+        return parameters * frozen + adapters
+    held = parameters * (GRADIENT_BYTES + buckets + MOMENT_BYTES) / shared
+    copy = BYTES[load.compute_dtype] if load.compute_dtype == "bfloat16" else 0
+    if load.parallel == "zero3" and load.devices > 1:
+        gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
+        return round(held + parameters * FLOAT32_BYTES / shared + BYTES[load.compute_dtype] * gathered)
+    return round(held + parameters * (FLOAT32_BYTES + copy))
+
+
+def _teacher_static(load: DeviceLoad) -> int:
+    teacher, size = load.teacher, BYTES[load.compute_dtype]
+    if teacher is None:
+        return 0
+    if load.teacher_stored:
+        return size * teacher.head_parameters
+    gathered = 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
+    if load.teacher_placement == "sharded" and load.devices > 1:
+        return round(size * (teacher.parameters / load.devices + gathered))
+    return round(size * gathered) if load.teacher_placement == "offloaded" else size * teacher.parameters
+
+
+def _teacher_reading(load: DeviceLoad) -> int:
+    """One layer's largest moment: the residual, its norm, and the three intermediates of the feed-forward layer."""
+    if load.teacher is None or load.teacher_stored:
+        return 0
+    return load.positions * BYTES[load.compute_dtype] * (3 * load.teacher.hidden + 3 * load.teacher.intermediate)
+
+
+def _student_step(load: DeviceLoad) -> int:
+    """At the loss everything between is held; with checkpointing the last layer's backward pass may hold more."""
+    student = load.student
+    layer = layer_bytes_per_token(student, load.compute_dtype, load.packed)
+    ends = 3 * FLOAT32_BYTES * student.hidden  # input of the final norm, the same normalised, last states
+    taught = BYTES[load.compute_dtype] * load.teacher.hidden if load.teacher else 0
+    logits = load.loss_bytes_per_logit * student.vocabulary
+    states = 2 * FLOAT32_BYTES * student.hidden + taught  # at the labels: the student's, their gradient, the teacher's
+    held = load.labels if load.loss_labels is None else min(load.labels, load.loss_labels)
+    at_loss = load.positions * ends + held * logits + load.labels * states + load.loss_bytes
+    if not load.activation_checkpointing:
+        return round(load.positions * student.layers * layer + at_loss)
+    gradients = 2 * BYTES[load.compute_dtype] * student.intermediate + FLOAT32_BYTES * student.hidden
+    inputs = student.layers * FLOAT32_BYTES * student.hidden
+    return round(load.positions * inputs + max(at_loss, load.positions * (layer + gradients)))
+
+
+def layer_bytes_per_token(model: Architecture, compute_dtype: Dtype, packed: bool) -> int:
+    """What autograd keeps of one layer for its backward pass, in bytes a token; formula above."""
+    query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    small = 8 * model.heads + 4 * model.kv_heads + 8
+    if compute_dtype == "bfloat16":
+        return 26 * model.hidden + (12 if packed else 10) * query + 10 * key + 8 * model.intermediate + small
+    return 24 * model.hidden + (20 if packed else 16) * query + 16 * key + 16 * model.intermediate + small
+
+
+def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> str | None:
+    """Settings that bring a training under `limit` bytes a device, the least change first; None where none does.
+
+    Args:
+        load: what does not fit.
+        limit: bytes of the device that may be used.
+        longest_row: tokens; a forward pass cannot have fewer positions.
+        multiple: of which the positions are one.
+    """
+    checkpointed = replace(load, activation_checkpointing=True)
+    if not load.activation_checkpointing and estimate_memory(checkpointed).total <= limit:
+        return "activation_checkpointing = true"
+    for saving, words in ((load, ""), (checkpointed, "activation_checkpointing = true and ")):
+        if tokens := _most_positions(saving, limit, longest_row, multiple):
+            return f"{words}micro_batch_tokens = {tokens}"
+    for devices in (2, 4, 8, 16, 32):
+        for parallel in ("zero2", "zero3"):
+            if devices <= load.devices and parallel == load.parallel:
+                continue
+            placement: TeacherPlacement = "sharded" if parallel == "zero3" else load.teacher_placement
+            shared = replace(
+                checkpointed,
+                parallel=parallel,
+                devices=devices,
+                teacher_placement=placement,
+                positions=min(load.positions, -(-longest_row // multiple) * multiple),
+                labels=min(load.labels, longest_row),
+            )
+            if devices >= load.devices and estimate_memory(shared).total <= limit:
+                return (
+                    f"parallel = '{parallel}' on {devices} GPUs with teacher_placement = '{placement}', "
+                    f"activation_checkpointing = true and micro_batch_tokens = {shared.positions}"
+                )
+    return None
+
+
+def _most_positions(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> int | None:
+    """The largest forward pass that fits, at least `longest_row` and below the present one; None where none does."""
+    share = load.labels / max(1, load.positions)
+    for positions in range(load.positions // multiple * multiple, longest_row - 1, -multiple):
+        smaller = replace(load, positions=positions, labels=round(positions * share))
+        if positions < load.positions and estimate_memory(smaller).total <= limit:
+            return positions
+    return None

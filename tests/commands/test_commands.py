@@ -1,0 +1,120 @@
+"""What the commands say without running anything."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from essence.record.manifest import Cost
+from support.project import PROJECT, invoke
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run", "--lsp", "50"), "--lsp 50: must be a number greater than 0 and at most 1"),
+        (("run", "--lsp", "half"), "--lsp half: must be a number greater than 0 and at most 1"),
+        (("run", "--seed", "1.5"), "--seed 1.5: must be an integer"),
+        (("run", "--dataset", "bespok"), "unknown dataset 'bespok'; did you mean 'bespoke'?"),
+        (("run", "--protocol", "relased"), "'relased'"),
+        (("run", "--engine", "dokcer"), "--engine dokcer: unknown engine"),
+        (("run", "--site", "generic"), "--site generic: only --engine slurm has sites, not --engine local"),
+        (("run", "--only", "trian"), "--only trian: unknown stage; did you mean 'train'?"),
+        (("run", "--pins", "/no/such.toml"), "/no/such.toml: no such file"),
+        (("reproduce", "tinny"), "unknown experiment 'tinny'; did you mean 'tiny'?"),
+        (("status", "--experiment", "bespoke", "--runs", "/tmp/none"), "bespoke has not run in /tmp/none"),
+        (("verify", "/tmp/no-such-run-directory"), "/tmp/no-such-run-directory: no such run directory"),
+        (("reproduce", "openthoughts"), "the pin of dataset 'openthoughts'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(arguments: tuple[str, ...], sentence: str) -> None:
+    done = invoke(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_bespoke_on_a_small_machine_names_what_is_missing_and_the_miniature() -> None:
+    from essence.record.facts import query_gpus
+
+    if len(query_gpus()) >= 4:
+        pytest.skip("this machine has the GPUs that bespoke needs")
+    done = invoke("run", "--lsp", "0.5")
+    assert done.returncode == 2
+    assert "bespoke needs 4 GPUs of 80 GiB" in done.stderr and "make reproduce-tiny" in done.stderr
+
+
+def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) -> None:
+    done = invoke("run", "--lsp", "0.5", "--dry-run", "--runs", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if " -m essence.stages " in line]
+    kinds = [line.split(" -m essence.stages ")[1].split()[0] for line in commands]
+    assert kinds.count("train") == 1 and kinds.count("generate") == 2 and kinds.count("download") == 6
+    assert "bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_as_json(tmp_path: Path) -> None:
+    done = invoke("reproduce", "bespoke", "--dry-run", "--json", "--runs", str(tmp_path))
+    assert len(json.loads(done.stdout)) == 65
+
+
+def test_plan_of_the_full_size(tmp_path: Path) -> None:
+    done = invoke("plan", "--experiment", "bespoke", "--runs", str(tmp_path))
+    assert done.returncode == 0 and "lsp-0.10" in done.stdout and "10 cells" in done.stdout
+    plan = json.loads(invoke("plan", "--experiment", "bespoke", "--runs", str(tmp_path), "--json").stdout)
+    half, full = (next(c for c in plan["cells"] if f"lsp-{p}" in c["name"]) for p in ("0.50", "1.00"))
+    assert 0.45 < half["training_flops"] / full["training_flops"] < 0.5
+    assert plan["stages_left"] == plan["stages"] == 65 and half["rows"] == 8000
+
+
+def test_the_host_side_never_imports_torch() -> None:
+    code = (
+        "import sys; import tasks, essence.commands.run, essence.commands.plan, essence.commands.status, "
+        "essence.commands.verify, essence.commands.report, essence.commands.clean, essence.report.build; "
+        "sys.exit(str([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules]) "
+        "if any(m in sys.modules for m in ('torch', 'transformers', 'datasets')) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_commands_needs_nothing_but_invoke() -> None:
+    code = "import sys, tasks; print(*(m for m in sys.modules if m.split('.')[0] in ('essence', 'rich', 'pydantic')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ["essence", "essence.errors", "essence.commands.terminal"], done.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; from essence.errors import PinError\n"
+        "from essence.commands.pin import pin\n"
+        "try: pin(Console(), [Path(sys.argv[1])])\n"
+        "except PinError as error: print(error); sys.exit(2)"
+    )
+    pins = tmp_path / "pins.toml"
+    text = '# mine\n[models.a]\nrepository = "nobody/nothing"\ncommit = ""\n'
+    pins.write_text(text, encoding="utf-8")
+    # A port of this machine at which nobody listens.
+    unreachable = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code, str(pins)], env=unreachable, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith("cannot look up model 'a' (nobody/nothing): ")
+    assert pins.read_text(encoding="utf-8") == text
+
+
+def test_a_manifest_takes_the_numbers_that_stages_compute() -> None:
+    numbers = dict.fromkeys(Cost.model_fields) | {"wall_s": 1, "cpu_s": np.float32(1), "gpu_hours": 0, "more": {}}
+    cost = Cost.model_validate({**numbers, "peak_memory_gib": 1, "tokens": np.int64(3)})
+    assert type(cost.tokens) is int and cost.tokens == 3
+
+
+def test_the_schema_in_the_repository_is_that_of_the_record() -> None:
+    from essence.record.manifest import SCHEMA_FILE, json_schema
+
+    renew = "python -c 'from essence.record.manifest import *; SCHEMA_FILE.write_text(json_schema())'"
+    assert SCHEMA_FILE.read_text(encoding="utf-8") == json_schema(), f"renew it: {renew}"

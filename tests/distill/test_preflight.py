@@ -1,0 +1,74 @@
+"""What is refused before the first step, and the sentence that says so."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cost import GIB
+from test_memory import PAPER
+
+from support.some_resources import some_resources
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from essence.data.truncation import Example  # noqa: E402
+from essence.distill import preflight  # noqa: E402
+from essence.errors import InputError, MachineError  # noqa: E402
+from essence.sizes.architecture import Architecture  # noqa: E402
+from essence.sizes.memory import estimate_memory  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def rows(*lengths: int, shift: int = 0) -> list[Example]:
+    return [
+        Example(number, np.arange(length, dtype=np.int32) + shift, np.arange(length) >= length // 2)
+        for number, length in enumerate(lengths)
+    ]
+
+
+def test_the_largest_pass_is_looked_for_in_every_step() -> None:
+    resources = some_resources(micro_batch_rows=2, micro_batch_tokens=100)
+    examples = rows(10, 90, 30, 50, 20, 40)
+    steps = [[0, 1, 2], [3, 4, 5]]
+    packed = preflight.largest_pass(examples, steps, 1, True, 8, resources)
+    assert (packed.positions, packed.labels, packed.longest_row) == (104, 50, 90)
+    padded = preflight.largest_pass(examples, steps, 1, False, 8, resources)
+    assert (padded.positions, padded.labels, padded.longest_row) == (96, 45, 90)
+    of_two = preflight.largest_pass(examples, [[0, 1, 2, 3, 4, 5]], 2, True, 8, resources)
+    assert (of_two.positions, of_two.labels) == (104, 50)
+
+
+def test_what_fits_is_recorded() -> None:
+    small = Architecture(64, 3, 4, 2, 16, 192, 384, True)
+    load = replace(PAPER, student=small, teacher=small, parallel="single", devices=1, teacher_placement="replicated")
+    found = preflight.check_memory(load, preflight.Largest(64, 32, 64), 16, CPU)
+    assert found["largest_positions"] == 64
+    assert found["static_bytes"] + found["dynamic_bytes"] <= found["usable_bytes"] < found["device_bytes"]
+
+
+def test_what_does_not_fit_is_one_sentence_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = replace(PAPER, parallel="single", devices=1, teacher_placement="replicated", loss_bytes_per_logit=2.0)
+    half = estimate_memory(replace(load, positions=8192, labels=8192)).total
+    monkeypatch.setattr(preflight, "memory_bytes", lambda device: int(half / preflight.USABLE_SHARE["cpu"]) + 1)
+    with pytest.raises(MachineError) as raised:
+        preflight.check_memory(load, preflight.Largest(16384, 16384, 4096), 16, CPU)
+    message = str(raised.value)
+    assert f"about {estimate_memory(replace(load, positions=16384, labels=16384)).total / GIB:.1f} GiB" in message
+    assert message.endswith("set micro_batch_tokens = 8192") and "\n" not in message
+
+
+def test_nothing_fits_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "memory_bytes", lambda device: GIB)
+    with pytest.raises(MachineError, match="smaller model"):
+        preflight.check_memory(PAPER, preflight.Largest(4096, 4096, 4096), 16, CPU)
+
+
+def test_changed_rows_are_refused_on_the_second_attempt(tmp_path: Path) -> None:
+    training, validation = rows(5, 9), rows(7)
+    first = preflight.check_data(tmp_path / "work", training, validation)
+    again = preflight.check_data(tmp_path / "work", training, validation)
+    assert first["equals_earlier_attempt"] is None and again["equals_earlier_attempt"] is True
+    with pytest.raises(InputError, match=r"validation_sha256 was [0-9a-f]{16} in an earlier attempt and is"):
+        preflight.check_data(tmp_path / "work", training, rows(7, shift=1))

@@ -1,0 +1,310 @@
+"""A teacher paid once: stored states give the live teacher's training; what is damaged or does not fit is named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.project import MICRO, invoke
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+from test_disk import mounted
+from test_tokenize_stage import RESOURCES, context, inputs, make_model, make_tokenizer, prepared, train_settings, view
+
+from essence.data.token_table import TokenTable
+from essence.data.truncation import Example, collect
+from essence.distill.batches import Batch
+from essence.distill.stored_states import StoredPads, StoredRows
+from essence.distill.teachers import CachedTeacher, LiveTeacher
+from essence.errors import ExperimentError, InputError, MachineError
+from essence.models.loading import load_model
+from essence.plan.experiment import load
+from essence.plan.stage_plan import Plan, make_plan
+from essence.progress import StageContext, Stopped
+from essence.settings import Resources, TeacherSettings, TrainSettings
+from essence.stages import teacher, train
+
+__all__ = ["prepared"]  # a fixture
+CPU = torch.device("cpu")
+FLOAT32_TOLERANCE = 2e-6
+"""Of losses of about 4: the same sums in batches of another shape."""
+BFLOAT16_TOLERANCE = 2e-2
+ROW_KIB = 6.0 / 1024
+"""MiB of a file that holds about one row."""
+
+
+def stage_settings(**changes: Any) -> TeacherSettings:
+    cell = train_settings()
+    fields = {
+        "rows": cell.rows,
+        "top_k": None,
+        "compute_dtype": "float32",
+        "attention": "sdpa",
+        "packing": True,
+        "pad_to_multiple": 16,
+    }
+    return TeacherSettings.model_validate({**fields, **changes})
+
+
+def surroundings(folder: Path, prepared: dict[str, Path], **resources: Any) -> StageContext:
+    around = context(folder, tokens=prepared["tokens"], tokenizer=prepared["student"], teacher=prepared["teacher"])
+    changed = Resources.model_validate({**RESOURCES.model_dump(), "teacher_shard_mib": ROW_KIB, **resources})
+    return StageContext(around.partial, around.inputs, changed, around.progress, around.stop)
+
+
+def store(folder: Path, prepared: dict[str, Path], **changes: Any) -> Path:
+    """The output folder of a teacher stage."""
+    around = surroundings(folder, prepared)
+    teacher.run(stage_settings(**changes), around)
+    return around.partial
+
+
+@pytest.fixture(scope="module")
+def cache(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store(tmp_path_factory.mktemp("cache"), prepared)
+
+
+def curve(folder: Path, prepared: dict[str, Path], settings: TrainSettings, **changes: Path) -> list[float]:
+    around = context(folder, **inputs(prepared, **changes))
+    train.run(settings, around)
+    lines = [json.loads(line) for line in (around.partial / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if line["kind"] == "step" for name in ("loss", "kd", "gradient_norm")]
+
+
+def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Path) -> None:
+    around = surroundings(tmp_path, prepared)
+    outcome = teacher.run(stage_settings(), around)
+    index = json.loads((around.partial / "rows" / "index.json").read_text())
+    table = TokenTable(prepared["tokens"] / "tokens.arrow")
+    expected = table.positions[np.random.default_rng(42).permutation(36)[6:26]].tolist()
+    stored = [load_file(around.partial / "rows" / entry["file"]) for entry in index["files"]]
+    assert [position for file in stored for position in file["positions"].tolist()] == expected
+    results = outcome.results
+    assert (results["rows"], results["exact"]) == (20, True) and results["files"] == len(index["files"]) > 5
+    assert results["tokens"] == sum(int(file["lengths"].sum()) for file in stored) == outcome.cost["tokens"]
+    assert 0 <= results["bytes"] - results["tokens"] * (24 * 4 + 4) < 1000 * len(stored)
+    assert outcome.cost["flops"] > 0 and outcome.executed["packed"] and 0.5 < outcome.executed["fill"] <= 1.0
+    assert {path.name for path in (around.partial / "model").iterdir()} >= {
+        "head.safetensors",
+        "config.json",
+        "tokenizer.json",
+    }
+    json.dumps([outcome.results, outcome.data, outcome.executed, outcome.cost], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"view": view(lsp=0.3)},
+        {"view": view(lsp=0.6), "packing": False},
+        {"view": view(lsp=1.0, sections="cot+a"), "activation_checkpointing": True},
+        {"view": view(lsp=0.3, left_pad_multiple=16)},
+        {"view": view(lsp=0.6, left_pad_multiple=16), "packing": False, "activation_checkpointing": True},
+        {"view": view(span="right-with-context")},
+        {"view": view(span="cot-lead", sections="cot")},
+        {"view": view(span="middle", keep_context=True)},
+    ],
+    ids=[
+        "lead 0.3 packed",
+        "lead 0.6",
+        "whole",
+        "first tokens packed",
+        "first tokens",
+        "right with context",
+        "cot lead",
+        "middle with context",
+    ],
+)
+def test_one_cache_gives_every_cell_the_live_curve(
+    prepared: dict[str, Path], cache: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    live = curve(tmp_path / "live", prepared, train_settings(**changes))
+    cached = curve(tmp_path / "cached", prepared, train_settings(teacher="cached", **changes), teacher=cache)
+    assert len(live) == 30 and cached == pytest.approx(live, abs=FLOAT32_TOLERANCE)
+
+
+def test_bfloat16_states_are_those_of_the_live_teacher(prepared: dict[str, Path], tmp_path: Path) -> None:
+    cache = store(tmp_path / "cache", prepared, compute_dtype="bfloat16")
+    model = load_model(prepared["teacher"] / "model", torch.bfloat16, CPU)
+    live, stored = LiveTeacher(model, torch.bfloat16), CachedTeacher(cache, CPU)
+    table = TokenTable(prepared["tokens"] / "tokens.arrow")
+    indices = np.random.default_rng(42).permutation(36)[6:12]
+    rows = collect(table.examples(indices, view(lsp=0.5), -1)).examples
+    batch = Batch.of(rows, 16, CPU)
+    assert stored.head.dtype == stored.states(batch).dtype == torch.bfloat16 and torch.equal(stored.head, live.head)
+    torch.testing.assert_close(
+        stored.states(batch).float(), live.states(batch).float(), rtol=0, atol=BFLOAT16_TOLERANCE
+    )
+
+
+def test_stopped_between_files_goes_on_to_the_same_bytes(
+    prepared: dict[str, Path], cache: Path, tmp_path: Path
+) -> None:
+    around = surroundings(tmp_path, prepared)
+    update, seen = around.progress.update, []
+
+    def after_four(phase: str, done: int, total: int, unit: str, note: str = "") -> None:
+        seen.append(done)
+        update(phase, done, total, unit, note)
+        if len(seen) == 4:
+            around.stop.signal_name = "SIGTERM"
+
+    around.progress.update = after_four  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        teacher.run(stage_settings(), around)
+    files = sorted(path.name for path in (around.partial / "rows").glob("*.safetensors"))
+    assert files and files[-1] < "rows-00006"
+    (around.partial / "rows" / "rows-00077.safetensors").write_bytes(b"of a file that was being written")
+    first_time = (around.partial / "rows" / files[0]).stat().st_mtime_ns
+    again = surroundings(tmp_path, prepared)
+    outcome = teacher.run(stage_settings(), again)
+    assert (around.partial / "rows" / files[0]).stat().st_mtime_ns == first_time
+    assert outcome.executed["tokens"] < outcome.results["tokens"], "what was stored before is not computed again"
+    assert outcome.cost["tokens"] == outcome.results["tokens"], "as FLOPs and wall time, of all attempts"
+    nothing_left = teacher.run(stage_settings(), surroundings(tmp_path, prepared)).executed
+    assert (nothing_left["tokens"], nothing_left["fill"]) == (0, None)
+    for path in sorted(cache.rglob("*.*")):
+        assert (around.partial / path.relative_to(cache)).read_bytes() == path.read_bytes(), path.name
+    assert len(list(around.partial.rglob("*.*"))) == len(list(cache.rglob("*.*")))
+
+
+def test_damage_is_named(prepared: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    def refused(message: str, folder: Path) -> None:
+        with pytest.raises(InputError, match=message):
+            curve(tmp_path / "work", prepared, train_settings(teacher="cached"), teacher=folder)
+
+    def copy(name: str) -> Path:
+        shutil.copytree(cache, tmp_path / name)
+        return tmp_path / name / "rows" / "rows-00003.safetensors"
+
+    changed = copy("changed")
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.write_bytes(content)
+    refused(r"rows-00003.safetensors: damaged, its sha256 is", tmp_path / "changed")
+    torn = copy("torn")
+    torn.write_bytes(torn.read_bytes()[:-40])
+    refused(r"rows-00003.safetensors: has \d+ bytes, not \d+: remove this stage", tmp_path / "torn")
+    copy("lost").unlink()
+    refused(r"rows-00003.safetensors: is missing", tmp_path / "lost")
+    (copy("unknown").parent / "index.json").unlink()
+    refused(r"index.json: missing or damaged", tmp_path / "unknown")
+    head = copy("head").parent.parent / "model" / "head.safetensors"
+    content = bytearray(head.read_bytes())
+    content[-1] ^= 1
+    head.write_bytes(content)
+    refused(r"head.safetensors: damaged, its sha256 is", tmp_path / "head")
+    (copy("pads").parent.parent / "model" / "pads.safetensors").unlink()
+    refused(r"pads.safetensors: is missing", tmp_path / "pads")
+
+
+def test_rows_that_are_not_stored_are_refused(prepared: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    rows = {**train_settings().rows.model_dump(), "split_seed": 7}
+    with pytest.raises(InputError, match=r"row \d+ of the data set is not stored"):
+        curve(tmp_path / "a", prepared, train_settings(teacher="cached", rows=rows), teacher=cache)
+    with pytest.raises(InputError, match=r"read from token \d+ on, .* the first of its \d+ tokens alone"):
+        curve(tmp_path / "b", prepared, train_settings(teacher="cached", view=view(span="right")), teacher=cache)
+    unknown = [Example(0, np.array([5], np.int32), np.array([True]), pad=60)]
+    with pytest.raises(
+        InputError, match=r"the padding token 60 is none of the stored ones \[0, 1, 2, 3\]: use teacher"
+    ):
+        StoredPads(cache).check(unknown)
+    stored = StoredRows(cache / "rows")
+    row = next(iter(TokenTable(prepared["tokens"] / "tokens.arrow").examples(np.array([0]), view(), -1)))
+    position = int(load_file(cache / "rows" / "rows-00000.safetensors")["positions"][0])
+    with pytest.raises(InputError, match=f"row {position} has other tokens than the training reads"):
+        stored.check([type(row)(position, row.input_ids[:3] + 1, row.supervised[:3])], threads=1)
+
+
+def test_what_the_stage_refuses(prepared: dict[str, Path], tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", 2)
+    make_tokenizer(other / "model", special=["<|im_end|>", "<|im_start|>", "<think>", "</think>"])
+    with pytest.raises(InputError, match="different tokenizers: 2 tokens differ"):
+        store(tmp_path / "a", {**prepared, "teacher": other})
+    with (
+        mounted(tmp_path / "small", "size=2m"),
+        pytest.raises(MachineError, match=r"take 0.1 GiB more, but .* has 0.0 GiB left: make room .* 'live'"),
+    ):
+        store(tmp_path / "small" / "stage", prepared)
+
+
+def plan_of(file: Path, text: str) -> Plan:
+    file.write_text(text)
+    loaded = load(str(file))
+    return make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False)
+
+
+def caches(plan: Plan) -> list[TeacherSettings]:
+    return [stage.settings for stage in plan.stages.values() if isinstance(stage.settings, TeacherSettings)]
+
+
+def test_a_sweep_shares_one_cache(tmp_path: Path) -> None:
+    sweep = 'extends = "bespoke"\ntitle = "x"\n[training]\nteacher = "cached"\n'
+    plan = plan_of(tmp_path / "sweep.toml", sweep)
+    (settings,) = caches(plan)
+    assert settings.rows.train_rows == 8000
+    trainings = [stage for stage in plan.stages.values() if stage.stage == "train"]
+    assert len({stage.inputs["teacher"] for stage in trainings}) == 1 and len(trainings) == 10
+    (stage,) = (stage for stage in plan.stages.values() if stage.stage == "teacher")
+    assert set(stage.inputs) == {"tokens", "tokenizer", "teacher"} and stage.resources.gpus == 1
+    fewer = plan_of(tmp_path / "fewer.toml", sweep + "temperature = 2.0\n[axes]\ntrain_rows = [100, 4000]\n")
+    assert caches(fewer) == [settings], "arms of fewer rows, or another temperature, read the same states"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kd_weight = 0.0", "kd_weight = 0.0 reads no teacher: leave it out"),
+        ('teacher_placement = "offloaded"', "teacher_placement = 'offloaded' places a live teacher"),
+        ('[axes]\nspan = ["middle"]', r"middle-0.10/p\+cot\+a/released/seed-42 drops what stands before its span"),
+    ],
+)
+def test_cells_that_cannot_be_taught_so_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ExperimentError, match=words):
+        plan_of(tmp_path / "x.toml", f'extends = "bespoke"\ntitle = "x"\n[training]\nteacher = "cached"\n{text}\n')
+
+
+def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
+    """Ten proportions, twice each, are 11 times the whole rows: that is what one reading of them saves."""
+    file = tmp_path / "sweep.toml"
+    file.write_text('extends = "bespoke"\ntitle = "x"\n[training]\nteacher = "cached"\n')
+    options = ("--runs", str(tmp_path / "runs"), "--json")
+    live = json.loads(invoke("plan", "--experiment", "bespoke", *options).stdout)
+    cached = json.loads(invoke("plan", "--experiment", str(file), *options).stdout)
+    (would,), (does,) = live["stored_teachers"], cached["stored_teachers"]
+    assert does.pop("stage").startswith("teacher-") and would.pop("stage") is None
+    assert (would.pop("form"), does.pop("form")) == ("live", "cached") and would == does
+    assert does["bytes_per_token"] == 2 * 4096 + 4
+    assert does["disk_gib"] == pytest.approx(does["tokens"] * 8196 / 2**30) and does["rows"] == 8000
+    assert cached["disk_gib"] - live["disk_gib"] == pytest.approx(does["disk_gib"])
+    hours = [sum(cell["training_gpu_hours"] for cell in plan["cells"]) for plan in (live, cached)]
+    assert hours[0] - hours[1] == pytest.approx(does["saved_gpu_hours"] + does["gpu_hours"])
+    assert does["cells"] == 10 and 9.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 11.5
+
+
+def test_the_small_matrix_from_a_cache_is_the_live_one(micro: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(micro, runs)
+    file = MICRO.with_name("micro-cached.toml")
+    done = invoke("run", "--experiment", str(file), "--only", "train", "--runs", str(runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    plans = [json.loads((runs / name / "plan.json").read_text()) for name in ("micro", "micro-cached")]
+    cells = [cell["stages"] for cell in plans[1]["cells"]]
+    assert len({stages["states"] for stages in cells}) == 1
+    states = runs / "stages" / cells[0]["states"]
+    assert json.loads((states / "manifest.json").read_text())["results"]["files"] > 5
+    for live, cached in zip((cell["stages"]["train"] for cell in plans[0]["cells"]), cells, strict=True):
+        both = [losses_of(runs / "stages" / stage / "output") for stage in (live, cached["train"])]
+        assert len(both[0]) == 24 and both[1] == pytest.approx(both[0], abs=FLOAT32_TOLERANCE)
+    found = json.loads(invoke("verify", str(runs / "micro-cached"), "--json").stdout)
+    assert found["ok"] and found["unchecked"] == []
+
+
+def losses_of(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]

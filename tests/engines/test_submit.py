@@ -1,0 +1,111 @@
+"""Queueing, with functions in the place of Slurm: what is written down when, and what a limit on jobs means."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from essence.commands.options import select
+from essence.engines.run import Options
+from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import submit
+from essence.engines.slurm.queue import JobState
+from essence.engines.slurm.site import load_site
+from essence.engines.slurm.submit import queue_left, refusal_sentence
+from essence.errors import SchedulerError
+from essence.files import read_json_lines
+from support.project import MICRO
+
+LIMIT = (
+    "sbatch: AssocMaxSubmitJobLimit; Batch job submission failed: Job violates accounting/QOS policy (job submit "
+    "limit, user's size and/or time limits)"
+)
+LONG = LIMIT.replace("AssocMaxSubmitJobLimit", "QOSMaxWallDurationPerJobLimit")
+
+
+class StandIn:
+    """A queue that takes so many jobs."""
+
+    def __init__(self, most: int, words: str = LIMIT) -> None:
+        self.most, self.words, self.there = most, words, list[JobState]()
+
+    def queue(self) -> list[JobState]:
+        return list(self.there)
+
+    def submit(self, text: str, after: Any = (), _ending: Any = ()) -> str:
+        if len(self.there) >= self.most:
+            raise SchedulerError(self.words)
+        waits = ",".join(f"afterok:{job}(unfulfilled)" for job in after)
+        folder = re.findall(r"--chdir=(\S+)", text)[0]
+        self.there.append(JobState(str(len(self.there) + 1), "PENDING", folder=folder, dependency=waits))
+        return self.there[-1].job
+
+    def cancel(self, jobs: Any) -> None:
+        self.there = [state for state in self.there if state.job not in list(jobs)]
+
+
+def queue_with(slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    for name in ("queue", "submit", "cancel"):
+        monkeypatch.setattr(scheduler, name, getattr(slurm, name))
+    real = submit.planned_jobs
+    monkeypatch.setattr(submit, "planned_jobs", lambda selection, site, check=False: real(selection, site))
+    words = Options(experiment=str(MICRO), lsp="0.5", runs=str(runs), engine="slurm", only="train")
+    console = Console(file=io.StringIO(), width=200)
+    code = queue_left(select(words, baselines=False), load_site("generic"), False, False, console)
+    assert isinstance(console.file, io.StringIO)
+    monkeypatch.setattr(submit, "planned_jobs", real)
+    return code, console.file.getvalue()
+
+
+def noted(runs: Path) -> list[str]:
+    return sorted(line["job"] for file in runs.glob("stages/*/jobs.jsonl") for line in read_json_lines(file))
+
+
+def test_a_limit_on_jobs_is_told_each_time_until_all_are_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = StandIn(2)
+    for _ in range(2):
+        code, said = queue_with(slurm, tmp_path, monkeypatch)
+        assert code == 1 and "Slurm takes no more now (sbatch: AssocMaxSubmitJobLimit" in said
+        assert noted(tmp_path) == ["1", "2"]
+    slurm.most = 100
+    code, said = queue_with(slurm, tmp_path, monkeypatch)
+    assert code == 0 and "2 were in the queue" in said
+
+
+def test_a_job_is_written_down_before_the_next_is_queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = StandIn(100)
+    seen = []
+    take = slurm.submit
+
+    def look(*words: Any) -> str:
+        seen.append(len(noted(tmp_path)))
+        return take(*words)
+
+    monkeypatch.setattr(slurm, "submit", look)
+    assert queue_with(slurm, tmp_path, monkeypatch)[0] == 0
+    assert seen == list(range(len(seen))) and len(seen) > 2
+    # Killed between the two: what is found in the queue is written down by the next.
+    next(iter(tmp_path.glob("stages/*/jobs.jsonl"))).unlink()
+    queue_with(slurm, tmp_path, monkeypatch)
+    assert len(noted(tmp_path)) == len(seen)
+
+
+def test_a_refusal_for_good_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = StandIn(2, LONG)
+    with pytest.raises(SchedulerError, match="the 2 jobs queued before it were cancelled"):
+        queue_with(slurm, tmp_path, monkeypatch)
+    assert not slurm.there and not list(tmp_path.glob("stages/*"))
+
+
+def test_a_limit_on_jobs_is_not_about_the_account(tmp_path: Path) -> None:
+    words = Options(experiment=str(MICRO), lsp="0.5", runs=str(tmp_path), engine="slurm")
+    selection, site = select(words, baselines=False), load_site("generic")
+    job = submit.planned_jobs(selection, site)[0]
+    said = refusal_sentence(site, "generic", job, LIMIT)
+    assert "the limit on queued jobs is reached" in said and "set one that you may use" not in said
+    assert not scheduler.takes_no_more(LONG)

@@ -1,0 +1,121 @@
+"""What a plan tells of a cell before anything runs, against what the training will be."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cost import GIB, QWEN3
+
+from essence.data.token_statistics import TokenStatistics
+from essence.data.truncation import SectionBounds
+from essence.plan.cells import train_settings
+from essence.plan.estimate import Estimate, download_gib, estimate, mean_row
+from essence.plan.experiment import load
+from essence.plan.stage_plan import make_plan
+from essence.plan.stored_teacher import stored_teachers
+from essence.record.run_directory import RunDirectory
+from essence.sizes.architecture import adapter_parameters, forward_flops
+from essence.sizes.memory import estimate_memory, load_of
+
+
+def planned(folder: Path, text: str) -> tuple[Estimate, ...]:
+    """Estimates of the cells of an experiment that changes bespoke."""
+    file = folder / "x.toml"
+    file.write_text(f'extends = "bespoke"\ntitle = "x"\n{text}\n')
+    loaded = load(str(file))
+    plans = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells
+    return tuple(estimate(plan, loaded, RunDirectory(folder / "runs")) for plan in plans)
+
+
+def test_plain_fine_tuning_has_no_teacher(tmp_path: Path) -> None:
+    *_, found = planned(tmp_path, "[training]\nkd_weight = 0.0")
+    *_, taught = planned(tmp_path, "")
+    assert found.training_flops and taught.training_flops and found.gpu_memory_gib and taught.gpu_memory_gib
+    read = found.kept_tokens // found.rows if found.kept_tokens else 0
+    teaching = forward_flops(QWEN3["8b"], read) * found.rows * 2
+    assert taught.training_flops - found.training_flops == pytest.approx(teaching)
+    assert taught.gpu_memory_gib - found.gpu_memory_gib >= 2 * QWEN3["8b"].parameters / GIB / 8
+
+
+def test_saved_folders_are_float32(tmp_path: Path) -> None:
+    *_, found = planned(tmp_path, "")
+    assert found.disk_gib == pytest.approx(2 * 4 * QWEN3["4b"].parameters / GIB)
+    assert found.scratch_gib == pytest.approx(40 * QWEN3["4b"].parameters / GIB)
+
+
+def test_adapters_are_all_that_checkpoints_hold(tmp_path: Path) -> None:
+    text = '[training]\nparallel = "single"\nprocesses = 1\nlora.rank = 8\n[resources]\ngpus = 1'
+    *_, found = planned(tmp_path, text)
+    lora = train_settings(load(str(tmp_path / "x.toml")).cells()[0], load(str(tmp_path / "x.toml")).experiment).lora
+    adapters = adapter_parameters(QWEN3["4b"], lora)
+    assert found.scratch_gib == pytest.approx(40 * adapters / GIB)
+    assert found.disk_gib == pytest.approx(8 * (QWEN3["4b"].parameters + adapters) / GIB)
+
+
+def test_the_likeliest_tokens_are_read_with_the_head(tmp_path: Path) -> None:
+    hours = []
+    for form in ("cached", "top-k"):
+        file = tmp_path / f"{form}.toml"
+        file.write_text(f'extends = "bespoke"\ntitle = "x"\n[training]\nteacher = "{form}"\n')
+        loaded = load(str(file))
+        plans = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells
+        (stored,) = stored_teachers(plans, loaded, RunDirectory(tmp_path / "runs"))
+        hours.append(stored.gpu_hours * 790e12 * 0.4 * 3600)
+    assert hours[1] - hours[0] == pytest.approx(2 * QWEN3["8b"].head_parameters * stored.tokens)
+
+
+def test_gpu_memory_is_what_the_preflight_computes(tmp_path: Path) -> None:
+    *_, default = planned(tmp_path, "")
+    loaded = load(str(tmp_path / "x.toml"))
+    settings = train_settings(loaded.cells()[-1], loaded.experiment)
+    held = load_of(settings, QWEN3["4b"], QWEN3["8b"], loaded.experiment.resources.loss)
+    expected = estimate_memory(replace(held, positions=4096, labels=4095)).total / GIB
+    assert default.gpu_memory_gib == pytest.approx(expected) and 54 < expected < 55
+    changes = (
+        'parallel = "zero3"\nteacher_placement = "sharded"',
+        'teacher = "cached"',
+        'teacher_placement = "offloaded"',
+        "lora.rank = 8",
+    )
+    for change in changes:
+        *_, found = planned(tmp_path, f"[training]\n{change}")
+        assert found.gpu_memory_gib and found.gpu_memory_gib < expected - 5, change
+    *_, plain = planned(tmp_path, '[resources.loss]\nform = "plain"')
+    assert plain.gpu_memory_gib and plain.gpu_memory_gib > expected + 5
+
+
+def test_only_the_downloads_that_are_wanted_take_disk(tmp_path: Path) -> None:
+    """Tokenizing wants the student's tokenizer, and no teacher; a local folder takes what lies in it."""
+    pins = tmp_path / "pins.toml"
+    student = tmp_path / "student"
+    (student / ".cache").mkdir(parents=True)
+    for name, size in (("model.safetensors", 3000), ("config.json", 20), ("old.bin", 500), (".cache/x", 40)):
+        (student / name).write_bytes(b"0" * size)
+    for text, size in (("", 2 * QWEN3["4b"].parameters), (f'[models.qwen3-4b-base]\npath = "{student}"\n', 3020)):
+        pins.write_text(text, encoding="utf-8")
+        loaded = load("bespoke", pins=pins)
+        plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False)
+        runs = RunDirectory(tmp_path / "runs")
+        assert round(download_gib(plan.wanted("tokenize"), loaded, runs) * GIB) == size
+        both = size + 2 * QWEN3["8b"].parameters
+        assert round(download_gib(plan.wanted(None), loaded, runs) * GIB) == both
+
+
+def test_the_mean_row_is_that_of_the_rows_that_are_trained_on(tmp_path: Path) -> None:
+    """Nearly half of the rows are over the limit, as of the paper's first data set, and cost nothing."""
+    loaded, run_directory = load("bespoke"), RunDirectory(tmp_path)
+    plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells[-1]
+    lengths = np.random.default_rng(3).lognormal(8.2, 0.6, 4000).astype(np.int64) + 100
+    statistics = TokenStatistics()
+    none = np.full(lengths.size, -1)
+    statistics.add(SectionBounds(lengths, np.full(lengths.size, 100), lengths - 50), none)
+    manifest = run_directory.stage(plan.stages["tokenize"]).manifest
+    manifest.parent.mkdir(parents=True)
+    results = {"rows_kept": statistics.rows, "statistics": statistics.as_dict()}
+    manifest.write_text(json.dumps({"results": results}), encoding="utf-8")
+    row, counted = mean_row(plan, loaded, run_directory)
+    trained = lengths[lengths < 4096]
+    assert counted and row is not None and 0.3 < trained.size / lengths.size < 0.7
+    assert float(row.lengths[0]) == pytest.approx(trained.mean(), rel=0.06)

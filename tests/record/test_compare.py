@@ -1,0 +1,208 @@
+"""Two runs that differ in one planted cause: the comparison names that cause first."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from essence.commands.compare import _change
+from essence.record.comparison import likely_causes
+from support.project import MICRO, PROJECT, invoke
+from support.synthetic_run import SyntheticRun
+
+HALF = """
+extends = {micro}
+title = "One cell that differs in one thing"
+
+[[matrix]]
+dataset = ["tiny"]
+pair = ["tiny-teacher_tiny-student"]
+lsp = [0.5]
+seed = [{seed}]
+
+[evaluation]
+baselines = []
+
+[grading]
+{grading}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small matrix, with room for variants beside it."""
+    copy = tmp_path_factory.mktemp("compare") / "runs"
+    shutil.copytree(micro, copy)
+    return copy
+
+
+def variant(runs: Path, name: str, *, seed: int = 1, grading: str = "", rows: Path | None = None) -> str:
+    """Run the cell at LSP 0.5 with one thing changed; what it shares with the matrix is not run again."""
+    file = runs.parent / f"{name}.toml"
+    file.write_text(HALF.format(micro=json.dumps(str(MICRO)), seed=seed, grading=grading))
+    pins: tuple[str, ...] = ()
+    if rows:
+        pinned = runs.parent / "pins.toml"
+        pinned.write_text(f'[datasets.tiny]\npath = {json.dumps(str(rows))}\nformat = "conversations"\n')
+        pins = ("--pins", str(pinned))
+    done = invoke("reproduce", str(file), "--runs", str(runs), *pins)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return f"{runs / name}"
+
+
+def compared(first: str, second: str) -> dict[str, Any]:
+    done = invoke("compare", first, second, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    record: dict[str, Any] = json.loads(done.stdout)
+    return record
+
+
+def half(folder: Path | str) -> str:
+    return f"{folder}:lsp-0.50"
+
+
+def test_equal_runs_have_no_cause(runs: Path) -> None:
+    record = compared(str(runs / "micro"), str(runs / "micro"))
+    assert record["causes"] == [] and {one["word"] for one in record["results"]} == {"equal"}
+
+
+def test_another_proportion_is_named_first(runs: Path) -> None:
+    record = compared(half(runs / "micro"), f"{runs / 'micro'}:lsp-1.00")
+    assert [cause["field"] for cause in record["causes"]] == ["view.lsp"]
+
+
+def test_another_seed_is_named_first(runs: Path) -> None:
+    record = compared(half(runs / "micro"), variant(runs, "seed", seed=2))
+    assert {cause["kind"] for cause in record["causes"]} == {"seed"}
+
+
+def test_another_grader_is_named_first(runs: Path) -> None:
+    record = compared(half(runs / "micro"), variant(runs, "grader", grading='grader = "math-verify"'))
+    assert [(cause["kind"], cause["field"]) for cause in record["causes"]] == [("grader", "grader")]
+
+
+def test_an_archive_and_an_edited_record(runs: Path, tmp_path: Path) -> None:
+    """A run against its archive is equal, and with one number edited it still is, but that is said."""
+    archive, copy = tmp_path / "micro.tar.gz", tmp_path / "runs"
+    done = invoke("export", "--experiment", "micro", "--runs", str(runs), "--output", str(archive))
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(runs, copy)
+    grade = json.loads((copy / "micro/plan.json").read_text())["cells"][0]["evaluations"][0]["grade"]
+    file = copy / "stages" / grade / "manifest.json"
+    changed = json.loads(file.read_text())
+    changed["cost"]["wall_s"] = 1.0
+    file.write_text(json.dumps(changed))
+    record = compared(str(archive), str(copy / "micro"))
+    assert {one["word"] for one in record["results"]} == {"equal"} and record["causes"] == []
+    assert len(record["results"]) == 4 and {"student tiny-student (released)", "teacher tiny-teacher (released)"} <= {
+        one["name"] for one in record["results"]
+    }
+    assert record["edited"] == {"A": [], "B": [grade]}
+
+
+def test_one_changed_training_row_is_named_first(runs: Path) -> None:
+    dataset = next(p for p in (runs / "stages").glob("download-*/output/rows/train.jsonl"))
+    rows = runs.parent / "rows.jsonl"
+    shutil.copyfile(dataset, rows)
+    first = variant(runs, "rows", rows=rows)
+    lines = rows.read_text(encoding="utf-8").splitlines()
+    rows.write_text("\n".join([lines[0].replace("+", "plus"), *lines[1:]]) + "\n", encoding="utf-8")
+    assert lines[0] != rows.read_text(encoding="utf-8").splitlines()[0]
+    record = compared(half(first), variant(runs, "changed-row", rows=rows))
+    assert {cause["kind"] for cause in record["causes"]} == {"data"}
+
+
+def test_another_lock_is_named_first(runs: Path, tmp_path: Path) -> None:
+    """The same packages from an environment that says it was made from another lock."""
+    other = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(other)], check=True)
+    packages = next(other.glob("lib/python*/site-packages"))
+    here = next(Path(sys.prefix).glob("lib/python*/site-packages"))
+    (packages / "here.pth").write_text(f"{here}\n{PROJECT}\n")
+    lock = (Path(sys.prefix) / "essence-lock.txt").read_text(encoding="utf-8")
+    (other / "essence-lock.txt").write_text(lock + "# another lock\n")
+    line = [str(other / "bin/python"), "-m", "invoke", "run", "--experiment", str(MICRO), "--lsp", "0.5"]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*line, "--runs", str(tmp_path / "runs")], cwd=PROJECT, env=variables, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = compared(half(runs / "micro"), half(tmp_path / "runs"))
+    assert record["causes"][0]["kind"] == "lock"
+    assert {one["word"] for one in record["results"]} == {"equal"}
+
+
+def manifest(stage: str, **changes: Any) -> dict[str, Any]:
+    """As much of a manifest as a comparison looks at."""
+    base: dict[str, Any] = {
+        "identity": {"stage": stage},
+        "settings": {"resolved": {"seed": 1}},
+        "image": {"digest": "sha256:1", "engine": "docker"},
+        "software": {"lock_sha256": "a", "packages": {"torch": "2.12.1"}},
+        "code": {"source_sha256": "s"},
+        "hardware": {"cpu": "c", "driver": "580", "gpus": [], "threads": 1},
+        "inputs": {"data": {}},
+        "results": {"accuracy": 0.5},
+        "outputs": [],
+    }
+    return {**base, **changes}
+
+
+def test_causes_are_ranked_and_consequences_left_out() -> None:
+    first = {"grade": manifest("grade"), "grade.samples": manifest("generate")}
+    hardware = {"cpu": "d", "driver": "590", "gpus": [], "threads": 1}
+    second = {
+        "grade": manifest("grade", results={"accuracy": 0.1}),
+        "grade.samples": manifest(
+            "generate", hardware=hardware, image={"digest": "sha256:2", "engine": "docker"},
+            software={"lock_sha256": "b", "packages": {"torch": "2.13.0"}}, settings={"resolved": {"seed": 2}},
+        ),
+    }  # fmt: skip
+    causes = likely_causes(first, second)
+    assert [cause.kind for cause in causes] == ["image", "lock", "seed", "driver", "hardware"]
+    assert "torch 2.12.1 -> 2.13.0" in causes[1].sentence
+
+
+def test_equal_inputs_with_other_results_are_said_to_be_unexplained() -> None:
+    causes = likely_causes({"grade": manifest("grade")}, {"grade": manifest("grade", results={"accuracy": 0.1})})
+    assert [(cause.kind, cause.field) for cause in causes] == [("unexplained", "accuracy")]
+
+
+def test_of_one_problem_nothing_can_be_told() -> None:
+    """Without an interval a difference may be chance."""
+    first, second = (
+        {"confidence": 0.95, "per_problem": [{"problem": "1", "correct": correct, "samples": 4}]} for correct in (1, 2)
+    )
+    assert _change(first, second)[1] == "cannot be told"
+    assert _change(first, first)[1] == "equal"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        ("nowhere", "micro", "nowhere: no finished cell is there"),
+        ("micro:lsp-0.3", "micro", "no finished cell with 'lsp-0.3' in its name is there"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(runs: Path, first: str, second: str, sentence: str) -> None:
+    done = invoke("compare", f"{runs}/{first}", f"{runs}/{second}")
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_experiments_that_name_their_cells_alike_are_all_compared(tmp_path: Path) -> None:
+    """Two experiments may have a cell of one name with other settings: neither stands in for the other."""
+    for side, accuracy in (("a", 0.66), ("b", 0.1)):
+        SyntheticRun(tmp_path / side, "bespoke", lsps=(0.5,), seeds=(1,), accuracy={0.5: accuracy}).write()
+        SyntheticRun(tmp_path / side, "sft", lsps=(0.5,), seeds=(1,), temperature=0.0).write()
+    found = compared(str(tmp_path / "a"), str(tmp_path / "b"))
+    words = {one["name"]: one["word"] for one in found["results"]}
+    cell = "sums/tiny-teacher_tiny-student/lsp-0.50/p+cot+a/corrected/seed-1"
+    assert words[f"bespoke: {cell}"] == "beyond sampling error" and words[f"sft: {cell}"] == "equal"
+    assert len(words) == 6 and found["only_in"] == {"A": [], "B": []}
+    unclear = invoke("compare", str(tmp_path / "a"), str(tmp_path / "b" / "bespoke"))
+    assert unclear.returncode == 2 and "no cell in common: name one on each side" in unclear.stderr

@@ -1,0 +1,235 @@
+"""What `invoke clean` removes, and what it never does, on made-up run directories of real files."""
+
+import io
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from essence.commands.clean import clean
+from essence.errors import HeldError, KitError, RecordError
+from essence.record.removal import REMOVING, removable
+from essence.record.run_directory import RunDirectory, hold
+
+KINDS = ("download", "tokenize", "train", "generate", "grade")
+WIDTH = 3
+
+
+def name(kind: str, number: int) -> str:
+    return f"{kind}-{number:016x}"
+
+
+@dataclass
+class MadeUp:
+    """A run directory whose experiments name stages of a pool: each kind reads the one before it."""
+
+    root: Path
+    folders: set[str] = field(default_factory=set)
+
+    def stage(self, kind: str, number: int, finished: bool = True) -> str:
+        identifier, folder = name(kind, number), self.root / "stages" / name(kind, number)
+        if identifier in self.folders:
+            return identifier
+        self.folders.add(identifier)
+        (folder / "output").mkdir(parents=True)
+        before = KINDS.index(kind) - 1
+        inputs = {"input": f"../{self.stage(KINDS[before], number % WIDTH)}"} if before >= 0 else {}
+        (folder / "spec.json").write_text(json.dumps({"title": f"{kind} {number}", "inputs": inputs}))
+        (folder / "output" / "result.txt").write_text(identifier)
+        if finished:
+            (folder / "manifest.json").write_text(json.dumps({"identity": {"stage": kind}}))
+        return identifier
+
+    def experiment(self, title: str, planned: list[str], reported: list[str] | None = None) -> Path:
+        folder = self.root / title
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.json").write_text(json.dumps({"stages": {stage: {} for stage in planned}}))
+        (folder / "experiment.json").write_text(json.dumps({"settings": {}}))
+        if reported is not None:
+            (folder / "report").mkdir(exist_ok=True)
+            (folder / "report" / "report.json").write_text(json.dumps({"records": dict.fromkeys(reported, "0")}))
+        return folder
+
+    def clean(self, experiment: str | None = None, confirmed: bool = True) -> str:
+        told = io.StringIO()
+        assert clean(RunDirectory(self.root), experiment, confirmed, Console(file=told, width=10_000)) == 0
+        return told.getvalue()
+
+    def there(self) -> set[str]:
+        return {path.name for path in self.root.glob("stages/*-*/")}
+
+    def whole(self, stage: str) -> bool:
+        folder = self.root / "stages" / stage
+        return (folder / "output" / "result.txt").read_text() == stage and (folder / "manifest.json").is_file()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> MadeUp:
+    return MadeUp(tmp_path / "runs")
+
+
+STAGES = st.tuples(st.sampled_from(KINDS), st.integers(0, 2 * WIDTH), st.booleans())
+EXPERIMENTS = st.sampled_from(("alpha", "beta", "Beta-2", "evaluate-best-aime25-0a1b2c3d", "stages", "code"))
+COMMANDS = st.tuples(st.one_of(st.none(), EXPERIMENTS), st.booleans())
+NAMED = st.tuples(st.lists(STAGES, max_size=4), st.one_of(st.none(), st.lists(STAGES, max_size=3)))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    plans=st.dictionaries(EXPERIMENTS, NAMED, min_size=2, max_size=5),
+    stale=st.lists(STAGES, max_size=4),
+    commands=st.lists(COMMANDS, min_size=5, max_size=5),
+)
+def test_no_clean_removes_what_a_plan_or_a_report_names(
+    plans: dict[str, Any], stale: list[Any], commands: list[tuple[str | None, bool]]
+) -> None:
+    """Five commands an example: two hundred in all."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = MadeUp(Path(folder) / "runs")
+        named: dict[str, set[str]] = {}
+        for title, (planned, reported) in plans.items():
+            stages = [made.stage(*one) for one in planned]
+            shown = None if reported is None else [made.stage(*one) for one in reported]
+            made.experiment(title, stages, shown)
+            named[title] = {*stages, *(shown or [])}
+        for one in stale:
+            made.stage(*one)
+        finished = {stage for stage in made.there() if (made.root / "stages" / stage / "manifest.json").exists()}
+        for experiment, confirmed in commands:
+            before = made.there()
+            try:
+                made.clean(experiment, confirmed)
+            except RecordError as error:
+                assert "has not run" in str(error)
+                assert made.there() == before
+                continue
+            if not confirmed:
+                assert made.there() == before
+            elif experiment is not None:
+                del named[experiment]
+                assert not (made.root / experiment).exists()
+            for stage in set().union(*named.values()) & finished:
+                assert made.whole(stage), f"{experiment} removed {stage}"
+            if confirmed and experiment is None:  # whatever nothing needs is gone
+                assert made.there() <= set().union(*(with_inputs(made, stages) for stages in named.values()))
+
+
+def with_inputs(made: MadeUp, stages: set[str]) -> set[str]:
+    found, waiting = set[str](), list(stages)
+    while waiting:
+        found.add(stage := waiting.pop())
+        spec = json.loads((made.root / "stages" / stage / "spec.json").read_text())
+        waiting += [place.removeprefix("../") for place in spec["inputs"].values()]
+    return found
+
+
+@pytest.mark.parametrize("title", ["stages", "code"])
+def test_an_experiment_of_an_earlier_version_called_as_the_kits_own_folder_takes_nothing_with_it(
+    run: MadeUp, title: str
+) -> None:
+    first, second = run.stage("train", 1), run.stage("train", 2)
+    run.experiment("good", [first])
+    run.experiment(title, [second])
+    with pytest.raises(RecordError, match=f"{title} has not run"):
+        run.clean(title)
+    run.clean()
+    assert run.whole(first) and run.whole(second)
+
+
+def test_files_of_somebody_else_in_an_experiments_folder_stay(run: MadeUp) -> None:
+    folder = run.experiment("mine", [run.stage("train", 1)], reported=[])
+    (folder / "mine.toml").write_text("title = 'mine'")
+    assert f"{folder} stays: not of this kit are mine.toml" in run.clean("mine")
+    assert [path.name for path in folder.iterdir()] == ["mine.toml"] and run.there() == set()
+
+
+def test_folders_that_are_no_stages_stay(run: MadeUp) -> None:
+    run.stage("train", 1)
+    (run.root / "stages" / "my-notes").mkdir()
+    run.clean()
+    assert run.there() == {"my-notes"}
+
+
+def test_links_are_removed_and_what_they_lead_to_stays(run: MadeUp, tmp_path: Path) -> None:
+    stale, moved = run.root / "stages" / run.stage("train", 1), tmp_path / "other-disk"
+    stale.rename(moved)
+    stale.symlink_to(moved)
+    kept = run.stage("train", 2)
+    other = run.root / "stages" / name("train", 9)
+    other.symlink_to(run.root / "stages" / kept)
+    run.experiment("one", [other.name])
+    folder = run.experiment("two", [other.name])
+    (run.root / "alias").symlink_to(folder)
+    assert "(a link: what it leads to stays)" in run.clean()
+    assert (moved / "manifest.json").is_file() and not stale.is_symlink()
+    assert other.is_symlink() and run.whole(kept)
+    run.clean("alias")
+    assert (folder / "plan.json").is_file() and run.whole(kept)
+
+
+def test_a_source_that_lies_in_a_stage_and_was_not_taken_in_keeps_the_stage(run: MadeUp) -> None:
+    trained = run.stage("train", 1)
+    run.experiment("first", [trained])
+    second = run.experiment("second", [name("download", 77)])
+    path = run.root / "stages" / trained / "output"
+    told = {"settings": {name("download", 77): {"source": {"path": str(path)}}}}
+    (second / "experiment.json").write_text(json.dumps(told))
+    run.clean("first")
+    assert run.whole(trained)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"stages": []}'])
+def test_nothing_goes_while_a_plan_cannot_be_read(run: MadeUp, damage: str) -> None:
+    stage = run.stage("train", 1)
+    (run.experiment("torn", [stage]) / "plan.json").write_text(damage)
+    run.experiment("other", [run.stage("train", 2)])
+    for experiment in (None, "other"):
+        with pytest.raises(RecordError, match="nothing is removed while it cannot be read"):
+            run.clean(experiment)
+    assert run.whole(stage)
+
+
+def test_what_a_killed_removal_left_goes_next_time(run: MadeUp) -> None:
+    half = run.root / "stages" / run.stage("train", 1)
+    half.rename(half.with_name(f"{REMOVING}{half.name}"))
+    assert "left by a removal that was stopped" in run.clean(confirmed=False)
+    run.clean()
+    assert not list((run.root / "stages").glob(".*"))
+
+
+def test_what_is_held_stays(run: MadeUp) -> None:
+    stage = run.stage("train", 1, finished=False)
+    with hold(run.root / "stages" / stage, "the stage", "a test"), pytest.raises(HeldError, match="stop it first"):
+        run.clean()
+    assert stage in run.there()
+
+
+def test_says_what_would_go_and_why(run: MadeUp) -> None:
+    shared = run.stage("train", 1)
+    run.experiment("one", [shared, run.stage("train", 2)])
+    run.experiment("two", [shared])
+    run.stage("grade", 5)
+    told = run.clean("one", confirmed=False)
+    assert f"would remove {run.root / 'stages' / name('train', 2)}: train 2; only one names it" in told
+    assert "stages stay, other plans or reports name them" in told and "add --yes" in told
+    assert "grade 5; no plan or report names it" in run.clean(confirmed=False)
+    assert removable(RunDirectory(run.root), "one").experiment == run.root / "one"
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(run: MadeUp) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("the superuser may write anywhere")
+    run.stage("train", 1)
+    (run.root / "stages").chmod(0o500)
+    try:
+        with pytest.raises(KitError, match="may not write"):
+            run.clean()
+    finally:
+        (run.root / "stages").chmod(0o700)

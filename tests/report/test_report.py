@@ -1,0 +1,434 @@
+"""The report, from a made-up run directory to its files."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from essence import text as words
+from essence.errors import RecordError
+from essence.record.manifest import seal_of
+from essence.record.run_directory import RunDirectory
+from essence.report.build import report_is_current, write_report
+from essence.report.page.endings import ENDING_COLUMNS, ending_rows
+from essence.report.page.findings import findings
+from essence.report.page.table import arm_rows, cell_rows, missing_lines, print_results
+from essence.report.recheck import report_findings
+from essence.report.results.read import read_results
+from essence.report.results.records import Results
+from essence.report.results.run_facts import environment_facts
+from support.synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
+
+EVALUATION = ("sums-test", "best")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SyntheticRun:
+    return SyntheticRun(tmp_path).write()
+
+
+def read(run: SyntheticRun) -> Results:
+    return read_results(run.root, run.experiment)
+
+
+def files(report: Path) -> set[str]:
+    return {p.relative_to(report.parent).as_posix() for p in report.parent.rglob("*") if p.is_file()}
+
+
+def sentences(run: SyntheticRun) -> str:
+    results = read(run)
+    return " ".join(findings(results, results.groups[0], EVALUATION)).replace(words.SPACE, " ")
+
+
+def test_cells_that_differ_in_lsp_and_seed_form_a_group(run: SyntheticRun) -> None:
+    results = read(run)
+    assert len(results.groups) == 1
+    assert [arm.lsp for arm in results.groups[0].arms] == [0.25, 0.5, 0.75, 1.0]
+    assert [len(arm.cells) for arm in results.groups[0].arms] == [2, 2, 2, 2]
+    assert results.done
+    assert missing_lines(results) == []
+
+
+def test_pooled_accuracy_is_the_mean_over_seeds_and_comes_with_an_interval(run: SyntheticRun) -> None:
+    arm = read(run).groups[0].arms[1]
+    pooled = arm.pooled[EVALUATION]
+    each = [score.accuracy.value for score in pooled.scores if score.accuracy]
+    assert pooled.accuracy.value == pytest.approx(sum(filter(None, each)) / 2)
+    assert pooled.accuracy.low is not None and pooled.accuracy.high is not None
+    assert pooled.accuracy.low < pooled.accuracy.value < pooled.accuracy.high
+    assert sum(score.samples for score in pooled.scores) == 2 * PROBLEMS * SAMPLES
+
+
+def test_retention_is_the_ratio_to_lsp_one(run: SyntheticRun) -> None:
+    group = read(run).groups[0]
+    half, full = group.arms[1].pooled[EVALUATION], group.arms[3].pooled[EVALUATION]
+    assert half.retention and half.accuracy.value and full.accuracy.value
+    assert half.retention.value == pytest.approx(half.accuracy.value / full.accuracy.value)
+    assert full.retention and full.retention.value == 1.0
+    seeds = [score.retention.value for score in full.scores if score.retention]
+    assert seeds == [1.0, 1.0]
+
+
+def test_costs_are_ratios_to_lsp_one(run: SyntheticRun) -> None:
+    half = read(run).groups[0].arms[1]
+    assert half.ratio["tokens"] == pytest.approx(0.5)
+    assert half.ratio["flops"] == pytest.approx(0.475)
+    assert half.cost["memory"] == pytest.approx(0.575)
+
+
+def test_device_memory_counts_where_there_is_a_device(run: SyntheticRun) -> None:
+    train = run.stage_of(0, "train")
+    cost = json.loads((run.root / "stages" / train / "manifest.json").read_text())["cost"]
+    run.damage(train, cost={**cost, "peak_gpu_memory_gib": 38.5})
+    assert read(run).cells[0].cost.peak_memory_gib == 38.5
+
+
+def test_how_completions_end_stands_beside_the_accuracy(run: SyntheticRun) -> None:
+    results = read(run)
+    rows = ending_rows(results, results.groups[0], EVALUATION)
+    assert [row.label for row in rows] == ["untrained student", "0.25", "0.50", "0.75", "1.00", "teacher"]
+    total = PROBLEMS * SAMPLES
+    capped = round(total * 0.2 * (1.1 - 0.25))
+    shown = dict(zip(ENDING_COLUMNS, rows[1].numbers, strict=True))
+    assert shown["At the cap"] == words.percent(capped / total)
+    assert shown["Stopped"] == words.percent(1 - capped / total)
+    assert (shown["Mean tokens"], shown["Longest"]) == ("66", words.NOTHING)
+
+
+def test_energy_is_a_ratio_where_a_driver_tells(run: SyntheticRun) -> None:
+    for cell, joules in ((2, 300.0), (3, 300.0), (6, 600.0), (7, 400.0)):
+        train = run.stage_of(cell, "train")
+        cost = json.loads((run.root / "stages" / train / "manifest.json").read_text())["cost"]
+        run.damage(train, cost={**cost, "energy_j": joules})
+    half = read(run).groups[0].arms[1]
+    assert half.ratio["energy"] == pytest.approx(0.6)
+    assert "figures/energy.svg" in files(write_report(run.root, "tiny"))
+
+
+def test_the_environment_names_inputs_images_software_and_hardware(run: SyntheticRun) -> None:
+    grade = run.stage_of(0, "grade")
+    hardware = json.loads((run.root / "stages" / grade / "manifest.json").read_text())["hardware"]
+    run.damage(grade, hardware={**hardware, "gpus": [{"name": "H100", "memory_gib": 79.6}] * 2, "driver": "570.1"})
+    found = {title: {f.name: f.values for f in facts} for title, facts in environment_facts(read(run)).items()}
+    assert list(found) == ["Inputs", "Code and images", "Software", "Hardware"]
+    assert found["Inputs"]["model tiny-teacher"] == ("made by the kit",)
+    assert found["Hardware"]["GPU"] == ("none", "2 × H100, 80 GiB") and found["Software"]["driver"] == ("570.1",)
+
+
+def test_nothing_is_said_of_the_order_where_nothing_is_solved(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, accuracy=dict.fromkeys((0.25, 0.5, 0.75, 1.0), 0.0), untrained=0.0).write()
+    assert "rises" not in sentences(run)
+
+
+def test_the_table_has_baselines_around_the_arms(run: SyntheticRun) -> None:
+    results = read(run)
+    rows = arm_rows(results, results.groups[0], EVALUATION)
+    assert [row.role for row in rows] == ["student", "arm", "arm", "arm", "arm", "teacher"]
+    assert [len(row.grades) for row in rows] == [1, 2, 2, 2, 2, 1]
+    assert len(cell_rows(results.groups[0], EVALUATION)) == 8
+
+
+def test_a_span_without_its_own_full_arm_is_compared_with_the_full_sequence(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, spans=("left", "right"))
+    run.write()
+    run.plan["cells"] = [c for c in run.plan["cells"] if c["span"] == "left" or c["lsp"] == 0.5]
+    run.write_plan()
+    left, right = read(run).groups
+    assert right.reference == left.key
+    assert right.arms[0].pooled[EVALUATION].retention
+
+
+def test_more_rows_at_half_length_are_compared_with_the_full_sequence(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0)).write()
+    for cell in run.plan["cells"]:
+        cell["train_rows"] = 4000 if cell["lsp"] == 0.5 else 2000
+    run.write_plan()
+    doubled, plain = read(run).groups
+    assert doubled.reference == plain.key
+    assert doubled.arms[0].ratio["tokens"] == pytest.approx(0.5)
+
+
+def test_nothing_to_compare_with(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5,), seeds=(1,)).write()
+    arm = read(run).groups[0].arms[0]
+    assert arm.pooled[EVALUATION].retention is None
+    assert arm.ratio == {}
+    assert files(write_report(run.root, "tiny")) >= {"report.html", "report.md", "report.json"}
+
+
+def test_one_seed_keeps_the_interval_of_its_manifest(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, seeds=(7,)).write()
+    pooled = read(run).groups[0].arms[0].pooled[EVALUATION]
+    assert pooled.accuracy == pooled.scores[0].accuracy
+    html = write_report(run.root, "tiny").read_text()
+    assert f"../../stages/{run.stage_of(0, 'grade')}/manifest.json" in html
+
+
+def test_a_reference_that_solves_nothing_gives_no_retention(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, accuracy=dict.fromkeys((0.25, 0.5, 0.75, 1.0), 0.0)).write()
+    retention = read(run).groups[0].arms[1].pooled[EVALUATION].retention
+    assert retention and retention.value is None
+    assert "cannot be said" in sentences(run)
+    made = files(write_report(run.root, "tiny"))
+    assert "figures/sums-test-best-accuracy.svg" in made
+    assert "figures/sums-test-best-retention.svg" not in made
+
+
+def test_failed_and_missing_cells_are_listed_plainly(run: SyntheticRun) -> None:
+    run.fail(run.stage_of(2, "train"), "Traceback ...\nrows.jsonl: <b>no such file</b>")
+    run.leave(run.stage_of(2, "generate"), run.stage_of(2, "grade"))
+    run.leave(run.stage_of(5, "grade"))
+    (run.root / "stages" / run.stage_of(5, "grade")).rmdir()
+    results = read(run)
+    assert [cell.state for cell in results.cells].count("done") == 6
+    lines = missing_lines(results)
+    assert lines[0].endswith("seed-1: train failed: rows.jsonl: <b>no such file</b>")
+    assert lines[1].endswith("seed-2: trained, not evaluated")
+    page = write_report(run.root, "tiny").read_text()
+    assert "&lt;b&gt;no such file" in page and "<b>no such file" not in page
+
+
+def test_an_unfinished_stage_shows_its_last_words(run: SyntheticRun) -> None:
+    train = run.stage_of(0, "train")
+    run.leave(train)
+    (run.root / "stages" / train / "attempts.jsonl").write_text("{}\n")
+    (run.root / "stages" / train / "log.txt").write_text("step 3\nstopped by SIGTERM\n\n")
+    assert missing_lines(read(run))[0].endswith("train interrupted: stopped by SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "damaged"), ("[]", "damaged"), ('{"schema_version": 2}', "newer kit"), ("{}", "identity")],
+)
+def test_a_manifest_that_cannot_be_read_counts_as_failed(run: SyntheticRun, text: str, problem: str) -> None:
+    grade = run.stage_of(0, "grade")
+    (run.root / "stages" / grade / "manifest.json").write_text(text)
+    line = missing_lines(read(run))[0]
+    assert "grade failed" in line and problem in line
+    assert write_report(run.root, "tiny").is_file()
+
+
+def test_a_grade_manifest_with_another_shape_is_named(run: SyntheticRun) -> None:
+    grade = run.stage_of(0, "grade")
+    run.damage(grade, results={"accuracy": 0.5, "per_problem": [{"problem": "a"}]})
+    with pytest.raises(RecordError, match=f"{grade}/manifest.json: not the results of a grade stage"):
+        read(run)
+
+
+def test_nothing_done_still_gives_a_page(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, finished=False).write()
+    page = write_report(run.root, "tiny").read_text()
+    assert "0 of 8 cells done" in page
+    assert "Nothing is graded here yet" in page
+    assert "<svg" not in page
+
+
+def test_an_empty_plan_still_gives_a_page(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=()).write()
+    assert "has no cells" in write_report(run.root, "tiny").read_text()
+
+
+def test_without_a_plan_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"plan\.json: no such file"):
+        write_report(tmp_path, "tiny")
+
+
+def test_a_plan_of_another_shape_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "plan.json").write_text('{"cells": []}')
+    with pytest.raises(RecordError, match=r"plan\.json: not a plan"):
+        read_results(tmp_path, "tiny")
+
+
+def test_odd_names_are_escaped_everywhere(tmp_path: Path) -> None:
+    odd = '<script>alert("1")</script> & |x| $2^n$ [a](b)'
+    run = SyntheticRun(tmp_path, benchmark=odd, dataset=odd, student="a&b", title=odd).write()
+    report = write_report(run.root, "tiny")
+    page = report.read_text()
+    # Data, in which no tag can stand, and one script, the kit's own, which the policy names by hash.
+    tags = re.findall(r"<script[^>]*>", page)
+    data_tag = r'<script type="(application/json" id="(explore|samples)-data|text/plain" id="piece-[a-z0-9.-]+)">'
+    assert [tag for tag in tags if not re.fullmatch(data_tag, tag)] == ["<script>"] and len(tags) > 10
+    assert page.count("</script>") == len(tags)
+    data = page.split('id="explore-data">')[1].split("</script>")[0]
+    assert "<" not in data and json.loads(data)["groups"][0]["dataset"] == odd
+    code = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html.unescape(page)
+    assert "&lt;script&gt;" in page
+    assert json.loads((report.parent / "report.json").read_text())["title"] == odd
+    tables = [line for line in (report.parent / "report.md").read_text().splitlines() if line.startswith("|")]
+    # The claims have 8 columns, computed costs 9, results 10.
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {9, 10, 11}
+    for name in files(report):
+        assert re.fullmatch(r"[\w./-]+", name), name
+    for svg in (report.parent / "figures").glob("*.svg"):
+        assert "<script" not in svg.read_text()
+
+
+def test_the_same_run_gives_the_same_bytes(run: SyntheticRun) -> None:
+    report = write_report(run.root, "tiny")
+    first = {name: (report.parent / name).read_bytes() for name in files(report)}
+    write_report(run.root, "tiny")
+    assert first == {name: (report.parent / name).read_bytes() for name in files(report)}
+    assert {name for name in first if name.endswith(".svg")} == {
+        f"figures/{name}.svg"
+        for name in ("sums-test-best-accuracy", "sums-test-best-retention", "time", "memory", "flops", "loss-training",
+                     "loss-validation")
+    }  # fmt: skip
+
+
+def test_a_new_report_takes_the_place_of_the_old_one(run: SyntheticRun) -> None:
+    report = write_report(run.root, "tiny")
+    (report.parent / "stale.txt").write_text("old")
+    write_report(run.root, "tiny")
+    assert "stale.txt" not in files(report)
+    assert [p.name for p in report.parent.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_report_is_not_current_once_a_reason_that_it_shows_is_another(run: SyntheticRun) -> None:
+    """Neither is it accused by verify: its words are those of another moment."""
+    grade = run.stage_of(0, "grade")
+    run.fail(grade, "no such file")
+    report = write_report(run.root, "tiny")
+    assert report_is_current(run.root, "tiny") and "no such file" in (report.parent / "report.json").read_text()
+    run.fail(grade, "disk is full")
+    assert not report_is_current(run.root, "tiny")
+    found, unchecked = report_findings(RunDirectory(run.root), "tiny")
+    assert found == [] and "before later stages" in unchecked[0]
+
+
+@pytest.mark.parametrize("part", ["title", "statement", "done", "claims", "groups", "computed_costs", "missing"])
+def test_no_part_of_a_report_can_be_written_otherwise_under_a_new_seal(part: str, run: SyntheticRun) -> None:
+    file = write_report(run.root, "tiny").parent / "report.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    record[part] = not record[part] if isinstance(record[part], bool) else "the paper is right"
+    file.write_text(json.dumps({**record, "seal": seal_of(record)}), encoding="utf-8")
+    found, unchecked = report_findings(RunDirectory(run.root), "tiny")
+    assert len(found) == 1 and not unchecked
+    assert part in found[0] or "not a report of this kit" in found[0]
+
+
+def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun) -> None:
+    assert not report_is_current(run.root, "tiny")
+    write_report(run.root, "tiny")
+    assert report_is_current(run.root, "tiny")
+    run.damage(run.stage_of(0, "grade"), seeds={"sampling": 9})
+    assert not report_is_current(run.root, "tiny")
+
+
+def test_every_link_of_the_page_leads_somewhere(run: SyntheticRun) -> None:
+    report = write_report(run.root, "tiny")
+    page = report.read_text()
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'<a [^>]*href="([^"]+)"', page):
+        if target.startswith("#"):
+            assert target[1:] in ids, target
+        else:
+            assert (report.parent / target).resolve().is_file(), target
+    assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]+"|http-equiv', "", page)
+
+
+def test_each_number_of_the_json_is_one_of_the_manifest(run: SyntheticRun) -> None:
+    record = json.loads((write_report(run.root, "tiny").parent / "report.json").read_text())
+    evaluation = record["groups"][0]["evaluations"][0]
+    cell = evaluation["cells"][0]
+    manifest = json.loads((run.root / "stages" / run.stage_of(0, "grade") / "manifest.json").read_text())
+    assert cell["accuracy"]["value"] == manifest["results"]["accuracy"]
+    assert [row["lsp"] for row in evaluation["rows"]] == [None, 0.25, 0.5, 0.75, 1.0, None]
+
+
+def test_the_terminal_table_fits_eighty_columns(run: SyntheticRun, capsys: pytest.CaptureFixture[str]) -> None:
+    for width in (80, 130):
+        print_results(run.root, "tiny", Console(width=width, color_system=None))
+        shown = capsys.readouterr().out
+        assert "…" not in shown
+        assert max(map(len, shown.splitlines())) <= width
+        assert "2 / 2" in shown and "teacher" in shown
+
+
+@pytest.mark.parametrize(
+    ("half", "expected"),
+    [(0.66, "includes that value"), (0.2, "this run differs, its whole interval lies below")],
+)
+def test_the_comparison_with_the_paper_is_computed(tmp_path: Path, half: float, expected: str) -> None:
+    run = SyntheticRun(tmp_path, accuracy={0.25: 0.15, 0.5: half, 0.75: 0.71, 1.0: 0.72}).write()
+    assert expected in sentences(run)
+    assert "The paper reports about 91 %" in sentences(run)
+
+
+def test_an_order_that_differs_is_said(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, accuracy={0.25: 0.9, 0.5: 0.3, 0.75: 0.7, 1.0: 0.72}).write()
+    assert "Accuracy falls from 0.25 to 0.50, with intervals apart" in sentences(run)
+
+
+def test_an_arm_below_the_untrained_student_is_said(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, accuracy={0.25: 0.0, 0.5: 0.6, 0.75: 0.7, 1.0: 0.72}, untrained=0.4).write()
+    assert "At LSP 0.25 training leaves it clearly below its untrained self" in sentences(run)
+
+
+def test_two_checkpoints_get_a_table_each(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, checkpoints=("best", "last")).write()
+    assert read(run).groups[0].evaluations == (EVALUATION, ("sums-test", "last"))
+    assert write_report(run.root, "tiny").read_text().count('<table class="arms">') == 2
+
+
+def test_only_a_run_on_made_up_models_is_called_a_miniature(run: SyntheticRun) -> None:
+    assert "This is a miniature" in write_report(run.root, "tiny").read_text()
+    for stage, entry in run.plan["stages"].items():
+        if entry["stage"] == "download":
+            run.damage(stage, settings={"resolved": {"source": {"name": "x", "builtin": None}}, "executed": {}})
+    assert "This is a miniature" not in write_report(run.root, "tiny").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (words.percent(0.4375), "43.8 %"), (words.percent(None), "–"), (words.duration(41.23), "41.2 s"),
+        (words.duration(600), "10.0 min"), (words.duration(90_000), "25.0 h"), (words.memory(0.5), "512 MiB"),
+        (words.memory(38.24), "38.2 GiB"), (words.magnitude(3.41e15), "3.41 P"), (words.magnitude(12), "12"),
+        (words.whole(1024.4), "1,024"), (words.times(0.517), "0.52 ×"), (words.proportion(0.5), "0.50"),
+        (words.proportion(0.125), "0.125"), (words.slug("../a b/<c>"), "a-b-c"), (words.slug("≥"), "unnamed"),
+    ],
+)  # fmt: skip
+def test_numbers_read_well(text: str, shown: str) -> None:
+    assert text.replace(words.SPACE, " ") == shown
+
+
+def test_rows_are_told_with_their_reasons(run: SyntheticRun) -> None:
+    folder = write_report(run.root, run.experiment).parent
+    page, text = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    for said, share in ((page, "&lt; 0.1 %"), (text, "\\< 0.1 %")):
+        assert "Training rows" in said
+        assert f"4,001 rows read, 4,000 kept, 1 rejected ({share})" in said
+        assert "sums (60 problems): 2 questions repeat one, 0 overlap with one, 1 share a formula only" in said
+    assert "- 1 rejected: thought never closed" in text
+    assert "- 1,234 kept: empty \\<answer\\>" in text
+    assert "empty &lt;answer&gt;" in page and "<td>1,234</td>" in page
+
+
+def test_with_many_groups_figures_are_linked_and_tables_folded(
+    run: SyntheticRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("essence.report.page.page.MOST_INLINED_GROUPS", 0)
+    report = write_report(run.root, "tiny")
+    text = report.read_text()
+    assert text.count("<svg") == 1  # the empty one that the chart is drawn into
+    assert '<details class="group">' in text
+    linked = re.findall(r'href="(figures/[^"]+)"', text)
+    assert len(linked) == 14
+    assert all((report.parent / name).is_file() for name in linked)
+
+
+def test_every_claim_that_was_measured_links_its_manifests(run: SyntheticRun) -> None:
+    report = write_report(run.root, "tiny")
+    row = report.read_text().split('id="claim-retention-half-corrected"')[1].split("</tr>")[0]
+    record = json.loads((report.parent / "report.json").read_text())
+    stages = next(claim["stages"] for claim in record["claims"] if claim["id"] == "retention-half")
+    assert re.findall(r"stages/([^/]+)/manifest\.json", row) == stages

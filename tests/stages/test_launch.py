@@ -1,0 +1,189 @@
+"""Two ranks as a stage: killed, stopped, started again; who is who; and what is said when a rank fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from support.project import PROJECT
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+from test_tokenize_stage import RESOURCES, inputs, prepared, train_settings
+
+from essence.distill.trainer import DivergedError
+from essence.errors import InputError, MachineError, StageError
+from essence.progress import StopRequest
+from essence.settings import Spec
+from essence.stages.launch import Node, _why, helps, stopped
+
+__all__ = ["prepared"]  # a fixture
+STEPS = 10
+
+
+def make_spec(**resources: Any) -> Spec:
+    settings = train_settings(parallel="ddp", processes=2, compute_dtype="float32")
+    changes = {"threads": 1, "checkpoint_every_s": 0.0, **resources}
+    return Spec(
+        stage="train",
+        key="0" * 64,
+        title="train for a test",
+        settings=settings.model_dump(mode="json"),
+        inputs={name: f"../{name}" for name in ("tokens", "student", "teacher")},
+        environment={},
+        source_sha256="",
+        resources=RESOURCES.model_copy(update=changes),
+        code={"version": "0", "commit": None, "dirty": False, "diff_sha256": None},
+        image={"engine": "local", **dict.fromkeys(("engine_version", "digest", "base_digest", "sif_sha256"))},
+    )
+
+
+def make_stage(stages: Path, prepared: dict[str, Path]) -> Path:
+    """A folder with a spec, beside finished inputs."""
+    for name, output in inputs(prepared).items():
+        (stages / name).mkdir(parents=True)
+        (stages / name / "output").symlink_to(output)
+        identity = {"stage": "download", "key": name}
+        (stages / name / "manifest.json").write_text(json.dumps({"schema_version": 1, "identity": identity}))
+    folder = stages / "train"
+    folder.mkdir()
+    (folder / "spec.json").write_text(make_spec().model_dump_json())
+    return folder
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """The stage as an engine starts it."""
+    command = [sys.executable, "-m", "essence.stages", "train", "--spec", str(folder / "spec.json")]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+def metrics_of(folder: Path) -> Path:
+    return folder / "scratch" / "training" / "metrics.jsonl"
+
+
+def steps_of(folder: Path) -> int:
+    file = metrics_of(folder)
+    return file.read_text().count('"kind": "step"') if file.is_file() else 0
+
+
+def written(folder: Path) -> int:
+    """When a step was last written down, in nanoseconds."""
+    metrics = metrics_of(folder)
+    return metrics.stat().st_mtime_ns if metrics.is_file() else 0
+
+
+def after(step: int, folder: Path, act: Callable[[psutil.Process], None]) -> int:
+    """Start the stage, do something to it after so many steps of the whole training; returns its exit code."""
+    before = written(folder)
+    process = start(folder)
+    deadline = time.monotonic() + 300
+    # The attempt before may have gone further than it was asked: this one must have written, too.
+    while (steps_of(folder) < step or written(folder) == before) and process.poll() is None:
+        assert time.monotonic() < deadline, (folder / "log.txt").read_text()[-2000:]
+        time.sleep(0.01)
+    assert process.poll() is None, (folder / "log.txt").read_text()[-2000:]
+    ranks = psutil.Process(process.pid).children()
+    act(psutil.Process(process.pid))
+    code = process.wait(timeout=300)
+    psutil.wait_procs(ranks, timeout=30)
+    assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+    return code
+
+
+def kill_all(stage: psutil.Process) -> None:
+    for process in [stage, *stage.children()]:
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # seven starts of three processes
+def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path], tmp_path: Path) -> None:
+    undisturbed, folder = make_stage(tmp_path / "one", prepared), make_stage(tmp_path / "two", prepared)
+    assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "log.txt").read_text()[-3000:]
+
+    assert after(1, folder, lambda stage: stage.kill()) == -signal.SIGKILL
+    assert after(3, folder, lambda stage: stage.children()[1].kill()) == 2
+    failure = json.loads((folder / "failure.json").read_text())
+    assert failure["curable"] and failure["message"] == "rank 1 of 2 was killed by SIGKILL (out of memory?)"
+    assert after(4, folder, kill_all) == -signal.SIGKILL
+    assert after(5, folder, lambda stage: stage.send_signal(signal.SIGTERM)) == 75
+    assert after(6, folder, lambda stage: stage.send_signal(signal.SIGUSR1)) == 75
+    assert start(folder).wait(timeout=300) == 0
+
+    for path in sorted((undisturbed / "output").rglob("*.*")):
+        if path.name != "metrics.jsonl" and "tfevents" not in path.name:  # these hold times
+            assert (folder / path.relative_to(undisturbed)).read_bytes() == path.read_bytes(), path.name
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [attempt["outcome"] for attempt in manifest["identity"]["attempts"]] == [
+        "killed",
+        "failed",
+        "killed",
+        "stopped",
+        "stopped",
+        "finished",
+    ]
+    assert manifest["results"]["steps"] == STEPS
+    executed = manifest["settings"]["executed"]
+    assert executed["parallel"] == {"backend": "ddp", "processes": 2, "nodes": 1, "teacher": "replicated"}
+    assert (
+        manifest["results"]["validations"]
+        == json.loads((undisturbed / "manifest.json").read_text())["results"]["validations"]
+    )
+
+
+@pytest.mark.slow
+def test_what_a_rank_cannot_read_is_the_sentence_of_the_stage(prepared: dict[str, Path], tmp_path: Path) -> None:
+    folder = make_stage(tmp_path, prepared)
+    (tmp_path / "teacher" / "output").unlink()
+    (tmp_path / "teacher" / "output").symlink_to(prepared["tokens"])
+    process = start(folder)
+    assert process.wait(timeout=300) == 2
+    failure = json.loads((folder / "failure.json").read_text())
+    assert failure["kind"] == "InputError" and failure["curable"] and "no usable tokenizer" in failure["message"]
+    assert "Traceback" not in (folder / "log.txt").read_text()
+
+
+def report(folder: Path, rank: int, kind: str, curable: bool, moment: float) -> None:
+    record = {"rank": rank, "kind": kind, "curable": curable, "message": f"{kind} of {rank}", "time": moment}
+    (folder / f"failure-{rank:05d}.json").write_text(json.dumps(record))
+
+
+def test_the_failure_that_came_first_is_told(tmp_path: Path) -> None:
+    report(tmp_path, 0, "ConnectionError", False, 1.0)
+    assert isinstance(_why({0: 1}, 2, tmp_path), RuntimeError)
+    report(tmp_path, 1, "DivergedError", True, 2.0)
+    report(tmp_path, 2, "InputError", True, 3.0)
+    found = _why({0: 1, 1: 2, 2: 2}, 3, tmp_path)
+    assert isinstance(found, DivergedError) and str(found) == "DivergedError of 1"
+    killed = _why({0: 1, 1: -11}, 2, tmp_path)
+    assert isinstance(killed, StageError) and str(killed) == "rank 1 of 2 was killed by SIGSEGV"
+    assert not isinstance(killed, InputError)
+
+
+def test_a_rank_that_was_not_up_yet_is_stopped_too() -> None:
+    nobody, somebody = StopRequest(), StopRequest()
+    somebody.signal_name = "SIGUSR1"
+    assert stopped({0: 75, 1: -signal.SIGTERM}, somebody) and stopped({0: 75, 1: 75}, nobody)
+    assert not stopped({0: 75, 1: -signal.SIGTERM}, nobody) and not stopped({0: 75, 1: -signal.SIGKILL}, somebody)
+    assert not stopped({0: 0, 1: 0}, somebody)
+
+
+def test_several_machines_are_told_apart_by_the_batch_system() -> None:
+    told = {"SLURM_NODEID": "1", "MASTER_ADDR": "node-a", "MASTER_PORT": "29500"}
+    assert Node.of(2, told) == Node(1, 2, "node-a", 29500)
+    assert Node.of(1, told) == Node(0, 1, "127.0.0.1", 0)
+    with pytest.raises(MachineError, match=r"nodes = 2, but the environment does not say MASTER_ADDR"):
+        Node.of(2, {"NODE_RANK": "0", "MASTER_PORT": "29500"})
+    assert helps(make_spec(nodes=2), told)
+    assert not helps(make_spec(nodes=2), {**told, "SLURM_NODEID": "0"})
+    assert not helps(make_spec(), told)
+    assert helps(make_spec(), {"RANK": "1"}) and not helps(make_spec(), {"RANK": "0"})
