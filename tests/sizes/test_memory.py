@@ -12,7 +12,7 @@ from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters
 from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory, loss_memory, smallest_change
 
-LORA = LoraSettings(rank=8, alpha=16.0, targets=("q_proj", "v_proj"))
+LORA = LoraSettings(rank=8, alpha=16.0, targets=["q_proj", "v_proj"])
 PAPER = DeviceLoad(
     student=QWEN3["4b"],
     teacher=QWEN3["8b"],
