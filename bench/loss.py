@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,20 +96,8 @@ def liger(chunk_rows: int, compiled: bool) -> Form:
     return run
 
 
-def kit(
-    chunk_rows: int,
-    gradient_rows: int,
-    compiled: bool = False,
-    head_gradient_sum: Literal["float32", "weight"] = "float32",
-) -> Form:
-    resources = LossResources(
-        form="chunked",
-        chunk_rows=chunk_rows,
-        gradient_rows=gradient_rows,
-        head_gradient_sum=head_gradient_sum,
-        compiled=compiled,
-        fallback=False,
-    )
+def kit(compiled: bool) -> Form:
+    resources = LossResources(form="chunked", chunk_rows=512, gradient_rows=0, compiled=compiled, fallback=False)
     objective = some_objective()
 
     def run(work: Work) -> Tensor:
@@ -126,8 +114,7 @@ def forms(compiled: bool) -> dict[str, Form]:
         "products": products,
         "released": released,
         "dense": dense,
-        "kit": kit(512, 0),
-        "kit, least memory": kit(512, 512, head_gradient_sum="weight"),
+        "kit": kit(compiled=False),
     }
     try:
         found["liger"], found["liger, chunk 256"] = liger(1024, False), liger(256, False)
@@ -135,7 +122,7 @@ def forms(compiled: bool) -> dict[str, Form]:
             found["liger, compiled"] = liger(1024, True)
     except ImportError:
         print("liger_kernel is not installed: not compared")
-    return {**found, "kit, compiled": kit(512, 0, compiled=True)} if compiled else found
+    return {**found, "kit, compiled": kit(compiled=True)} if compiled else found
 
 
 def main() -> None:

@@ -12,9 +12,8 @@ kept or computed twice. Chunk by chunk:
 
 When the store holds `gradient_rows` lines, or the labels end, d head = store.T @ states in one product: summed by the
 matrix unit in float32 and rounded once. Adding up a bfloat16 d head chunk by chunk instead multiplies its error; with
-more labels than `gradient_rows` the parts are therefore summed in float32, unless `head_gradient_sum = "weight"`.
-With `gradient_rows <= chunk_rows` that setting needs the least memory. With `gradient_rows = 0` the store takes as many
-bytes as the float32 sum: a small head has a small store.
+more labels than `gradient_rows` the parts are therefore summed in float32. With `gradient_rows = 0` the store takes as
+many bytes as that sum: a small head has a small store.
 
 Bytes above the inputs, with n = min(N, gradient_rows), c = min(N, chunk_rows), b = 2 for bfloat16:
 `V * (b * n + b * c) + d head`; d head is V * H of the weight's dtype, and 4 * V * H more where float32 sums are needed.
@@ -111,7 +110,7 @@ class _Work:
         self.sums = Sums(states.new_zeros((), dtype=exact), states.new_zeros((), dtype=exact))
         self.d_states = torch.zeros_like(states) if needed[0] else None
         self.parts = -(-labels // self.store_rows)
-        self.sum_dtype = head.dtype if self.parts == 1 or resources.head_gradient_sum == "weight" else exact
+        self.sum_dtype = head.dtype if self.parts == 1 else exact
         self._d_head: Tensor | None = None
         if needed[1] and labels == 0:
             self._d_head = torch.zeros_like(head)
@@ -217,13 +216,13 @@ def _divergence(
     log_p = torch.log_softmax(teacher / settings.temperature, dim=1)
     formula = FORMULAS[settings.divergence]
     known = Pair.of(log_p[:, :vocabulary], softened.sub_(log_sum))
-    slopes = formula.slopes(known, settings)
-    value = formula.terms(known, settings).sum(1, keepdim=True)
+    slopes = formula.slopes(known)
+    value = formula.terms(known).sum(1, keepdim=True)
     total = slopes.sum(1, keepdim=True)
     if missing:
         padded = Pair.of(log_p[:, vocabulary:], (-log_sum).expand(-1, missing))
-        value += formula.terms(padded, settings).sum(1, keepdim=True)
-        total += formula.slopes(padded, settings).sum(1, keepdim=True)
+        value += formula.terms(padded).sum(1, keepdim=True)
+        total += formula.slopes(padded).sum(1, keepdim=True)
     gradient = slopes - known.q * total
     return gradient.mul_(weights / settings.temperature), (value * weights).sum()
 

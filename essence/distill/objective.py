@@ -3,13 +3,13 @@
 Source: "Distilling the Essence", training objective `(1 - w) * CE + w * KD`. CE is the cross-entropy of the row's own
 tokens; KD is the teacher's, `-sum_v p_teacher(v) log p_student(v)`: forward KL without the teacher's entropy, which has
 the gradient of KL(teacher || student) and another value. Both are a mean over the supervised tokens of a row, then a
-mean over rows, so every row weighs the same whatever its length. `[training] divergence` puts another divergence in the
-place of KD, `normalisation = "token"` makes both a mean over all supervised tokens of a step.
+mean over rows, so every row weighs the same whatever its length. `[training] divergence = "reverse_kl"` puts
+KL(student || teacher) in the place of KD; `normalisation = "token"` makes both a mean over all supervised tokens of a
+step.
 
 This is the reference; `essence/distill/chunked.py` computes the same without holding the logits.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ def objective(
         raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's logits")
     softened = _softened_student(student_logits, log_student, teacher_logits.shape[-1], settings.temperature)
     log_teacher = log_softmax(_at_least_float32(teacher_logits) / settings.temperature, dim=-1)
-    terms = FORMULAS[settings.divergence].terms(Pair.of(log_teacher, softened), settings)
+    terms = FORMULAS[settings.divergence].terms(Pair.of(log_teacher, softened))
     kd = (terms.sum(dim=-1) * weights).sum()
     loss = (1.0 - settings.kd_weight) * ce + settings.kd_weight * kd
     return Losses(loss, ce.detach(), kd.detach())
@@ -111,12 +111,8 @@ class Pair(NamedTuple):
     def of(cls, log_p: Tensor, log_q: Tensor) -> "Pair":
         return cls(log_p, log_p.exp(), log_q, log_q.exp())
 
-    def log_mixture(self, share_of_p: float) -> Tensor:
-        """log(share p + (1 - share) q), finite where both underflow."""
-        return torch.logaddexp(self.log_p + math.log(share_of_p), self.log_q + math.log1p(-share_of_p))
 
-
-Line = Callable[[Pair, ObjectiveSettings], Tensor]
+Line = Callable[[Pair], Tensor]
 
 
 class Formula(NamedTuple):
@@ -127,25 +123,9 @@ class Formula(NamedTuple):
 
 
 FORMULAS: dict[Divergence, Formula] = {
-    "forward_kl": Formula(lambda x, _: -x.p * x.log_q, lambda x, _: -x.p),
+    "forward_kl": Formula(lambda x: -x.p * x.log_q, lambda x: -x.p),
     "reverse_kl": Formula(
-        lambda x, _: x.q * (x.log_q - x.log_p),
-        lambda x, _: x.q * (x.log_q - x.log_p + 1.0),
-    ),
-    "jsd": Formula(
-        lambda x, o: _jsd_term(x, x.log_mixture(o.jsd_beta), o.jsd_beta),
-        lambda x, o: (1.0 - o.jsd_beta) * x.q * (x.log_q - x.log_mixture(o.jsd_beta)),
-    ),
-    "skew_kl": Formula(
-        lambda x, o: x.p * (x.log_p - x.log_mixture(o.skew_alpha)),
-        lambda x, o: (o.skew_alpha - 1.0) * torch.exp(x.log_p + x.log_q - x.log_mixture(o.skew_alpha)),
-    ),
-    "total_variation": Formula(
-        lambda x, _: 0.5 * (x.p - x.q).abs(),
-        lambda x, _: 0.5 * torch.sign(x.q - x.p) * x.q,
+        lambda x: x.q * (x.log_q - x.log_p),
+        lambda x: x.q * (x.log_q - x.log_p + 1.0),
     ),
 }
-
-
-def _jsd_term(x: Pair, log_m: Tensor, beta: float) -> Tensor:
-    return beta * x.p * (x.log_p - log_m) + (1.0 - beta) * x.q * (x.log_q - log_m)

@@ -55,7 +55,7 @@ def sparse_losses(logits: Tensor, top: TopK, labels: Tensor, weights: Tensor, se
     rest = softened.scatter(-1, top.ids, -torch.inf).logsumexp(dim=-1, keepdim=True)
     log_q = torch.cat([softened.gather(-1, top.ids), rest], dim=-1)
     log_p = torch.cat([top.log_p, top.log_rest.unsqueeze(-1)], dim=-1).to(log_q.dtype)
-    terms = FORMULAS[settings.divergence].terms(Pair.of(log_p, log_q), settings)
+    terms = FORMULAS[settings.divergence].terms(Pair.of(log_p, log_q))
     kd = (terms.sum(dim=-1) * weights).sum()
     return Losses((1.0 - settings.kd_weight) * ce + settings.kd_weight * kd, ce.detach(), kd.detach())
 

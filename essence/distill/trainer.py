@@ -136,8 +136,7 @@ class _Run:
         if self.settings.activation_checkpointing:
             enable: Any = self.student.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        rows = self.settings.packing and self.settings.attention == "sdpa"
-        if not (rows and use_row_attention(self.student)):
+        if not (self.settings.packing and use_row_attention(self.student)):
             return False
         return self.teacher is None or self.teacher.read_packed_rows()
 

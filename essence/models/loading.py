@@ -6,7 +6,6 @@ would do with a folder it tells without reading a weight, when it loads onto tor
 whatever the kind of model, and no decoder is given a folder that has not passed.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from essence.errors import InputError, MachineError
+from essence.errors import InputError
 from essence.models.folder import check_folder
 from essence.models.headers import DOWNLOAD_AGAIN
 from essence.models.saving import try_saving
@@ -61,19 +60,16 @@ def _without_weights(folder: Path) -> Any:
     return model
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device, attention: str = "sdpa") -> nn.Module:
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """A causal language model whose every weight comes from the folder's safetensors files, in `dtype`, and is finite.
 
     Raises:
         InputError: a file is missing or damaged, a weight is missing, left over, of another shape or not finite.
-        MachineError: the package of the attention is not installed.
     """
     check_folder(folder)
-    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-        raise MachineError("attention = 'flash_attention_2', but flash-attn is not installed here: choose 'sdpa'")
     _without_weights(folder)
     try:
-        model, found = _from_files(folder, dtype=dtype, attn_implementation=attention)
+        model, found = _from_files(folder, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: {SAID} ({reason(error)}); {DOWNLOAD_AGAIN}") from None
     _check_found(found, folder)

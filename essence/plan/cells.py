@@ -109,7 +109,6 @@ def teacher_settings(cell: Cell, settings: TrainSettings, loaded: Experiment) ->
         rows=settings.rows.model_copy(update={"train_rows": rows, "token_budget": None, "published": None}),
         top_k=sparse if settings.teacher == "top-k" else None,
         compute_dtype=settings.compute_dtype,
-        attention=settings.attention,
         packing=settings.packing,
         pad_to_multiple=settings.pad_to_multiple,
     )

@@ -25,9 +25,6 @@ class LossResources(Record):
     gradient_rows: CountOrZero
     """Labels whose gradient of the logits is kept for one product with the states; 0 = as many as take the bytes of the
     head's own gradient in float32: twice the hidden size in bfloat16."""
-    head_gradient_sum: Literal["float32", "weight"] = "float32"
-    """In what dtype the parts of the gradient of a head in bfloat16 are summed: float32, or the head's own, which takes
-    less memory and is coarser. A student's head is float32 in every training of the kit, and so is the sum."""
     compiled: bool
     """Compile the loss of a chunk; needs a C++ compiler, or Triton on a GPU."""
     fallback: bool

@@ -17,7 +17,7 @@ TeacherForm = Literal["live", "cached", "top-k"]
 """Computed again by every training; its states stored once for all of them, which is exact; or the probabilities of its
 likeliest tokens stored once, which is approximate."""
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd", "skew_kl", "total_variation"]
+Divergence = Literal["forward_kl", "reverse_kl"]
 """From teacher to student; formulas in essence/distill/objective.py."""
 
 
@@ -28,10 +28,6 @@ class ObjectiveSettings(Record):
     temperature: Annotated[float, Field(ge=0.001, le=1000.0)]
     divergence: Divergence
     """What KD is; the paper's is `forward_kl`."""
-    jsd_beta: Inside
-    """Share of the teacher in the mixture of `jsd`; no other divergence reads it."""
-    skew_alpha: Inside
-    """Share of the teacher in the mixture of `skew_kl`; no other divergence reads it."""
     normalisation: Literal["row", "token"]
     """Mean over a row's supervised tokens, then over rows (released); or over all supervised tokens of a step."""
 
@@ -99,8 +95,6 @@ class ParallelSettings(Record):
     processes: Annotated[int, Field(gt=0, le=65_536)]
     """Of all machines together; one for each GPU, where there are GPUs."""
     teacher_placement: TeacherPlacement
-    attention: Literal["sdpa", "flash_attention_2"]
-    """`flash_attention_2` is of the package flash-attn, and rows are not packed with it."""
 
     @model_validator(mode="after")
     def fits_together(self) -> Self:
@@ -165,6 +159,5 @@ class TeacherSettings(Record):
     """None = last hidden states, exact."""
     compute_dtype: Literal["float32", "bfloat16"]
     """Of the computation and of the stored states."""
-    attention: Literal["sdpa", "flash_attention_2"]
     packing: bool
     pad_to_multiple: Count

@@ -64,7 +64,7 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
     left = sum(row.input_ids.size for row in rows) - writer.tokens
     check_disk(context.partial, left * bytes_per_token(settings, architecture), architecture, settings)
     device = prepare_device(context.resources, 0)
-    model = load_model(folder, DTYPES[settings.compute_dtype], device, settings.attention).eval().requires_grad_(False)
+    model = load_model(folder, DTYPES[settings.compute_dtype], device).eval().requires_grad_(False)
     reader = Reader(model, settings, context, device)
     for part in shards(rows[writer.rows :], settings, architecture, context.resources.teacher_shard_mib):
         writer.add(reader.read(part, writer.tokens, writer.tokens + left))
@@ -131,8 +131,9 @@ class Reader:
     def __init__(
         self, model: nn.Module, settings: TeacherSettings, context: StageContext, device: torch.device
     ) -> None:
-        self.model, self.settings, self.context, self.device = model, settings, context, device
-        self.packed = settings.packing and settings.attention == "sdpa" and use_row_attention(model)
+        self.model: Any = model
+        self.settings, self.context, self.device = settings, context, device
+        self.packed = settings.packing and use_row_attention(model)
         self.tokens = self.positions = 0
 
     def read(self, rows: Sequence[Example], done: int, total: int) -> list[StoredRow]:
@@ -225,7 +226,7 @@ def outcome(
         executed={
             "dtype": settings.compute_dtype,
             "device": reader.device.type,
-            "attention": settings.attention,
+            "attention": reader.model.config._attn_implementation,
             "packed": reader.packed,
             "tokens": reader.tokens,
             "fill": reader.tokens / reader.positions if reader.positions else None,

@@ -163,7 +163,7 @@ def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: to
     if settings.teacher == "cached":
         return CachedTeacher(folder.parent, device)
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
-    model = load_model(folder, dtype, CPU, settings.attention)
+    model = load_model(folder, dtype, CPU)
     return place_teacher(model, settings.teacher_placement, dtype, ranks, device)
 
 
@@ -224,11 +224,11 @@ def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -
 def load_student(folder: Path, settings: TrainSettings) -> Any:
     """The student with float32 masters, or frozen, with adapters to be trained."""
     if not settings.lora.rank:
-        return load_model(folder, torch.float32, CPU, settings.attention)
+        return load_model(folder, torch.float32, CPU)
     # DeepSpeed brings weights of one dtype together.
     sharded = settings.parallel in ("zero2", "zero3")
     dtype = torch.float32 if sharded else COMPUTE_DTYPES[settings.compute_dtype]
-    student = load_model(folder, dtype, CPU, settings.attention)
+    student = load_model(folder, dtype, CPU)
     add_adapters(student, settings.lora, settings.seed)
     return student
 

@@ -66,17 +66,16 @@ class Case:
     chunk=st.integers(1, 25),
     store=st.integers(0, 25),
     ignored=st.booleans(),
-    head_gradient_sum=st.sampled_from(["float32", "weight"]),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=150, deadline=None)
 def test_equals_plain_in_float64(
     rows: int, vocabulary: int, padding: int, divergence: str, temperature: float, kd_weight: float, chunk: int,
-    store: int, ignored: bool, head_gradient_sum: str, seed: int,
+    store: int, ignored: bool, seed: int,
 ) -> None:  # fmt: skip
     case = Case(rows, vocabulary, padding, seed, torch.float64, ignored)
     objective = some_objective(divergence=divergence, temperature=temperature, kd_weight=kd_weight)
-    resources = loss_resources(chunk_rows=chunk, gradient_rows=store, head_gradient_sum=head_gradient_sum)
+    resources = loss_resources(chunk_rows=chunk, gradient_rows=store)
     plain, *expected = case.run(objective, PLAIN, scale=3.0)
     found, *gradients = case.run(objective, resources, scale=3.0)
     torch.testing.assert_close(torch.stack(found), torch.stack(plain), rtol=1e-12, atol=1e-12)
@@ -136,7 +135,7 @@ def test_bfloat16_is_as_exact_as_plain(divergence: str) -> None:
 
 
 def test_head_gradient_of_many_parts_is_summed_in_float32() -> None:
-    """Summed in bfloat16 part by part, which the setting allows, the error is a multiple."""
+    """Summed in bfloat16 part by part, the error is a multiple."""
     case, exact = (Case(2000, 60, 0, 3, torch.bfloat16, ignored=False) for _ in range(2))
     for name in ("states", "head", "teacher_states", "teacher_head"):
         setattr(exact, name, getattr(exact, name).double())
@@ -144,7 +143,12 @@ def test_head_gradient_of_many_parts_is_summed_in_float32() -> None:
     *_, plain = case.run(some_objective(), PLAIN)
     parts = loss_resources(chunk_rows=50, gradient_rows=50)
     *_, exact_sum = case.run(some_objective(), parts)
-    *_, coarse_sum = case.run(some_objective(), parts.model_copy(update={"head_gradient_sum": "weight"}))
+    coarse_sum = torch.zeros_like(case.head)
+    for rows in torch.arange(2000).split(50):
+        part = Case(2000, 60, 0, 3, torch.bfloat16, ignored=False)
+        for name in ("states", "teacher_states", "labels", "weights"):
+            setattr(part, name, getattr(part, name)[rows])
+        coarse_sum += part.run(some_objective(), PLAIN)[2]
     assert error(exact_sum, true) <= 1.1 * error(plain, true)
     assert error(coarse_sum, true) > 1.5 * error(plain, true)
 
@@ -273,14 +277,11 @@ def released(states: Tensor, head: Tensor, teacher_states: Tensor, teacher_head:
     [(2048, 1024, 1024), (4096, 2560, 4096), (4096, 1024, 4096), (8192, 4096, 5120), (16384, 4096, 5120)],
 )
 def test_peak_memory_at_full_size(tokens: int, hidden: int, teacher_hidden: int) -> None:
-    """Six times below the released form with an exact head gradient, ten times in the setting that trades it."""
+    """Six times below the released form."""
     default = load("bespoke").experiment.resources.loss
-    small = default.model_copy(update={"gradient_rows": 512, "head_gradient_sum": "weight"})
     reference, four_products = counted(tokens, hidden, teacher_hidden, None)
     exact, products = counted(tokens, hidden, teacher_hidden, default)
-    coarse, _ = counted(tokens, hidden, teacher_hidden, small)
     assert reference / exact >= 6.0, f"{reference:.2f} GiB against {exact:.2f}"
-    assert reference / coarse >= 10.0, f"{reference:.2f} GiB against {coarse:.2f}"
     assert products == four_products == 2 * tokens * VOCABULARY * (3 * hidden + teacher_hidden)
 
 

@@ -44,7 +44,6 @@ def stage_settings(**changes: Any) -> TeacherSettings:
         "rows": cell.rows,
         "top_k": None,
         "compute_dtype": "float32",
-        "attention": "sdpa",
         "packing": True,
         "pad_to_multiple": 16,
     }

@@ -87,7 +87,6 @@ def settings(**changes: Any) -> TrainSettings:
         "teacher": "live",
         "teacher_top_k": 8,
         "lora": {"rank": 0, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]},
-        "attention": "sdpa",
         "validations_per_epoch": 2,
         "compute_dtype": "float32",
         "activation_checkpointing": False,

@@ -238,7 +238,7 @@ def leaves(tables: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str
 def changed(value: Any) -> Any:
     """Another value of the same kind."""
     words = {
-        "forward_kl": "jsd",
+        "forward_kl": "reverse_kl",
         "row": "token",
         "float32": "weight",
         "student": "teacher",
@@ -248,7 +248,6 @@ def changed(value: Any) -> Any:
         "vllm": "transformers",
         "zero2": "zero3",
         "replicated": "offloaded",
-        "sdpa": "flash_attention_2",
         "live": "cached",
     }
     if isinstance(value, bool):

@@ -1,6 +1,5 @@
 """The tokenize and train stages on generated rows with a tokenizer made here, and on real ones where there are any."""
 
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -153,7 +152,6 @@ def train_settings(**changes: Any) -> TrainSettings:
         "teacher": "live",
         "teacher_top_k": 8,
         "lora": {"rank": 0, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]},
-        "attention": "sdpa",
         "validations_per_epoch": 2,
         "compute_dtype": "float32",
         "activation_checkpointing": False,
@@ -357,12 +355,6 @@ def test_fewer_gpus_than_processes_or_another_number_of_ranks(prepared: dict[str
         check_devices(four, RESOURCES.model_copy(update={"gpus": 1, "nodes": 2}))
     with pytest.raises(MachineError, match=r"processes = 4, but 1 were started"):
         train.train_as(ALONE, four, context(tmp_path, **inputs(prepared)))
-
-
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
-def test_attention_that_is_not_installed(prepared: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match="flash-attn is not installed here: choose 'sdpa'"):
-        train.run(train_settings(attention="flash_attention_2"), context(tmp_path, **inputs(prepared)))
 
 
 def test_rope_theta_is_where_transformers_4_reads_it() -> None:

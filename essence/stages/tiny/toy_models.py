@@ -139,8 +139,6 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             kd_weight=0.0,
             temperature=1.0,
             divergence="forward_kl",
-            jsd_beta=0.5,
-            skew_alpha=0.1,
             normalisation="row",
         ),
         optimizer=OptimizerSettings(**optimizer),
@@ -157,7 +155,6 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         teacher_placement="replicated",
         teacher="live",
         teacher_top_k=1,
-        attention="sdpa",
         seed=options.seed,
     )
 
