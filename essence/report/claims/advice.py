@@ -14,6 +14,7 @@ from essence.evaluation.statistics import Estimate, student_t
 MOST_TIMES = 1000
 """Beyond this many times as many, no number is given."""
 CONFIDENCE = 0.95
+UNDEFINED = "undefined in resamples: the reference solves so little that some of them solve nothing"
 ONE_PAIR = "no interval: one pair of runs"
 Band = tuple[float, float]
 
@@ -62,6 +63,8 @@ def advise(estimate: Estimate, band: Band, spread: VarianceParts | None) -> Advi
     if estimate.value is None or estimate.low is None or estimate.high is None:
         more = "; a second seed gives an interval" if estimate.method == ONE_PAIR else ""
         return Advice(estimate.method + more, {})
+    if estimate.standard_error is None:
+        return Advice(f"cannot be said: {UNDEFINED}", {})
     if spread is None and estimate.standard_error == 0.0:
         return Advice("what is counted has a range over runs, which more runs do not narrow", {})
     inside = estimate.low < estimate.value < estimate.high  # a largest value is driven to the end of its interval
@@ -84,9 +87,9 @@ def wanted_shrink(value: float, low: float, high: float, band: Band) -> float:
 
 def _of_runs(estimate: Estimate, shrink: float) -> Advice:
     """Pairs of runs until Student's interval is as short as wanted."""
-    assert estimate.standard_error is not None
-    spread = estimate.standard_error * math.sqrt(estimate.n)
-    reach = student_t(CONFIDENCE, estimate.n - 1) * estimate.standard_error * math.sqrt(shrink)
+    error = estimate.standard_error or 0.0
+    spread = error * math.sqrt(estimate.n)
+    reach = student_t(CONFIDENCE, estimate.n - 1) * error * math.sqrt(shrink)
     runs = _fewest(lambda n: student_t(CONFIDENCE, n - 1) * spread / math.sqrt(n) <= reach, estimate.n)
     if runs is None:
         return Advice("no number of runs that is worth naming would decide", {})

@@ -13,7 +13,9 @@ from essence.report.claims.measured import Measured
 from essence.report.claims.measures import MEASURES
 from essence.report.results.records import Results
 
-Word = Literal["reproduced", "not reproduced", "undecided", "not run"]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable", "not run"]
+FAILURES = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What a measure can meet in results that nobody foresaw: its claim is undecided then, and says so."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class ClaimVerdict:
 
     claim: Claim
     protocol: str
-    word: Word
+    word: Verdict
     measured: Measured | None
     advice: str
     """What would decide, or which cells are missing; empty where the word stands."""
@@ -40,6 +42,14 @@ def judge(results: Iterable[Results]) -> list[ClaimVerdict]:
 
 
 def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> ClaimVerdict:
+    """One claim in a guard of its own: where it cannot be judged, the others and the page still stand."""
+    try:
+        return _judged(claim, protocol, evidence, refused)
+    except FAILURES as error:
+        return ClaimVerdict(claim, protocol, "undecided", None, f"could not be judged: {error!r}; please report this")
+
+
+def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> ClaimVerdict:
     outcome = MEASURES[claim.measure](claim, evidence)
     if isinstance(outcome, str):
         note = f" ({refused} records are there but are not counted)" if refused and claim.measure != "none" else ""
@@ -51,7 +61,7 @@ def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> Cla
     return ClaimVerdict(claim, protocol, word, outcome, advice.sentence, advice.wanted)
 
 
-def decide(measured: Measured, band: tuple[float, float]) -> Word:
+def decide(measured: Measured, band: tuple[float, float]) -> Verdict:
     """The word for an interval and the values that count as reproduced."""
     low, high = measured.estimate.low, measured.estimate.high
     if measured.estimate.value is None or (low is None and high is None):

@@ -10,12 +10,13 @@ from rich.text import Text
 
 from essence import text as words
 from essence.report.claims.definition import Claim
-from essence.report.claims.verdict import ClaimVerdict, Word
+from essence.report.claims.verdict import ClaimVerdict, Verdict
 
-STYLES: dict[Word, str] = {
+STYLES: dict[Verdict, str] = {
     "reproduced": "bold green",
     "not reproduced": "bold red",
     "undecided": "bold yellow",
+    "not comparable": "bold magenta",
     "not run": "dim",
 }
 GRADE_WORDS = {"A": "abstract or released code", "B": "second hand"}
@@ -36,7 +37,7 @@ class ClaimRow:
     ours: str
     count: str
     """What ours is over: settings, and problems or runs."""
-    word: Word
+    word: Verdict
     detail: str
     """Advice, or what is missing, or a note."""
     stages: tuple[str, ...]
