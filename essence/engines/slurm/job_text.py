@@ -1,14 +1,18 @@
-"""A stage as a Slurm job: a batch text, from what surrounds the stage, its spec and the site. Pure functions.
+"""The batch text of a stage: `job.sh` and `task.sh`, filled with what surrounds the stage, its spec and the site.
 
-The batch shell starts the stage with srun, one task a node, and waits. Before the time limit Slurm signals this shell;
-it asks the stage for a checkpoint, and queues the job again when the stage says that it stopped with all it needs. What
-differs from job to job or node to node (addresses, ids, GPUs) is read when the job runs.
+Pure functions. The batch shell starts the stage with srun, one task a node, and waits. Before the time limit Slurm
+signals this shell; it asks the stage for a checkpoint, and queues the job again when the stage says that it stopped
+with all it needs. What differs from job to job or node to node (addresses, ids, GPUs) is read when the job runs.
 """
 
+import functools
 import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from essence.engines.apptainer import apptainer_words, binds
 from essence.engines.engine import Launch
@@ -20,59 +24,12 @@ from essence.settings import Spec
 
 EXIT_STOPPED = 75
 KEEPS_NOTHING = ("tokenize",)
-"""Stages that begin anew when they were stopped: queued again at their time limit they would never end."""
-FIRST_PORT, PORTS = 20000, 20000
+"""Stages that begin again when they were stopped. At their time limit they get no signal: queued again they would
+never end, and a time-out is a cause that `invoke status` names."""
 JOB_TIME = (*SCHEDULER_VARIABLES, "SLURM_NODEID", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT")
 """Variables that are handed into the container with the value they have on the node."""
 SCRUB = f"unset $(compgen -e | grep -iE {shlex.quote(SECRET.pattern)})"
-
-TASK = """\
-# One task a node. Slurm's signals reach this shell alone: it asks the stage, which tells the processes that it started.
-asked=
-stage=
-ask_to_stop() {{ asked=1; [ -z "$stage" ] || kill -TERM "$stage" 2>/dev/null; }}
-trap ask_to_stop TERM USR1
-{before}given=("ESSENCE_HOST=$(hostname)")
-for name in {names}; do
-  [ -z "${{!name-}}" ] || given+=("$name=${{!name}}")
-done
-{start} &
-stage=$!
-[ -z "$asked" ] || ask_to_stop
-wait "$stage"
-code=$?
-# A signal ends the first wait early.
-while kill -0 "$stage" 2>/dev/null; do wait "$stage"; code=$?; done
-[ "$code" -le 128 ] || {{ wait "$stage"; code=$?; }}
-{after}exit "$code"
-"""
-BATCH = """\
-# No token of the caller's is for a stage without network.
-{scrub}
-{modules}cat > {spec_file} <<'ESSENCE_SPEC'
-{spec}
-ESSENCE_SPEC
-{rendezvous}task=$(cat <<'ESSENCE_TASK'
-{task}ESSENCE_TASK
-)
-near_limit=0
-stage=
-# srun passes USR1 on to its tasks; of SIGTERM Slurm tells them by itself.
-trap 'near_limit=1; [ -z "$stage" ] || kill -USR1 "$stage" 2>/dev/null' USR1
-trap : TERM
-{srun} bash -c "$task" &
-stage=$!
-wait "$stage"
-code=$?
-while kill -0 "$stage" 2>/dev/null; do wait "$stage"; code=$?; done
-[ "$code" -le 128 ] || {{ wait "$stage"; code=$?; }}
-# Only what the time limit stopped is queued again: not what was cancelled.
-if [ "$code" -eq {stopped} ] && [ "$near_limit" -eq 1 ]; then
-  trap - TERM USR1
-  scontrol requeue "$SLURM_JOB_ID" && sleep 60
-fi
-exit "$code"
-"""
+MIB_IN_GIB = 1024
 
 
 @dataclass(frozen=True)
@@ -82,7 +39,7 @@ class Job:
     surroundings: Launch
     spec: Spec
     image: str
-    """What the site's container flavour is told to run."""
+    """What the site's container flavour runs."""
     after: tuple[str, ...]
 
 
@@ -91,82 +48,53 @@ def batch_text(job: Job, site: Site) -> str:
     around = job.surroundings
     for path in (around.folder.path, *(mount.source for mount in around.mounts)):
         check_path(path)
-    nodes = around.resources.nodes
-    rendezvous = (
-        'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
-        f"export MASTER_PORT=$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))\n"
-    )
-    modules = shlex.join(["module", "load", *site.modules]) + "\n" if site.modules else ""
-    return "\n".join(header(job, site)) + "\n\n" + BATCH.format(
-        scrub=SCRUB,
-        modules=modules,
-        spec_file=shlex.quote(str(around.folder.spec)),
-        spec=json.dumps(job.spec.model_dump(mode="json"), ensure_ascii=True),
-        rendezvous=rendezvous if nodes > 1 else "",
-        task=task_text(job, site),
-        srun=wrapped(srun_words(job, site)),
-        stopped=EXIT_STOPPED,
-    )  # fmt: skip
-
-
-def header(job: Job, site: Site) -> list[str]:
-    """The lines that sbatch reads."""
-    around, limits = job.surroundings, site.limits[job.surroundings.stage]
-    resources = around.resources
-    # A login shell: modules are a function of its profile.
-    lines = ["#!/bin/bash -l", f"# {around.title}"]
-    options = [f"--job-name={around.stage_id}", f"--chdir={around.folder.path}"]
-    options += [f"--output={around.folder.log}", "--open-mode=append"]
-    options += [
-        f"--{name}={value}" for name, value in (("account", site.account), ("partition", site.partition)) if value
-    ]
-    options += [f"--nodes={resources.nodes}", "--ntasks-per-node=1", f"--cpus-per-task={limits.cpus}"]
-    options += [f"--mem={int(resources.memory_gib * 1024) or limits.memory_gib * 1024}M", f"--time={limits.time}"]
-    if resources.gpus:
-        options.append(":".join(["--gres=gpu", *([site.gpu_type] if site.gpu_type else []), str(resources.gpus)]))
-    options += ["--requeue"]
-    # What keeps nothing has all of its time, and ends as a time-out that status tells.
-    options += [] if around.stage in KEEPS_NOTHING else [f"--signal=B:USR1@{site.signal_s}"]
-    return [*lines, *(f"#SBATCH {option}" for option in options)]
-
-
-def srun_words(job: Job, site: Site) -> list[str]:
-    """srun with one task a node; with pyxis it starts the container too."""
-    around = job.surroundings
-    nodes, cpus = around.resources.nodes, site.limits[around.stage].cpus
-    words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={cpus}"]
-    # The first machine's task goes on after the others, to write the manifest.
-    words += ["--kill-on-bad-exit=0", f"--wait={site.rest_wait_s}"]
-    if site.container == "pyxis":
-        words += [f"--container-image={job.image}", "--no-container-mount-home"]
-        words += [
-            f"--container-workdir={around.folder.path}",
-            f"--container-mounts={','.join(mount_words(around, site))}",
-        ]
-    return words
+    return _template("job.sh").render(_job_values(job, site), **_task_values(job, site))
 
 
 def task_text(job: Job, site: Site) -> str:
-    """What runs on each node: the container around the stage, or within pyxis the stage alone."""
-    around = job.surroundings
-    names = [name for name in JOB_TIME if around.resources.nodes > 1 or not name.startswith(("MASTER", "SLURM_NODEID"))]
-    pairs = {
-        name: value for name, value in around.contained_variables().items() if name not in (*JOB_TIME, "ESSENCE_HOST")
+    """The part of a batch text that runs on each node: the container around the stage, or within pyxis the stage."""
+    return _template("task.sh").render(_task_values(job, site))
+
+
+def _job_values(job: Job, site: Site) -> dict[str, Any]:
+    around, limits = job.surroundings, site.limits[job.surroundings.stage]
+    resources = around.resources
+    return {
+        "title": around.title,
+        "stage_id": around.stage_id,
+        "folder": str(around.folder.path),
+        "log": str(around.folder.log),
+        "spec_file": str(around.folder.spec),
+        "spec": json.dumps(job.spec.model_dump(mode="json"), ensure_ascii=True),
+        "limits": limits,
+        "nodes": resources.nodes,
+        "gpus": resources.gpus,
+        "memory_mib": int(resources.memory_gib * MIB_IN_GIB) or limits.memory_gib * MIB_IN_GIB,
+        "keeps_progress": around.stage not in KEEPS_NOTHING,
+        "mounts": ",".join(mount_words(around, site)),
+        "scrub": SCRUB,
+        "exit_stopped": EXIT_STOPPED,
     }
-    stage = ["env", *(f"{name}={value}" for name, value in pairs.items())]
-    command = f'{wrapped(stage)} "${{given[@]}}" \\\n  {shlex.join(["python", *around.arguments])}'
-    if site.container == "pyxis":
-        return TASK.format(before="", names=" ".join(names), start=command, after="")
-    before = f'work="{site.scratch}/essence-$SLURM_JOB_ID"\nmkdir -p "$work"\n'
-    words = apptainer_words(
+
+
+def _task_values(job: Job, site: Site) -> dict[str, Any]:
+    around = job.surroundings
+    of_several = ("MASTER_ADDR", "MASTER_PORT", "SLURM_NODEID")
+    written = around.contained_variables()
+    apptainer = apptainer_words(
         around,
         mount_words(around, site),
         no_network=site.network_none and around.resources.nodes == 1,
         no_privileges=site.no_privileges,
     )
-    start = f'{wrapped(words)} --workdir="$work" \\\n  '
-    start += f"{shlex.quote(job.image)} {command}"
-    return TASK.format(before=before, names=" ".join(names), start=start, after='rm -rf "$work"\n')
+    return {
+        "site": site,
+        "image": job.image,
+        "apptainer": wrapped(apptainer),
+        "names_on_node": [name for name in JOB_TIME if around.resources.nodes > 1 or name not in of_several],
+        "variables": {name: written[name] for name in written if name not in (*JOB_TIME, "ESSENCE_HOST")},
+        "command": shlex.join(["python", *around.arguments]),
+    }
 
 
 def mount_words(around: Launch, site: Site) -> list[str]:
@@ -182,27 +110,33 @@ def _twice(bind: str) -> str:
 
 def submit_text(jobs: list[tuple[Job, str]]) -> str:
     """A shell text that queues the jobs in order, each after those it needs, and leaves nothing running behind."""
-    lines = ["#!/bin/bash", "set -euo pipefail", f"{SCRUB} || true"]
     known = {job.surroundings.stage_id for job, _ in jobs}
-    for job, text in jobs:
-        identifier = job.surroundings.stage_id
-        needed = [variable(before) for before in job.after if before in known]
-        words = ["sbatch", "--parsable", "--kill-on-invalid-dep=yes"]
-        # After the id sbatch may name the cluster, behind a semicolon.
-        words += ['--dependency="afterok:' + ":".join(f"${{{name}%%;*}}" for name in needed) + '"'] if needed else []
-        lines += ["", f"mkdir -p {shlex.quote(str(job.surroundings.folder.path))}"]
-        lines.append(f"{variable(identifier)}=$({' '.join(words)} <<'ESSENCE_JOB'\n{text}ESSENCE_JOB\n)")
-        lines.append(f'echo "${{{variable(identifier)}%%;*}} {identifier}"')
-    return "\n".join(lines) + "\n"
+    values = [
+        {
+            "stage_id": job.surroundings.stage_id,
+            "folder": str(job.surroundings.folder.path),
+            "variable": variable(job.surroundings.stage_id),
+            "identifier": _identifier(job.surroundings.stage_id),
+            "after": [_identifier(before) for before in job.after if before in known],
+            "text": text.removesuffix("\n"),
+        }
+        for job, text in jobs
+    ]
+    return _template("submit.sh").render(jobs=values, scrub=SCRUB)
 
 
-def variable(identifier: str) -> str:
+def variable(stage_id: str) -> str:
     """The shell variable that holds the id of a stage's job."""
-    return "job_" + identifier.replace("-", "_")
+    return "job_" + stage_id.replace("-", "_")
+
+
+def _identifier(stage_id: str) -> str:
+    """The id alone: behind it sbatch may name the cluster, after a semicolon."""
+    return "${" + variable(stage_id) + "%%;*}"
 
 
 def check_path(path: Path) -> None:
-    """ExperimentError for a path that cannot be told to sbatch and a container's list of folders."""
+    """ExperimentError for a path that neither sbatch nor a container's list of folders can name."""
     if found := next((sign for sign in str(path) if sign in ":,|%\"'\\" or sign.isspace()), None):
         raise ExperimentError(
             f"{path}: holds {found!r}, which a batch text cannot name; choose a run directory without it with --runs"
@@ -210,8 +144,21 @@ def check_path(path: Path) -> None:
 
 
 def wrapped(words: list[str]) -> str:
-    """A command line, each option and each variable on a line of its own."""
+    """A command line, each option on a line of its own."""
     line = shlex.quote(words[0])
     for word in words[1:]:
-        line += (" \\\n  " if word.startswith("--") or "=" in word else " ") + shlex.quote(word)
+        line += (" \\\n  " if word.startswith("--") else " ") + shlex.quote(word)
     return line
+
+
+@functools.cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(  # noqa: S701  a shell text: values are quoted by the filter
+        loader=jinja2.PackageLoader("essence.engines.slurm", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quoted"] = shlex.quote
+    return environment.get_template(name)

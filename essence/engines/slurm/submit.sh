@@ -1,0 +1,12 @@
+#!/bin/bash
+set -euo pipefail
+{{ scrub }} || true
+{% for job in jobs %}
+
+mkdir -p {{ job.folder | quoted }}
+{{ job.variable }}=$(sbatch --parsable --kill-on-invalid-dep=yes{% if job.after %} --dependency="afterok:{{ job.after | join(':') }}"{% endif %} <<'ESSENCE_JOB'
+{{ job.text }}
+ESSENCE_JOB
+)
+echo "{{ job.identifier }} {{ job.stage_id }}"
+{% endfor %}
