@@ -43,7 +43,7 @@ LABEL org.opencontainers.image.title="essence-download" \
       essence.environment="download" \
       essence.flavour="cpu" \
       essence.lock-sha256="${LOCK_SHA256}" \
-      essence.record.source_key-sha256="${SOURCE_SHA256}"
+      essence.source-sha256="${SOURCE_SHA256}"
 # A number: when a stage is run, the caller's own takes its place.
 USER 65532:65532
 WORKDIR /tmp

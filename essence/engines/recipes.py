@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from essence.errors import MachineError, RecordError
-from essence.files import read_json, sha256_file, sha256_text, write_json
+from essence.files import read_json, sha256_file, write_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import GRADER_LOCK, PlannedStage
-from essence.record.source_key import source_sha256
+from essence.record.source_key import runtime_sha256
 from essence.settings import EnvironmentName, GenerateSettings, StageName
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ LEAST_DRIVERS = {"13.0": "580.65.06", "12.6": "560.28.03"}
 LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
     "essence.lock-sha256",
     "org.opencontainers.image.base.name",
-    "essence.record.source_key-sha256",
+    "essence.source-sha256",
 )
 STAGES: dict[EnvironmentName, tuple[StageName, ...]] = {
     "download": ("download",),
@@ -68,8 +68,8 @@ class ImageRecipe:
 
     @property
     def source_sha256(self) -> str:
-        """Hash of the kit's source, as far as the stages that run in it depend on it."""
-        return sha256_text("".join(source_sha256(stage) for stage in STAGES[self.environment]))
+        """Hash of the kit's source, as far as it runs in it; comments and docstrings do not count."""
+        return runtime_sha256(STAGES[self.environment])
 
     @property
     def base(self) -> str:

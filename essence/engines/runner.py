@@ -20,6 +20,7 @@ from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, holder_alive
+from essence.record.source_key import module_hashes
 from essence.record.untouched import own_names
 from essence.settings import GenerateSettings, Spec
 
@@ -195,6 +196,7 @@ def make_spec(stage: PlannedStage, code: dict[str, Any], image: dict[str, str | 
         inputs={name: f"../{identifier}" for name, identifier in stage.inputs.items()},
         environment=stage.environment,
         source_sha256=stage.source_sha256,
+        modules=module_hashes(stage.stage) if stage.source_sha256 else {},
         resources=stage.resources,
         graders=stage.graders,
         code=code,

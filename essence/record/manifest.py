@@ -46,6 +46,9 @@ class Code(Written):
     diff_sha256: str | None
     """The uncommitted changes themselves lie in the run directory as `code/<diff_sha256>.diff`."""
     source_sha256: str
+    """Hash of the modules of the kit that can change the result."""
+    modules: dict[str, str] = Field(default_factory=dict)
+    """Each of these modules -> hash of its syntax tree. Earlier records have none."""
 
 
 class Image(Written):

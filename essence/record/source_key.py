@@ -1,49 +1,100 @@
-"""The source that a stage's result depends on: its module and all modules of the kit that it imports, in turn.
+"""The source that a stage's result depends on: its module and the result-bearing modules that it imports, in turn.
 
-A change to the report does not repeat a training, a change to the loss does. Three modules do not count: the settings'
-values are in the key themselves, the texts of errors and the way progress is written change no result.
+Only code that can change a result counts: a change to the loss renews trainings, a change to the report, to progress or
+to an engine renews nothing. Settings do not count here, since their values are in the key themselves. Modules are
+hashed as syntax trees without comments and docstrings, the same under every Python that the kit runs on.
 """
 
 import ast
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
-from essence.files import sha256_text
+from essence.files import canonical_json, sha256_text
+from essence.record.syntax_tree import canonical
 from essence.settings import StageName
 
 PACKAGE = Path(__file__).resolve().parents[1]
-WITHOUT_EFFECT = {"essence.settings", "essence.errors", "essence.files"}
+COUNTED = ("data", "sizes", "models", "distill", "evaluation")
+"""Packages whose modules can change a result."""
+WITHOUT_EFFECT = {
+    "essence.distill.trackers",  # curves for people, beside those in metrics.jsonl
+    "essence.evaluation.golds",  # stops a stage before it starts, and changes no completion and no verdict
+}
+TOYS = "essence.stages.tiny"
+"""What makes builtin models and problems. A toy model is where a matrix starts, as a downloaded model is: its record
+has its bytes, and a change to the trainer that pre-trained it renews trainings, not the models that they start from."""
 ENTRY = {stage: f"essence.stages.{stage}" for stage in get_args(StageName)}
+RUNNER = ("essence.stages.__main__", "essence.stages.rank")
+"""The modules that are started inside an environment."""
 
 
 @functools.cache
 def source_sha256(stage: StageName) -> str:
-    """Hash over the names and texts of the modules that a stage imports."""
-    modules = {name for name in imported_modules(ENTRY[stage]) if ".".join(name.split(".")[:2]) not in WITHOUT_EFFECT}
-    return sha256_text("".join(f"{name}\0{_file(name).read_text(encoding='utf-8')}\0" for name in sorted(modules)))
+    """Hash over the modules that can change a stage's result."""
+    return sha256_text(canonical_json(module_hashes(stage)))
 
 
-def imported_modules(entry: str) -> set[str]:
-    """Names of the `essence` modules reached from `entry`, itself included; imports inside functions count."""
+@functools.cache
+def module_hashes(stage: StageName) -> dict[str, str]:
+    """Module -> hash of its syntax tree, of all that can change a stage's result; empty modules are left out."""
+
+    def counts(name: str) -> bool:
+        if name == ENTRY[stage] or (stage == "download" and f"{name}.".startswith(f"{TOYS}.")):
+            return True
+        package = f"{name}.".split(".")[1]
+        return package in COUNTED and name not in WITHOUT_EFFECT and (stage, package) != ("download", "distill")
+
+    trees = {name: _canonical_tree(name) for name in sorted(imported_modules(ENTRY[stage], counts))}
+    return {name: sha256_text(tree) for name, tree in trees.items() if tree != EMPTY}
+
+
+def runtime_sha256(stages: tuple[StageName, ...]) -> str:
+    """Hash over all modules that run inside an environment of these stages, without those that only hold text."""
+    names = set().union(*map(imported_modules, (*RUNNER, *(ENTRY[stage] for stage in stages)))) - {"essence"}
+    return sha256_text(canonical_json({name: sha256_text(_canonical_tree(name)) for name in names}))
+
+
+def imported_modules(entry: str, follow: Callable[[str], bool] = lambda _: True) -> set[str]:
+    """Names of the `essence` modules reached from `entry`, itself included; imports inside functions count.
+
+    follow: whether a module is taken in, and its imports followed.
+    """
     found: set[str] = set()
     waiting = [entry]
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in found and follow(name):
             found.add(name)
             waiting += _imports(name)
     return found
 
 
+@functools.cache
 def _imports(module: str) -> list[str]:
     names: list[str] = []
-    for node in ast.walk(ast.parse(_file(module).read_text(encoding="utf-8"))):
+    for node in ast.walk(_parsed(module)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] == "essence" and _exists(name)]
+    own = [name for name in names if name.split(".")[0] == "essence" and _exists(name)]
+    # Importing a module runs the packages that it is in.
+    parents = {name.rsplit(".", depth)[0] for name in own for depth in range(1, name.count(".") + 1)}
+    return [*own, *sorted(parents)]
+
+
+@functools.cache
+def _canonical_tree(module: str) -> str:
+    return canonical_json(canonical(_parsed(module)))
+
+
+EMPTY = canonical_json(canonical(ast.parse("")))
+
+
+def _parsed(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text(encoding="utf-8"))
 
 
 def _exists(module: str) -> bool:

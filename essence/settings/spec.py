@@ -90,7 +90,9 @@ class Spec(Record):
     environment: dict[str, str]
     """Identity of the environment: lock name and hash, or image digest."""
     source_sha256: str
-    """Hash of the modules of the kit that the stage imports."""
+    """Hash of the modules of the kit that can change the result."""
+    modules: dict[str, str] = Field(default_factory=dict)
+    """Each of these modules -> hash of its syntax tree. Earlier specs have none."""
     resources: Resources
     graders: dict[str, float] = Field(default_factory=dict)
     """Of a generate stage: who will judge its completions -> longest time for one. Their golds are tried first; changes

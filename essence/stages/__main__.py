@@ -162,7 +162,7 @@ def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: Att
             finished=now(),
             attempts=attempts,
         ),
-        code=Code.model_validate({**spec.code, "source_sha256": spec.source_sha256}),
+        code=Code.model_validate({**spec.code, "source_sha256": spec.source_sha256, "modules": spec.modules}),
         image=Image.model_validate(spec.image),
         software=software(),
         inputs=Inputs(stages=_stage_inputs(folder, spec), data=outcome.data),

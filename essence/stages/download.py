@@ -44,7 +44,7 @@ def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
 
 
 def _make(source: Source, context: StageContext) -> dict[str, Any]:
-    from essence.stages.tiny import BUILTIN
+    from essence.stages.tiny.sources import BUILTIN
 
     if source.builtin not in BUILTIN:
         known = ", ".join(BUILTIN)

@@ -19,7 +19,7 @@ from essence.distill.pair import check_pair
 from essence.errors import InputError
 from essence.models.loading import load_tokenizer
 from essence.progress import Progress, StageContext, Stopped, StopRequest
-from essence.stages.tiny import BUILTIN
+from essence.stages.tiny.sources import BUILTIN
 from essence.stages.tiny.problems import (
     LARGEST_TOTAL,
     Problem,

@@ -1,5 +1,1 @@
 """The matrix in miniature: made-up arithmetic with worked traces, and Qwen3 models small enough for a laptop."""
-
-from essence.stages.tiny.sources import BUILTIN
-
-__all__ = ["BUILTIN"]
