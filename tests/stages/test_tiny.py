@@ -19,7 +19,6 @@ from essence.distill.pair import check_pair
 from essence.errors import InputError
 from essence.models.loading import load_tokenizer
 from essence.progress import Progress, StageContext, Stopped, StopRequest
-from essence.stages.tiny.sources import BUILTIN
 from essence.stages.tiny.problems import (
     LARGEST_TOTAL,
     Problem,
@@ -29,6 +28,7 @@ from essence.stages.tiny.problems import (
     stated_result,
     training_rows,
 )
+from essence.stages.tiny.sources import BUILTIN
 from essence.stages.tiny.tokenizer import CHAT_TEMPLATE, write_tokenizer
 from support.project import PROJECT
 from support.some_resources import some_resources
