@@ -11,9 +11,7 @@ from essence.record.run_directory import RunDirectory
 from essence.report.claims.verdict import judge, judged_record
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.results.read import read_results
-from essence.report.results.run_facts import approximate_trainings, builtin_sources
-
-APPROXIMATE = "its teacher is a stored top-k, an approximation"
+from essence.report.results.run_facts import builtin_sources
 
 
 def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_json: bool, console: Console) -> int:
@@ -26,7 +24,6 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     used = read if experiment else real or read
     judged = judge(used)
     refused = {stage.id: stage.problem for one in used for stage in one.refused}
-    refused |= {stage.id: APPROXIMATE for one in used for stage in approximate_trainings(one)}
     if as_json:
         record = {
             "experiments": [one.experiment for one in used],

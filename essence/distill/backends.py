@@ -13,7 +13,6 @@ from essence.distill.checkpoint import Checkpoint
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
-from essence.distill.top_k import TopK
 from essence.settings import OptimizerSettings, Parallel
 
 
@@ -28,7 +27,7 @@ class Backend(Protocol):
         self,
         batch: Batch,
         weights: Tensor,
-        teacher_states: Tensor | TopK | None,
+        teacher_states: Tensor | None,
         teacher_head: Tensor | None,
         last: bool,
     ) -> Tensor:
@@ -88,7 +87,7 @@ class ReplicatedBackend:
         self,
         batch: Batch,
         weights: Tensor,
-        teacher_states: Tensor | TopK | None,
+        teacher_states: Tensor | None,
         teacher_head: Tensor | None,
         last: bool,
     ) -> Tensor:

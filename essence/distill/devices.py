@@ -16,6 +16,7 @@ from essence.settings import Resources
 TABLE = Path(__file__).with_name("devices.json")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 GIB = 1 << 30
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MILLIJOULES = 1e-3
 MFU_FORMULA = (
     "FLOPs of all training steps (a row: 3 * forward of the student, 1 * forward of the teacher; no recomputation, no "

@@ -6,14 +6,13 @@ from torch import Tensor, nn
 from essence.distill.batches import Batch, head_weight, states_at
 from essence.distill.chunked import ChunkedObjective
 from essence.distill.objective import Losses, objective
-from essence.distill.top_k import SparseObjective, TopK
 from essence.settings import LossResources, ObjectiveSettings
 
 
 def objective_from_states(
     student_states: Tensor,
     student_head: Tensor,
-    teacher_states: Tensor | TopK | None,
+    teacher_states: Tensor | None,
     teacher_head: Tensor | None,
     labels: Tensor,
     weights: Tensor,
@@ -27,13 +26,12 @@ def objective_from_states(
             that of the products; the loss is summed in float32, or in float64 where they are.
         student_head: shape (V, H), of any float dtype, which its gradient has too; may be the embedding. Under sharding
             it is brought together by the caller.
-        teacher_states: shape (N, H of the teacher), or what is stored of its distributions; None where
-            `settings.kd_weight` is 0.
+        teacher_states: shape (N, H of the teacher); None where `settings.kd_weight` is 0.
         teacher_head: shape (V of the teacher, H of the teacher); V of the teacher >= V.
         labels: int64, shape (N,); below 0 = ignored.
         weights: float32, shape (N,), as `Batch.step_weights` makes them; 0 = ignored.
         settings: the objective.
-        resources: plain or chunked; see `essence/distill/chunked.py`. Beside stored distributions always in chunks.
+        resources: plain or chunked; see `essence/distill/chunked.py`.
 
     An ignored line adds exactly nothing to loss and gradients, whatever its states hold, NaN included.
 
@@ -43,7 +41,7 @@ def objective_from_states(
     """
     if settings.kd_weight == 0.0:
         teacher_states = teacher_head = None
-    elif teacher_states is None or (teacher_head is None and not isinstance(teacher_states, TopK)):
+    elif teacher_states is None or teacher_head is None:
         raise ValueError(f"kd_weight = {settings.kd_weight} needs the teacher's states and head")
     ignored = ((labels < 0) | (weights == 0.0)).unsqueeze(1)
     student_states = student_states.masked_fill(ignored, 0.0)
@@ -51,11 +49,6 @@ def objective_from_states(
     if not torch.is_grad_enabled():
         student_states, student_head = student_states.detach(), student_head.detach()
     with torch.autocast(student_states.device.type, enabled=False):
-        if isinstance(teacher_states, TopK):
-            found = SparseObjective.apply(  # type: ignore[no-untyped-call]
-                student_states, student_head, teacher_states, labels, weights, settings, resources
-            )
-            return Losses(*found)
         teacher_states = None if teacher_states is None else teacher_states.masked_fill(ignored, 0.0)
         if resources.form == "chunked":
             found = ChunkedObjective.apply(  # type: ignore[no-untyped-call]
@@ -68,9 +61,6 @@ def objective_from_states(
         with torch.no_grad():
             teacher_logits = teacher_states @ teacher_head.to(teacher_states.dtype).T
         return objective(logits, teacher_logits, labels, weights, settings)
-
-
-COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Distiller(nn.Module):
@@ -88,7 +78,7 @@ class Distiller(nn.Module):
         self,
         batch: Batch,
         weights: Tensor,
-        teacher_states: Tensor | TopK | None = None,
+        teacher_states: Tensor | None = None,
         teacher_head: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, CE and KD of a batch, float32 scalars; the loss alone carries a gradient.
@@ -96,8 +86,7 @@ class Distiller(nn.Module):
         Args:
             batch: N labels.
             weights: share of each label in the loss, float32, shape (N,).
-            teacher_states: shape (N, H of the teacher), or what is stored of its distributions;
-                None = cross-entropy alone, as in validation.
+            teacher_states: shape (N, H of the teacher); None = cross-entropy alone, as in validation.
             teacher_head: shape (V of the teacher, H of the teacher).
         """
         lower = self.compute_dtype != torch.float32
@@ -125,12 +114,10 @@ class HeadObjective(nn.Module):
         states: Tensor,
         labels: Tensor,
         weights: Tensor,
-        teacher_states: Tensor | TopK | None,
+        teacher_states: Tensor | None,
         teacher_head: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         states, head = states.to(self.compute_dtype), head_weight(self._student[0])
-        if isinstance(teacher_states, TopK):
-            return objective_from_states(states, head, teacher_states, None, labels, weights, self.settings, self.loss)
         if teacher_states is None or teacher_head is None:
             return objective_from_states(states, head, None, None, labels, weights, self.cross_entropy, self.loss)
         teacher_states = teacher_states.to(self.compute_dtype)

@@ -1,4 +1,4 @@
-"""Files of what a teacher gives for whole rows: written once, a file at a time, read by every training through a map.
+"""Files of a teacher's states for whole rows: written once, a file at a time, read by every training through a map.
 
 ```
 <folder>/index.json           what is stored, and of each file its size and sha256; rewritten after each file, and at
@@ -6,8 +6,8 @@
 <folder>/rows-00000.safetensors
     positions  int64 (rows,)    of the rows in their data set
     lengths    int64 (rows,)    tokens of each row
-    input_ids  int32 (tokens,)  the rows one after the other, as is everything below
-    ...                         what the teacher gives, first dimension (tokens,): `states` (tokens, hidden)
+    input_ids  int32 (tokens,)  the rows one after the other, as are the states
+    states     (tokens, hidden) last hidden states, in the dtype of the computation
 ```
 
 A file has its name only when it lies on the disk as a whole, and the index speaks of it only then, so a kill loses at
@@ -46,11 +46,11 @@ CURE = "remove this stage's folder and issue the command again"
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One row: its position in the data set, its tokens, and what the teacher gives for each, first dimension (L,)."""
+    """One row: its position in the data set, its tokens, and the teacher's states, shape (L, hidden)."""
 
     position: int
     input_ids: Tensor
-    values: dict[str, Tensor]
+    states: Tensor
 
 
 class RowWriter:
@@ -85,7 +85,7 @@ class RowWriter:
             "positions": torch.tensor([row.position for row in rows], dtype=torch.int64),
             "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int64),
             "input_ids": torch.cat([row.input_ids for row in rows]).to(torch.int32),
-            **{name: torch.cat([row.values[name] for row in rows]) for name in rows[0].values},
+            "states": torch.cat([row.states for row in rows]),
         }
         path = self.folder / f"rows-{len(self.files):05d}.safetensors"
         temporary = path.with_name(f"{path.name}.tmp")
@@ -142,38 +142,37 @@ def check_sealed(output: Path) -> None:
             raise InputError(f"{path}: damaged, its sha256 is {digest[:16]}: {CURE}")
 
 
-def write_pads(folder: Path, pads: Sequence[int], values: dict[str, Tensor]) -> None:
-    """Write what the teacher gives for tokens that see nothing, first dimension (pads,), into the folder `model/`."""
-    save_file({"ids": torch.tensor(pads, dtype=torch.int64), **values}, folder / PADS)
+def write_pads(folder: Path, pads: Sequence[int], states: Tensor) -> None:
+    """Write the states of tokens that see nothing, shape (pads, hidden), into the folder `model/`."""
+    save_file({"ids": torch.tensor(pads, dtype=torch.int64), "states": states}, folder / PADS)
     flush_to_disk(folder / PADS)
 
 
 class StoredPads:
-    """What the teacher gives for tokens that see nothing."""
+    """A teacher's states of tokens that see nothing."""
 
     def __init__(self, output: Path) -> None:
         """Load the file of a teacher stage's output; InputError where it is missing or damaged."""
         self.path = output / MODEL / PADS
         try:
-            self._values = load_file(self.path)
+            values = load_file(self.path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.path}: missing or damaged ({str(error).splitlines()[0]}): {CURE}") from None
-        self._places = {pad: place for place, pad in enumerate(self._values["ids"].tolist())}
+        self._states: dict[int, Tensor] = dict(zip(values["ids"].tolist(), values["states"].split(1), strict=True))
 
-    def values(self, name: str, pad: int) -> Tensor:
-        """What is stored under `name` for one pad, first dimension (1,); InputError where it is not stored."""
-        if pad not in self._places:
+    def states(self, pad: int) -> Tensor:
+        """Of one pad, shape (1, hidden); InputError where it is not stored."""
+        if pad not in self._states:
             raise InputError(
-                f"{self.path}: the padding token {pad} is none of the stored ones {sorted(self._places)}: use "
+                f"{self.path}: the padding token {pad} is none of the stored ones {sorted(self._states)}: use "
                 "teacher = 'live'"
             )
-        found: Tensor = self._values[name][self._places[pad]]
-        return found.unsqueeze(0)
+        return self._states[pad]
 
     def check(self, examples: Sequence[Example]) -> None:
         """InputError where a pad of these rows is not stored."""
         for pad in {example.pad for example in examples if example.pad is not None}:
-            self.values("ids", pad)
+            self.states(pad)
 
 
 class StoredRows:
@@ -210,10 +209,10 @@ class StoredRows:
     def tokens(self) -> int:
         return sum(entry["tokens"] for entry in self._entries)
 
-    def values(self, name: str, example: Example, first: int, stop: int) -> Tensor:
-        """What is stored under `name` for the tokens from `first` up to `stop` of a row, on the CPU."""
+    def states(self, example: Example, first: int, stop: int) -> Tensor:
+        """Of the tokens from `first` up to `stop` of a row, on the CPU."""
         number, start, _ = self._place(example)
-        found: Tensor = self._files[number].get_slice(name)[start + first : start + stop]
+        found: Tensor = self._files[number].get_slice("states")[start + first : start + stop]
         return found
 
     def check(self, examples: Sequence[Example], threads: int) -> int:

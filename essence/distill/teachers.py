@@ -12,9 +12,7 @@ from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_at
 from essence.distill.ranks import Ranks
 from essence.distill.stored_states import HEAD, MODEL, ROWS, StoredPads, StoredRows
-from essence.distill.top_k import VALUES, TopK
 from essence.distill.zero import shard_frozen
-from essence.errors import InputError
 from essence.settings import TeacherPlacement
 
 
@@ -37,52 +35,25 @@ class CachedTeacher:
         return self._head
 
     def states(self, batch: Batch) -> Tensor:
-        return _at_predictors(self.rows, self.pads, "states", batch).to(self._device)
+        return _at_predictors(self.rows, self.pads, batch).to(self._device)
 
     def read_packed_rows(self) -> bool:
         """Rows are looked up one by one, however they are packed."""
         return True
 
 
-class TopKTeacher:
-    """Looks up the likeliest tokens of the teacher's distributions: approximate (`essence/distill/top_k.py`)."""
-
-    def __init__(self, output: Path, k: int, device: torch.device) -> None:
-        """Map a teacher stage's output.
-
-        Raises:
-            InputError: a file is missing or damaged, or holds another number of tokens than `k`.
-        """
-        self.rows, self.pads = StoredRows(output / ROWS), StoredPads(output)
-        self._device = device
-        if self.rows.index["top_k"] != k:
-            raise InputError(f"{output / ROWS}: holds top_k = {self.rows.index['top_k']}, not {k}: run the stage again")
-
-    @property
-    def head(self) -> None:
-        return None
-
-    def states(self, batch: Batch) -> TopK:
-        ids, log_p, log_rest = (_at_predictors(self.rows, self.pads, name, batch).to(self._device) for name in VALUES)
-        return TopK(ids.long(), log_p, log_rest, self.rows.index["vocabulary"])
-
-    def read_packed_rows(self) -> bool:
-        """Rows are looked up one by one, however they are packed."""
-        return True
-
-
-def _at_predictors(rows: StoredRows, pads: StoredPads, name: str, batch: Batch) -> Tensor:
-    """What is stored for the tokens that predict a label, in the order of the labels."""
+def _at_predictors(rows: StoredRows, pads: StoredPads, batch: Batch) -> Tensor:
+    """The states that are stored for the tokens that predict a label, in the order of the labels."""
     parts = []
     for example in batch.examples:
         predictors = np.flatnonzero(example.supervised) - 1
         if example.pad is not None:
-            parts.append(pads.values(name, example.pad))
+            parts.append(pads.states(example.pad))
             predictors = predictors[1:]
         if not predictors.size:
             continue
         first = int(predictors[0])
-        kept = rows.values(name, example, first, int(predictors[-1]) + 1)
+        kept = rows.states(example, first, int(predictors[-1]) + 1)
         parts.append(kept[torch.from_numpy(predictors - first)])
     return torch.cat(parts)
 
@@ -91,11 +62,11 @@ class TeacherStates(Protocol):
     """A teacher as the objective sees it, whether it is computed here or was computed before."""
 
     @property
-    def head(self) -> Tensor | None:
-        """Weight of the output layer, shape (V, H); without gradient. None where distributions are stored."""
+    def head(self) -> Tensor:
+        """Weight of the output layer, shape (V, H); without gradient."""
 
-    def states(self, batch: Batch) -> Tensor | TopK:
-        """Last hidden states at `batch.predictors`, in their order, shape (N, H), or distributions; no gradient."""
+    def states(self, batch: Batch) -> Tensor:
+        """Last hidden states at `batch.predictors`, in their order, shape (N, H); without gradient."""
 
     def read_packed_rows(self) -> bool:
         """Get ready for packed batches; False where that is not possible."""

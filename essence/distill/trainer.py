@@ -21,9 +21,9 @@ from essence.distill.attention import use_row_attention
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
-from essence.distill.devices import GIB, EnergyMeter, peak_memory_bytes
+from essence.distill.devices import COMPUTE_DTYPES, GIB, EnergyMeter, peak_memory_bytes
 from essence.distill.metrics import OpenTrackers, progress_note
-from essence.distill.module import COMPUTE_DTYPES, Distiller
+from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
 from essence.distill.ranks import ALONE, Ranks
 from essence.distill.schedule import CyclePoint, one_cycle, validation_steps

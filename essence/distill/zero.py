@@ -17,7 +17,6 @@ from essence.distill.checkpoint import Checkpoint
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
-from essence.distill.top_k import TopK
 from essence.settings import OptimizerSettings
 
 
@@ -57,7 +56,7 @@ class ZeroBackend:
         self,
         batch: Batch,
         weights: Tensor,
-        teacher_states: Tensor | TopK | None,
+        teacher_states: Tensor | None,
         teacher_head: Tensor | None,
         last: bool,
     ) -> Tensor:

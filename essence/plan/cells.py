@@ -16,10 +16,8 @@ from essence.settings import (
     ProtocolName,
     Record,
     RowsSettings,
-    TeacherChoice,
     TeacherSettings,
     TokenizeSettings,
-    TopKSettings,
     TrainSettings,
     ViewSettings,
 )
@@ -61,7 +59,6 @@ def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
         checkpoint_ranks=protocol.checkpoint_ranks,
         **part(training, LoopSettings),
         **part(training, ParallelSettings),
-        **part(training, TeacherChoice),
         seed=cell.seed,
     )
 
@@ -104,10 +101,8 @@ def teacher_settings(cell: Cell, settings: TrainSettings, loaded: Experiment) ->
     """
     _check(cell, settings, loaded)
     rows = max(settings.rows.train_rows, loaded.experiment.data[cell.dataset].train_rows)
-    sparse = TopKSettings(k=settings.teacher_top_k, temperature=settings.objective.temperature)
     return TeacherSettings(
         rows=settings.rows.model_copy(update={"train_rows": rows, "token_budget": None, "published": None}),
-        top_k=sparse if settings.teacher == "top-k" else None,
         compute_dtype=settings.compute_dtype,
         packing=settings.packing,
         pad_to_multiple=settings.pad_to_multiple,

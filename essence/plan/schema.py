@@ -22,7 +22,6 @@ from essence.settings import (
     Sections,
     Seed,
     Span,
-    TeacherChoice,
     TokenBudget,
 )
 
@@ -93,7 +92,7 @@ class DecontaminationSection(Record):
     remove: bool
 
 
-class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings, TeacherChoice):
+class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings):
     """Objective, optimiser and loop; what the protocols decide is not here (essence/settings/protocol.py).
 
     `batch_rows` is the effective batch as stated, accumulation included.

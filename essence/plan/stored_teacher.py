@@ -22,7 +22,7 @@ from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import CellPlan
 from essence.record.run_directory import RunDirectory
 from essence.settings import ProtocolName, TeacherForm
-from essence.sizes.architecture import forward_flops, layer_flops, stored_bytes_per_token, teaching_flops
+from essence.sizes.architecture import layer_flops, stored_bytes_per_token
 
 FLOPS_PER_GPU_HOUR = ACHIEVABLE_FLOPS * TRAINING_UTILIZATION * 3600
 
@@ -59,9 +59,7 @@ class StoredTeacher:
         what = f"{self.teacher} for {self.rows:,} rows of {self.dataset} ({self.protocol})"
         if self.form == "live":
             return f"training.teacher = 'cached' would store the states of {what}: takes {saving}, {hours}"
-        name = "the likeliest tokens" if self.form == "top-k" else "the states"
-        approximate = " (approximate)" if self.form == "top-k" else ""
-        return f"teacher = '{self.form}'{approximate}: {name} of {what}: takes {saving}, {hours}"
+        return f"teacher = 'cached': the states of {what}: takes {saving}, {hours}"
 
 
 def stored_teachers(plans: Sequence[CellPlan], loaded: Experiment, run_directory: RunDirectory) -> list[StoredTeacher]:
@@ -85,17 +83,13 @@ def _stored(group: Sequence[CellPlan], loaded: Experiment, run_directory: RunDir
         return None
     length = int(row.lengths[0])
     rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
-    top_k = settings.teacher_top_k if settings.teacher == "top-k" else None
-    size = stored_bytes_per_token(teacher, settings.compute_dtype, top_k)
-    read_flops = forward_flops if top_k else layer_flops  # the likeliest tokens are those of the head
-    reading = read_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
+    size = stored_bytes_per_token(teacher, settings.compute_dtype)
+    reading = layer_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
     saved = 0.0
     for plan in group:
         cell = train_settings(plan.cell, loaded.experiment)
         kept = tokens_read(row, cell.view)
-        form: TeacherForm = "cached" if cell.teacher == "live" else cell.teacher
-        a_row = teaching_flops(teacher, kept, "live") - teaching_flops(teacher, kept, form)
-        saved += a_row * rows_trained(cell, kept) * cell.optimizer.epochs / FLOPS_PER_GPU_HOUR
+        saved += layer_flops(teacher, kept) * rows_trained(cell, kept) * cell.optimizer.epochs / FLOPS_PER_GPU_HOUR
     return StoredTeacher(
         dataset=first.cell.dataset,
         protocol=first.cell.protocol,

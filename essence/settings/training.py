@@ -13,9 +13,8 @@ Parallel = Literal["single", "ddp", "zero2", "zero3"]
 TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
 """The whole teacher on every device; a share of it on each; in main memory, a layer at a time on the device."""
 
-TeacherForm = Literal["live", "cached", "top-k"]
-"""Computed again by every training; its states stored once for all of them, which is exact; or the probabilities of its
-likeliest tokens stored once, which is approximate."""
+TeacherForm = Literal["live", "cached"]
+"""Computed again by every training; or its states stored once for all of them, which is exact."""
 
 Divergence = Literal["forward_kl", "reverse_kl"]
 """From teacher to student; formulas in essence/distill/objective.py."""
@@ -94,6 +93,8 @@ class ParallelSettings(Record):
     parallel: Parallel
     processes: Annotated[int, Field(gt=0, le=65_536)]
     """Of all machines together; one for each GPU, where there are GPUs."""
+    teacher: TeacherForm
+    """Where a training takes its teacher from."""
     teacher_placement: TeacherPlacement
 
     @model_validator(mode="after")
@@ -109,14 +110,6 @@ class ParallelSettings(Record):
         return self
 
 
-class TeacherChoice(Record):
-    """Where a training takes its teacher from."""
-
-    teacher: TeacherForm
-    teacher_top_k: Count
-    """Tokens whose probabilities `top-k` stores; no other form reads it."""
-
-
 class OrderSettings(Record):
     """In which order an epoch reads its rows (`essence/distill/order.py`)."""
 
@@ -126,7 +119,7 @@ class OrderSettings(Record):
     """The order is filled up to a multiple of this by rows from its own start, which are read once more (trap 21)."""
 
 
-class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
+class TrainSettings(LoopSettings, ParallelSettings):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
     rows: RowsSettings
@@ -142,21 +135,11 @@ class TrainSettings(LoopSettings, ParallelSettings, TeacherChoice):
     seed: Seed
 
 
-class TopKSettings(Record):
-    """What is stored of a teacher's distributions in the approximate form."""
-
-    k: Count
-    temperature: Annotated[float, Field(ge=0.001, le=1000.0)]
-    """Of the softmax; the objective's."""
-
-
 class TeacherSettings(Record):
-    """What a teacher gives for the whole training rows of a data set, stored once for all cells that read them."""
+    """A teacher's last hidden states of all training rows of a data set, stored once for the cells that read them."""
 
     rows: RowsSettings
     """Those of a cell without token budget. Validation rows are split off and not read: validation is CE alone."""
-    top_k: TopKSettings | None
-    """None = last hidden states, exact."""
     compute_dtype: Literal["float32", "bfloat16"]
     """Of the computation and of the stored states."""
     packing: bool

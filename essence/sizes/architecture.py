@@ -174,21 +174,12 @@ def distillation_flops(
 
 
 def teaching_flops(teacher: Architecture, tokens: int, form: TeacherForm) -> int:
-    """FLOPs of the teacher on one row in a training: layers and head, the head alone on stored states, or nothing."""
-    if form == "top-k":
-        return 0
+    """FLOPs of the teacher on one row in a training: layers and head, or the head alone on stored states."""
     return head_flops(teacher, tokens) + (layer_flops(teacher, tokens) if form == "live" else 0)
 
 
-def stored_bytes_per_token(
-    teacher: Architecture, compute_dtype: Literal["float32", "bfloat16"], top_k: int | None = None
-) -> int:
-    """What a teacher's stored states take: the state in the dtype of the computation, and the token's id.
-
-    With `top_k` an id and a log-probability each, 4 bytes, and the remaining mass.
-    """
-    if top_k:
-        return 8 * top_k + 4 + 4
+def stored_bytes_per_token(teacher: Architecture, compute_dtype: Literal["float32", "bfloat16"]) -> int:
+    """What a teacher's stored states take: the state in the dtype of the computation, and the token's id."""
     return teacher.hidden * (FLOAT32_BYTES if compute_dtype == "float32" else BFLOAT16_BYTES) + 4
 
 
@@ -216,4 +207,4 @@ def static_bytes(
 
 def teacher_parameters(teacher: Architecture, form: TeacherForm) -> int:
     """Parameters of the teacher that a training loads."""
-    return {"live": teacher.parameters, "cached": teacher.head_parameters, "top-k": 0}[form]
+    return teacher.parameters if form == "live" else teacher.head_parameters

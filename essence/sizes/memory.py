@@ -32,9 +32,6 @@ PLAIN_BYTES_PER_LOGIT = 29
 GPU_BLOCK_ELEMENTS, BLOCK_BUFFERS = 1 << 25, 4
 """Of the chunked loss: logits that a GPU turns into gradients at a time, and how many such blocks in float32 live at
 once, for the paper's objective."""
-CHUNK_COPIES = 7
-"""Of the loss on a top-k: forms of a chunk's logits in float32 that live at once: logits, two log-softmaxes, the rest,
-their gradients."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +85,12 @@ class LossMemory:
 
 
 def loss_memory(student: Architecture, settings: TrainSettings, loss: LossResources) -> LossMemory:
-    """Of the form that a training's steps run: see `essence/distill/chunked.py` and `top_k.py`.
+    """Of the form that a training's steps run: see `essence/distill/chunked.py`.
 
     A head that is frozen (LoRA) has no gradient; then the logits of a chunk alone are kept, not of `gradient_rows`.
     """
     size, trains_head = BYTES[settings.compute_dtype], settings.lora.rank == 0
     copy = size if size < FLOAT32_BYTES else 0
-    if settings.teacher == "top-k":
-        chunk = loss.chunk_rows * student.vocabulary * FLOAT32_BYTES * CHUNK_COPIES
-        gradients = 2 * FLOAT32_BYTES if trains_head else 0
-        return LossMemory(0.0, None, chunk + student.head_parameters * (gradients + size))
     if loss.form == "plain":
         return LossMemory(PLAIN_BYTES_PER_LOGIT, None, 0)
     chunk = student.vocabulary * loss.chunk_rows * size + BLOCK_BUFFERS * FLOAT32_BYTES * GPU_BLOCK_ELEMENTS
@@ -122,7 +115,7 @@ def load_of(
     of_loss = loss_memory(student, settings, loss)
     return DeviceLoad(
         student=student,
-        teacher=None if settings.teacher == "top-k" else teacher,  # neither its states nor its logits are made
+        teacher=teacher,
         compute_dtype=settings.compute_dtype,
         activation_checkpointing=settings.activation_checkpointing,
         packed=settings.packing,

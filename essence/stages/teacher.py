@@ -21,28 +21,22 @@ from essence.data.token_table import TokenTable
 from essence.data.truncation import Example, fingerprint
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
-from essence.distill.devices import GIB, prepare_device
+from essence.distill.devices import COMPUTE_DTYPES, GIB, prepare_device
 from essence.distill.pair import check_pair, read_decoder
 from essence.distill.row_split import describe_positions, select_rows
 from essence.distill.stored_states import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
-from essence.distill.top_k import VALUES, likeliest
 from essence.errors import InputError, MachineError
 from essence.files import flush_to_disk
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import TOKENIZER_FILES
 from essence.progress import StageContext, StageOutcome
-from essence.settings import TeacherSettings, TopKSettings
+from essence.settings import TeacherSettings
 from essence.sizes import architecture as cost
 from essence.sizes import passes as packing
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LOGIT_ROWS = 512
 SPARE_BYTES = 1 << 26
 """Beside the rows and the head: tokenizer, index, headers."""
-FLOPS_FORMULA = (
-    "a row of T tokens: 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers, and for a top-k "
-    "2 * vocabulary * hidden * T; no padding"
-)
+FLOPS_FORMULA = "a row of T tokens: 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers; no padding"
 
 
 def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
@@ -58,13 +52,12 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
     check_pair(context.inputs["tokenizer"] / "model", folder)
     architecture = cost.Architecture.from_config(read_decoder(folder))
     rows = load_rows(context.inputs["tokens"] / "tokens.arrow", settings, architecture.vocabulary)
-    k = settings.top_k.k if settings.top_k else None
-    facts = {"dtype": settings.compute_dtype, "top_k": k, "vocabulary": architecture.vocabulary}
+    facts = {"dtype": settings.compute_dtype, "vocabulary": architecture.vocabulary}
     writer = RowWriter(context.partial / ROWS, facts)
     left = sum(row.input_ids.size for row in rows) - writer.tokens
     check_disk(context.partial, left * bytes_per_token(settings, architecture), architecture, settings)
     device = prepare_device(context.resources, 0)
-    model = load_model(folder, DTYPES[settings.compute_dtype], device).eval().requires_grad_(False)
+    model = load_model(folder, COMPUTE_DTYPES[settings.compute_dtype], device).eval().requires_grad_(False)
     reader = Reader(model, settings, context, device)
     for part in shards(rows[writer.rows :], settings, architecture, context.resources.teacher_shard_mib):
         writer.add(reader.read(part, writer.tokens, writer.tokens + left))
@@ -88,8 +81,6 @@ def load_rows(path: Path, settings: TeacherSettings, vocabulary: int) -> list[Ex
         Example(position, ids, np.zeros(ids.size, np.bool_))
         for position, ids in zip(table.positions[indices].tolist(), table.rows(indices), strict=True)
     ]
-    if settings.top_k and settings.top_k.k >= vocabulary:
-        raise InputError(f"teacher_top_k = {settings.top_k.k}, but the teacher knows {vocabulary} tokens: lower it")
     largest = max(int(row.input_ids.max()) for row in rows)
     if largest >= vocabulary:
         raise InputError(
@@ -100,14 +91,12 @@ def load_rows(path: Path, settings: TeacherSettings, vocabulary: int) -> list[Ex
 
 def bytes_per_token(settings: TeacherSettings, architecture: cost.Architecture) -> int:
     """Of the rows' files."""
-    return cost.stored_bytes_per_token(
-        architecture, settings.compute_dtype, settings.top_k.k if settings.top_k else None
-    )
+    return cost.stored_bytes_per_token(architecture, settings.compute_dtype)
 
 
 def check_disk(folder: Path, rows_bytes: int, architecture: cost.Architecture, settings: TeacherSettings) -> None:
     """MachineError where what is still to be written does not fit."""
-    needed = rows_bytes + architecture.head_parameters * DTYPES[settings.compute_dtype].itemsize + SPARE_BYTES
+    needed = rows_bytes + architecture.head_parameters * COMPUTE_DTYPES[settings.compute_dtype].itemsize + SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MachineError(
@@ -142,45 +131,34 @@ class Reader:
         found: dict[int, StoredRow] = {}
         for part in packing.micro_batches(lengths, self.packed, multiple, self.context.resources):
             self.context.stop.check()  # loses the rows of one file
-            for index, values in zip(part, self._values([rows[i] for i in part]), strict=True):
+            for index, states in zip(part, self._states([rows[i] for i in part]), strict=True):
                 row = rows[index]
-                found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), values)
+                found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), states)
             shape = packing.shape(lengths, part, self.packed, multiple)
             self.tokens, self.positions = self.tokens + shape.tokens, self.positions + shape.positions
             done += shape.tokens
             self.context.progress.update("teacher", done, total, "tokens")
         return [found[index] for index in range(len(rows))]
 
-    def _values(self, rows: Sequence[Example]) -> list[dict[str, Tensor]]:
-        """What is stored of each row's tokens: states, or the likeliest tokens."""
+    def _states(self, rows: Sequence[Example]) -> list[Tensor]:
+        """Of each row's tokens."""
         batch = Batch.of(rows, self.settings.pad_to_multiple, self.device, self.packed)
         with self._computing():
             return [self._stored(states) for states in states_of_rows(self.model, batch)]
 
-    def read_pads(self, pads: Sequence[int]) -> dict[str, Tensor]:
-        """What is stored of single tokens that see nothing."""
+    def read_pads(self, pads: Sequence[int]) -> Tensor:
+        """States of single tokens that see nothing."""
         with self._computing():
             return self._stored(states_of_pads(self.model, pads, self.device))
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        dtype = DTYPES[self.settings.compute_dtype]
+        dtype = COMPUTE_DTYPES[self.settings.compute_dtype]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             yield
 
-    def _stored(self, states: Tensor) -> dict[str, Tensor]:
-        if self.settings.top_k is None:
-            return {"states": states.to("cpu", DTYPES[self.settings.compute_dtype])}
-        return self._likeliest(states, self.settings.top_k)
-
-    def _likeliest(self, states: Tensor, asked: TopKSettings) -> dict[str, Tensor]:
-        """A few hundred logits at a time."""
-        head = head_weight(self.model).T
-        parts = [
-            likeliest(states[first : first + LOGIT_ROWS] @ head, asked.k, asked.temperature)
-            for first in range(0, len(states), LOGIT_ROWS)
-        ]
-        return {name: torch.cat([part[name] for part in parts]).cpu() for name in VALUES}
+    def _stored(self, states: Tensor) -> Tensor:
+        return states.to("cpu", COMPUTE_DTYPES[self.settings.compute_dtype])
 
 
 def pads_of(tokenizer: Any, vocabulary: int) -> list[int]:
@@ -207,10 +185,7 @@ def outcome(
 ) -> StageOutcome:
     """What the manifest is told; the cost is that of all attempts, `executed` speaks of the last one alone."""
     tokens = sum(row.input_ids.size for row in rows)
-    read_flops = cost.forward_flops if settings.top_k else cost.layer_flops
     results: dict[str, Any] = {
-        "form": "top-k, approximate" if settings.top_k else "states",
-        "exact": settings.top_k is None,
         "rows": len(rows),
         "tokens": tokens,
         "bytes": writer.bytes,
@@ -233,7 +208,7 @@ def outcome(
         },
         cost={
             "tokens": tokens,
-            "flops": sum(read_flops(model, row.input_ids.size) for row in rows),
+            "flops": sum(cost.layer_flops(model, row.input_ids.size) for row in rows),
             "flops_formula": FLOPS_FORMULA,
         },
         seeds={"split": settings.rows.split_seed},

@@ -19,13 +19,13 @@ from essence.distill import preflight
 from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
 from essence.distill.checkpoint import load_weights
 from essence.distill.devices import (
+    COMPUTE_DTYPES,
     GIB,
     MFU_FORMULA,
     model_flops_utilization,
     peak_of_device,
     prepare_device,
 )
-from essence.distill.module import COMPUTE_DTYPES
 from essence.distill.order import steps_of_training
 from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.parity import Settled, settle
@@ -33,7 +33,7 @@ from essence.distill.ranks import Ranks
 from essence.distill.row_split import CellRows, load_cell_rows
 from essence.distill.storage import TrainResult
 from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
-from essence.distill.teachers import CachedTeacher, TeacherStates, TopKTeacher, place_teacher
+from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
 from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
@@ -141,25 +141,15 @@ def steps_of(settings: TrainSettings, setup: Setup) -> list[Step]:
 
 
 def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> Settled:
-    """The loss as it will run, checked on this rank's device with the heads of these models, which then go again.
-
-    Beside a top-k the steps run a form of their own, and what is checked is that of the validations: CE alone.
-    """
+    """The loss as it will run, checked on this rank's device with the heads of these models, which then go again."""
     dtype, objective = COMPUTE_DTYPES[settings.compute_dtype], settings.objective
     student = load_head(setup.student, torch.float32, setup.device)
-    if settings.teacher == "top-k":
-        of_validations = settle(
-            student, None, dtype, objective.model_copy(update={"kd_weight": 0.0}), resources.loss, ranks
-        )
-        return replace(of_validations, told={"form": "sparse", "validation": of_validations.told})
     teacher = load_head(setup.teacher, dtype, setup.device) if setup.teacher else None
     return settle(student, teacher, dtype, objective, resources.loss, ranks)
 
 
 def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> TeacherStates:
     """The teacher that is computed here, in the dtype of the computation, or what a teacher stage has stored."""
-    if settings.teacher == "top-k":
-        return TopKTeacher(folder.parent, settings.teacher_top_k, device)
     if settings.teacher == "cached":
         return CachedTeacher(folder.parent, device)
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
@@ -314,7 +304,7 @@ def outcome(
 
 
 def describe_teacher(settings: TrainSettings) -> str:
-    """Where the teacher was: `replicated`, `sharded`, `offloaded`; or `cached`, or `top-k`, which is approximate."""
+    """Where the teacher was: `replicated`, `sharded`, `offloaded`; or `cached`."""
     return settings.teacher_placement if settings.teacher == "live" else settings.teacher
 
 

@@ -236,18 +236,18 @@ def test_loss_and_gradients_of_all_kept_lengths(span: str, lsp: float, sections:
 
 def cached(folder: Path, model: Any, rows: list[tuple[int, list[int]]]) -> CachedTeacher:
     """The whole rows read once, and the pad."""
-    cpu, writer = torch.device("cpu"), RowWriter(folder / ROWS, {"top_k": None})
+    cpu, writer = torch.device("cpu"), RowWriter(folder / ROWS, {})
     whole = [Example(position, np.array(ids, np.int32), np.zeros(len(ids), np.bool_)) for position, ids in rows]
     with torch.no_grad():
         states = states_of_rows(model, Batch.of(whole, MULTIPLE, cpu))
         stored = [
-            StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), {"states": of_row})
+            StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), of_row)
             for row, of_row in zip(whole, states, strict=True)
         ]
         writer.add(stored)
         (folder / MODEL).mkdir()
         save_file({"head": model.get_output_embeddings().weight.detach().clone()}, folder / MODEL / HEAD)
-        write_pads(folder / MODEL, [EOS, THINK], {"states": states_of_pads(model, [EOS, THINK], cpu)})
+        write_pads(folder / MODEL, [EOS, THINK], states_of_pads(model, [EOS, THINK], cpu))
     return CachedTeacher(folder, cpu)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from essence.data.truncation import Example
 from essence.distill import checkpoint
 from essence.distill.batches import Batch, states_at
-from essence.distill.module import COMPUTE_DTYPES
+from essence.distill.devices import COMPUTE_DTYPES
 from essence.distill.storage import TrainResult
 from essence.distill.teachers import LiveTeacher
 from essence.distill.trainer import DivergedError, train
@@ -85,7 +85,6 @@ def settings(**changes: Any) -> TrainSettings:
         "processes": 1,
         "teacher_placement": "replicated",
         "teacher": "live",
-        "teacher_top_k": 8,
         "lora": {"rank": 0, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]},
         "validations_per_epoch": 2,
         "compute_dtype": "float32",

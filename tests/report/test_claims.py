@@ -404,17 +404,15 @@ def _taught(run: SyntheticRun, cell: int, **teacher: object) -> None:
     run.damage(train, settings=told)
 
 
-def test_arms_taught_in_another_form_are_not_paired_and_the_approximate_one_is_named(tmp_path: Path) -> None:
+def test_arms_taught_in_another_form_are_not_paired_and_an_approximate_one_does_not_count(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,)).write()
     compared = []
     for half, full in (("cached", "cached"), ("live", "cached"), ("top-k", "top-k")):
         for cell, form in enumerate((half, full)):
-            _taught(run, cell, teacher=form, teacher_top_k=64)
+            _taught(run, cell, teacher=form)
         evidence = gather([read_results(tmp_path, run.experiment)])
         compared.append(not isinstance(MEASURES["retention"](CLAIMS["retention-half"], evidence), str))
     assert compared == [True, False, False]
-    found = json.loads(invoke("claims", "--runs", str(tmp_path), "--json").stdout)
-    assert found["not_counted"].keys() == {run.stage_of(cell, "train") for cell in (0, 1)}
 
 
 def test_every_claim_has_a_row_in_report_and_command(tmp_path: Path) -> None:

@@ -150,7 +150,6 @@ def train_settings(**changes: Any) -> TrainSettings:
         "processes": 1,
         "teacher_placement": "replicated",
         "teacher": "live",
-        "teacher_top_k": 8,
         "lora": {"rank": 0, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]},
         "validations_per_epoch": 2,
         "compute_dtype": "float32",

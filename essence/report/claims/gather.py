@@ -18,8 +18,7 @@ DRAWN = {"rows": ("split_seed",), "generate": ("seed", "model_folder")}
 def gather(results: Iterable[Results]) -> Evidence:
     """The evidence of some experiments; an arm has the seeds of all of them, a training that they share once.
 
-    Trainings without a teacher are no distillation, of which alone the paper's claims speak; the stored top-k of a
-    teacher only approximates it.
+    Trainings without a teacher are no distillation, of which alone the paper's claims speak.
     """
     runs: dict[Hashable, dict[str, Scored]] = {}
     trained: dict[Hashable, Trained] = {}
@@ -69,7 +68,7 @@ def _settings(arm: Arm) -> dict[str, Any]:
 
 
 def _counts(arm: Arm) -> bool:
-    """Whether the arm was distilled, and from the exact teacher."""
+    """Whether the arm was distilled, and from the exact teacher; records of earlier code name an approximate one."""
     settings = _settings(arm)
     return dict(settings.get("objective", {})).get("kd_weight") != 0.0 and settings.get("teacher") != "top-k"
 

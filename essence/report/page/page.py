@@ -24,7 +24,6 @@ from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows,
 from essence.report.page.tokens import LSP_COLUMNS
 from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
 from essence.report.results.run_facts import (
-    approximate_teachers,
     builtin_sources,
     environment_facts,
     finished_at,
@@ -32,7 +31,6 @@ from essence.report.results.run_facts import (
     total_wall_s,
 )
 
-MOST_NAMED = 4
 MOST_INLINED_GROUPS = 6
 """With more, tables stand folded and figures are linked, not inlined: the charts show them all."""
 MOST_LINKS = 24
@@ -125,18 +123,7 @@ def statement(results: Results) -> list[str]:
     """What this run is, and what it is not."""
     refused = [f"{stage.id} ({stage.problem})" for stage in results.refused]
     warning = [f"Not counted, because their records cannot be believed: {'; '.join(refused)}."] if refused else []
-    return warning + _approximations(results) + _statement(results)
-
-
-def _approximations(results: Results) -> list[str]:
-    """What was trained otherwise than the method says."""
-    cells = approximate_teachers(results)
-    if not cells:
-        return []
-    return [
-        f"Approximate: {len(cells)} trainings knew of the teacher the probabilities of its likeliest tokens alone "
-        f"(teacher = top-k): {', '.join(cells[:MOST_NAMED])}{' and more' if len(cells) > MOST_NAMED else ''}."
-    ]
+    return warning + _statement(results)
 
 
 def _statement(results: Results) -> list[str]:

@@ -48,17 +48,6 @@ def builtin_sources(results: Results) -> list[str]:
     return sorted({str(source["name"]) for source in sources if source.get("builtin")})
 
 
-def approximate_teachers(results: Results) -> list[str]:
-    """Titles of the trainings whose teacher was a top-k."""
-    return sorted(str(stage.look("identity", "title")) for stage in approximate_trainings(results))
-
-
-def approximate_trainings(results: Results) -> list[StageEvidence]:
-    """The finished trainings whose teacher was a top-k."""
-    trained = (stage for stage in results.stages if stage.stage == "train" and stage.state == "done")
-    return [stage for stage in trained if stage.look("settings", "resolved", "teacher") == "top-k"]
-
-
 def finished_at(results: Results) -> str:
     """When the last stage ended, `2026-07-01 10:01 UTC`; empty when none has."""
     times = sorted(str(s.look("identity", "finished")) for s in results.stages if s.look("identity", "finished"))

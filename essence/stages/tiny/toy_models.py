@@ -154,7 +154,6 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         processes=1,
         teacher_placement="replicated",
         teacher="live",
-        teacher_top_k=1,
         seed=options.seed,
     )
 
