@@ -8,24 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from essence.commands.options import select
-from essence.engines import SLURM
-from essence.engines.cluster_readiness import cluster_checks
-from essence.engines.readiness import Requirement, checks
+from essence.engines.readiness import checks
+from essence.engines.requirement import Requirement
 from essence.engines.run import Options
-from essence.engines.slurm.site import load_site
-from essence.engines.slurm.slurm_engine import DEFAULT_SITE
 
 EXIT_MISSING = 2
 
 
 def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> int:
     """Look at everything that the chosen cells need; 0, or 2 when something is missing. Nothing is written."""
-    found: list[Requirement] = []
     selection = select(words, baselines=not words.axes())
-    if words.engine == SLURM:
-        found += cluster_checks(selection, load_site(words.site or DEFAULT_SITE))
-    # Compute nodes have no network.
-    found += checks(selection, thorough=True, offline=offline or words.engine == SLURM)
+    found = list(checks(selection, thorough=True, offline=offline))
     missing = sum(not check.met for check in found)
     if as_json:
         told = {

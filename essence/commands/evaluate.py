@@ -16,7 +16,7 @@ from rich.console import Console
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import DEFAULT_EXPERIMENT, check_word, run_directory
 from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
-from essence.engines import STARTING
+from essence.engines import ENGINES, make_engine
 from essence.engines.machine import this_machine
 from essence.engines.readiness import require
 from essence.engines.run import Options, Run
@@ -77,7 +77,7 @@ def evaluate(words: Options, asked: ModelOptions, dry_run: bool, as_json: bool, 
 
 def select_model(words: Options, asked: ModelOptions) -> Run:
     """The stages that evaluate the model; ExperimentError or PinError for words that cannot be meant."""
-    check_word("--engine", "engine", words.engine, STARTING)
+    check_word("--engine", "engine", words.engine, ENGINES)
     check_word("--protocol", "protocol", words.protocol, PROTOCOLS)
     root = run_directory(words.runs)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
@@ -85,7 +85,13 @@ def select_model(words: Options, asked: ModelOptions) -> Run:
     local = LocalSources(root)
     name, pin = model_pin(asked.model, local)
     loaded = _with(loaded, name, pin, asked, root)
-    engine = STARTING[words.engine]("cuda" if loaded.experiment.resources.gpus else "cpu")
+    engine = make_engine(words.engine, "cuda" if loaded.experiment.resources.gpus else "cpu")
+    if engine.queue:
+        others = ", ".join(name for name in ENGINES if name != engine.name)
+        raise ExperimentError(
+            f"--engine {engine.name}: queues jobs and ends, and invoke evaluate waits for its result; choose one of "
+            f"{others}"
+        )
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
     plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment, local)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from essence.engines import ENGINES, FLAVOURS, SLURM, STARTING
+from essence.engines import ENGINES, FLAVOURS, make_engine
 from essence.engines.run import Options, Run, flavour_of
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.files import read_json
@@ -30,8 +30,7 @@ def select(words: Options, baselines: bool) -> Run:
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
-    # The same image has the same identity under every container engine, and so have the stages that run in it.
-    engine = STARTING["docker" if words.engine == SLURM else words.engine](flavour_of(words, loaded))
+    engine = make_engine(words.engine, flavour_of(words, loaded), words.site)
     root = run_directory(words.runs)
     local = LocalSources(root)
     plan = make_plan(loaded, cells, engine.environment, baselines, local)

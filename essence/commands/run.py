@@ -13,14 +13,14 @@ from rich.text import Text
 from essence.commands import report
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import select, whole_plan
+from essence.commands.queue_jobs import print_jobs, queue_left
 from essence.commands.save_plan import save_plan
 from essence.commands.screen import RunDisplay
 from essence.engines.engine import surroundings
 from essence.engines.readiness import require
 from essence.engines.run import Options, Run
 from essence.engines.runner import Runner, Summary, last_lines
-from essence.engines.slurm.slurm_engine import run_on_slurm
-from essence.errors import ExperimentError, RecordError, disk_error
+from essence.errors import RecordError, disk_error
 from essence.files import read_json
 from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.run_directory import RunDirectory, StageFolder, hold
@@ -33,13 +33,11 @@ SMALLEST_FREE_BYTES = 1 << 14
 
 def run(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
     """Run the chosen cells, or with `whole` the matrix with its baselines; the exit code."""
-    if words.engine == "slurm":
-        return run_on_slurm(words, whole, dry_run, as_json, console)
-    if words.site:
-        raise ExperimentError(
-            f"--site {words.site}: only --engine slurm has sites, not --engine {words.engine}; leave it out"
-        )
     selection = select(words, baselines=whole)
+    if queue := selection.engine.queue:
+        return (
+            print_jobs(selection, queue, as_json) if dry_run else queue_left(selection, queue, whole, as_json, console)
+        )
     if dry_run:
         return print_dry_run(selection, as_json, console)
     command = words.typed(whole)

@@ -3,24 +3,35 @@
 from collections.abc import Callable
 
 from essence.engines.apptainer import ApptainerEngine
-from essence.engines.engine import Flavour, StartingEngine
+from essence.engines.engine import Engine, Flavour
 from essence.engines.local import LocalEngine
+from essence.engines.slurm.slurm_engine import DEFAULT_SITE, SlurmEngine
+from essence.errors import ExperimentError
 
 
-def _docker(flavour: Flavour) -> StartingEngine:
+def _docker(flavour: Flavour) -> Engine:
     # Imported here: what runs without containers need not wait for it.
     from essence.engines.docker import DockerEngine
 
     return DockerEngine(flavour)
 
 
-STARTING: dict[str, Callable[[Flavour], StartingEngine]] = {
+_ON_THIS_MACHINE: dict[str, Callable[[Flavour], Engine]] = {
     "local": lambda _flavour: LocalEngine(),
     "docker": _docker,
     "apptainer": ApptainerEngine,
 }
-"""Engine name -> how to make it for a flavour of the images."""
-SLURM = "slurm"
-"""Queues jobs instead of starting stages."""
-ENGINES = (*STARTING, SLURM)
+ENGINES = (*_ON_THIS_MACHINE, SlurmEngine.name)
+"""Choices of `--engine`."""
 FLAVOURS = ("cuda", "cpu", "paper")
+
+
+def make_engine(name: str, flavour: Flavour, site: str | None = None) -> Engine:
+    """The engine of that name for a flavour of the images; ExperimentError for a site that it does not have."""
+    if name == SlurmEngine.name:
+        return SlurmEngine(flavour, site or DEFAULT_SITE)
+    if site:
+        raise ExperimentError(
+            f"--site {site}: only --engine {SlurmEngine.name} has sites, not --engine {name}; leave it out"
+        )
+    return _ON_THIS_MACHINE[name](flavour)

@@ -1,7 +1,7 @@
 """The Apptainer engine: each stage is `apptainer exec` of a SIF, with nothing of the host but its folders.
 
-The words of the command line are made here for batch texts too (`slurm/job_text.py`). A SIF is made of a Docker image and
-has its identity, so what is done under one of the two engines is done under the other.
+The command line is made here for batch texts too (`slurm/job_text.py`). A SIF is made of a Docker image and has its
+identity, so what is done under one of the two engines is done under the other.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
-from essence.engines.engine import NETWORK_VARIABLES, Launch, Mount
+from essence.engines.engine import NETWORK_VARIABLES, Engine, Launch, Mount
 from essence.engines.machine import visible_gpus
 from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import Token, token
@@ -37,7 +37,7 @@ SEPARATORS = ":,\\"
 """Signs that have a meaning in Apptainer's list of folders."""
 
 
-class ApptainerEngine:
+class ApptainerEngine(Engine):
     """Containers that are child processes: no daemon, no root."""
 
     name = "apptainer"

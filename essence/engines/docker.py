@@ -18,7 +18,7 @@ from docker.types import DeviceRequest, Mount, Ulimit
 
 import docker
 from essence.engines.docker_stage import DockerStage
-from essence.engines.engine import PRIVATE_TMP, Launch
+from essence.engines.engine import PRIVATE_TMP, Engine, Launch
 from essence.engines.machine import visible_gpus
 from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, recipe
 from essence.engines.secrets import Token, left_token, token
@@ -36,7 +36,7 @@ TOOLKIT = "GPUs in containers need the NVIDIA Container Toolkit on this machine"
 TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"  # exec: compiled kernels are loaded from there
 
 
-class DockerEngine:
+class DockerEngine(Engine):
     """Containers of the engine that DOCKER_HOST or the usual socket leads to."""
 
     name = "docker"

@@ -6,15 +6,21 @@ Folders have the same path inside a container as outside, so that every message 
 import os
 import signal
 import socket
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from essence.engines.requirement import Requirement, asked
 from essence.paths import local_files
 from essence.plan.stage_plan import PlannedStage
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.record.run_directory import RunDirectory, StageFolder
-from essence.settings import DownloadSettings, EnvironmentName, Resources, StageName
+from essence.settings import DownloadSettings, EnvironmentName, Resources, Spec, StageName
+
+if TYPE_CHECKING:
+    from essence.engines.slurm.slurm_engine import SlurmEngine
 
 NETWORK_VARIABLES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 """What a download is told of the caller's environment."""
@@ -47,6 +53,10 @@ class Launch:
     """What the kit tells the stage under every engine."""
     user: tuple[int, int]
     """uid and gid of the caller, who is to own the files."""
+    inputs: tuple[str, ...] = ()
+    """Ids of the stages that it reads."""
+    spec: Spec | None = None
+    """What a batch text carries to the node; None = the spec is in the stage's folder."""
 
     @property
     def arguments(self) -> list[str]:
@@ -91,8 +101,9 @@ def surroundings(stage: PlannedStage, run_directory: RunDirectory) -> Launch:
         ),
         network=network,
         resources=stage.resources,
-        variables=told(stage.resources, network),
+        variables=stage_environment(stage.resources, network),
         user=(os.getuid(), os.getgid()),
+        inputs=tuple(dict.fromkeys(stage.inputs.values())),
     )
 
 
@@ -101,7 +112,7 @@ def fetches(stage: PlannedStage) -> bool:
     return isinstance(stage.settings, DownloadSettings) and bool(stage.settings.source.repository)
 
 
-def told(resources: Resources, network: bool) -> dict[str, str]:
+def stage_environment(resources: Resources, network: bool) -> dict[str, str]:
     """Variables that the kit sets for a stage: threads, and no hub but for downloads."""
     variables = {
         "OMP_NUM_THREADS": str(resources.threads),
@@ -155,30 +166,46 @@ class RunningStage(Protocol):
         """End the stage and all that it started at once; returns when it is gone."""
 
 
-class Engine(Protocol):
-    """What every engine tells."""
+class Engine(ABC):
+    """What starts stages: the only place that knows of processes, containers and jobs."""
+
+    name: ClassVar[str]
+    contained: ClassVar[bool] = True
+    """True when stages run in images."""
 
     @property
-    def name(self) -> str: ...
+    def queue(self) -> "SlurmEngine | None":
+        """The engine itself when it queues stages as jobs, which go on after the command has ended; else None."""
+        return None
 
+    @abstractmethod
     def environment(self, name: EnvironmentName) -> dict[str, str]:
         """Identity of an environment, part of every key; known without the engine being there."""
 
+    @abstractmethod
     def image(self, name: EnvironmentName) -> dict[str, str | None]:
         """What the manifest says of engine and image; group `image`."""
 
+    @abstractmethod
     def check(self, stages: list[PlannedStage]) -> None:
         """KitError when these stages cannot be started here: no engine, no image."""
 
+    @abstractmethod
     def render(self, surroundings: Launch) -> str:
         """The command as a person would type it; needs neither engine nor image."""
 
-
-class StartingEngine(Engine, Protocol):
-    """An engine that starts a stage and stays with it."""
-
+    @abstractmethod
     def start(self, surroundings: Launch) -> RunningStage:
         """Start a stage, or take over the one that a killed host left running."""
+
+    def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
+        """What `invoke doctor` lists: the engine, then what it needs for the stages."""
+        del run_directory
+        engine = asked(f"engine {self.name}", lambda: self.check([]))
+        yield engine
+        if engine.met:
+            names = ", ".join(sorted({stage.runs_in for stage in stages}))
+            yield asked("environments", lambda: self.check(stages), f"{names} are there")
 
 
 VMSTAT = Path("/proc/vmstat")

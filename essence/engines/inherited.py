@@ -1,6 +1,6 @@
 """What a process of this machine has of the caller's environment: all but what would change what a stage computes.
 
-A container has none of it (`Surroundings.contained_variables`), and the numbers are to be the same under every engine.
+A container has none of it (`Launch.contained_variables`), and the numbers are to be the same under every engine.
 """
 
 import os

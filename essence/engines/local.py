@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import essence
-from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills
+from essence.engines.engine import Engine, Exit, Launch, ended_by_signal, memory_kills
 from essence.engines.inherited import inherited
 from essence.engines.secrets import token
 from essence.errors import MachineError
@@ -22,10 +22,11 @@ from essence.settings import EnvironmentName, GenerateSettings, GradeSettings
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Processes on this machine."""
 
     name = "local"
+    contained = False
 
     def environment(self, name: EnvironmentName) -> dict[str, str]:
         """All stages run in one environment here: its lock is its identity, and those of the layers on top of it."""

@@ -5,17 +5,16 @@ import os
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from essence.engines.engine import fetches
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import cuda_of, least_driver, recipe
+from essence.engines.requirement import Requirement, asked, from_sentence
 from essence.engines.run import Run
-from essence.errors import DISK, KitError, MachineError
+from essence.errors import DISK, MachineError
 from essence.models.folder import check_folder
 from essence.plan.catalogue import missing
 from essence.plan.estimate import download_gib, estimate
@@ -30,29 +29,6 @@ PROBE_S = 10.0
 LEAST_GIB = 1.0
 GPU_MEMORY_TOLERANCE = 0.95
 """A GPU that is sold as 80 GiB tells a little less."""
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """One thing that a run needs."""
-
-    name: str
-    found: str
-    """What is here, or a whole sentence where nothing is wanted in so many words."""
-    wanted: str = ""
-    cure: str = ""
-    """What to do; empty = nothing is missing."""
-
-    @property
-    def met(self) -> bool:
-        return not self.cure
-
-    def problem(self) -> str:
-        """What is wrong, without its cure."""
-        return f"needs {self.wanted} (here: {self.found})" if self.wanted else self.found
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.met}
 
 
 def require(selection: Run) -> None:
@@ -76,16 +52,15 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
         yield _writable(selection)
         yield from _pins(left)
         yield from _models(selection)
-        on_a_cluster = selection.words.engine == "slurm"
-        if not on_a_cluster:
+        # Of a cluster's nodes Slurm is asked.
+        if not selection.engine.queue:
             yield from _shares(selection.loaded.experiment.resources, left)
             yield from _gpus(selection, left, machine)
             yield from _memory(selection, left, machine)
         yield _disk(selection, machine)
-        # Of a cluster's nodes Slurm is asked.
-        if not on_a_cluster:
-            yield from _engine(selection, left)
-    yield from _downloads(selection, thorough, offline)
+        yield from selection.engine.requirements(left, selection.run_directory)
+    # Compute nodes have no network.
+    yield from _downloads(selection, thorough, offline or selection.engine.queue is not None)
 
 
 def doctor_command(selection: Run) -> str:
@@ -106,7 +81,7 @@ def _pins(left: list[PlannedStage]) -> Iterator[Requirement]:
     sources = [stage.settings.source for stage in left if isinstance(stage.settings, DownloadSettings)]
     lacking = [sentence for source in sources if (sentence := missing(source))]
     for sentence in lacking:
-        yield _from_sentence("pin", sentence)
+        yield from_sentence("pin", sentence)
     if not lacking:
         yield Requirement("pins", f"{len(sources)} sources to bring in, each with its commit or a path that is there")
 
@@ -120,12 +95,6 @@ def _models(selection: Run) -> Iterator[Requirement]:
         path = folder.output / "model" if folder.done else Path(source.path or "")
         if folder.done or (source.path and path.exists()):
             yield asked(f"model {source.name}", partial(check_folder, path), f"{path}: whole, as far as can be read")
-
-
-def _from_sentence(name: str, sentence: str) -> Requirement:
-    """A message of the kit says what is wrong and, after the last `; `, what cures it."""
-    problem, found, cure = sentence.rpartition("; ")
-    return Requirement(name, problem if found else cure, cure=cure if found else "see docs/troubleshooting.md")
 
 
 def _gpus(selection: Run, left: list[PlannedStage], machine: Machine) -> Iterator[Requirement]:
@@ -208,24 +177,6 @@ def disk_gib(selection: Run) -> float:
     return sum(cost.disk_gib or 0.0 for cost in costs) + scratch * at_once + downloads + states
 
 
-def _engine(selection: Run, left: list[PlannedStage]) -> Iterator[Requirement]:
-    """The engine, then what it needs for the stages: their environments or images."""
-    engine = asked(f"engine {selection.words.engine}", lambda: selection.engine.check([]))
-    yield engine
-    if engine.met:
-        names = ", ".join(sorted({stage.runs_in for stage in left}))
-        yield asked("environments", lambda: selection.engine.check(left), f"{names} are there")
-
-
-def asked(name: str, ask: Callable[[], object], found: str = "is there") -> Requirement:
-    """A check by a call that raises a KitError where something is missing."""
-    try:
-        ask()
-    except KitError as error:
-        return _from_sentence(name, str(error))
-    return Requirement(name, found)
-
-
 def _downloads(selection: Run, thorough: bool, offline: bool) -> Iterator[Requirement]:
     """What was downloaded and verifies, and what is still to come from a network."""
     downloads = [stage for stage in selection.wanted if stage.stage == "download"]
@@ -249,7 +200,7 @@ def _fetching(selection: Run) -> str:
     """How what is still to come gets here, where there is no network."""
     if selection.evaluated:
         return "fetch them where there is network, and name the folders: --model FOLDER, a benchmark's path with --pins"
-    return f"on a machine with network, into this run directory: {selection.words.fetching()}"
+    return f"on a machine with network, into this run directory: {selection.fetching()}"
 
 
 def _verified(selection: Run, done: list[PlannedStage]) -> Requirement:

@@ -4,8 +4,8 @@ import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
-from essence.engines import SLURM
-from essence.engines.engine import StartingEngine
+from essence.engines.engine import Engine
+from essence.engines.local import LocalEngine
 from essence.errors import ExperimentError
 from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import Plan, PlannedStage
@@ -28,12 +28,12 @@ class Options:
     protocol: str | None = None
     seed: str | None = None
     only: str | None = None
-    engine: str = "local"
+    engine: str = LocalEngine.name
     flavour: str | None = None
     pins: str | None = None
     runs: str | None = None
     site: str | None = None
-    """The cluster, with `engine` slurm."""
+    """The cluster, for an engine that queues jobs on one."""
 
     def axes(self) -> dict[str, Any]:
         """Axis -> value, numbers as numbers."""
@@ -49,18 +49,11 @@ class Options:
         for name in names if whole else ["experiment", *names]:
             if (value := getattr(self, name)) is not None:
                 start += [f"--{name}", value]
-        if self.engine != "local":
+        if self.engine != LocalEngine.name:
             start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
         if self.site:
             start += ["--site", self.site]
         return shlex.join(start)
-
-    def fetching(self) -> str:
-        """The command that brings in what the words need from a network; jobs have none, so it runs here."""
-        words = replace(self, only=None, site=None)
-        if words.engine == SLURM:
-            words = replace(words, engine="local", flavour=None)
-        return words.typed(whole=False, command="download")
 
 
 def _number(axis: str, text: str) -> Any:
@@ -84,7 +77,7 @@ class Run:
     """The chosen cells with their plan, and where it runs."""
 
     words: Options
-    engine: StartingEngine
+    engine: Engine
     run_directory: RunDirectory
     loaded: Experiment
     plan: Plan
@@ -104,8 +97,15 @@ class Run:
 
     @property
     def contained(self) -> bool:
-        """Whether stages run in images."""
-        return self.words.engine != "local"
+        """True when stages run in images."""
+        return self.engine.contained
+
+    def fetching(self) -> str:
+        """The command that brings in what the cells need from a network; jobs have none, so it runs here."""
+        words = replace(self.words, only=None, site=None)
+        if self.engine.queue:
+            words = replace(words, engine=LocalEngine.name, flavour=None)
+        return words.typed(whole=False, command="download")
 
     def left(self) -> list[PlannedStage]:
         return [stage for stage in self.wanted if not self.run_directory.stage(stage.id).done]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
 
-from essence.engines.engine import Exit, RunningStage, StartingEngine, surroundings
+from essence.engines.engine import Engine, Exit, RunningStage, surroundings
 from essence.errors import InputError, KitError
 from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
@@ -63,7 +63,7 @@ class Summary:
 class Runner:
     """Stages, where they lie, and how many may run at the same time."""
 
-    engine: StartingEngine
+    engine: Engine
     run_directory: RunDirectory
     stages: list[PlannedStage]
     parallel: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from essence.engines.engine import Launch, Mount, told
+from essence.engines.engine import Launch, Mount, stage_environment
 from essence.engines.recipes import recipe
 from essence.engines.slurm.job_text import Job, batch_text, submit_text, task_text
 from essence.engines.slurm.jobs import StageJob
@@ -56,7 +56,7 @@ def job(stages: Path = STAGES, stage: Any = "train", after: tuple[str, ...] = ()
         mounts=(Mount(read, read, True), Mount(folder, folder, False)),
         network=False,
         resources=asked,
-        variables=told(asked, network=False),
+        variables=stage_environment(asked, network=False),
         user=(1000, 1000),
     )
     return Job(around, spec, "/opt/essence/sif/train-cuda.sif", after)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import pytest
 from rich.console import Console
 
 from essence.commands.options import select
-from essence.engines.run import Options
+from essence.commands.queue_jobs import planned_jobs, queue_left
+from essence.engines import ENGINES, make_engine
+from essence.engines.engine import Engine, Exit
+from essence.engines.run import Options, Run
 from essence.engines.slurm import queue as scheduler
-from essence.engines.slurm import submit
+from essence.engines.slurm.jobs import note_submission
 from essence.engines.slurm.queue import JobState
-from essence.engines.slurm.site import load_site
-from essence.engines.slurm.submit import queue_left, refusal_sentence
-from essence.errors import SchedulerError
+from essence.engines.slurm.queued_stage import QueuedStage
+from essence.engines.slurm.slurm_engine import SlurmEngine
+from essence.engines.slurm.submit import refusal_sentence
+from essence.errors import ExperimentError, SchedulerError
 from essence.files import read_json_lines
 from support.project import MICRO
 
@@ -50,14 +55,18 @@ class StandIn:
 def queue_with(slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     for name in ("queue", "submit", "cancel"):
         monkeypatch.setattr(scheduler, name, getattr(slurm, name))
-    real = submit.planned_jobs
-    monkeypatch.setattr(submit, "planned_jobs", lambda selection, site, check=False: real(selection, site))
+    monkeypatch.setattr(SlurmEngine, "check", lambda _engine, _stages: None)
     words = Options(experiment=str(MICRO), lsp="0.5", runs=str(runs), engine="slurm", only="train")
     console = Console(file=io.StringIO(), width=200)
-    code = queue_left(select(words, baselines=False), load_site("generic"), False, False, console)
+    selection = select(words, baselines=False)
+    code = queue_left(selection, slurm_engine(selection), False, False, console)
     assert isinstance(console.file, io.StringIO)
-    monkeypatch.setattr(submit, "planned_jobs", real)
     return code, console.file.getvalue()
+
+
+def slurm_engine(selection: Run) -> SlurmEngine:
+    assert isinstance(selection.engine, SlurmEngine)
+    return selection.engine
 
 
 def noted(runs: Path) -> list[str]:
@@ -104,8 +113,41 @@ def test_a_refusal_for_good_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_limit_on_jobs_is_not_about_the_account(tmp_path: Path) -> None:
     words = Options(experiment=str(MICRO), lsp="0.5", runs=str(tmp_path), engine="slurm")
-    selection, site = select(words, baselines=False), load_site("generic")
-    job = submit.planned_jobs(selection, site)[0]
-    said = refusal_sentence(site, "generic", job, LIMIT)
+    selection = select(words, baselines=False)
+    engine = slurm_engine(selection)
+    said = refusal_sentence(engine.site, "generic", planned_jobs(selection, engine)[0], LIMIT)
     assert "the limit on queued jobs is reached" in said and "set one that you may use" not in said
     assert not scheduler.takes_no_more(LONG)
+
+
+def test_a_runner_that_waits_takes_over_the_job_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = StandIn(100)
+    assert queue_with(slurm, tmp_path, monkeypatch)[0] == 0
+    words = Options(experiment=str(MICRO), lsp="0.5", runs=str(tmp_path), engine="slurm", only="train")
+    selection = select(words, baselines=False)
+    engine = slurm_engine(selection)
+    launch = engine.launches(selection.left(), selection.run_directory)[0]
+    before = [state.job for state in slurm.there]
+    started = engine.start(launch)
+    assert [state.job for state in slurm.there] == before and started.job == before[0]
+    assert started.poll() is None
+    for state, ended in (("COMPLETED", Exit(0)), ("TIMEOUT", None)):
+        slurm.there = [replace(one, state=state) if one.job == started.job else one for one in slurm.there]
+        launch.folder.jobs.unlink(missing_ok=True)
+        note_submission(launch.folder, started.job, "generic", [], "2026-01-01T00:00:00+00:00")
+        again = QueuedStage(started.job, launch).poll()
+        assert again is not None and (again == ended if ended else again.code == 1 and "time-out" in str(again.cause))
+
+
+def test_every_engine_has_the_same_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    identities = []
+    for name in ENGINES:
+        engine = make_engine(name, "cpu")
+        assert isinstance(engine, Engine) and engine.name == name
+        assert (engine.queue is not None) == (name == "slurm") and engine.contained == (name != "local")
+        identities.append(engine.environment("train"))
+    # The same image has the same identity, and so have the stages that run in it.
+    local, *images = identities
+    assert all(identity == images[0] for identity in images) and local.keys() <= images[0].keys()
+    with pytest.raises(ExperimentError, match="only --engine slurm has sites, not --engine docker"):
+        make_engine("docker", "cpu", "generic")

@@ -1,1 +1,1 @@
-"""Slurm: a site, the text of a job, the queue, and the jobs of what is left."""
+"""Slurm: the engine, a site, the text of a job, the queue, and which job works on which stage."""

@@ -1,107 +1,144 @@
-"""`invoke run --engine slurm`: the jobs of what is left, queued, or with `--dry-run` printed as a shell text."""
+"""The Slurm engine: each stage is a job in a container of the site's kind, and goes on when the command has ended."""
 
-import json
+import functools
 import shlex
-import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
-from rich.console import Console
-
-from essence.commands.options import select
-from essence.engines.engine import fetches, surroundings
+from essence.engines.engine import Engine, Launch, fetches, surroundings
 from essence.engines.recipes import ImageRecipe, check_decoder, recipe
-from essence.engines.run import Options, Run
+from essence.engines.requirement import Requirement, asked
 from essence.engines.runner import make_spec
-from essence.engines.sif_files import checked_sif, known_sif
-from essence.engines.slurm.job_text import Job, batch_text, submit_text
+from essence.engines.sif_files import SifRecord, checked_sif, known_sif
+from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm.job_text import Job, batch_text
+from essence.engines.slurm.queued_stage import QueuedStage
 from essence.engines.slurm.site import Site, load_site
-from essence.errors import MachineError
+from essence.engines.slurm.submit import Submission, refusal_sentence
+from essence.errors import MachineError, SchedulerError
+from essence.files import read_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import PlannedStage
 from essence.record.facts import code_facts
+from essence.record.run_directory import RunDirectory
+from essence.settings import EnvironmentName, Spec
 
 DEFAULT_SITE = "generic"
 
 
-def run_on_slurm(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Console) -> int:
-    """Queue what is left and end, or print it; the exit code."""
-    site = load_site(words.site or DEFAULT_SITE)
-    selection = select(words, baselines=whole)
-    if dry_run:
-        return print_jobs(selection, site, as_json)
-    from essence.engines.slurm.submit import queue_left
+class SlurmEngine(Engine):
+    """Jobs on the cluster that a site file describes."""
 
-    return queue_left(selection, site, whole, as_json, console)
+    name = "slurm"
 
+    def __init__(self, flavour: str, site: str = DEFAULT_SITE) -> None:
+        self.flavour = flavour
+        self.site_name, self.site = site, load_site(site)
 
-def print_jobs(selection: Run, site: Site, as_json: bool) -> int:
-    """Print the jobs; nothing is checked but the input, nothing is written."""
-    jobs = [(job, batch_text(job, site)) for job in planned_jobs(selection, site)]
-    if as_json:
-        told = [
-            {"id": j.surroundings.stage_id, "title": j.surroundings.title, "after": j.after, "text": t} for j, t in jobs
+    @property
+    def queue(self) -> "SlurmEngine":
+        return self
+
+    def environment(self, name: EnvironmentName) -> dict[str, str]:
+        """The same image has the same identity under every engine, and so have the stages that run in it."""
+        return recipe(name, self.flavour).identity()
+
+    def image(self, name: EnvironmentName) -> dict[str, str | None]:
+        """What is known of an image before a job runs: of a SIF its hash and what it was made of, if it is here."""
+        image = recipe(name, self.flavour)
+        file = self.site.image_file(image)
+        sif = self._sif(file, image) if file and self.site.container == "apptainer" else None
+        return {
+            "engine": self.site.container,
+            "engine_version": None,
+            "digest": sif.config_digest if sif else None,
+            "base_digest": image.base.split("@")[1],
+            "sif_sha256": sif.sha256 if sif else None,
+        }
+
+    def _sif(self, file: Path, image: ImageRecipe) -> SifRecord | None:
+        return self._checked.get(image.environment) or known_sif(file)
+
+    @functools.cached_property
+    def _checked(self) -> dict[str, SifRecord]:
+        """Records of SIFs that were looked into: where others keep them, they may not be written down."""
+        return {}
+
+    def check(self, stages: list[PlannedStage]) -> None:
+        """MachineError for an image that is absent or of another state of the project, SchedulerError without Slurm."""
+        check_decoder(stages, self.flavour)
+        for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
+            self._check_image(recipe(name, self.flavour))
+        scheduler.queue()
+
+    def _check_image(self, image: ImageRecipe) -> None:
+        file = self.site.image_file(image)
+        if file and not file.is_file():
+            raise MachineError(
+                f"{file}: no such file, the image for {image.environment} as the site file says (sif_folder, images); "
+                f"make it with {_making(image, file, self.site)}"
+            )
+        if file and self.site.container == "apptainer":
+            cure = f"make it anew: make images sif FLAVOUR={image.flavour}"
+            self._checked[image.environment] = checked_sif(file, image, cure)
+
+    def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
+        """The images are where the site file says, Slurm answers, and would take a job of each kind of stage."""
+        for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
+            yield asked(f"image {name}", functools.partial(self._check_image, recipe(name, self.flavour)))
+        slurm = asked("Slurm", lambda: bool(scheduler.queue()))
+        yield slurm
+        if slurm.met:
+            launches = {launch.stage: launch for launch in self.launches(stages, run_directory)}
+            for stage, launch in launches.items():
+                yield asked(f"a {stage} job", self._taken(self.job(launch)))
+
+    def _taken(self, job: Job) -> Callable[[], object]:
+        def ask() -> None:
+            try:
+                scheduler.accepts(batch_text(job, self.site))
+            except SchedulerError as error:
+                raise SchedulerError(refusal_sentence(self.site, self.site_name, job, str(error))) from None
+
+        return ask
+
+    def launches(self, stages: list[PlannedStage], run_directory: RunDirectory) -> list[Launch]:
+        """What surrounds each stage that needs no network, with its spec, which the batch text carries."""
+        check_decoder(stages, self.flavour)
+        code, _ = code_facts(PROJECT)
+        return [
+            replace(surroundings(stage, run_directory), spec=make_spec(stage, code, self.image(stage.runs_in)))
+            for stage in stages
+            if not fetches(stage)
         ]
-        sys.stdout.write(json.dumps(told, indent=2) + "\n")
-    else:
-        sys.stdout.write(submit_text(jobs) + _about(selection, len(jobs)))
-    return 0
+
+    def job(self, launch: Launch) -> Job:
+        """The job of a stage."""
+        spec = launch.spec or Spec.model_validate(read_json(launch.folder.spec))
+        image = self.site.image(recipe(launch.environment, self.flavour))
+        return Job(launch, spec, image, launch.inputs)
+
+    def render(self, surroundings: Launch) -> str:
+        """The batch text."""
+        return batch_text(self.job(surroundings), self.site)
+
+    def submission(self) -> Submission:
+        """What one command queues, with the queue as it is now."""
+        return Submission(self.site, self.site_name, scheduler.queue())
+
+    def start(self, surroundings: Launch) -> QueuedStage:
+        """Queue the job of a stage whose inputs are done, or take over the one that is in the queue."""
+        submission = self.submission()
+        submission.add(self.job(surroundings))
+        return QueuedStage(submission.jobs[surroundings.stage_id], surroundings)
 
 
-def planned_jobs(selection: Run, site: Site, check: bool = False) -> list[Job]:
-    """A job for each stage that is left and needs no network, once for all cells that share it.
-
-    With `check` the images must be there and be those of this state of the project (MachineError).
-    """
-    code, _ = code_facts(PROJECT)
-    left = {stage.id: stage for stage in selection.left() if not fetches(stage)}
-    check_decoder(list(left.values()), selection.flavour)
-    recipes = {identifier: image_recipe(stage, selection) for identifier, stage in left.items()}
-    facts = {image: image_facts(image, site, check) for image in set(recipes.values())}
-    return [
-        Job(
-            surroundings(stage, selection.run_directory),
-            make_spec(stage, code, facts[recipes[stage.id]]),
-            site.image(recipes[stage.id]),
-            tuple(dict.fromkeys(identifier for identifier in stage.inputs.values() if identifier in left)),
-        )
-        for stage in left.values()
-    ]
-
-
-def image_recipe(stage: PlannedStage, selection: Run) -> ImageRecipe:
-    """The image that a stage runs in."""
-    return recipe(stage.runs_in, selection.flavour)
-
-
-def image_facts(image: ImageRecipe, site: Site, check: bool) -> dict[str, str | None]:
-    """What is known of an image before a job runs: of a SIF its hash and what it was made of, if it lies here."""
-    file = site.image_file(image)
-    if check and file and not file.is_file():
-        made = (
-            f"make sif FLAVOUR={image.flavour} and copy it there"
-            if site.container == "apptainer"
-            else f"enroot import --output {shlex.quote(str(file))} dockerd://{image.name}, after make images "
-            f"FLAVOUR={image.flavour}"
-        )
-        raise MachineError(
-            f"{file}: no such file, the image for {image.environment} as the site file says (sif_folder, images); "
-            f"make it with {made}"
-        )
-    sif = None
-    if file and site.container == "apptainer":
-        cure = f"make it anew: make images sif FLAVOUR={image.flavour}"
-        sif = checked_sif(file, image, cure) if check else known_sif(file)
-    return {
-        "engine": site.container,
-        "engine_version": None,
-        "digest": sif.config_digest if sif else None,
-        "base_digest": image.base.split("@")[1],
-        "sif_sha256": sif.sha256 if sif else None,
-    }
-
-
-def _about(selection: Run, jobs: int) -> str:
-    lines = [f"# {selection.name}: {jobs} jobs (site {selection.words.site or DEFAULT_SITE})"]
-    if downloads := sum(fetches(stage) for stage in selection.left()):
-        fetch = selection.words.fetching()
-        lines.append(f"# first, where there is a network: {downloads} downloads: {fetch}")
-    return "\n".join(lines) + "\n"
+def _making(image: ImageRecipe, file: Path, site: Site) -> str:
+    """How the file of an image is made."""
+    if site.container == "apptainer":
+        return f"make sif FLAVOUR={image.flavour} and copy it there"
+    return (
+        f"enroot import --output {shlex.quote(str(file))} dockerd://{image.name}, after make images "
+        f"FLAVOUR={image.flavour}"
+    )

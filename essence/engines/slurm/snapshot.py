@@ -7,6 +7,7 @@ from typing import Any
 from essence.engines.runner import last_lines
 from essence.engines.slurm import queue as scheduler
 from essence.engines.slurm.jobs import NEVER_STARTED, UNKNOWN, StageJob, has_jobs, stage_jobs
+from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.errors import RecordError, SchedulerError
 from essence.files import read_json
 from essence.record.run_directory import RunDirectory, StageFolder, State, held_from_here
@@ -33,7 +34,7 @@ def look_at_scheduler(run_directory: RunDirectory, experiment: str, stages: Iter
     """Jobs of the stages that are not done; None when no scheduler has to do with this run."""
     folders = {identifier: run_directory.stage(identifier) for identifier in stages}
     left = {identifier: folder for identifier, folder in folders.items() if not folder.done}
-    if not left or not (has_jobs(left.values()) or _engine(run_directory, experiment) == "slurm"):
+    if not left or not (has_jobs(left.values()) or _engine(run_directory, experiment) == SlurmEngine.name):
         return None
     try:
         return QueueSnapshot(stage_jobs(left, scheduler.queue()))
