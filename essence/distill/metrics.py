@@ -1,37 +1,33 @@
 """`metrics.jsonl`: a line a training step or validation, appended as it happens, cut back on resume.
 
-What is written there goes to the trackers too (`essence/distill/trackers.py`), under the names that people look for.
+The same numbers go to TensorBoard's files (`essence/distill/event_files.py`).
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from essence.distill.trackers import Tracker
+from essence.distill.event_files import EventFiles
 from essence.files import write_atomically
-
-OpenTrackers = Callable[[int], Sequence[Tracker]]
-"""Called with the step that training goes on from."""
-TRACKED = ("loss", "ce", "kd", "lr", "beta1", "gradient_norm", "peak_memory_gib")
 
 
 class MetricsLog:
     """Appends records that each hold a `kind` and a `step`; open while it is a context."""
 
-    def __init__(self, path: Path, open_trackers: OpenTrackers | None = None) -> None:
-        self.path = path
-        self._open_trackers = open_trackers
-        self._trackers: Sequence[Tracker] = ()
-        self._first_step = 0
+    def __init__(self, path: Path, events: Path | None = None) -> None:
+        """`events`: folder for TensorBoard's files; None = none are written."""
+        self.path, self._events = path, events
+        self._last_step = 0
         self._file: TextIO | None = None
+        self._board: EventFiles | None = None
 
     def cut_after(self, step: int) -> None:
-        """Drop the lines after a step, and a line that a kill left unfinished."""
-        self._first_step = step
+        """Drop the lines and events after a step, and a line that a kill left unfinished."""
+        self._last_step = step
         if self.path.exists():
             write_atomically(self.path, "".join(self._lines_until(step)))
 
@@ -40,8 +36,8 @@ class MetricsLog:
         assert self._file is not None, "the log is not open"
         self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
-        for tracker in self._trackers:
-            tracker.write(int(str(values["step"])), tracked(values))
+        if self._board:
+            self._board.write(values)
 
     def flush_to_disk(self) -> None:
         """Return only when the lines so far would survive a power failure."""
@@ -50,7 +46,8 @@ class MetricsLog:
 
     def __enter__(self) -> "MetricsLog":
         self._file = self.path.open("a", encoding="utf-8")
-        self._trackers = self._open_trackers(self._first_step) if self._open_trackers else ()
+        if self._events:
+            self._board = EventFiles(self._events, self._last_step)
         return self
 
     def __exit__(
@@ -58,8 +55,8 @@ class MetricsLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        if self._board:
+            self._board.close()
 
     def _lines_until(self, step: int) -> Iterator[str]:
         with self.path.open(encoding="utf-8") as file:
@@ -67,15 +64,6 @@ class MetricsLog:
                 if not line.endswith("\n") or _step(line) > step:
                     return
                 yield line
-
-
-def tracked(record: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of a record by the names that trackers show: `train/loss`, `validation/ce`, `train/tokens_per_s`."""
-    group = "train" if record["kind"] == "step" else str(record["kind"])
-    numbers = {name: float(str(record[name])) for name in TRACKED if record.get(name) is not None}
-    if record.get("seconds"):
-        numbers["tokens_per_s"] = float(str(record["tokens"])) / float(str(record["seconds"]))
-    return {f"{group}/{name}": number for name, number in numbers.items()}
 
 
 def progress_note(record: Mapping[str, float | None]) -> str:

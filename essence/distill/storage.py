@@ -22,7 +22,7 @@ from essence.distill import checkpoint
 from essence.distill.adamw import MOMENTS
 from essence.distill.backends import Backend
 from essence.distill.checkpoint import Checkpoint
-from essence.distill.metrics import MetricsLog, OpenTrackers
+from essence.distill.metrics import MetricsLog
 from essence.distill.ranks import ALONE, Ranks
 from essence.settings import Resources
 
@@ -87,13 +87,11 @@ class Storage:
     written once is written by the first.
     """
 
-    def __init__(
-        self, work: Path, resources: Resources, ranks: Ranks = ALONE, open_trackers: OpenTrackers | None = None
-    ) -> None:
+    def __init__(self, work: Path, resources: Resources, ranks: Ranks = ALONE, events: Path | None = None) -> None:
         work.mkdir(parents=True, exist_ok=True)
         self.work, self.kept, self.ranks = work, resources.kept_checkpoints, ranks
         self.checkpoints = work / "checkpoints"
-        self.metrics = MetricsLog(work / "metrics.jsonl", open_trackers)
+        self.metrics = MetricsLog(work / "metrics.jsonl", events)
         self.checkpointed_at, self.checkpointed_step = time.monotonic(), 0
 
     def __enter__(self) -> "Storage":

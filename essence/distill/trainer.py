@@ -22,7 +22,7 @@ from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
 from essence.distill.devices import COMPUTE_DTYPES, GIB, EnergyMeter, peak_memory_bytes
-from essence.distill.metrics import OpenTrackers, progress_note
+from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
 from essence.distill.ranks import ALONE, Ranks
@@ -51,7 +51,7 @@ def train(
     progress: Progress,
     stop: StopRequest,
     phase: str = "train",
-    open_trackers: OpenTrackers | None = None,
+    events: Path | None = None,
     ranks: Ranks = ALONE,
     device: torch.device | None = None,
     train_places: Places | None = None,
@@ -69,7 +69,7 @@ def train(
         work: folder for checkpoints, best weights and metrics; kept across attempts by the caller.
         progress: told every step under the name `phase`, by the first rank.
         stop: looked at after every step; a stop that any rank was asked for stops all.
-        open_trackers: makes the trackers that are told what `metrics.jsonl` is told, on the first rank.
+        events: folder for TensorBoard's files, written by the first rank; None = none are written.
         ranks: the processes that train together, met already; each calls this with the same arguments.
         device: to train on; None = where the student is.
         train_places: where the rows stand among those drawn, of which the epochs' orders are; None = none was left out.
@@ -81,7 +81,7 @@ def train(
     """
     places = (train_places or Places.of(train_examples), validation_places or Places.of(validation_examples))
     run = _Run(student, teacher, train_examples, validation_examples, places, settings, resources, ranks)
-    storage = Storage(work, resources, ranks, open_trackers)
+    storage = Storage(work, resources, ranks, events)
     run.start(storage, device or next(student.parameters()).device)
     with storage:
         run.go(progress, stop, phase)

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 COUNTED = ("data", "sizes", "models", "distill", "evaluation")
 """Packages whose modules can change a result."""
 WITHOUT_EFFECT = {
-    "essence.distill.trackers",  # curves for people, beside those in metrics.jsonl
+    "essence.distill.event_files",  # curves for people, beside those in metrics.jsonl
     "essence.evaluation.golds",  # stops a stage before it starts, and changes no completion and no verdict
 }
 TOYS = "essence.stages.tiny"

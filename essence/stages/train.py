@@ -34,7 +34,6 @@ from essence.distill.row_split import CellRows, load_cell_rows
 from essence.distill.storage import TrainResult
 from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
 from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
-from essence.distill.trackers import open_trackers
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
 from essence.models.loading import check_model, load_model, load_tokenizer
@@ -98,9 +97,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
         context.scratch / "training",
         context.progress,
         context.stop,
-        open_trackers=lambda step: open_trackers(
-            context.scratch / "trackers", step, context.partial.parent.name, os.environ
-        ),
+        events=context.scratch / "tensorboard",
         ranks=ranks,
         device=setup.device,
         train_places=setup.rows.training.places,
@@ -108,7 +105,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     )
     if ranks.first:
         write_output(result, context.partial, setup.student, settings)
-        write_events(context.scratch / "trackers" / "tensorboard", context.partial / "tensorboard")
+        write_events(context.scratch / "tensorboard", context.partial / "tensorboard")
     told = outcome(settings, context.resources, setup, result, student.config._attn_implementation)
     told.cost.update(peak_memory(ranks))
     ranks.leave()

@@ -1,8 +1,5 @@
-"""Event files without duplicate steps, trackers by their real packages where they are installed, device facts."""
+"""Event files without duplicate steps, device facts."""
 
-import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +8,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 
 from essence.distill import devices  # noqa: E402
-from essence.distill.trackers import open_trackers  # noqa: E402
+from essence.distill.metrics import MetricsLog  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -26,63 +23,13 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
 
 def test_events_after_a_resumed_step_are_taken_back(tmp_path: Path) -> None:
     for first, last in ((1, 5), (3, 6)):  # the second attempt goes on after step 2
-        (board,) = open_trackers(tmp_path, first - 1, "run", {})
-        for step in range(first, last + 1):
-            board.write(step, {"train/loss": first * 10.0 + step})
-        board.close()
+        log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+        log.cut_after(first - 1)
+        with log:
+            for step in range(first, last + 1):
+                log.write(kind="step", step=step, loss=first * 10.0 + step)
     found = scalars(tmp_path / "tensorboard", "train/loss")
     assert found == [(1, 11.0), (2, 12.0), (3, 33.0), (4, 34.0), (5, 35.0), (6, 36.0)]
-
-
-def test_a_tracker_that_is_not_installed_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    missing = [name for name in ("wandb", "mlflow") if not _importable(name)]
-    variables = {"WANDB_PROJECT": "x", "MLFLOW_TRACKING_URI": str(tmp_path / "mlruns")}
-    wanted = {"wandb": "WANDB_PROJECT", "mlflow": "MLFLOW_TRACKING_URI"}
-    with caplog.at_level(logging.WARNING):
-        trackers = open_trackers(tmp_path, 0, "run", {wanted[name]: variables[wanted[name]] for name in missing})
-    assert len(trackers) == 1
-    assert [record.getMessage().split()[0] for record in caplog.records] == [wanted[name] for name in missing]
-    trackers[0].close()
-
-
-TRACKED = """
-import os, sys
-from pathlib import Path
-from essence.distill.trackers import open_trackers
-for first in (1, 3):
-    trackers = open_trackers(Path(sys.argv[1]), first - 1, "train-1234", os.environ)
-    assert len(trackers) == 2, trackers
-    for tracker in trackers:
-        for step in (first, first + 1):
-            tracker.write(step, {"train/loss": 1.0 / step})
-        tracker.close()
-"""
-
-
-@pytest.mark.parametrize(
-    ("package", "variable", "value", "left"),
-    [
-        ("wandb", "WANDB_PROJECT", "essence", "wandb/wandb/offline-run-*/*.wandb"),
-        ("mlflow", "MLFLOW_TRACKING_URI", "{folder}/mlruns", "mlruns/*/*/metrics/train/loss"),
-    ],
-)
-def test_the_real_packages(tmp_path: Path, package: str, variable: str, value: str, left: str) -> None:
-    if not _importable(package):
-        pytest.skip(f"{package} is not installed")
-    environment = {"PATH": "", "HOME": str(tmp_path), variable: value.format(folder=tmp_path)}
-    environment |= {"MLFLOW_ALLOW_FILE_STORE": "true", "PYTHONPATH": ":".join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", TRACKED, str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob(left)), [str(path) for path in tmp_path.rglob("*")]
-
-
-def _importable(package: str) -> bool:
-    try:
-        __import__(package)
-    except ImportError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_line_of_the_objective_renews_trainings_and_what_follows(kit: Copy) ->
         ("evaluation/decoders/vllm.py", {"generate", "grade"}),
         ("evaluation/graders.py", {"grade"}),
         ("stages/tiny/problems.py", {"download"}),
-        ("distill/trackers.py", set()),
+        ("distill/event_files.py", set()),
         ("stages/launch.py", set()),
     ],
 )
