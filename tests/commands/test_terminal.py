@@ -23,7 +23,7 @@ ENCODINGS = (
 SAY = r"""
 import sys
 sys.argv = ["/bin/invoke"]
-from essence import terminal
+from essence.commands import terminal
 terminal.prepare()
 from rich.console import Console
 from rich.table import Table

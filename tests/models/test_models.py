@@ -250,6 +250,7 @@ OWN = (
 dataset = ["tiny"]
 pair = ["my_teacher_mystudent"]
 lsp = [0.5]
+seed = [1]
 [models.mystudent]
 path = "model"
 [models.my_teacher]

@@ -22,6 +22,7 @@ from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
+from essence.stages.__main__ import list_outputs
 from essence.stages.launch import Node, _why, helps, stopped
 
 __all__ = ["prepared"]  # a fixture
@@ -45,13 +46,17 @@ def make_spec(**resources: Any) -> Spec:
     )
 
 
-def make_stage(stages: Path, prepared: dict[str, Path]) -> Path:
+def make_stage(stages: Path, prepared: dict[str, Path], **changes: Path) -> Path:
     """A folder with a spec, beside finished inputs."""
-    for name, output in inputs(prepared).items():
+    for name, output in inputs(prepared, **changes).items():
         (stages / name).mkdir(parents=True)
         (stages / name / "output").symlink_to(output)
-        identity = {"stage": "download", "key": name}
-        (stages / name / "manifest.json").write_text(json.dumps({"schema_version": 1, "identity": identity}))
+        manifest = {
+            "schema_version": 1,
+            "identity": {"stage": "download", "key": name},
+            "outputs": [entry.model_dump(mode="json") for entry in list_outputs(output)],
+        }
+        (stages / name / "manifest.json").write_text(json.dumps(manifest))
     folder = stages / "train"
     folder.mkdir()
     (folder / "spec.json").write_text(make_spec().model_dump_json())
@@ -142,10 +147,7 @@ def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path
 
 @pytest.mark.slow
 def test_what_a_rank_cannot_read_is_the_sentence_of_the_stage(prepared: dict[str, Path], tmp_path: Path) -> None:
-    folder = make_stage(tmp_path, prepared)
-    (tmp_path / "teacher" / "output").unlink()
-    (tmp_path / "teacher" / "output").symlink_to(prepared["tokens"])
-    process = start(folder)
+    process = start(folder := make_stage(tmp_path, prepared, teacher=prepared["tokens"]))
     assert process.wait(timeout=300) == 2
     failure = json.loads((folder / "failure.json").read_text())
     assert failure["kind"] == "InputError" and failure["curable"] and "no usable tokenizer" in failure["message"]
