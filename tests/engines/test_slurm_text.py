@@ -67,8 +67,11 @@ def job(stages: Path = STAGES, stage: Any = "train", after: tuple[str, ...] = ()
 def test_golden_texts(name: str, nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESSENCE_SIF_FOLDER", "/opt/essence/sif")
     site = load_site(name)
-    text = batch_text(replace(job(nodes=nodes), image=site.image(recipe("train", "cuda"))), site)
-    text = re.sub(r'"resources": \{.*?\{.*?\}.*?\{.*?\}.*?\}', '"resources": {}', text)  # grow with the kit
+    asked = replace(job(nodes=nodes), image=site.image(recipe("train", "cuda")))
+    text = batch_text(asked, site)
+    carried = re.findall(r"<<'ESSENCE_SPEC'\n(.*)\nESSENCE_SPEC\n", text)
+    assert [Spec.model_validate_json(spec) for spec in carried] == [asked.spec]
+    text = text.replace(carried[0], '{"stage": "train"}')  # what a spec holds grows with the kit
     file = GOLDEN / f"{name}-{nodes}-node{'s' * (nodes > 1)}.sbatch"
     if os.environ.get("ESSENCE_RENEW_GOLDEN"):
         file.write_text(text, encoding="utf-8")
