@@ -17,7 +17,7 @@ def command_line(*arguments: str) -> list[str]:
 
 def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run an invoke command in the project, as a person would."""
-    return subprocess.run(command_line(*arguments), cwd=PROJECT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command_line(*arguments), cwd=PROJECT, capture_output=True, text=True, timeout=1500)
 
 
 def required(what: str) -> bool:
