@@ -6,11 +6,23 @@ The commands print the message without a traceback and exit with 2. Anything els
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Self
 
 
 class KitError(Exception):
-    """Base of every failure whose message tells its cure."""
+    """Base of every failure that the user can cure: what is wrong, and what to do about it where that is known."""
+
+    def __init__(self, problem: str, cure: str = "") -> None:
+        super().__init__(problem, cure)  # both, so that one that comes from another process has both
+        self.problem, self.cure = problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.cure}" if self.cure else self.problem
+
+    def reworded(self, change: Callable[[str], str]) -> Self:
+        """The same failure in other words, as where it names a copy of the user's file."""
+        return type(self)(change(self.problem), change(self.cure))
 
 
 class ExperimentError(KitError):
@@ -96,7 +108,7 @@ def disk_error(error: BaseException, where: object) -> DiskError | None:
     place = str(getattr(error, "filename", None) or where)
     if len(place) > LONGEST_PLACE:
         place = f"{place[: LONGEST_PLACE // 2]}...{place[-LONGEST_PLACE // 2 :]}"
-    return DiskError(f"{place}: {DISK[number]}; {CURES.get(number, MAKE_ROOM)}")
+    return DiskError(f"{place}: {DISK[number]}", CURES.get(number, MAKE_ROOM))
 
 
 def nearest(found: str, allowed: Iterable[str]) -> str:

@@ -41,9 +41,9 @@ def local_files(path: Path, patterns: Sequence[str] = ()) -> list[Path]:
         if not path.exists():
             return []
         if not path.is_file():
-            raise InputError(f"{path}: neither a file nor a folder; name one that holds the data")
+            raise InputError(f"{path}: neither a file nor a folder", "name one that holds the data")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); name another path, or mend this one") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})", "name another path, or mend this one") from None
     return [path] if path.suffix not in PICKLES else []
 
 
@@ -99,7 +99,7 @@ def check_folder(path: Path, option: str) -> None:
     """ExperimentError where a folder cannot be, because a file is in the way."""
     there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir():
-        raise ExperimentError(f"{option} {path}: {there} is a file, where a folder is wanted; name another one")
+        raise ExperimentError(f"{option} {path}: {there} is a file, where a folder is wanted", "name another one")
 
 
 def check_outside(root: Path, sources: Iterable[Path]) -> None:
@@ -108,8 +108,8 @@ def check_outside(root: Path, sources: Iterable[Path]) -> None:
         for folder in _folders(source):
             if root.is_relative_to(folder):
                 raise ExperimentError(
-                    f"the run directory {root} lies inside {folder}, which is copied into it; name one outside with "
-                    "--runs"
+                    f"the run directory {root} lies inside {folder}, which is copied into it",
+                    "name one outside with --runs",
                 )
 
 
@@ -124,7 +124,7 @@ def _below(folder: Path, above: tuple[Identity, ...]) -> Iterator[Path]:
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in above:
-        raise InputError(f"{folder}: a link that leads back to a folder it lies in; remove the link")
+        raise InputError(f"{folder}: a link that leads back to a folder it lies in", "remove the link")
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for path in (folder / name for name in names):
@@ -135,4 +135,4 @@ def _below(folder: Path, above: tuple[Identity, ...]) -> Iterator[Path]:
         elif path.is_file():
             yield path
         elif path.is_symlink():
-            raise InputError(f"{path}: a link that leads nowhere (to {path.readlink()}); mend or remove it")
+            raise InputError(f"{path}: a link that leads nowhere (to {path.readlink()})", "mend or remove it")

@@ -94,15 +94,21 @@ def test_the_commands_are_found() -> None:
 
 
 def _sentences() -> str:
-    """All strings of the kit, one a line, a NUL where a value is put in."""
+    """All strings of the kit, one per line, with a NUL for each value; of a failure its problem and cure as one."""
     lines: list[str] = []
     for file in (PROJECT / "essence").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                lines.append("".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                lines.append(node.value)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("Error"):
+                lines.append("; ".join(map(_text, node.args)))
+            elif isinstance(node, ast.expr):
+                lines.append(_text(node))
     return "\n".join(lines)
+
+
+def _text(node: ast.expr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_text, node.values))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "\0"
 
 
 def _texts_of_errors() -> dict[str, str]:

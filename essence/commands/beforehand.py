@@ -56,5 +56,6 @@ def _check_same_experiment(selection: Run) -> None:
         return
     raise ExperimentError(
         f"{loaded.file}: {selection.run_directory.root} holds the experiment '{selection.name}' of another file, "
-        f"{before['path']}; rename one of the files, or name another run directory with --runs"
+        f"{before['path']}",
+        "rename one of the files, or name another run directory with --runs",
     )

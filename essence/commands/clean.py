@@ -24,7 +24,7 @@ def clean(run_directory: RunDirectory, experiment: str | None, confirmed: bool, 
     folders = [*found.stages, *([found.experiment] if found.experiment else [])]
     for folder in folders:
         if holder_alive(folder):
-            raise HeldError(f"{folder} is held by {describe_holder(folder)}; stop it first")
+            raise HeldError(f"{folder} is held by {describe_holder(folder)}", "stop it first")
     _check_no_jobs(run_directory, list(found.stages))
     size = sum(_size(folder) for folder in [*folders, *left])
     for line in _lines(found, left):
@@ -136,5 +136,5 @@ def _check_no_jobs(run_directory: RunDirectory, folders: list[Path]) -> None:
     live = sorted(job.state.job for job in jobs.values() if not job.state.ended and job.cause != "unknown")
     if live:
         raise HeldError(
-            f"jobs {', '.join(live)} are queued or running{silent}; cancel them first: scancel {' '.join(live)}"
+            f"jobs {', '.join(live)} are queued or running{silent}", f"cancel them first: scancel {' '.join(live)}"
         )

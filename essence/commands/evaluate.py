@@ -89,8 +89,8 @@ def select_model(words: Options, asked: ModelOptions) -> Run:
     if engine.queue:
         others = ", ".join(name for name in ENGINES if name != engine.name)
         raise ExperimentError(
-            f"--engine {engine.name}: queues jobs and ends, and invoke evaluate waits for its result; choose one of "
-            f"{others}"
+            f"--engine {engine.name}: queues jobs and ends, and invoke evaluate waits for its result",
+            f"choose one of {others}",
         )
     seed = resolve_seed(loaded.experiment.evaluation.seed, loaded.experiment.matrix[0].seed[0])
     protocol: Any = words.protocol
@@ -121,7 +121,7 @@ def model_pin(text: str, local: LocalSources) -> tuple[str, ModelPin]:
         return _short(path.name), ModelPin(path=str(path))
     repository, _, commit = text.partition("@")
     if not HUB_ID.fullmatch(repository) or text.startswith(("/", "~")):
-        raise PinError(f"--model {text}: no such folder; a model of the hub is written owner/name@COMMIT")
+        raise PinError(f"--model {text}: no such folder", "a model of the hub is written owner/name@COMMIT")
     if not COMMIT.fullmatch(commit):
         found = f"'{commit}'" if commit else "none"
         raise PinError(

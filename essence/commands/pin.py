@@ -50,5 +50,5 @@ def newest_commit(repository: str, kind: str, name: str) -> str:
         commit = HfApi().repo_info(repository, repo_type=kind, revision="main").sha
     except (HfHubHTTPError, HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PinError(f"cannot look up {kind} '{name}' ({repository}): {reason}; is there network?") from error
+        raise PinError(f"cannot look up {kind} '{name}' ({repository}): {reason}", "is there network?") from error
     return str(commit)

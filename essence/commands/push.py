@@ -74,7 +74,7 @@ def _refuse_findings(run_directory: RunDirectory, entry: dict[str, Any]) -> None
     stages += [evaluation[stage] for evaluation in entry["evaluations"] for stage in ("generate", "grade")]
     done = [name for name in stages if run_directory.stage(name).done]
     if findings := verify(run_directory, stages=done).findings:
-        raise RecordError(f"{findings[0]} ({len(findings)} findings in all): not uploaded; see invoke verify")
+        raise RecordError(f"{findings[0]} ({len(findings)} findings in all): not uploaded", "see invoke verify")
 
 
 def _upload(asked: Upload, files: dict[str, Path], card: str) -> str:

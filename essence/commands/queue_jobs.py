@@ -92,12 +92,12 @@ def check_downloads(selection: Run) -> None:
     left = selection.left()
     if downloads := sum(fetches(stage) for stage in left):
         raise MachineError(
-            f"{selection.name}: {downloads} downloads are left, and compute nodes have no network; first, where there "
-            f"is one: {selection.fetching()}"
+            f"{selection.name}: {downloads} downloads are left, and compute nodes have no network",
+            f"first, where there is one: {selection.fetching()}",
         )
     for stage in left:
-        if isinstance(stage.settings, DownloadSettings) and (sentence := missing(stage.settings.source)):
-            raise PinError(f"{selection.name}: {sentence}")
+        if isinstance(stage.settings, DownloadSettings) and (error := missing(stage.settings.source)):
+            raise PinError(f"{selection.name}: {error.problem}", error.cure)
 
 
 def _as_json(selection: Run, submission: Submission, jobs: list[Job]) -> dict[str, Any]:

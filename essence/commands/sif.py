@@ -75,7 +75,7 @@ def sources(
     except MachineError as error:
         why = str(error).split(";")[0]
         raise MachineError(
-            f"{why}; start it, name one with DOCKER_HOST, or give what docker save wrote elsewhere: --archives FOLDER"
+            why, "start it, name one with DOCKER_HOST, or give what docker save wrote elsewhere: --archives FOLDER"
         ) from None
     return [(image, of_engine(image, engine)) for image in images]
 
@@ -90,13 +90,13 @@ def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
     """The image as `docker save` wrote it."""
     cure = f"docker save --output {archive.name} {image.name}, where the image was built"
     if not archive.is_file():
-        raise MachineError(f"no archive {archive} here; write it: {cure}")
+        raise MachineError(f"no archive {archive} here", f"write it: {cure}")
     try:
         with tarfile.open(archive) as tar:
             name = json.load(_member(tar, "manifest.json"))[0]["Config"]
             labels = json.load(_member(tar, name))["config"].get("Labels") or {}
     except (tarfile.TarError, KeyError, ValueError) as error:
-        raise MachineError(f"{archive}: no archive of an image ({error}); write it anew: {cure}") from None
+        raise MachineError(f"{archive}: no archive of an image ({error})", f"write it anew: {cure}") from None
     image.check_labels(labels, str(archive), cure)
     return ImageSource("docker-archive", str(archive), f"sha256:{Path(name).name.removesuffix('.json')}")
 

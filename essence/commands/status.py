@@ -87,7 +87,7 @@ def not_run_here(run_directory: RunDirectory, experiment: str) -> RecordError:
     """The error for an experiment that has no plan in this run directory."""
     ran = ", ".join(run_directory.experiments()) or "none"
     return RecordError(
-        f"{experiment} has not run in {run_directory.root} (ran: {ran}); start it: invoke reproduce {experiment}"
+        f"{experiment} has not run in {run_directory.root} (ran: {ran})", f"start it: invoke reproduce {experiment}"
     )
 
 

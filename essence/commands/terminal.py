@@ -81,7 +81,7 @@ def check_output() -> None:
     failure = getattr(sys.stdout, "failure", None)
     if failure and failure.errno != errno.EPIPE:
         said = DISK.get(failure.errno, failure.strerror)
-        raise DiskError(f"standard output: {said}, and what was printed is not whole; give it another place")
+        raise DiskError(f"standard output: {said}, and what was printed is not whole", "give it another place")
 
 
 def check_arguments(arguments: list[str]) -> None:
@@ -92,8 +92,8 @@ def check_arguments(arguments: list[str]) -> None:
         except UnicodeEncodeError:
             shown = argument.encode("ascii", "backslashreplace").decode("ascii")
             raise ExperimentError(
-                f"{shown}: is not of the encoding {sys.getfilesystemencoding()}, in which paths are read here; rename "
-                "it, or set LC_ALL=C.UTF-8"
+                f"{shown}: is not of the encoding {sys.getfilesystemencoding()}, in which paths are read here",
+                "rename it, or set LC_ALL=C.UTF-8",
             ) from None
 
 

@@ -153,7 +153,8 @@ def read_questions(folder: Path, problem_field: str) -> list[str]:
             known = list(map(str, row)) if isinstance(row, Mapping) else []
             raise InputError(
                 f"{folder}, problem {number}: no text in field '{problem_field}'{nearest(problem_field, known)} "
-                f"(fields found: {', '.join(known) or 'none'}); problem_field of the benchmark's pin names it"
+                f"(fields found: {', '.join(known) or 'none'})",
+                "problem_field of the benchmark's pin names it",
             )
         questions.append(text)
     return questions

@@ -97,7 +97,8 @@ class _Stream:
             if name not in there:
                 raise InputError(
                     f"dataset '{self.source.name}': {file} has no column '{name}'{nearest(name, there)} (there: "
-                    f"{', '.join(there)}); columns of its pin names it"
+                    f"{', '.join(there)})",
+                    "columns of its pin names it",
                 )
         return self.source.columns or None
 
@@ -117,7 +118,8 @@ def _names(source: Source) -> list[PurePosixPath]:
     if not found:
         raise InputError(
             f"dataset '{source.name}': {source.repository} holds no {' or '.join(STREAMED)} file among "
-            f"{', '.join(source.files)}: files of its pin names the patterns; without rows_wanted it is fetched whole"
+            f"{', '.join(source.files)}: files of its pin names the patterns",
+            "without rows_wanted it is fetched whole",
         )
     return found
 

@@ -64,7 +64,7 @@ def data_files(folder: Path) -> list[Path]:
 
 def no_rows_error(path: Path, found: str) -> InputError:
     """For a file that lies beside rows and holds none itself."""
-    return InputError(f"{path} is no file of rows; remove it, or name the files with `files` ({found})")
+    return InputError(f"{path} is no file of rows", f"remove it, or name the files with `files` ({found})")
 
 
 def is_data_file(path: Path) -> bool:
@@ -190,7 +190,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"{path} needs pyarrow, which this environment lacks; use JSON lines (.jsonl)") from None
+        raise InputError(f"{path} needs pyarrow, which this environment lacks", "use JSON lines (.jsonl)") from None
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file

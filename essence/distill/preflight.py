@@ -106,7 +106,8 @@ def check_data(work: Path, training: Sequence[Example], validation: Sequence[Exa
         if earlier is not None and earlier[name] != value:
             raise InputError(
                 f"{path}: {name} was {earlier[name][:16]} in an earlier attempt and is {value[:16]} now: the tokens "
-                "were changed in between; remove this stage's folder to start it anew"
+                "were changed in between",
+                "remove this stage's folder to start it anew",
             )
     if earlier is None:
         work.mkdir(parents=True, exist_ok=True)

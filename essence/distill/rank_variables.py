@@ -10,6 +10,6 @@ def rank_variable(environment: Mapping[str, str], name: str, otherwise: str = ""
     text = environment.get(name, otherwise)
     if not (text.isascii() and text.isdigit()):
         raise MachineError(
-            f"{name} = '{text}' in the environment: must be a whole number, as torchrun or srun sets it; unset it"
+            f"{name} = '{text}' in the environment: must be a whole number, as torchrun or srun sets it", "unset it"
         )
     return int(text)

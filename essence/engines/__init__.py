@@ -32,6 +32,6 @@ def make_engine(name: str, flavour: Flavour, site: str | None = None) -> Engine:
         return SlurmEngine(flavour, site or DEFAULT_SITE)
     if site:
         raise ExperimentError(
-            f"--site {site}: only --engine {SlurmEngine.name} has sites, not --engine {name}; leave it out"
+            f"--site {site}: only --engine {SlurmEngine.name} has sites, not --engine {name}", "leave it out"
         )
     return _ON_THIS_MACHINE[name](flavour)

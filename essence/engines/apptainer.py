@@ -87,8 +87,8 @@ class ApptainerEngine(Engine):
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
             raise MachineError(
-                f"Apptainer gives its containers no GPUs ({plain(said[-1]) if said else 'nvidia-smi fails in them'}); "
-                "install NVIDIA's driver with nvidia-smi on this machine"
+                f"Apptainer gives its containers no GPUs ({plain(said[-1]) if said else 'nvidia-smi fails in them'})",
+                "install NVIDIA's driver with nvidia-smi on this machine",
             )
 
     def _cure(self) -> str:
@@ -111,7 +111,7 @@ class ApptainerEngine(Engine):
         """The SIF; MachineError when another was put in its place since this run began."""
         file, known = self._sif(surroundings), self._record(surroundings.environment)
         if not (file.is_file() and known.is_of(file)):
-            raise MachineError(f"{file}: is not the file that this run began with; issue the command again")
+            raise MachineError(f"{file}: is not the file that this run began with", "issue the command again")
         return file
 
     def _sif(self, surroundings: Launch) -> Path:
@@ -161,7 +161,8 @@ def binds(mounts: Iterable[Mount]) -> list[str]:
     for path in (path for mount in mounts for path in (mount.source, mount.target)):
         if found := next((sign for sign in SEPARATORS if sign in str(path)), None):
             raise ExperimentError(
-                f"{path}: holds {found!r}, which Apptainer cannot be told; name a run directory without it with --runs"
+                f"{path}: holds {found!r}, which Apptainer cannot be told",
+                "name a run directory without it with --runs",
             )
     return [f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}" for mount in mounts]
 
@@ -206,5 +207,5 @@ def open_work_folder(around: Launch) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        raise MachineError(f"{folder}: belongs to somebody else; name another folder for temporary files with TMPDIR")
+        raise MachineError(f"{folder}: belongs to somebody else", "name another folder for temporary files with TMPDIR")
     return folder

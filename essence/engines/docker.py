@@ -52,8 +52,8 @@ class DockerEngine(Engine):
             client.ping()
         except (DockerException, requests.RequestException) as error:
             raise MachineError(
-                f"no Docker engine answers ({_reason(error)}); start it, or name one with DOCKER_HOST, or run without: "
-                "--engine local"
+                f"no Docker engine answers ({_reason(error)})",
+                "start it, or name one with DOCKER_HOST, or run without: --engine local",
             ) from None
         return client
 
@@ -79,7 +79,7 @@ class DockerEngine(Engine):
         present = {tag for image in self.client.images.list() for tag in image.tags}
         absent = [name for name in (recipe(name, self.flavour).name for name in names) if name not in present]
         if absent:
-            raise MachineError(f"no image {' and no image '.join(absent)} here; build them: {self._cure()}")
+            raise MachineError(f"no image {' and no image '.join(absent)} here", f"build them: {self._cure()}")
         for name in names:
             self.built(name)
             self.image(name)
@@ -94,7 +94,7 @@ class DockerEngine(Engine):
         try:
             container.start()
         except APIError as error:
-            raise MachineError(f"Docker gives its containers no GPUs ({_reason(error)}); {TOOLKIT}") from None
+            raise MachineError(f"Docker gives its containers no GPUs ({_reason(error)})", TOOLKIT) from None
         finally:
             container.remove(force=True)
 
@@ -114,7 +114,7 @@ class DockerEngine(Engine):
         try:
             return self.client.images.get(image.name)
         except ImageNotFound:
-            raise MachineError(f"no image {image.name} here; build it: {self._cure()}") from None
+            raise MachineError(f"no image {image.name} here", f"build it: {self._cure()}") from None
 
     def _cure(self) -> str:
         return f"make images FLAVOUR={self.flavour}"
@@ -134,7 +134,7 @@ class DockerEngine(Engine):
                 container.remove(force=True)
             return self._start(surroundings)
         except (APIError, requests.RequestException) as error:
-            raise MachineError(_cannot_start(surroundings, error)) from error
+            raise _cannot_start(surroundings, error) from error
 
     def _left_behind(self, surroundings: Launch) -> list[Container]:
         labels = [f"{FOLDER}={surroundings.folder.path}"]
@@ -234,11 +234,11 @@ def _owned(container: Container) -> bool:
     return not same or int(labels[PROCESS]) == os.getpid()
 
 
-def _cannot_start(surroundings: Launch, error: Exception) -> str:
+def _cannot_start(surroundings: Launch, error: Exception) -> MachineError:
     reason = _reason(error)
-    if "could not select device driver" in reason or "nvidia" in reason.lower():
-        reason += f"; {TOOLKIT}"
-    return f"{surroundings.title}: Docker cannot start its container: {reason}"
+    of_gpus = "could not select device driver" in reason or "nvidia" in reason.lower()
+    found = f"{surroundings.title}: Docker cannot start its container: {reason}"
+    return MachineError(found, TOOLKIT if of_gpus else "")
 
 
 def _reason(error: Exception) -> str:

@@ -62,11 +62,11 @@ class LocalEngine(Engine):
 def check_torch(gpus: bool) -> None:
     """MachineError unless torch is installed, for GPUs in a build that knows them."""
     if not (version := torch_version()):
-        raise MachineError("this environment has no torch; make setup, or run in images: --engine docker")
+        raise MachineError("this environment has no torch", "make setup, or run in images: --engine docker")
     if gpus and "+cpu" in version:
         raise MachineError(
-            f"GPUs are asked for, and this environment holds the CPU build of PyTorch ({version}); run in images: "
-            "make images, then --engine docker"
+            f"GPUs are asked for, and this environment holds the CPU build of PyTorch ({version})",
+            "run in images: make images, then --engine docker",
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from essence.engines.engine import fetches
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import cuda_of, least_driver, recipe
-from essence.engines.requirement import Requirement, asked, from_sentence
+from essence.engines.requirement import Requirement, asked, unmet
 from essence.engines.run import Run
 from essence.errors import DISK, MachineError
 from essence.models.folder import check_folder
@@ -38,7 +38,7 @@ def require(selection: Run) -> None:
         first, more = unmet[0], len(unmet) - 1
         rest = f" (and {more} more{'' if selection.evaluated else f': {doctor_command(selection)}'})" if more else ""
         name = selection.name if first.wanted else f"{selection.name}:"
-        raise MachineError(f"{name} {first.problem()}; {first.cure}{rest}")
+        raise MachineError(f"{name} {first.problem()}", f"{first.cure}{rest}")
 
 
 def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Requirement]:
@@ -79,9 +79,9 @@ def _writable(selection: Run) -> Requirement:
 
 def _pins(left: list[PlannedStage]) -> Iterator[Requirement]:
     sources = [stage.settings.source for stage in left if isinstance(stage.settings, DownloadSettings)]
-    lacking = [sentence for source in sources if (sentence := missing(source))]
-    for sentence in lacking:
-        yield from_sentence("pin", sentence)
+    lacking = [error for source in sources if (error := missing(source))]
+    for error in lacking:
+        yield unmet("pin", error)
     if not lacking:
         yield Requirement("pins", f"{len(sources)} sources to bring in, each with its commit or a path that is there")
 

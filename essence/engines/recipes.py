@@ -95,7 +95,8 @@ class ImageRecipe:
             if labels.get(label) != value:
                 raise MachineError(
                     f"{found} was built from another state of the project: its label {label} is "
-                    f"{labels.get(label, 'absent')}, wanted {value}; {cure}"
+                    f"{labels.get(label, 'absent')}, wanted {value}",
+                    cure,
                 )
 
 
@@ -177,6 +178,6 @@ def check_decoder(stages: list[PlannedStage], flavour: str) -> None:
     asking = [s for s in stages if isinstance(s.settings, GenerateSettings) and s.settings.decoder == "vllm"]
     if asking and flavour == "cpu":
         raise MachineError(
-            f"{recipe('eval', flavour).name} holds no vLLM, which decoder = 'vllm' asks for; choose another flavour "
-            "with --flavour, or decoder = 'transformers'"
+            f"{recipe('eval', flavour).name} holds no vLLM, which decoder = 'vllm' asks for",
+            "choose another flavour with --flavour, or decoder = 'transformers'",
         )

@@ -35,11 +35,10 @@ def asked(name: str, ask: Callable[[], object], found: str = "is there") -> Requ
     try:
         ask()
     except KitError as error:
-        return from_sentence(name, str(error))
+        return unmet(name, error)
     return Requirement(name, found)
 
 
-def from_sentence(name: str, sentence: str) -> Requirement:
-    """A message of the kit says what is wrong and, after the last `; `, what cures it."""
-    problem, found, cure = sentence.rpartition("; ")
-    return Requirement(name, problem if found else cure, cure=cure if found else "see docs/troubleshooting.md")
+def unmet(name: str, error: KitError) -> Requirement:
+    """What a failure says is missing."""
+    return Requirement(name, error.problem, cure=error.cure or "see docs/troubleshooting.md")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -121,7 +122,7 @@ class Runner:
                 try:
                     read_problems(problems, benchmark)
                 except InputError as error:
-                    raise InputError(own_names(str(error), [fetched])) from error
+                    raise error.reworded(partial(own_names, folders=[fetched])) from error
 
     def _start(self, stage: PlannedStage, summary: Summary) -> None:
         if stage.stage not in BEFORE_PROBLEMS:

@@ -62,8 +62,8 @@ def program() -> str:
     found = shutil.which("apptainer")
     if found is None:
         raise MachineError(
-            "the apptainer command is not installed here; install Apptainer (on a cluster often: module load "
-            "apptainer), or run without: --engine local"
+            "the apptainer command is not installed here",
+            "install Apptainer (on a cluster often: module load apptainer), or run without: --engine local",
         )
     return found
 
@@ -81,7 +81,8 @@ def missing_sifs(images: Iterable[ImageRecipe], cure: str) -> None:
     """MachineError that names all SIFs which are not there."""
     if absent := [str(file) for file in map(sif_file, images) if not file.is_file()]:
         raise MachineError(
-            f"no SIF {' and no SIF '.join(absent)} here; make them: {cure}, or name their folder with {FOLDER_VARIABLE}"
+            f"no SIF {' and no SIF '.join(absent)} here",
+            f"make them: {cure}, or name their folder with {FOLDER_VARIABLE}",
         )
 
 
@@ -95,7 +96,7 @@ def checked_sif(file: Path, image: ImageRecipe, cure: str) -> SifRecord:
     """What a SIF is; MachineError when it is damaged, or of another lock or base than the image has now."""
     record = read_sif(file)
     if not record.config_digest.startswith("sha256:"):
-        raise MachineError(f"{file}: its label {DIGEST_LABEL} does not say which Docker image it was made of; {cure}")
+        raise MachineError(f"{file}: its label {DIGEST_LABEL} does not say which Docker image it was made of", cure)
     image.check_labels(record.labels, str(file), cure)
     return record
 
@@ -151,5 +152,5 @@ def inspect_labels(file: Path) -> dict[str, str]:
             raise ValueError(done.stderr.strip())
         labels = json.loads(done.stdout)["data"]["attributes"]["labels"]
     except (ValueError, KeyError, TypeError) as error:
-        raise MachineError(f"{file}: no SIF that Apptainer can read ({error}); remove it and build it anew") from None
+        raise MachineError(f"{file}: no SIF that Apptainer can read ({error})", "remove it and build it anew") from None
     return {str(name): str(value) for name, value in labels.items()}

@@ -67,8 +67,8 @@ def _rows(file: Path, found: Iterable[object], settings: BenchmarkSettings) -> I
             if row.get(field) is None:
                 raise InputError(
                     f"{file}, row {number}: no field {field!r} ({key} of benchmark {settings.name}); "
-                    f"fields found: {', '.join(map(str, row))}{nearest(field, map(str, row))}; "
-                    "name the files that hold the problems with `files`, where this is none of them"
+                    f"fields found: {', '.join(map(str, row))}{nearest(field, map(str, row))}",
+                    "name the files that hold the problems with `files`, where this is none of them",
                 )
         _check_problem(row[settings.problem_field], f"{file}, row {number}: field {settings.problem_field!r}")
         yield row

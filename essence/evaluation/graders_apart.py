@@ -46,7 +46,9 @@ def require_installed(grader: str) -> None:
     if is_installed(grader):
         return
     cure = f"locks/install.sh cpu {grader}" if grader in APART else "make setup"
-    raise MachineError(f"the grader {grader} is not installed in {sys.prefix}; install it ({cure}), or choose another")
+    raise MachineError(
+        f"the grader {grader} is not installed in {sys.prefix}", f"install it ({cure}), or choose another"
+    )
 
 
 def grader_version(grader: str = PACKAGE) -> str:

@@ -239,7 +239,9 @@ class _Pool:
         self.failed_starts += 1
         if self.failed_starts == TRIES:
             code = worker.process.exitcode
-            raise StageError(f"{TRIES} grading processes ended before they were ready (exit code {code}); see the log.")
+            raise StageError(
+                f"{TRIES} grading processes ended before they were ready (exit code {code})", "see the log."
+            )
 
 
 def _kill(worker: _Worker) -> None:

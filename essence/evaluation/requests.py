@@ -79,8 +79,8 @@ def render_prompts(tokenizer: Any, problems: Sequence[Problem], prompt: str) -> 
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if not text.strip() or not ids:
             raise InputError(
-                f"The chat template renders problem {problem.id} to nothing, wanted: the problem as a user turn; use a "
-                "model whose template renders it."
+                f"The chat template renders problem {problem.id} to nothing, wanted: the problem as a user turn",
+                "use a model whose template renders it.",
             )
         prompts.append(Prompt(problem.id, text, tuple(ids)))
     return prompts

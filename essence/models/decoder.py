@@ -53,11 +53,9 @@ def read_sizes(config: Mapping[str, Any], named: object) -> dict[str, int]:
         if value is None and name in OPTIONAL_SIZES:
             continue
         if type(value) is not int or value < 1:
-            raise InputError(
-                f"{named}: {name} is {value!r}, wanted: a positive integer; download it again"
-                if name in config
-                else f"{named}: {name} is missing: the kit knows dense decoders only; choose another model"
-            )
+            if name in config:
+                raise InputError(f"{named}: {name} is {value!r}, wanted: a positive integer", "download it again")
+            raise InputError(f"{named}: {name} is missing: the kit knows dense decoders only", "choose another model")
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     sizes = {name: config[name] for name in SIZES if name not in OPTIONAL_SIZES}
     # Where config.json leaves them out, the library takes 32 for Qwen3 and Qwen2, and the number of heads for Llama.

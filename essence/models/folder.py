@@ -44,7 +44,7 @@ def check_folder(folder: Path, named: Path | None = None) -> ModelFolder:
         check_template(folder, named)
     except OSError as error:
         place = str(error.filename or folder).replace(str(folder), str(named))
-        raise InputError(f"{place}: cannot be read ({error.strerror}); make it readable") from None
+        raise InputError(f"{place}: cannot be read ({error.strerror})", "make it readable") from None
     return ModelFolder(config, weights)
 
 
@@ -52,24 +52,24 @@ def read_config(folder: Path, named: Path | None = None) -> dict[str, Any]:
     """config.json of a model that the kit can load; InputError when it is missing or of a model that it cannot."""
     place = (named or folder) / "config.json"
     if not folder.is_dir():
-        raise InputError(f"{named or folder}: no such folder, so no model; name the folder that holds config.json")
+        raise InputError(f"{named or folder}: no such folder, so no model", "name the folder that holds config.json")
     if not (folder / "config.json").is_file():
         adapters = (folder / "adapter_config.json").is_file()
         found = "adapters alone, without the model they belong to" if adapters else "no config.json, so no model"
-        raise InputError(f"{named or folder}: {found}; give the folder of a whole model")
+        raise InputError(f"{named or folder}: {found}", "give the folder of a whole model")
     config = read_object(folder / "config.json", place)
     if any(config.get(key) for key in QUANTISED):
-        raise InputError(f"{place}: quantised weights are not supported; choose the model that is not quantised")
+        raise InputError(f"{place}: quantised weights are not supported", "choose the model that is not quantised")
     if config.get("auto_map"):
         raise InputError(
-            f"{place}: auto_map names code that comes with the model, which is never run; choose a model that "
-            "transformers knows by itself"
+            f"{place}: auto_map names code that comes with the model, which is never run",
+            "choose a model that transformers knows by itself",
         )
     stored = config.get("dtype", config.get("torch_dtype"))
     if stored not in DTYPES:
-        raise InputError(f"{place}: dtype is {stored!r}, wanted: float32, bfloat16 or float16; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{place}: dtype is {stored!r}, wanted: float32, bfloat16 or float16", DOWNLOAD_AGAIN)
     if not isinstance(config.get("model_type"), str):
-        raise InputError(f"{place}: model_type is {config.get('model_type')!r}, wanted: a word; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{place}: model_type is {config.get('model_type')!r}, wanted: a word", DOWNLOAD_AGAIN)
     if config["model_type"] in KNOWN:
         read_sizes(config, place)
     return config
@@ -84,7 +84,8 @@ def weight_files(folder: Path, named: Path) -> list[Path]:
         if lacking:
             raise InputError(
                 f"{named / INDEX}: names {lacking[0]}, which is not there ({len(lacking)} of {len(wanted)} shards are "
-                f"missing); {DOWNLOAD_AGAIN}"
+                f"missing)",
+                DOWNLOAD_AGAIN,
             )
     else:
         wanted = {SINGLE}
@@ -92,7 +93,7 @@ def weight_files(folder: Path, named: Path) -> list[Path]:
     left_over = sorted(there - wanted)
     if left_over:
         by = f"{INDEX} does not name it" if (folder / INDEX).is_file() else f"{SINGLE} is all of it"
-        raise InputError(f"{named / left_over[0]}: is no part of the model, {by}; remove it")
+        raise InputError(f"{named / left_over[0]}: is no part of the model, {by}", "remove it")
     return [folder / name for name in sorted(wanted)]
 
 
@@ -102,22 +103,22 @@ def _check_there(folder: Path, named: Path, there: set[str]) -> None:
     if there:
         found = ", ".join(sorted(there)[:3])
         raise InputError(
-            f"{named}: {SINGLE} is missing, and there is no {INDEX} that names other files (found: {found}); "
-            f"{DOWNLOAD_AGAIN}"
+            f"{named}: {SINGLE} is missing, and there is no {INDEX} that names other files (found: {found})",
+            DOWNLOAD_AGAIN,
         )
     pickled = [path.name for pattern in PICKLED for path in sorted(folder.glob(pattern))]
     if pickled:
         raise InputError(
-            f"{named}: no .safetensors file, and pickled weights ({pickled[0]}) are not read, since they run code; "
-            "save the model as safetensors"
+            f"{named}: no .safetensors file, and pickled weights ({pickled[0]}) are not read, since they run code",
+            "save the model as safetensors",
         )
-    raise InputError(f"{named}: no .safetensors file, so no weights; {DOWNLOAD_AGAIN}")
+    raise InputError(f"{named}: no .safetensors file, so no weights", DOWNLOAD_AGAIN)
 
 
 def _weight_map(folder: Path, named: Path) -> dict[str, str]:
     found = read_object(folder / INDEX, named / INDEX).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
-        raise InputError(f"{named / INDEX}: weight_map is no table of weights and files; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{named / INDEX}: weight_map is no table of weights and files", DOWNLOAD_AGAIN)
     outside = [name for name in found.values() if Path(name).name != name or not name.endswith(".safetensors")]
     if outside:
         raise InputError(f"{named / INDEX}: names {outside[0]}, which is no .safetensors file of this folder")
@@ -131,12 +132,12 @@ def read_weights(folder: Path, named: Path) -> dict[str, Weight]:
         for name, weight in read_header(path, named / path.name).items():
             if name in weights:
                 other = weights[name].file.name
-                raise InputError(f"{named / path.name}: holds {name}, which {other} holds too; {DOWNLOAD_AGAIN}")
+                raise InputError(f"{named / path.name}: holds {name}, which {other} holds too", DOWNLOAD_AGAIN)
             weights[name] = weight
     if (folder / INDEX).is_file():
         for name, file in _weight_map(folder, named).items():
             if name not in weights or weights[name].file.name != file:
-                raise InputError(f"{named / INDEX}: places {name} in {file}, which does not hold it; {DOWNLOAD_AGAIN}")
+                raise InputError(f"{named / INDEX}: places {name} in {file}, which does not hold it", DOWNLOAD_AGAIN)
     return weights
 
 
@@ -157,8 +158,8 @@ def check_names(config: dict[str, Any], weights: dict[str, Weight], named: Path)
     lacking = [name for name in wanted if name not in weights]
     if lacking:
         raise InputError(
-            f"{named}: {len(lacking)} weights that config.json promises are missing, the first is {lacking[0]}; "
-            f"{DOWNLOAD_AGAIN}"
+            f"{named}: {len(lacking)} weights that config.json promises are missing, the first is {lacking[0]}",
+            DOWNLOAD_AGAIN,
         )
     for name, shape in wanted.items():
         if weights[name].shape != shape:
@@ -170,7 +171,8 @@ def check_names(config: dict[str, Any], weights: dict[str, Weight], named: Path)
         file = weights[left_over[0]].file.name
         raise InputError(
             f"{named / file}: {len(left_over)} weights have no place in a model of this config.json, the first is "
-            f"{left_over[0]}; give the model its own config.json"
+            f"{left_over[0]}",
+            "give the model its own config.json",
         )
 
 
@@ -186,8 +188,8 @@ def _check_tied(head: Weight, embedding: Weight, named: Path) -> None:
     same = (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and _same_bytes(head, embedding)
     if not same:
         raise InputError(
-            f"{named / head.file.name}: {HEAD} is not {EMBEDDING}, but config.json has tie_word_embeddings = true; "
-            "set it to false there if the head is one of its own"
+            f"{named / head.file.name}: {HEAD} is not {EMBEDDING}, but config.json has tie_word_embeddings = true",
+            "set it to false there if the head is one of its own",
         )
 
 

@@ -45,7 +45,7 @@ def check_no_pointer(path: Path, named: Path) -> None:
     """InputError for a file that only stands for another one."""
     if is_pointer(path):
         raise InputError(
-            f"{named}: is a pointer of large-file storage, not the file itself; fetch the files with `git lfs pull`"
+            f"{named}: is a pointer of large-file storage, not the file itself", "fetch the files with `git lfs pull`"
         )
 
 
@@ -57,14 +57,14 @@ def read_header(path: Path, named: Path) -> dict[str, Weight]:
         start = file.read(LENGTH.size)
         length = LENGTH.unpack(start)[0] if len(start) == LENGTH.size else 0
         if not 0 < length <= min(MOST_HEADER_BYTES, size - LENGTH.size):
-            raise InputError(f"{named}: damaged weights, {size} bytes without a whole header; {DOWNLOAD_AGAIN}")
+            raise InputError(f"{named}: damaged weights, {size} bytes without a whole header", DOWNLOAD_AGAIN)
         text = file.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):
-        raise InputError(f"{named}: damaged weights, the header is not JSON; {DOWNLOAD_AGAIN}") from None
+        raise InputError(f"{named}: damaged weights, the header is not JSON", DOWNLOAD_AGAIN) from None
     if not isinstance(header, dict):
-        raise InputError(f"{named}: damaged weights, the header is no object; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{named}: damaged weights, the header is no object", DOWNLOAD_AGAIN)
     header.pop("__metadata__", None)
     first = LENGTH.size + length
     weights = {name: _weight(path, named, name, entry, first) for name, entry in header.items()}
@@ -79,12 +79,12 @@ def _weight(path: Path, named: Path, name: str, entry: Any, first: int) -> Weigh
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:
-        raise InputError(f"{named}: damaged weights, {name} has no dtype, shape and place; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{named}: damaged weights, {name} has no dtype, shape and place", DOWNLOAD_AGAIN)
     width = DTYPE_BYTES.get(dtype) or OTHER_BYTES.get(dtype)
     if width and end - start != width * math.prod(shape):
         raise InputError(
-            f"{named}: damaged weights, {name} of shape {list(shape)} and dtype {dtype} has {end - start} bytes; "
-            f"{DOWNLOAD_AGAIN}"
+            f"{named}: damaged weights, {name} of shape {list(shape)} and dtype {dtype} has {end - start} bytes",
+            DOWNLOAD_AGAIN,
         )
     return Weight(path, dtype, shape, first + start, first + end)
 
@@ -95,9 +95,9 @@ def _check_bytes(weights: dict[str, Weight], first: int, size: int, named: Path)
     for name, weight in sorted(weights.items(), key=lambda item: (item[1].start, item[1].end)):
         if weight.start != place:
             raise InputError(
-                f"{named}: damaged weights, {name} does not begin where the one before ends; {DOWNLOAD_AGAIN}"
+                f"{named}: damaged weights, {name} does not begin where the one before ends", DOWNLOAD_AGAIN
             )
         place = weight.end
     if place != size:
         found = "cut off" if size < place else "longer than its tensors"
-        raise InputError(f"{named}: damaged weights, {found} ({size} bytes, wanted: {place}); {DOWNLOAD_AGAIN}")
+        raise InputError(f"{named}: damaged weights, {found} ({size} bytes, wanted: {place})", DOWNLOAD_AGAIN)

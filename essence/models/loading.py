@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises Exception itself for a damaged file
-        raise InputError(f"{folder}: no usable tokenizer ({reason(error)}); {DOWNLOAD_AGAIN}") from None
+        raise InputError(f"{folder}: no usable tokenizer ({reason(error)})", DOWNLOAD_AGAIN) from None
 
 
 def check_model(folder: Path, scratch: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _without_weights(folder: Path) -> Any:
         model, found = _from_files(folder, device_map="meta")
     except Exception as error:  # noqa: BLE001 - a configuration can make the library raise anything; nothing was loaded
         said = f"{type(error).__name__}: {reason(error)}"
-        raise InputError(f"{folder}: {SAID} ({said}); {DOWNLOAD_AGAIN}") from None
+        raise InputError(f"{folder}: {SAID} ({said})", DOWNLOAD_AGAIN) from None
     _check_found(found, folder)
     return model
 
@@ -71,13 +71,15 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Mod
     try:
         model, found = _from_files(folder, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}: {SAID} ({reason(error)}); {DOWNLOAD_AGAIN}") from None
+        raise InputError(f"{folder}: {SAID} ({reason(error)})", DOWNLOAD_AGAIN) from None
     _check_found(found, folder)
     loaded: nn.Module = model.to(device)
     for name, parameter in loaded.named_parameters():
         _check_finite(name, parameter, folder)
         if parameter.dtype != dtype:
-            raise InputError(f"{folder}: {name} was loaded as {parameter.dtype}, wanted: {dtype}; choose another model")
+            raise InputError(
+                f"{folder}: {name} was loaded as {parameter.dtype}, wanted: {dtype}", "choose another model"
+            )
     return loaded
 
 
@@ -111,14 +113,14 @@ def _check_found(found: dict[str, Any], folder: Path) -> None:
     for kind, what in kinds.items():
         names = sorted(str(name) for name in found.get(kind) or ())
         if names:
-            raise InputError(f"{folder}: {len(names)} weights {what}, the first is {names[0]}; {DOWNLOAD_AGAIN}")
+            raise InputError(f"{folder}: {len(names)} weights {what}, the first is {names[0]}", DOWNLOAD_AGAIN)
     if found.get("error_msgs"):
-        raise InputError(f"{folder}: {SAID} ({found['error_msgs'][0]}); {DOWNLOAD_AGAIN}")
+        raise InputError(f"{folder}: {SAID} ({found['error_msgs'][0]})", DOWNLOAD_AGAIN)
 
 
 def _check_finite(name: str, tensor: torch.Tensor, folder: Path) -> None:
     if not bool(torch.isfinite(tensor).all()):
-        raise InputError(f"{folder}: {name} holds numbers that are not finite; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{folder}: {name} holds numbers that are not finite", DOWNLOAD_AGAIN)
 
 
 def _check_tokenizer(tokenizer: Any, vocabulary: Any, folder: Path) -> None:
@@ -128,11 +130,12 @@ def _check_tokenizer(tokenizer: Any, vocabulary: Any, folder: Path) -> None:
         tokenizer.decode(ids)
         largest = max(tokenizer.get_vocab().values(), default=-1)
     except Exception as error:  # noqa: BLE001 - as in `load_tokenizer`
-        raise InputError(f"{folder}: the tokenizer cannot be used ({reason(error)}); {DOWNLOAD_AGAIN}") from None
+        raise InputError(f"{folder}: the tokenizer cannot be used ({reason(error)})", DOWNLOAD_AGAIN) from None
     if not ids:
-        raise InputError(f"{folder}: the tokenizer makes no token of {QUESTION!r}; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{folder}: the tokenizer makes no token of {QUESTION!r}", DOWNLOAD_AGAIN)
     if type(vocabulary) is int and largest >= vocabulary:
         raise InputError(
             f"{folder}: the tokenizer has a token with id {largest}, but the embedding has {vocabulary} rows "
-            "(vocab_size in config.json); give the model its own tokenizer"
+            "(vocab_size in config.json)",
+            "give the model its own tokenizer",
         )

@@ -15,4 +15,4 @@ def read_object(path: Path, named: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except RecordError as error:
-        raise InputError(f"{str(error).replace(str(path), str(named))}; {DOWNLOAD_AGAIN}") from None
+        raise InputError(str(error).replace(str(path), str(named)), DOWNLOAD_AGAIN) from None

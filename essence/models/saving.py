@@ -54,9 +54,9 @@ def try_saving(model: Any, folder: Path, scratch: Path, load_tokenizer: Callable
         except Exception as error:  # noqa: BLE001 - what the library cannot write it says in many ways
             raise _refusal(error, folder, Path(place)) from None
         if config.to_diff_dict() != model.config.to_diff_dict():
-            raise InputError(f"{folder}: config.json is another one when saved and read again; use another model")
+            raise InputError(f"{folder}: config.json is another one when saved and read again", "use another model")
         if tokens != load_tokenizer(folder).get_vocab():
-            raise InputError(f"{folder}: the tokenizer is another one when saved and read again; use another model")
+            raise InputError(f"{folder}: the tokenizer is another one when saved and read again", "use another model")
 
 
 def _refusal(error: Exception, folder: Path, place: Path) -> InputError | DiskError:
@@ -64,7 +64,7 @@ def _refusal(error: Exception, folder: Path, place: Path) -> InputError | DiskEr
     if refused:
         return refused
     of = "generation_config.json" if "GenerationConfig" in str(error) else "the model's configuration"
-    return InputError(f"{folder}: {of} can be read but not be saved again ({reason(error)}); correct it there")
+    return InputError(f"{folder}: {of} can be read but not be saved again ({reason(error)})", "correct it there")
 
 
 def _complete(folder: Path, tokenizer_from: Path) -> None:

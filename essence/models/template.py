@@ -41,30 +41,30 @@ def check_template(folder: Path, named: Path) -> None:
             rendered = template.render(**_special(described), **values, enable_thinking=True)
         except TemplateSyntaxError as error:
             raise InputError(
-                f"{place}: line {error.lineno}: the chat template has an error ({reason(error)}); {CURE}"
+                f"{place}: line {error.lineno}: the chat template has an error ({reason(error)})", CURE
             ) from None
         except Exception as error:  # noqa: BLE001 - it is a program that came with the model: it may raise anything
-            raise InputError(f"{place}: the chat template fails ({reason(error)}); {CURE}") from None
+            raise InputError(f"{place}: the chat template fails ({reason(error)})", CURE) from None
         _check_rendered(rendered, turns, str(place))
 
 
 def find_template(folder: Path, named: Path) -> tuple[str, Path] | None:
     """(text, where it is) of the one template; None where there is none, InputError where there are several."""
     if any((folder / MORE).glob("*.jinja")):
-        raise InputError(f"{named / MORE}: the model has several chat templates; leave one, in {FILE}")
+        raise InputError(f"{named / MORE}: the model has several chat templates", f"leave one, in {FILE}")
     described = read_object(folder / CONFIG, named / CONFIG) if (folder / CONFIG).is_file() else {}
     inside = described.get("chat_template")
     if inside is not None and not isinstance(inside, str):
-        raise InputError(f"{named / CONFIG}: chat_template holds several templates; leave one, in {FILE}")
+        raise InputError(f"{named / CONFIG}: chat_template holds several templates", f"leave one, in {FILE}")
     if not (folder / FILE).exists():
         return None if inside is None else (inside, named / CONFIG)
     check_no_pointer(folder / FILE, named / FILE)
     try:
         text = (folder / FILE).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{named / FILE}: the chat template is not UTF-8 ({error}); {CURE}") from None
+        raise InputError(f"{named / FILE}: the chat template is not UTF-8 ({error})", CURE) from None
     if inside is not None and inside != text:
-        raise InputError(f"{named / FILE}: differs from chat_template in {CONFIG}; leave one of the two")
+        raise InputError(f"{named / FILE}: differs from chat_template in {CONFIG}", "leave one of the two")
     return text, named / FILE
 
 
@@ -76,9 +76,9 @@ def render(tokenizer: Any, turns: list[dict[str, str]], add_generation_prompt: b
             turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=True
         )
     except Exception as error:  # noqa: BLE001 - it is a program that came with the model: it may raise anything
-        raise InputError(f"{place}: the chat template fails ({reason(error)}); {CURE}") from None
+        raise InputError(f"{place}: the chat template fails ({reason(error)})", CURE) from None
     if not text.strip():
-        raise InputError(f"{place}: the chat template renders nothing; {CURE}")
+        raise InputError(f"{place}: the chat template renders nothing", CURE)
     return text
 
 
@@ -89,10 +89,10 @@ def reason(error: BaseException) -> str:
 
 def _check_rendered(rendered: str, turns: list[dict[str, str]], place: str) -> None:
     if not rendered.strip():
-        raise InputError(f"{place}: the chat template renders nothing; {CURE}")
+        raise InputError(f"{place}: the chat template renders nothing", CURE)
     if QUESTION not in rendered or (len(turns) > 1 and ANSWER not in rendered):
         what = "question" if QUESTION not in rendered else "answer"
-        raise InputError(f"{place}: the chat template leaves out the {what}; {CURE}")
+        raise InputError(f"{place}: the chat template leaves out the {what}", CURE)
 
 
 def _special(described: dict[str, Any]) -> dict[str, str]:

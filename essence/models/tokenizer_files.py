@@ -15,17 +15,18 @@ ONLY_SAMPLING = {"temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "top_k": 50
 def check_tokenizer(folder: Path, named: Path, vocabulary: Any) -> None:
     """The tokenizer is there and no token of it is beyond the `vocabulary` rows of the embedding."""
     if not (folder / TOKENIZER).is_file():
-        raise InputError(f"{named}: no {TOKENIZER}, so no usable tokenizer; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{named}: no {TOKENIZER}, so no usable tokenizer", DOWNLOAD_AGAIN)
     described = read_object(folder / TOKENIZER, named / TOKENIZER)
     if not isinstance(described.get("model"), dict):
-        raise InputError(f"{named / TOKENIZER}: holds no model of a tokenizer; {DOWNLOAD_AGAIN}")
+        raise InputError(f"{named / TOKENIZER}: holds no model of a tokenizer", DOWNLOAD_AGAIN)
     if (folder / TOKENIZER_CONFIG).exists():
         read_object(folder / TOKENIZER_CONFIG, named / TOKENIZER_CONFIG)
     largest = _largest_id(described)
     if type(vocabulary) is int and largest >= vocabulary:
         raise InputError(
             f"{named / TOKENIZER}: has a token with id {largest}, but the embedding of the model has {vocabulary} rows "
-            "(vocab_size in config.json); give the model its own tokenizer"
+            "(vocab_size in config.json)",
+            "give the model its own tokenizer",
         )
 
 
@@ -48,10 +49,10 @@ def check_generation_config(folder: Path, named: Path, vocabulary: Any) -> None:
     ids = stops if isinstance(stops, list) else [] if stops is None else [stops]
     for number in ids:
         if type(number) is not int or number < 0 or (type(vocabulary) is int and number >= vocabulary):
-            raise InputError(f"{place}: eos_token_id has {number!r}, which is no token of the model; {DOWNLOAD_AGAIN}")
+            raise InputError(f"{place}: eos_token_id has {number!r}, which is no token of the model", DOWNLOAD_AGAIN)
     idle = [name for name, value in ONLY_SAMPLING.items() if found.get(name, value) not in (value, None)]
     if idle and found.get("do_sample") is not True:
         raise InputError(
-            f"{place}: has {idle[0]} = {found[idle[0]]} without do_sample = true, which cannot be saved again; set "
-            "do_sample to true there, or take it out"
+            f"{place}: has {idle[0]} = {found[idle[0]]} without do_sample = true, which cannot be saved again",
+            "set do_sample to true there, or take it out",
         )

@@ -211,15 +211,17 @@ def _usual_files(kind: Kind) -> list[str]:
     return MODEL_FILES if kind == "model" else ROW_FILES
 
 
-def missing(source: Source) -> str | None:
-    """Why the source cannot be brought in as it stands, in one sentence; None when nothing is missing."""
+def missing(source: Source) -> PinError | None:
+    """Why the source cannot be brought in as it is; None when nothing is missing."""
     if source.repository and not source.commit:
-        return (
-            f"the pin of {source.kind} '{source.name}' ({source.repository}) is empty; "
-            "run `invoke pin` on a machine with network, or give a local `path` for it with --pins FILE"
+        return PinError(
+            f"the pin of {source.kind} '{source.name}' ({source.repository}) is empty",
+            "run `invoke pin` on a machine with network, or give a local `path` for it with --pins FILE",
         )
     if source.path and (reason := _unfit(source, Path(source.path))):
-        return f"{source.kind} '{source.name}': its local path {source.path} {reason}; give another with --pins FILE"
+        return PinError(
+            f"{source.kind} '{source.name}': its local path {source.path} {reason}", "give another with --pins FILE"
+        )
     return None
 
 

@@ -133,7 +133,8 @@ def check_experiment_name(file: Path) -> None:
     name = checked_name("experiment", file.stem, str(file))
     if is_reserved(name):
         raise ExperimentError(
-            f"{file}: a run directory uses the name '{name}' for itself, so no experiment may have it; rename the file"
+            f"{file}: a run directory uses the name '{name}' for itself, so no experiment may have it",
+            "rename the file",
         )
 
 
@@ -188,8 +189,8 @@ def _check_seeds(loaded: Experiment) -> None:
         if len(seeds) > 1 and "cell" not in (rule, PROTOCOLS[arm.protocol].order_seed):
             raise ExperimentError(
                 f"{where}: seed = {sorted(seeds)} gives {len(seeds)} times the same training: [data.{arm.dataset}] has "
-                f"split_seed = {rule}, and nothing but the rows is random under protocol {arm.protocol}; let them "
-                'differ with split_seed = "cell" there and seed = "cell" in [evaluation]'
+                f"split_seed = {rule}, and nothing but the rows is random under protocol {arm.protocol}",
+                'let them differ with split_seed = "cell" there and seed = "cell" in [evaluation]',
             )
 
 
@@ -200,12 +201,14 @@ def _check_processes(loaded: Experiment) -> None:
     if gpus and processes > gpus:
         raise ExperimentError(
             f"{loaded.file}: processes = {processes} in [training] need as many GPUs, but [resources] has gpus = "
-            f"{resources.gpus} on nodes = {resources.nodes}; lower processes, or raise gpus"
+            f"{resources.gpus} on nodes = {resources.nodes}",
+            "lower processes, or raise gpus",
         )
     if processes % resources.nodes:
         raise ExperimentError(
             f"{loaded.file}: processes = {processes} in [training] cannot be shared out evenly to nodes = "
-            f"{resources.nodes} in [resources]; let it be a multiple"
+            f"{resources.nodes} in [resources]",
+            "let it be a multiple",
         )
 
 

@@ -91,7 +91,7 @@ def _add_stage(folder: StageFolder, contents: Contents, weights: bool) -> None:
         f"output {e['path']!r} lies outside of its folder" for e in manifest["outputs"] if not inside(e["path"])
     ]
     if wrong:
-        raise RecordError(f"{wrong[0]}: not exported; `invoke verify` says more")
+        raise RecordError(f"{wrong[0]}: not exported", "`invoke verify` says more")
     contents.manifests[name] = manifest
     contents.files[f"stages/{name}/manifest.json"] = folder.manifest
     if folder.spec.is_file():
@@ -129,7 +129,7 @@ def _hashes(contents: Contents) -> Iterator[tuple[str, str]]:
         digest = sha256_file(file)
         if contents.recorded.get(path, digest) != digest:
             raise RecordError(
-                f"{file}: content differs from its recorded sha256: not exported; `invoke verify` says more"
+                f"{file}: content differs from its recorded sha256: not exported", "`invoke verify` says more"
             )
         yield path, digest
     for path, text in contents.texts.items():

@@ -92,7 +92,7 @@ def _named(file: Path, key: str) -> list[str]:
         if not isinstance(names, dict):
             raise RecordError(f"{file}: not a record of this kit, it has no {key}")
     except RecordError as error:
-        raise RecordError(f"{error}; nothing is removed while it cannot be read: put it back, or remove it") from None
+        raise RecordError(str(error), "nothing is removed while it cannot be read: put it back, or remove it") from None
     return list(names)
 
 

@@ -199,7 +199,7 @@ def locked(file: Path, what: str, wait_s: float, look: Callable[[], None]) -> It
     while (descriptor := _try_lock(file, what)) is None:
         look()
         if time.monotonic() >= deadline:
-            raise HeldError(f"{what} is held by {describe_holder(file.parent)}; wait for it, or stop it")
+            raise HeldError(f"{what} is held by {describe_holder(file.parent)}", "wait for it, or stop it")
         time.sleep(LOCK_POLL_S)
     try:
         yield
@@ -221,8 +221,8 @@ def _try_lock(file: Path, what: str) -> int | None:
         name = errno.errorcode.get(error.errno or 0, "unknown error")
         raise MachineError(
             f"{what}: {file} cannot be locked ({name}: {error.strerror}), and without locks two runs could write the "
-            "same files; name a run directory on another file system with --runs, or mount this one with locks "
-            "(Lustre: -o flock)"
+            "same files",
+            "name a run directory on another file system with --runs, or mount this one with locks (Lustre: -o flock)",
         ) from None
     os.close(descriptor)
     return None

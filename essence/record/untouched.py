@@ -17,7 +17,7 @@ def check_untouched(folders: Iterable[StageFolder], hash_of: Callable[[Path], st
     for folder in folders:
         manifest = read_json(folder.manifest)
         if found := _first_change(folder, manifest["outputs"], hash_of):
-            raise InputError(f"{found}; {_cure(folder, manifest)}")
+            raise InputError(found, _cure(folder, manifest))
 
 
 def _first_change(folder: StageFolder, outputs: list[dict[str, Any]], hash_of: Callable[[Path], str]) -> str | None:

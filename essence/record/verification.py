@@ -56,7 +56,7 @@ def verify(run_directory: RunDirectory, experiment: str | None = None, stages: l
     names = _stage_ids(run_directory, plans, experiment) if stages is None else stages
     done = [folder for name in names if (folder := run_directory.stage(name)).done]
     if not (done or names or found.findings):
-        raise RecordError(f"{run_directory.root}: holds no stages; is it a run directory?")
+        raise RecordError(f"{run_directory.root}: holds no stages", "is it a run directory?")
     absent = left_out(run_directory.root)
     records = dict(_records(done, found))
     known, planned = _known_files(records), {name for plan in plans.values() for name in plan["stages"]}

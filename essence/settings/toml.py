@@ -31,7 +31,7 @@ def checked_name(what: str, name: str, where: str) -> str:
     try:
         return check_name(name)
     except ValueError as error:
-        raise ExperimentError(f"{where}: the {what} name {shown(name)} is not allowed: {error}; rename it") from None
+        raise ExperimentError(f"{where}: the {what} name {shown(name)} is not allowed: {error}", "rename it") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

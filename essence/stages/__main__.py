@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import resource
@@ -75,8 +76,8 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher)
         raise RecordError(f"{spec_file}: is the spec of a {spec.stage} stage, not of {stage}")
     if spec.source_sha256 and spec.source_sha256 != source_sha256(stage):
         raise RecordError(
-            f"{spec_file}: was planned with another source of the kit than this environment holds; after a change, "
-            "build the images anew (make images) and issue the command again"
+            f"{spec_file}: was planned with another source of the kit than this environment holds",
+            "after a change, build the images anew (make images) and issue the command again",
         )
     if helps(spec, os.environ):
         return help_out(spec, spec_file, stop)
@@ -141,8 +142,8 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         module = importlib.import_module(f"essence.stages.{spec.stage}")
         outcome = module.run(settings, context)
     except KitError as error:
-        told = own_names(own_names(str(error), inputs.values()), [folder], partial=True)
-        raise type(error)(told) from error
+        named = error.reworded(functools.partial(own_names, folders=list(inputs.values())))
+        raise named.reworded(functools.partial(own_names, folders=[folder], partial=True)) from error
     if not isinstance(outcome, StageOutcome):
         raise TypeError(f"{spec.stage}: run() returned {type(outcome).__name__}, not StageOutcome")
     return outcome

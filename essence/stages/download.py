@@ -67,7 +67,7 @@ def _copy(source: Source, folder: Path, context: StageContext) -> None:
         context.progress.update("copy", number + 1, len(files), "files", file.name)
     copied = folder if path.is_dir() else folder / path.name
     if source.path_state != content_of(copied):
-        raise InputError(f"{path}: changed since it was planned or while it was copied; issue the command again")
+        raise InputError(f"{path}: changed since it was planned or while it was copied", "issue the command again")
 
 
 def _fetch(source: Source, folder: Path) -> None:

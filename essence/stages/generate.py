@@ -68,7 +68,7 @@ def open_model(folder: Path, scratch: Path) -> Any:
     check_model(folder, scratch)
     tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template:
-        raise InputError(f"{folder}: the tokenizer has no chat template, which renders the prompts; use a chat model")
+        raise InputError(f"{folder}: the tokenizer has no chat template, which renders the prompts", "use a chat model")
     return tokenizer
 
 

@@ -37,7 +37,8 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     if samples_per_problem != settings.samples:
         raise StageError(
             f"{samples_file} holds {samples_per_problem} samples of each problem of {settings.benchmark.name}, "
-            f"declared: {settings.samples}; run the generate stage again."
+            f"declared: {settings.samples}",
+            "run the generate stage again.",
         )
     golds = golds_of(settings.benchmark.name, problems)
     check_golds(golds, {settings.grader: settings.timeout_s}, context.resources.threads)
@@ -65,8 +66,8 @@ def _check_grader(settings: GradeSettings) -> None:
     installed = grader_version(settings.grader)
     if settings.grader not in APART and installed != settings.math_verify:
         raise StageError(
-            f"{PACKAGE} {installed} is installed, declared: {settings.math_verify} ([grading] math_verify); "
-            "run `make setup`, or declare the installed one."
+            f"{PACKAGE} {installed} is installed, declared: {settings.math_verify} ([grading] math_verify)",
+            "run `make setup`, or declare the installed one.",
         )
 
 

@@ -204,7 +204,7 @@ def _why(codes: dict[int, int], processes: int, reports: Path) -> Exception:
     if not first["curable"]:
         return RuntimeError(f"rank {first['rank']} of {processes}: {first['message']}")
     kinds = {kind.__name__: kind for kind in _all_kinds(KitError)}
-    return kinds.get(first["kind"], StageError)(first["message"])
+    return kinds.get(first["kind"], StageError)(first["message"], first["cure"])
 
 
 def _all_kinds(kind: type[KitError]) -> list[type[KitError]]:

@@ -74,8 +74,11 @@ def _report(error: Exception, ranks: Ranks, reports: Path) -> None:
     curable = isinstance(error, KitError)
     if not curable:
         traceback.print_exception(error)
-    text = str(error) if curable else "".join(traceback.format_exception(error)[-3:]).strip()
-    failure = {"rank": ranks.rank, "kind": type(error).__name__, "curable": curable, "message": text}
+    told = {"rank": ranks.rank, "kind": type(error).__name__, "curable": curable}
+    if isinstance(error, KitError):
+        failure = {**told, "message": error.problem, "cure": error.cure}
+    else:
+        failure = {**told, "message": "".join(traceback.format_exception(error)[-3:]).strip()}
     reports.mkdir(parents=True, exist_ok=True)
     write_json(reports / f"failure-{ranks.rank:05d}.json", {**failure, "time": time.time()})
 

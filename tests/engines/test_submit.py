@@ -19,7 +19,7 @@ from essence.engines.slurm.jobs import note_submission
 from essence.engines.slurm.queue import JobState
 from essence.engines.slurm.queued_stage import QueuedStage
 from essence.engines.slurm.slurm_engine import SlurmEngine
-from essence.engines.slurm.submit import refusal_sentence
+from essence.engines.slurm.submit import refusal
 from essence.errors import ExperimentError, SchedulerError
 from essence.files import read_json_lines
 from support.project import MICRO
@@ -115,7 +115,7 @@ def test_a_limit_on_jobs_is_not_about_the_account(tmp_path: Path) -> None:
     words = Options(experiment=str(MICRO), lsp="0.5", runs=str(tmp_path), engine="slurm")
     selection = select(words, baselines=False)
     engine = slurm_engine(selection)
-    said = refusal_sentence(engine.site, "generic", planned_jobs(selection, engine)[0], LIMIT)
+    said = refusal(engine.site, "generic", planned_jobs(selection, engine)[0], SchedulerError(LIMIT)).cure
     assert "the limit on queued jobs is reached" in said and "set one that you may use" not in said
     assert not scheduler.takes_no_more(LONG)
 

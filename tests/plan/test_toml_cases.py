@@ -226,7 +226,7 @@ def reasons(file: Path) -> list[str]:
     loaded = load(str(file))
     plan = make_plan(loaded, loaded.cells(), environment, baselines=True)
     sources = [s.settings.source for s in plan.stages.values() if isinstance(s.settings, DownloadSettings)]
-    return [sentence for source in sources if (sentence := missing(source))]
+    return [str(error) for source in sources if (error := missing(source))]
 
 
 @pytest.mark.parametrize("name", WORKS)

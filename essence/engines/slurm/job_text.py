@@ -139,7 +139,7 @@ def check_path(path: Path) -> None:
     """ExperimentError for a path that neither sbatch nor a container's list of folders can name."""
     if found := next((sign for sign in str(path) if sign in ":,|%\"'\\" or sign.isspace()), None):
         raise ExperimentError(
-            f"{path}: holds {found!r}, which a batch text cannot name; choose a run directory without it with --runs"
+            f"{path}: holds {found!r}, which a batch text cannot name", "choose a run directory without it with --runs"
         )
 
 

@@ -163,7 +163,8 @@ def _ask(program: str, *words: str, text: str | None = None) -> list[str]:
     if not shutil.which(program):
         raise SchedulerError(
             f"{program} is not on PATH: this machine is no login node of a Slurm cluster, or Slurm's module is not "
-            "loaded; issue the command there, or print the jobs with --dry-run"
+            "loaded",
+            "issue the command there, or print the jobs with --dry-run",
         )
     environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
     try:
@@ -177,18 +178,19 @@ def _ask(program: str, *words: str, text: str | None = None) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{program}: Slurm has not answered for {TIMEOUT_S:.0f} s; try again later") from None
+        raise SchedulerError(f"{program}: Slurm has not answered for {TIMEOUT_S:.0f} s", "try again later") from None
     if done.returncode:
-        raise SchedulerError(_in_words(program, done.stderr))
+        raise _refused(program, done.stderr)
     return [line for line in done.stdout.splitlines() if line.strip()]
 
 
-def _in_words(program: str, errors: str) -> str:
+def _refused(program: str, errors: str) -> SchedulerError:
     """Slurm's own words on one line; its commands repeat in the last line what the first says in detail."""
     lines = [re.sub(rf"^{program}: (error: )?", "", line).strip() for line in errors.splitlines() if line.strip()]
     words = "; ".join(dict.fromkeys(lines)) or "no reason given"
     if re.search(r"unable to contact|connection refused|connect failure|configuration source", words, re.IGNORECASE):
-        return (
-            f"{program}: no Slurm answers ({words.replace('; ', ', ')}); try again later, or ask the cluster's support"
+        return SchedulerError(
+            f"{program}: no Slurm answers ({words.replace('; ', ', ')})",
+            "try again later, or ask the cluster's support",
         )
-    return f"{program}: {words}"
+    return SchedulerError(f"{program}: {words}")

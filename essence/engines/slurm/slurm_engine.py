@@ -15,7 +15,7 @@ from essence.engines.slurm import queue as scheduler
 from essence.engines.slurm.job_text import Job, batch_text
 from essence.engines.slurm.queued_stage import QueuedStage
 from essence.engines.slurm.site import Site, load_site
-from essence.engines.slurm.submit import Submission, refusal_sentence
+from essence.engines.slurm.submit import Submission, refusal
 from essence.errors import MachineError, SchedulerError
 from essence.files import read_json
 from essence.plan.experiment import PROJECT
@@ -76,8 +76,8 @@ class SlurmEngine(Engine):
         file = self.site.image_file(image)
         if file and not file.is_file():
             raise MachineError(
-                f"{file}: no such file, the image for {image.environment} as the site file says (sif_folder, images); "
-                f"make it with {_making(image, file, self.site)}"
+                f"{file}: no such file, the image for {image.environment} as the site file says (sif_folder, images)",
+                f"make it with {_making(image, file, self.site)}",
             )
         if file and self.site.container == "apptainer":
             cure = f"make it anew: make images sif FLAVOUR={image.flavour}"
@@ -99,7 +99,7 @@ class SlurmEngine(Engine):
             try:
                 scheduler.accepts(batch_text(job, self.site))
             except SchedulerError as error:
-                raise SchedulerError(refusal_sentence(self.site, self.site_name, job, str(error))) from None
+                raise refusal(self.site, self.site_name, job, error) from None
 
         return ask
 

@@ -84,8 +84,9 @@ class Submission:
                 self.refusal = str(error)
             else:
                 gone = self._withdraw()
-                sentence = refusal_sentence(self.site, self.site_name, job, str(error))
-                raise SchedulerError(f"{job.surroundings.title}: {sentence}{gone}") from None
+                refused = refusal(self.site, self.site_name, job, error)
+                cure = "; ".join(filter(None, (refused.cure, gone)))
+                raise SchedulerError(f"{job.surroundings.title}: {refused.problem}", cure) from None
         except BaseException:
             self._withdraw()
             raise
@@ -96,34 +97,38 @@ class Submission:
         try:
             scheduler.cancel(queued)
         except SchedulerError as error:
-            return f"; {len(queued)} jobs before it are queued still: scancel {' '.join(queued)} ({error})"
+            return f"{len(queued)} jobs before it are queued still: scancel {' '.join(queued)} ({error})"
         for job in self.fresh:
             # Only what this call made, and nothing has written to since.
             folder = job.surroundings.folder
             if list(folder.path.iterdir()) == [folder.jobs] and len(read_json_lines(folder.jobs)) == 1:
                 folder.jobs.unlink()
                 folder.path.rmdir()
-        return f"; the {len(queued)} jobs queued before it were cancelled" if queued else ""
+        return f"the {len(queued)} jobs queued before it were cancelled" if queued else ""
 
 
-def refusal_sentence(site: Site, name: str, job: Job, words: str) -> str:
+def refusal(site: Site, name: str, job: Job, said: SchedulerError) -> SchedulerError:
     """A refusal of Slurm's with the key of the site file that it is about."""
+    return SchedulerError(said.problem, said.cure or _cure(site, name, job, said.problem))
+
+
+def _cure(site: Site, name: str, job: Job, words: str) -> str:
     stage = job.surroundings.stage
     if scheduler.takes_no_more(words):
-        return f"{words}; the limit on queued jobs is reached: issue the command again once some have ended"
+        return "the limit on queued jobs is reached: issue the command again once some have ended"
     if re.search("account", words, re.IGNORECASE):
         value = f"account = '{site.account}', partition = '{site.partition}'"
-        return f"{words}; {value} in site {name}: set one that you may use (sacctmgr show associations user=$USER)"
+        return f"{value} in site {name}: set one that you may use (sacctmgr show associations user=$USER)"
     if re.search("partition", words, re.IGNORECASE):
         there = ", ".join(scheduler.partitions())
-        return f"{words}; partition = '{site.partition}' in site {name}: set one of those here ({there})"
+        return f"partition = '{site.partition}' in site {name}: set one of those here ({there})"
     if re.search("configuration|memory|cpu|node|gres|time", words, re.IGNORECASE):
         limits = site.limits[stage]
         asked = f"limits.{stage} = {limits.time}, {limits.memory_gib} GiB, {limits.cpus} cores"
         gpus = job.surroundings.resources.gpus
         asked += f", gpu_type = '{site.gpu_type}' with {gpus} GPUs" if gpus else ""
-        return f"{words}; {asked} in site {name}: ask for what a node has (sinfo --Node --long)"
-    return words
+        return f"{asked} in site {name}: ask for what a node has (sinfo --Node --long)"
+    return ""
 
 
 def in_vain(state: JobState, needed: list[str]) -> bool:

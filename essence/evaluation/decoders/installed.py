@@ -12,6 +12,6 @@ def vllm_version() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
     raise MachineError(
-        'decoder = "vllm", but this environment has no vLLM; install it (locks/install.sh cpu vllm), '
-        'or set decoder = "transformers" in [evaluation]'
+        'decoder = "vllm", but this environment has no vLLM',
+        'install it (locks/install.sh cpu vllm), or set decoder = "transformers" in [evaluation]',
     )

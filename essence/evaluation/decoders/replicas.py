@@ -71,8 +71,8 @@ class Replicas:
             kind, value = connection.recv()
         except EOFError:
             raise StageError(
-                f"Copy {copy + 1} of {self.copies} of the model ended without a word (out of memory?); "
-                f"the stage's log may say more."
+                f"Copy {copy + 1} of {self.copies} of the model ended without a word (out of memory?)",
+                "the stage's log may say more.",
             ) from None
         if kind == "error":
             raise value

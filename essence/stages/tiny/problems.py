@@ -83,7 +83,8 @@ def draw_problems(count: int, digits: Sequence[int], seed: int, part: Part) -> l
         if not sizes:
             raise InputError(
                 f"there are about {len(found)} different {part} problems with {min(digits)} to {max(digits)} digits, "
-                f"wanted: {count}; raise largest_digits or ask for fewer"
+                f"wanted: {count}",
+                "raise largest_digits or ask for fewer",
             )
     return list(found)
 

@@ -90,4 +90,4 @@ def read_options(record: type[AnyOptions], options: dict[str, Any], builtin: str
     try:
         return validate(record, options, f"built-in source '{builtin}'")
     except ExperimentError as error:
-        raise InputError(str(error)) from None
+        raise InputError(error.problem, error.cure) from None
