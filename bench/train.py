@@ -36,14 +36,14 @@ from essence.plan.experiment import load  # noqa: E402
 from essence.progress import Progress, StopRequest  # noqa: E402
 from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 from essence.settings import Resources  # noqa: E402
-from essence.sizes import architecture as cost  # noqa: E402
+from essence.sizes.architecture import Architecture, distillation_flops  # noqa: E402
 
 GIB = 1 << 30
 ACHIEVABLE_FLOPS = 790e12
 """Dense bfloat16 FLOP/s that an H100 or H200 reaches in large matrix products."""
 SMALL = {
-    "student": cost.Architecture(256, 4, 4, 2, 64, 768, 151_936, True),
-    "teacher": cost.Architecture(512, 6, 8, 4, 64, 1536, 151_936, True),
+    "student": Architecture(256, 4, 4, 2, 64, 768, 151_936, True),
+    "teacher": Architecture(512, 6, 8, 4, 64, 1536, 151_936, True),
 }
 WARM_UP_STEPS = 1
 PADDING_MULTIPLE = 16
@@ -130,7 +130,7 @@ def ratios(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float
     return {name: {key: round(median(name, key) / median("kit", key), 2) for key in keys} for name in others}
 
 
-def sizes(arguments: argparse.Namespace) -> tuple[cost.Architecture, cost.Architecture]:
+def sizes(arguments: argparse.Namespace) -> tuple[Architecture, Architecture]:
     models = load("bespoke").catalogue.models
     chosen = [
         SMALL[role] if name == "small" else models[name].architecture
@@ -154,7 +154,7 @@ def rows_of_a_step(arguments: argparse.Namespace) -> list[Example]:
     return made
 
 
-def random_model(chosen: cost.Architecture, dtype: torch.dtype, device: torch.device, seed: int) -> Any:
+def random_model(chosen: Architecture, dtype: torch.dtype, device: torch.device, seed: int) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
@@ -183,7 +183,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     losses = LOOPS[arguments.measure](arguments, student, teacher, clock)
     wall_s, cpu_s, peak_gib = clock.read()
     rows = rows_of_a_step(arguments)
-    needed = cost.distillation_flops(*chosen, [row.input_ids.size for row in rows], activation_checkpointing=False)
+    needed = distillation_flops(*chosen, [row.input_ids.size for row in rows], activation_checkpointing=False)
     peak = peak_of_device(device)
     return {
         "wall_s": wall_s,

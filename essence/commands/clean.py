@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import has_jobs, stage_jobs
 from essence.errors import HeldError, RecordError, SchedulerError, disk_error
 from essence.files import read_json
@@ -126,12 +126,12 @@ def _check_no_jobs(run_directory: RunDirectory, folders: list[Path]) -> None:
     left = {identifier: stage for identifier, stage in stages.items() if not stage.done}
     if not has_jobs(left.values()):
         return
-    queue, silent = None, ""
+    jobs_queued, silent = None, ""
     try:
-        queue = scheduler.queue()
+        jobs_queued = queue.queue()
     except SchedulerError as error:
         silent = f" as far as is known here ({error})"
-    jobs = stage_jobs(left, queue)
+    jobs = stage_jobs(left, jobs_queued)
     # What Slurm has forgotten has ended; where none answers, what was not seen to end may still be there.
     live = sorted(job.state.job for job in jobs.values() if not job.state.ended and job.cause != "unknown")
     if live:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence import text as words
 from essence.errors import RecordError
 from essence.evaluation.statistics import Estimate, difference
 from essence.files import read_json
@@ -22,6 +21,7 @@ from essence.plan.experiment import PROJECT
 from essence.record.archive import unpack
 from essence.record.comparison import Chain, Difference, edited, likely_causes, merge, read_chain, result_differences
 from essence.record.run_directory import RunDirectory
+from essence.text import interval, percent
 
 EXPERIMENT_END = ": "
 """Between an experiment and the name of a cell, which has no colon."""
@@ -224,8 +224,8 @@ def _print(compared: list[Compared], causes: list[Difference], console: Console)
     for column in ("Cell", "Benchmark", "A", "B", "B - A", ""):
         table.add_column(column, overflow="fold")
     for one in compared:
-        change = "" if one.change is None else f"{100 * (one.change.value or 0.0):+.1f} {words.interval(one.change)}"
-        a, b = (words.percent(value) for value in one.accuracy)
+        change = "" if one.change is None else f"{100 * (one.change.value or 0.0):+.1f} {interval(one.change)}"
+        a, b = (percent(value) for value in one.accuracy)
         table.add_row(*(Text(text) for text in (one.name, one.benchmark, a, b, change, one.word)))
     console.print(table)
     console.print()

@@ -19,9 +19,8 @@ from essence.distill.devices import GIB, memory_bytes
 from essence.errors import InputError, MachineError
 from essence.files import read_json, write_json
 from essence.settings import Resources
-from essence.sizes import passes as packing
 from essence.sizes.memory import DeviceLoad, estimate_memory, smallest_change
-from essence.sizes.passes import Step, deal
+from essence.sizes.passes import Step, deal, shape
 
 USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
 """Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
@@ -53,7 +52,7 @@ def largest_pass(
         lengths = [row.positions for row in rows]
         dealt = deal(lengths, processes, packed, multiple, resources)
         for share in (share for passes in dealt for share in passes if share):
-            positions = max(positions, packing.shape(lengths, share, packed, multiple).positions)
+            positions = max(positions, shape(lengths, share, packed, multiple).positions)
             labels = max(labels, sum(int(rows[index].supervised.sum()) for index in share))
     return Largest(positions, labels, max(row.positions for row in examples))
 

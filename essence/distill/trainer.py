@@ -32,8 +32,7 @@ from essence.distill.teachers import TeacherStates
 from essence.errors import KitError
 from essence.progress import Progress, Stopped, StopRequest
 from essence.settings import Resources, TrainSettings
-from essence.sizes import passes as packing
-from essence.sizes.passes import deal
+from essence.sizes.passes import deal, shape
 
 
 class DivergedError(KitError):
@@ -248,9 +247,9 @@ class _Run:
         dealt = deal(lengths, self.ranks.processes, self.packed, multiple, self.resources)
         if counted:
             passes = [part for own in dealt for part in own if part]
-            shapes = [packing.shape(lengths, part, self.packed, multiple) for part in passes]
+            shapes = [shape(lengths, part, self.packed, multiple) for part in passes]
             self.state.passes += len(passes)
-            self.state.positions += sum(shape.positions for shape in shapes)
+            self.state.positions += sum(one.positions for one in shapes)
         return [[rows[index] for index in part] for part in dealt[self.ranks.rank]]
 
     def _batch(self, part: Sequence[Example]) -> tuple[Batch, float]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from essence.settings import OptimizerSettings, Resources
-from essence.sizes import passes as packing
 
 Step = list[int]
 """Indices of the rows of one optimiser step."""
@@ -37,7 +36,7 @@ def steps_of_epoch(order: Sequence[int | None], lengths: Sequence[int], settings
     """
     if settings.batch_tokens:
         rows = [index for index in order if index is not None]
-        steps = packing.steps_of_tokens([lengths[index] for index in rows], settings.batch_tokens)
+        steps = steps_of_tokens([lengths[index] for index in rows], settings.batch_tokens)
         return [rows[step.start : step.stop] for step in steps]
     places = range(0, len(order), settings.batch_rows)
     chunks = (order[first : first + settings.batch_rows] for first in places)
@@ -67,7 +66,7 @@ def _passes(
     lengths: Sequence[int], share: Sequence[int], packed: bool, multiple: int, resources: Resources
 ) -> list[list[int]]:
     own = [lengths[index] for index in share]
-    return [[share[i] for i in part] for part in packing.micro_batches(own, packed, multiple, resources)]
+    return [[share[i] for i in part] for part in micro_batches(own, packed, multiple, resources)]
 
 
 class Shape(NamedTuple):

@@ -31,8 +31,8 @@ from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import TOKENIZER_FILES
 from essence.progress import StageContext, StageOutcome
 from essence.settings import TeacherSettings
-from essence.sizes import architecture as cost
-from essence.sizes import passes as packing
+from essence.sizes import passes
+from essence.sizes.architecture import Architecture, layer_flops, stored_bytes_per_token
 
 SPARE_BYTES = 1 << 26
 """Beside the rows and the head: tokenizer, index, headers."""
@@ -50,7 +50,7 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
     folder = context.inputs["teacher"] / "model"
     check_model(folder, context.scratch)
     check_pair(context.inputs["tokenizer"] / "model", folder)
-    architecture = cost.Architecture.from_config(read_decoder(folder))
+    architecture = Architecture.from_config(read_decoder(folder))
     rows = load_rows(context.inputs["tokens"] / "tokens.arrow", settings, architecture.vocabulary)
     facts = {"dtype": settings.compute_dtype, "vocabulary": architecture.vocabulary}
     writer = RowWriter(context.partial / ROWS, facts)
@@ -89,12 +89,12 @@ def load_rows(path: Path, settings: TeacherSettings, vocabulary: int) -> list[Ex
     return rows
 
 
-def bytes_per_token(settings: TeacherSettings, architecture: cost.Architecture) -> int:
+def bytes_per_token(settings: TeacherSettings, architecture: Architecture) -> int:
     """Of the rows' files."""
-    return cost.stored_bytes_per_token(architecture, settings.compute_dtype)
+    return stored_bytes_per_token(architecture, settings.compute_dtype)
 
 
-def check_disk(folder: Path, rows_bytes: int, architecture: cost.Architecture, settings: TeacherSettings) -> None:
+def check_disk(folder: Path, rows_bytes: int, architecture: Architecture, settings: TeacherSettings) -> None:
     """MachineError where what is still to be written does not fit."""
     needed = rows_bytes + architecture.head_parameters * COMPUTE_DTYPES[settings.compute_dtype].itemsize + SPARE_BYTES
     free = shutil.disk_usage(folder).free
@@ -106,11 +106,11 @@ def check_disk(folder: Path, rows_bytes: int, architecture: cost.Architecture, s
 
 
 def shards(
-    rows: Sequence[Example], settings: TeacherSettings, architecture: cost.Architecture, mib: float
+    rows: Sequence[Example], settings: TeacherSettings, architecture: Architecture, mib: float
 ) -> Iterator[Sequence[Example]]:
     """The rows of each file: as many as `mib` hold, at least one."""
     most = max(1, int(mib * (1 << 20)) // bytes_per_token(settings, architecture))
-    for part in packing.steps_of_tokens([row.input_ids.size for row in rows], most):
+    for part in passes.steps_of_tokens([row.input_ids.size for row in rows], most):
         yield rows[part.start : part.stop]
 
 
@@ -129,12 +129,12 @@ class Reader:
         """What is stored of some rows, in their order; `done` of `total` tokens were read before."""
         lengths, multiple = [row.input_ids.size for row in rows], self.settings.pad_to_multiple
         found: dict[int, StoredRow] = {}
-        for part in packing.micro_batches(lengths, self.packed, multiple, self.context.resources):
+        for part in passes.micro_batches(lengths, self.packed, multiple, self.context.resources):
             self.context.stop.check()  # loses the rows of one file
             for index, states in zip(part, self._states([rows[i] for i in part]), strict=True):
                 row = rows[index]
                 found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), states)
-            shape = packing.shape(lengths, part, self.packed, multiple)
+            shape = passes.shape(lengths, part, self.packed, multiple)
             self.tokens, self.positions = self.tokens + shape.tokens, self.positions + shape.positions
             done += shape.tokens
             self.context.progress.update("teacher", done, total, "tokens")
@@ -181,7 +181,7 @@ def write_model(folder: Path, teacher: Path, head: Tensor) -> None:
 
 
 def outcome(
-    settings: TeacherSettings, rows: Sequence[Example], writer: RowWriter, reader: Reader, model: cost.Architecture
+    settings: TeacherSettings, rows: Sequence[Example], writer: RowWriter, reader: Reader, model: Architecture
 ) -> StageOutcome:
     """What the manifest is told; the cost is that of all attempts, `executed` speaks of the last one alone."""
     tokens = sum(row.input_ids.size for row in rows)
@@ -208,7 +208,7 @@ def outcome(
         },
         cost={
             "tokens": tokens,
-            "flops": sum(cost.layer_flops(model, row.input_ids.size) for row in rows),
+            "flops": sum(layer_flops(model, row.input_ids.size) for row in rows),
             "flops_formula": FLOPS_FORMULA,
         },
         seeds={"split": settings.rows.split_seed},

@@ -40,7 +40,13 @@ from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import save_model
 from essence.progress import StageContext, StageOutcome
 from essence.settings import LossResources, Resources, TrainSettings
-from essence.sizes import architecture as cost
+from essence.sizes.architecture import (
+    FLOPS_FORMULA,
+    Architecture,
+    distillation_flops,
+    forward_flops,
+    static_bytes,
+)
 from essence.sizes.memory import load_of
 from essence.sizes.passes import Step
 from essence.stages.launch import check_devices
@@ -116,8 +122,8 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
 def look_first(settings: TrainSettings, context: StageContext, setup: Setup, loss: LossResources) -> dict[str, Any]:
     """What can be known without a model: whether the memory will do, and that the rows are those of before."""
     resources, training = context.resources, setup.rows.training.examples
-    teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
-    load = load_of(settings, cost.Architecture.from_config(setup.student_config), teacher, loss)
+    teacher = Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
+    load = load_of(settings, Architecture.from_config(setup.student_config), teacher, loss)
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(
         training, steps_of(settings, setup), settings.processes, settings.packing, multiple, resources
@@ -321,9 +327,9 @@ def describe_micro_batches(resources: Resources, result: TrainResult) -> dict[st
 
 def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> dict[str, Any]:
     """Tokens and FLOPs of the whole training, from the lengths of the rows."""
-    student = cost.Architecture.from_config(setup.student_config)
-    teacher = cost.Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
-    training = cost.distillation_flops(
+    student = Architecture.from_config(setup.student_config)
+    teacher = Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
+    training = distillation_flops(
         student,
         teacher,
         lengths_read(settings, setup),
@@ -331,12 +337,12 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         teacher_form=settings.teacher,
         lora=settings.lora,
     )
-    validation = sum(cost.forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
+    validation = sum(forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
     validation_flops = validation * len(result.validations)
     return {
         "tokens": result.tokens,
         "flops": training + validation_flops,
-        "flops_formula": cost.FLOPS_FORMULA,
+        "flops_formula": FLOPS_FORMULA,
         "training_flops": training,
         "validation_flops": validation_flops,
         "validation_tokens": setup.rows.validation.tokens * len(result.validations),
@@ -344,9 +350,7 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
         "tokens_per_s": result.tokens / result.seconds if result.seconds else None,
         "energy_j": result.energy_j,
         **describe_utilization(settings, setup, result, student, teacher, settings.processes),
-        "static_memory_bytes": cost.static_bytes(
-            student, teacher, settings.compute_dtype, settings.teacher, settings.lora
-        ),
+        "static_memory_bytes": static_bytes(student, teacher, settings.compute_dtype, settings.teacher, settings.lora),
     }
 
 
@@ -360,13 +364,13 @@ def describe_utilization(
     settings: TrainSettings,
     setup: Setup,
     result: TrainResult,
-    student: cost.Architecture,
-    teacher: cost.Architecture | None,
+    student: Architecture,
+    teacher: Architecture | None,
     devices: int,
 ) -> dict[str, Any]:
     """MFU of the training steps; null where the device's peak is not known."""
     lengths = lengths_read(settings, setup)
-    needed = cost.distillation_flops(
+    needed = distillation_flops(
         student, teacher, lengths, activation_checkpointing=False, teacher_form=settings.teacher, lora=settings.lora
     )
     peak = peak_of_device(setup.device)

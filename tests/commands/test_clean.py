@@ -10,7 +10,7 @@ from rich.console import Console
 from test_matrix import wait_for
 
 from essence.commands.clean import clean
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.errors import HeldError
 from essence.record.run_directory import RunDirectory
 from support.slurm_node import SlurmNode
@@ -48,10 +48,10 @@ def job(request: pytest.FixtureRequest, slurm: SlurmNode, run: SyntheticRun) -> 
     """The id of a job in the training's folder that waits, or that runs."""
     del slurm
     held = "#SBATCH --hold\n" if request.param == "PENDING" else ""
-    identifier = scheduler.submit(JOB.format(folder=training(run), more=held))
-    wait_for(lambda: request.param in [state.state for state in scheduler.queue() if state.job == identifier])
+    identifier = queue.submit(JOB.format(folder=training(run), more=held))
+    wait_for(lambda: request.param in [state.state for state in queue.queue() if state.job == identifier])
     yield identifier
-    scheduler.cancel([identifier])
+    queue.cancel([identifier])
 
 
 @pytest.mark.slurm
@@ -60,8 +60,8 @@ def test_what_is_queued_or_runs_stays(run: SyntheticRun, job: str) -> None:
     with pytest.raises(HeldError, match=f"jobs {job} are queued or running; cancel them first: scancel {job}"):
         cleaned(run)
     assert training(run).is_dir()
-    scheduler.cancel([job])
-    wait_for(lambda: all(state.ended for state in scheduler.queue() if state.job == job))
+    queue.cancel([job])
+    wait_for(lambda: all(state.ended for state in queue.queue() if state.job == job))
     assert cleaned(run) == 0 and not training(run).exists()
 
 

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from essence import progress as gpu_use
+from essence import progress
 from essence.commands.watch import Watch, is_over, screen, short_names, watch
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.queue import JobState
 from essence.errors import SchedulerError
 from essence.progress import GIB
@@ -139,7 +139,7 @@ def test_it_goes_on_while_slurm_does_not_answer(run: SyntheticRun, monkeypatch: 
     def silent() -> list[JobState]:
         raise SchedulerError("squeue: Slurm has not answered for 120 s; try again later")
 
-    monkeypatch.setattr(scheduler, "queue", silent)
+    monkeypatch.setattr(queue, "queue", silent)
     assert not is_over(Watch(RunDirectory(run.root), run.experiment).look())
 
 
@@ -184,6 +184,6 @@ def test_the_gpus_told_are_those_that_are_visible(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    gpu_use._handles.cache_clear()
-    assert [gpu["busy_percent"] for gpu in gpu_use.gpu_use()] == busy
-    gpu_use._handles.cache_clear()
+    progress._handles.cache_clear()
+    assert [gpu["busy_percent"] for gpu in progress.gpu_use()] == busy
+    progress._handles.cache_clear()

@@ -17,7 +17,7 @@ from essence.errors import InputError
 from essence.models.loading import load_model
 from essence.progress import StageContext, StageOutcome, Stopped
 from essence.settings import LoraSettings
-from essence.sizes import architecture as cost
+from essence.sizes.architecture import Architecture, adapter_parameters, training_flops
 from essence.stages import train
 
 __all__ = ["prepared"]  # a fixture
@@ -64,14 +64,12 @@ def test_the_saved_model_is_the_student_with_its_adapters(
 
 def test_counts_are_those_of_the_adapters(prepared: dict[str, Path], done: tuple[StageContext, StageOutcome]) -> None:
     around, outcome = done
-    architecture = cost.Architecture.from_config(
-        json.loads((prepared["student"] / "model" / "config.json").read_text())
-    )
-    adapters = cost.adapter_parameters(architecture, LoraSettings.model_validate(LORA))
+    architecture = Architecture.from_config(json.loads((prepared["student"] / "model" / "config.json").read_text()))
+    adapters = adapter_parameters(architecture, LoraSettings.model_validate(LORA))
     stored = load_file(around.partial / "last-adapter" / "adapter_model.safetensors")
     assert adapters == sum(tensor.numel() for tensor in stored.values())
     assert outcome.executed["parameters"] == {"trained": adapters, "all": architecture.parameters + adapters}
-    teacher = cost.Architecture.from_config(json.loads((prepared["teacher"] / "model" / "config.json").read_text()))
+    teacher = Architecture.from_config(json.loads((prepared["teacher"] / "model" / "config.json").read_text()))
     frozen = 4 * (architecture.parameters + teacher.parameters)
     assert outcome.cost["static_memory_bytes"] == frozen + 16 * adapters
     written = load_file(around.scratch / "training" / "last.safetensors")
@@ -84,13 +82,13 @@ def test_flops_equal_the_count_of_pytorch() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     student, tokens, lora = model(0), 24, LoraSettings.model_validate(LORA)
-    architecture = cost.Architecture.from_config(student.config.to_dict())
+    architecture = Architecture.from_config(student.config.to_dict())
     add_adapters(student, lora, 0)
     counter = FlopCounterMode(display=False)
     with counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         student(torch.arange(tokens)[None] % 23).logits.sum().backward()
     # PyTorch counts the masked half of attention too, and nothing flows back into what stands before the first adapter.
-    expected = cost.training_flops(architecture, tokens, activation_checkpointing=False, lora=lora)
+    expected = training_flops(architecture, tokens, activation_checkpointing=False, lora=lora)
     attention = 2 * tokens**2 * architecture.attention_width * architecture.layers
     assert counter.get_total_flops() == pytest.approx(expected + 3 * attention, rel=0.1)
 

@@ -22,7 +22,7 @@ import pytest
 from test_matrix import stage_processes, wait_for
 
 from essence.engines.docker import FOLDER
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from support.containers import DockerHost, Sifs
 from support.project import MICRO, PROJECT, command_line, invoke
 from support.slurm_node import let_go
@@ -109,15 +109,15 @@ def under_slurm(sifs: Sifs, folder: Path, patch: pytest.MonkeyPatch) -> Under:
     patch.setenv("HOME", str(folder))
 
     def jobs(runs: Path) -> list[Any]:
-        return [job for job in scheduler.queue() if not job.ended and job.folder.startswith(f"{runs}/")]
+        return [job for job in queue.queue() if not job.ended and job.folder.startswith(f"{runs}/")]
 
     return Under("slurm", jobs, requeued_or_cancelled, ("--site", str(site)), recorded="apptainer")
 
 
-def requeued_or_cancelled(job: scheduler.JobState) -> None:
+def requeued_or_cancelled(job: queue.JobState) -> None:
     """A job that runs is queued again, as one that is preempted; one that waits is cancelled."""
     if job.waiting or subprocess.run(["scontrol", "requeue", job.job], capture_output=True).returncode:
-        scheduler.cancel([job.job])
+        queue.cancel([job.job])
     else:
         let_go(job.job)
 

@@ -18,7 +18,7 @@ import pytest
 from essence.commands.status import collect_with_queue
 from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, ImageRecipe, recipe
 from essence.engines.sif_files import SifRecord, record_file
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.files import read_json, sha256_file
 from essence.record.run_directory import RunDirectory
 from support.containers import set_variables
@@ -136,7 +136,7 @@ def wait_for(condition: Callable[[], Any], runs: Path | None = None) -> Any:
     deadline = time.monotonic() + WAIT_S
     while not (found := condition()):
         logs = "".join(f"\n{log}:\n{log.read_text()[-1500:]}" for log in runs.glob("stages/*/log.txt")) if runs else ""
-        assert time.monotonic() < deadline, f"waited too long: {scheduler.queue()}{logs}"
+        assert time.monotonic() < deadline, f"waited too long: {queue.queue()}{logs}"
         time.sleep(0.2)
     return found
 
@@ -148,7 +148,7 @@ def jobs_of(done: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, Any
 
 
 def state_of(job: str) -> str:
-    return next(state.state for state in scheduler.queue() if state.job == job)
+    return next(state.state for state in queue.queue() if state.job == job)
 
 
 def test_how_jobs_end_is_told_by_name(cluster: Cluster, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_how_jobs_end_is_told_by_name(cluster: Cluster, tmp_path: Path) -> None:
     cluster.act("benchmark", "sleep 600")
     jobs = jobs_of(cluster.run(tmp_path, "--only", "tokenize", "--json"))
     wait_for(lambda: len(status(tmp_path)["failed"]) == 2, tmp_path)
-    scheduler.cancel(state.job for state in scheduler.queue() if state.state == "RUNNING")
+    queue.cancel(state.job for state in queue.queue() if state.state == "RUNNING")
     wait_for(lambda: len(status(tmp_path)["failed"]) == 3, tmp_path)
     told = status(tmp_path)
     failed = {stage["title"]: stage for stage in told["failed"]}
@@ -195,7 +195,7 @@ def test_a_refusal_is_one_sentence_and_leaves_nothing(
     done = cluster.run(tmp_path, "--only", "tokenize", site=cluster.site_with("refused", **changes))
     assert done.returncode == 2 and re.search(sentence, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    wait_for(lambda: all(state.ended for state in scheduler.queue() if str(tmp_path) in state.folder))
+    wait_for(lambda: all(state.ended for state in queue.queue() if str(tmp_path) in state.folder))
     assert not list(tmp_path.glob("stages/*/jobs.jsonl"))
 
 
@@ -216,9 +216,9 @@ def test_what_is_queued_is_not_queued_again_and_what_waits_in_vain_is(cluster: C
     assert again["tokenize"]["job"] == first["tokenize"]["job"] and not again["tokenize"]["queued_now"]
     assert again["train"]["queued_now"] and first["tokenize"]["job"] in again["train"]["after"]
     # A new job for the data set; whatever waited for the old one is replaced too.
-    old = next(state.job for state in scheduler.queue() if state.state == "RUNNING" and is_stage(state.folder, "tiny"))
+    old = next(state.job for state in queue.queue() if state.state == "RUNNING" and is_stage(state.folder, "tiny"))
     cluster.act("dataset", None)
-    scheduler.cancel([old])
+    queue.cancel([old])
     third = jobs_of(cluster.run(tmp_path, "--only", "train", "--json"))
     assert int(third["tokenize"]["job"]) > int(again["train"]["job"])
     assert third["tokenize"]["job"] in third["train"]["after"] and old not in third["tokenize"]["after"]
@@ -237,7 +237,7 @@ def test_doctor_asks_slurm_whether_it_would_take_the_jobs(cluster: Cluster, tmp_
         assert (done.returncode == 0) == told["ready"] == all(check["ok"] for check in told["checks"])
         return {check["name"]: check for check in told["checks"]}
 
-    queued = {state.job for state in scheduler.queue()}
+    queued = {state.job for state in queue.queue()}
     ready = checks(cluster.site)
     assert all(check["ok"] for check in ready.values()), ready
     assert {"Slurm", "image train", "image eval", "a train job", "a generate job"} <= set(ready)
@@ -247,7 +247,7 @@ def test_doctor_asks_slurm_whether_it_would_take_the_jobs(cluster: Cluster, tmp_
     for stage in ("train", "grade"):
         assert "nvalid partition" in elsewhere[f"a {stage} job"]["found"]
         assert "set one of those here (closed, tests)" in elsewhere[f"a {stage} job"]["cure"]
-    assert not (tmp_path / "runs").exists() and {state.job for state in scheduler.queue()} <= queued
+    assert not (tmp_path / "runs").exists() and {state.job for state in queue.queue()} <= queued
 
 
 NANO = """\
@@ -299,14 +299,14 @@ def test_disturbed_at_every_turn_it_ends_as_undisturbed(
     train = RunDirectory(runs).stage(jobs["train"]["stage"])
     wait_for(lambda: train.progress.is_file() and list(train.scratch.glob("*")), runs)
     subprocess.run(["scontrol", "requeue", jobs["train"]["job"]], check=True)
-    again = wait_for(lambda: [s for s in scheduler.queue() if s.job == jobs["train"]["job"] and s.waiting], runs)
+    again = wait_for(lambda: [s for s in queue.queue() if s.job == jobs["train"]["job"] and s.waiting], runs)
     assert again[0].restarts == 1
     queued = {stage["stage"]: stage["scheduler_job"]["restarts"] for stage in status(runs, "nano")["queued"]}
     assert queued[jobs["train"]["stage"]] == 1
     let_go(jobs["train"]["job"])
     time.sleep(chance.uniform(3.0, 8.0))
-    scheduler.cancel(job["job"] for job in jobs.values())
-    wait_for(lambda: all(state.ended for state in scheduler.queue()), runs)
+    queue.cancel(job["job"] for job in jobs.values())
+    wait_for(lambda: all(state.ended for state in queue.queue()), runs)
     assert not status(runs, "nano")["running"]
     # Killed after sbatch took the job: its id was not written down, and the job is found all the same.
     second = jobs_of(cluster.run(runs, "--json", experiment=nano))

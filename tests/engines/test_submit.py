@@ -14,7 +14,7 @@ from essence.commands.queue_jobs import planned_jobs, queue_left
 from essence.engines import ENGINES, make_engine
 from essence.engines.engine import Engine, Exit
 from essence.engines.run import Options, Run
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import note_submission
 from essence.engines.slurm.queue import JobState
 from essence.engines.slurm.queued_stage import QueuedStage
@@ -54,7 +54,7 @@ class StandIn:
 
 def queue_with(slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     for name in ("queue", "submit", "cancel"):
-        monkeypatch.setattr(scheduler, name, getattr(slurm, name))
+        monkeypatch.setattr(queue, name, getattr(slurm, name))
     monkeypatch.setattr(SlurmEngine, "check", lambda _engine, _stages: None)
     words = Options(experiment=str(MICRO), lsp="0.5", runs=str(runs), engine="slurm", only="train")
     console = Console(file=io.StringIO(), width=200)
@@ -117,7 +117,7 @@ def test_a_limit_on_jobs_is_not_about_the_account(tmp_path: Path) -> None:
     engine = slurm_engine(selection)
     said = refusal(engine.site, "generic", planned_jobs(selection, engine)[0], SchedulerError(LIMIT)).cure
     assert "the limit on queued jobs is reached" in said and "set one that you may use" not in said
-    assert not scheduler.takes_no_more(LONG)
+    assert not queue.takes_no_more(LONG)
 
 
 def test_a_runner_that_waits_takes_over_the_job_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

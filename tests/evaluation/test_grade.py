@@ -17,8 +17,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 
 from essence.errors import InputError
-from essence.evaluation import answer_search as extract
-from essence.evaluation import answer_search as pieces
+from essence.evaluation import answer_search
 from essence.evaluation.graders import GRADERS, Verdict
 from essence.evaluation.graders_apart import grader_version
 from essence.evaluation.grading_pool import Item, grade_all
@@ -191,32 +190,34 @@ def whole_text_answer(text: str, boxed_priority: int) -> Any:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_reading_from_the_end_finds_what_reading_all_finds(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(answer_search, "PIECE_CHARACTERS", 20)
     chooser = random.Random(seed)
     cut = 0
     for _ in range(60):
         text = "".join(chooser.choice(PIECES) for _ in range(chooser.randrange(1, 12)))[: chooser.randrange(10, 400)]
-        cut += len(list(pieces.pieces(text))) > 1
+        cut += len(list(answer_search.pieces(text))) > 1
         for priority in (50, 55):
-            found = extract.find_answer(text, priority, 3, keep_text=True, skip_broken=False)
+            found = answer_search.find_answer(text, priority, 3, keep_text=True, skip_broken=False)
             expected = whole_text_answer(text, priority)
             assert (found.parsed() if found else []) == expected, text
     assert cut > 20
 
 
 def test_pieces_match_as_the_whole_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(answer_search, "PIECE_CHARACTERS", 20)
     chooser = random.Random(7)
     cut = 0
     for _ in range(400):
         text = "".join(chooser.choice(PIECES) for _ in range(chooser.randrange(1, 12)))
         text = text[chooser.randrange(9) : chooser.randrange(20, 500)]
-        parts = list(pieces.pieces(text))[::-1]
+        parts = list(answer_search.pieces(text))[::-1]
         cut += len(parts) > 1
-        for pattern in extract.patterns(50):
-            ranges = parts if pattern.priority == extract.LAST_MATCH_PRIORITY else [(0, len(text))]
+        for pattern in answer_search.patterns(50):
+            ranges = parts if pattern.priority == answer_search.LAST_MATCH_PRIORITY else [(0, len(text))]
             found = [
-                m.span() for start, end in ranges for m in extract._matches_within(pattern.regex, text, start, end)
+                m.span()
+                for start, end in ranges
+                for m in answer_search._matches_within(pattern.regex, text, start, end)
             ]
             assert found == [m.span() for m in pattern.regex.finditer(text)], (pattern.priority, text)
     assert cut > 200
@@ -227,11 +228,11 @@ def test_an_integer_needs_no_grammar() -> None:
 
     plain = 0
     for text in (r"\boxed{42}", "$42$", r"$\boxed{42}$", "so 42", "= 42.", "42%", r"\boxed{9}\%", "-3", "042"):
-        for pattern in extract.patterns(50):
+        for pattern in answer_search.patterns(50):
             for match in pattern.regex.finditer(text):
-                found = extract.Found(pattern.target, tuple(match.groupdict().items()))
-                assert extract._parse(found, 3) == extract_match(match, pattern.target, 3)
-                plain += extract._plain_integer(found) is not None
+                found = answer_search.Found(pattern.target, tuple(match.groupdict().items()))
+                assert answer_search._parse(found, 3) == extract_match(match, pattern.target, 3)
+                plain += answer_search._plain_integer(found) is not None
     assert plain >= 8
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from essence import text as words
 from essence.errors import RecordError
 from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
@@ -22,6 +21,7 @@ from essence.report.recheck import report_findings
 from essence.report.results.read import read_results
 from essence.report.results.records import Results
 from essence.report.results.run_facts import environment_facts
+from essence.text import NOTHING, SPACE, duration, magnitude, memory, percent, proportion, slug, times, whole
 from support.synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 
 EVALUATION = ("sums-test", "best")
@@ -42,7 +42,7 @@ def files(report: Path) -> set[str]:
 
 def sentences(run: SyntheticRun) -> str:
     results = read(run)
-    return " ".join(findings(results, results.groups[0], EVALUATION)).replace(words.SPACE, " ")
+    return " ".join(findings(results, results.groups[0], EVALUATION)).replace(SPACE, " ")
 
 
 def test_cells_that_differ_in_lsp_and_seed_form_a_group(run: SyntheticRun) -> None:
@@ -95,9 +95,9 @@ def test_how_completions_end_stands_beside_the_accuracy(run: SyntheticRun) -> No
     total = PROBLEMS * SAMPLES
     capped = round(total * 0.2 * (1.1 - 0.25))
     shown = dict(zip(ENDING_COLUMNS, rows[1].numbers, strict=True))
-    assert shown["At the cap"] == words.percent(capped / total)
-    assert shown["Stopped"] == words.percent(1 - capped / total)
-    assert (shown["Mean tokens"], shown["Longest"]) == ("66", words.NOTHING)
+    assert shown["At the cap"] == percent(capped / total)
+    assert shown["Stopped"] == percent(1 - capped / total)
+    assert (shown["Mean tokens"], shown["Longest"]) == ("66", NOTHING)
 
 
 def test_energy_is_a_ratio_where_a_driver_tells(run: SyntheticRun) -> None:
@@ -390,15 +390,15 @@ def test_only_a_run_on_made_up_models_is_called_a_miniature(run: SyntheticRun) -
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        (words.percent(0.4375), "43.8 %"), (words.percent(None), "–"), (words.duration(41.23), "41.2 s"),
-        (words.duration(600), "10.0 min"), (words.duration(90_000), "25.0 h"), (words.memory(0.5), "512 MiB"),
-        (words.memory(38.24), "38.2 GiB"), (words.magnitude(3.41e15), "3.41 P"), (words.magnitude(12), "12"),
-        (words.whole(1024.4), "1,024"), (words.times(0.517), "0.52 ×"), (words.proportion(0.5), "0.50"),
-        (words.proportion(0.125), "0.125"), (words.slug("../a b/<c>"), "a-b-c"), (words.slug("≥"), "unnamed"),
+        (percent(0.4375), "43.8 %"), (percent(None), "–"), (duration(41.23), "41.2 s"),
+        (duration(600), "10.0 min"), (duration(90_000), "25.0 h"), (memory(0.5), "512 MiB"),
+        (memory(38.24), "38.2 GiB"), (magnitude(3.41e15), "3.41 P"), (magnitude(12), "12"),
+        (whole(1024.4), "1,024"), (times(0.517), "0.52 ×"), (proportion(0.5), "0.50"),
+        (proportion(0.125), "0.125"), (slug("../a b/<c>"), "a-b-c"), (slug("≥"), "unnamed"),
     ],
 )  # fmt: skip
 def test_numbers_read_well(text: str, shown: str) -> None:
-    assert text.replace(words.SPACE, " ") == shown
+    assert text.replace(SPACE, " ") == shown
 
 
 def test_rows_are_told_with_their_reasons(run: SyntheticRun) -> None:

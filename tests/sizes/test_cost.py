@@ -3,8 +3,14 @@
 import pytest
 
 from essence.errors import InputError
-from essence.sizes import architecture as cost
-from essence.sizes.architecture import Architecture
+from essence.sizes.architecture import (
+    Architecture,
+    distillation_flops,
+    forward_flops,
+    layer_flops,
+    static_bytes,
+    training_flops,
+)
 
 GIB = 1 << 30
 
@@ -58,7 +64,7 @@ def test_missing_size_is_named() -> None:
 def test_halving_tokens_halves_flops_as_the_paper_says() -> None:
     for student, teacher, ratio in (("4b", "8b", 0.471), ("8b", "32b", 0.483), ("1.7b", "8b", 0.475)):
         half, full = (
-            cost.distillation_flops(QWEN3[student], QWEN3[teacher], [tokens], activation_checkpointing=True)
+            distillation_flops(QWEN3[student], QWEN3[teacher], [tokens], activation_checkpointing=True)
             for tokens in (2048, 4096)
         )
         assert half / full == pytest.approx(ratio, abs=1e-3)
@@ -84,16 +90,16 @@ def test_flops_equal_the_count_of_pytorch() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.zeros(1, 40, dtype=torch.long))
     square = 2 * 40**2 * sizes.attention_width * sizes.layers
-    assert counter.get_total_flops() == cost.forward_flops(sizes, 40) + square
+    assert counter.get_total_flops() == forward_flops(sizes, 40) + square
 
 
 def test_checkpointing_costs_one_more_forward_of_the_layers() -> None:
     model = QWEN3["4b"]
-    more = cost.training_flops(model, 100, activation_checkpointing=True)
-    assert more - cost.training_flops(model, 100, activation_checkpointing=False) == cost.layer_flops(model, 100)
+    more = training_flops(model, 100, activation_checkpointing=True)
+    assert more - training_flops(model, 100, activation_checkpointing=False) == layer_flops(model, 100)
 
 
 def test_static_memory() -> None:
     student, teacher = QWEN3["4b"], QWEN3["8b"]
-    assert cost.static_bytes(student, teacher, "bfloat16") / GIB == pytest.approx(82.7, abs=0.05)
-    assert cost.static_bytes(student, teacher, "float32") == 16 * student.parameters + 4 * teacher.parameters
+    assert static_bytes(student, teacher, "bfloat16") / GIB == pytest.approx(82.7, abs=0.05)
+    assert static_bytes(student, teacher, "float32") == 16 * student.parameters + 4 * teacher.parameters

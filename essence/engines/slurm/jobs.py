@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from essence.engines.slurm import queue as scheduler
 from essence.engines.slurm.job_text import EXIT_STOPPED, KEEPS_NOTHING
-from essence.engines.slurm.queue import NEVER, JobState
+from essence.engines.slurm.queue import NEVER, JobState, ended, ran_out_of_memory
 from essence.files import append_json_line, read_json_lines
 from essence.record.run_directory import StageFolder
 
@@ -113,7 +112,7 @@ def stage_jobs(folders: Mapping[str, StageFolder], queue: list[JobState] | None)
             found[stage] = known[job]
             _note_ending(folders[stage], known[job])
     forgotten = {stage: note.job for stage, note in noted.items() if note.job and stage not in found}
-    remembered = scheduler.ended(forgotten.values()) if queue is not None else {}
+    remembered = ended(forgotten.values()) if queue is not None else {}
     for stage, job in forgotten.items():
         found[stage] = remembered.get(job, JobState(job, UNKNOWN))
         if job in remembered:
@@ -156,6 +155,6 @@ def _cause(state: JobState, folder: StageFolder, asked: bool) -> str | None:
     if state.reason == NEVER or "(failed)" in state.dependency:
         return NEVER_STARTED
     cause = CAUSES.get(state.state)
-    if cause == "job failure" and scheduler.ran_out_of_memory(state.job, folder.log):
+    if cause == "job failure" and ran_out_of_memory(state.job, folder.log):
         return "out of memory"
     return cause

@@ -3,7 +3,7 @@
 import time
 
 from essence.engines.engine import Exit, Launch
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import StageJob, stage_jobs
 from essence.errors import SchedulerError
 
@@ -37,11 +37,11 @@ class QueuedStage:
 
     def _look(self) -> StageJob | None:
         stage = self.launch.stage_id
-        return stage_jobs({stage: self.launch.folder}, scheduler.queue()).get(stage)
+        return stage_jobs({stage: self.launch.folder}, queue.queue()).get(stage)
 
     def stop(self) -> None:
         """Slurm sends SIGTERM, and SIGKILL after its KillWait: a checkpoint that takes longer is an earlier one."""
-        scheduler.cancel([self.job])
+        queue.cancel([self.job])
 
     def kill(self) -> None:
         """Cancel the job; returns when it has ended."""

@@ -11,7 +11,7 @@ from essence.engines.recipes import ImageRecipe, check_decoder, recipe
 from essence.engines.requirement import Requirement, asked
 from essence.engines.runner import make_spec
 from essence.engines.sif_files import SifRecord, checked_sif, known_sif
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.job_text import Job, batch_text
 from essence.engines.slurm.queued_stage import QueuedStage
 from essence.engines.slurm.site import Site, load_site
@@ -70,7 +70,7 @@ class SlurmEngine(Engine):
         check_decoder(stages, self.flavour)
         for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
             self._check_image(recipe(name, self.flavour))
-        scheduler.queue()
+        queue.queue()
 
     def _check_image(self, image: ImageRecipe) -> None:
         file = self.site.image_file(image)
@@ -87,7 +87,7 @@ class SlurmEngine(Engine):
         """The images are where the site file says, Slurm answers, and would take a job of each kind of stage."""
         for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
             yield asked(f"image {name}", functools.partial(self._check_image, recipe(name, self.flavour)))
-        slurm = asked("Slurm", lambda: bool(scheduler.queue()))
+        slurm = asked("Slurm", lambda: bool(queue.queue()))
         yield slurm
         if slurm.met:
             launches = {launch.stage: launch for launch in self.launches(stages, run_directory)}
@@ -97,7 +97,7 @@ class SlurmEngine(Engine):
     def _taken(self, job: Job) -> Callable[[], object]:
         def ask() -> None:
             try:
-                scheduler.accepts(batch_text(job, self.site))
+                queue.accepts(batch_text(job, self.site))
             except SchedulerError as error:
                 raise refusal(self.site, self.site_name, job, error) from None
 
@@ -125,7 +125,7 @@ class SlurmEngine(Engine):
 
     def submission(self) -> Submission:
         """What one command queues, with the queue as it is now."""
-        return Submission(self.site, self.site_name, scheduler.queue())
+        return Submission(self.site, self.site_name, queue.queue())
 
     def start(self, surroundings: Launch) -> QueuedStage:
         """Queue the job of a stage whose inputs are done, or take over the one that is in the queue."""

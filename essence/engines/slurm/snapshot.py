@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from essence.engines.runner import last_lines
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import NEVER_STARTED, UNKNOWN, StageJob, has_jobs, stage_jobs
 from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.errors import RecordError, SchedulerError
@@ -37,7 +37,7 @@ def look_at_scheduler(run_directory: RunDirectory, experiment: str, stages: Iter
     if not left or not (has_jobs(left.values()) or _engine(run_directory, experiment) == SlurmEngine.name):
         return None
     try:
-        return QueueSnapshot(stage_jobs(left, scheduler.queue()))
+        return QueueSnapshot(stage_jobs(left, queue.queue()))
     except SchedulerError as error:
         return QueueSnapshot(stage_jobs(left, None), str(error))
 

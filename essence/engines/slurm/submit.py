@@ -7,7 +7,7 @@ a job comes after all that it needs. So each prefix of the jobs is whole, should
 import re
 from dataclasses import dataclass, field
 
-from essence.engines.slurm import queue as scheduler
+from essence.engines.slurm import queue
 from essence.engines.slurm.job_text import Job, batch_text
 from essence.engines.slurm.jobs import is_noted, note_submission
 from essence.engines.slurm.queue import NEVER, JobState
@@ -44,7 +44,7 @@ class Submission:
         needed = self.needed(job)
         for state in active:
             if state.state == "PENDING" and in_vain(state, needed):
-                scheduler.cancel([state.job])
+                queue.cancel([state.job])
             elif state.state != COMPLETING:
                 self.jobs[job.surroundings.stage_id] = state.job
                 # One whose submission was killed after Slurm took it.
@@ -68,7 +68,7 @@ class Submission:
         there = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return scheduler.submit(text, needed, ending)
+            return queue.submit(text, needed, ending)
         except SchedulerError:
             if not there:
                 folder.rmdir()
@@ -80,7 +80,7 @@ class Submission:
             for job in jobs:
                 self.add(job)
         except SchedulerError as error:
-            if self.jobs and scheduler.takes_no_more(str(error)):
+            if self.jobs and queue.takes_no_more(str(error)):
                 self.refusal = str(error)
             else:
                 gone = self._withdraw()
@@ -95,7 +95,7 @@ class Submission:
         """Cancel what was queued by this call; how to say so."""
         queued = [self.jobs[job.surroundings.stage_id] for job in self.fresh]
         try:
-            scheduler.cancel(queued)
+            queue.cancel(queued)
         except SchedulerError as error:
             return f"{len(queued)} jobs before it are queued still: scancel {' '.join(queued)} ({error})"
         for job in self.fresh:
@@ -114,13 +114,13 @@ def refusal(site: Site, name: str, job: Job, said: SchedulerError) -> SchedulerE
 
 def _cure(site: Site, name: str, job: Job, words: str) -> str:
     stage = job.surroundings.stage
-    if scheduler.takes_no_more(words):
+    if queue.takes_no_more(words):
         return "the limit on queued jobs is reached: issue the command again once some have ended"
     if re.search("account", words, re.IGNORECASE):
         value = f"account = '{site.account}', partition = '{site.partition}'"
         return f"{value} in site {name}: set one that you may use (sacctmgr show associations user=$USER)"
     if re.search("partition", words, re.IGNORECASE):
-        there = ", ".join(scheduler.partitions())
+        there = ", ".join(queue.partitions())
         return f"partition = '{site.partition}' in site {name}: set one of those here ({there})"
     if re.search("configuration|memory|cpu|node|gres|time", words, re.IGNORECASE):
         limits = site.limits[stage]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from essence import text as words
+from essence import text
 from essence.report.page.explore import facets
 from essence.report.page.samples import Pieces, problems_id
 from essence.report.page.table import ROLE_WORDS
@@ -47,4 +47,4 @@ def _run(model: str, seed: str, cell: str, score: Score) -> dict[str, Any]:
 
 
 def _arm(lsp: float) -> str:
-    return f"LSP {words.proportion(lsp)}"
+    return f"LSP {text.proportion(lsp)}"

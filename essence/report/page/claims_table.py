@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence import text as words
+from essence import text
 from essence.report.claims.definition import Claim
 from essence.report.claims.verdict import ClaimVerdict, Verdict
 
@@ -69,16 +69,16 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
 def value_text(claim: Claim, value: float | None) -> str:
     """A value in the claim's unit: `91.0 %`, `+12.5 points`, `0.50 x`."""
     if value is None:
-        return words.NOTHING
+        return text.NOTHING
     if claim.unit == "points":
-        return f"{100 * value:+.1f}{words.SPACE}points"
-    return words.times(value) if claim.unit == "times" else words.percent(value)
+        return f"{100 * value:+.1f}{text.SPACE}points"
+    return text.times(value) if claim.unit == "times" else text.percent(value)
 
 
 def band_text(claim: Claim) -> str:
     """What counts as reproduced: `86.0 % to 96.0 %`, `above +0.0 points`."""
     if claim.measure == "none":
-        return words.NOTHING
+        return text.NOTHING
     low, high = claim.band
     if math.isinf(high):
         return f"above {value_text(claim, low)}"
@@ -87,7 +87,7 @@ def band_text(claim: Claim) -> str:
 
 def _ours(judged: ClaimVerdict) -> str:
     if judged.measured is None:
-        return words.NOTHING
+        return text.NOTHING
     estimate = judged.measured.estimate
     ends = [value_text(judged.claim, end) for end in (estimate.low, estimate.high)]
     interval = f" [{ends[0]}, {ends[1]}]" if estimate.low is not None or estimate.high is not None else ""
@@ -97,7 +97,7 @@ def _ours(judged: ClaimVerdict) -> str:
 def _count(judged: ClaimVerdict) -> str:
     measured, claim = judged.measured, judged.claim
     if measured is None:
-        return words.NOTHING
+        return text.NOTHING
     of = f" of {claim.settings}" if claim.settings else ""
     plural = "" if measured.settings == 1 and not of else "s"
     number = measured.estimate.n

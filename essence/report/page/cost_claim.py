@@ -7,7 +7,7 @@ for a loss that holds all logits beside one that never does. `essence/plan/cost_
 from dataclasses import dataclass
 from typing import Any
 
-from essence import text as words
+from essence import text
 from essence.errors import InputError
 from essence.plan.cost_table import CostRow, cost_table, finding
 from essence.report.results.records import CellResult, Results
@@ -67,7 +67,7 @@ def _architecture(stage: StageEvidence, role: str, stages: dict[str, StageEviden
 
 def _shown(row: CostRow) -> tuple[str, ...]:
     return (
-        words.proportion(row.lsp),
+        text.proportion(row.lsp),
         f"{row.tokens:,}",
         f"{row.flops_ratio:.3f}",
         f"{row.time_ratio:.2f} to {row.time_ratio_exposed:.2f}",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from essence import text as words
+from essence import text
 from essence.report.results.records import Group
 from essence.report.results.stage_reader import StageEvidence
 
@@ -27,7 +27,7 @@ def loss_curves(group: Group, kind: Kind) -> dict[float, list[Curve]]:
 def last_values(curves: dict[float, list[Curve]]) -> str:
     """`LSP 0.50 ends at 0.442; ...`, means over seeds."""
     ends = {lsp: sum(curve[-1][1] for curve in seeds) / len(seeds) for lsp, seeds in curves.items()}
-    return "; ".join(f"LSP {words.proportion(lsp)} ends at {end:.3f}" for lsp, end in ends.items()) + "."
+    return "; ".join(f"LSP {text.proportion(lsp)} ends at {end:.3f}" for lsp, end in ends.items()) + "."
 
 
 def smoothed(points: Sequence[tuple[float, float]]) -> Curve:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from essence import text as words
+from essence import text
 from essence.report.page.table import ROLE_WORDS
 from essence.report.results.records import Evaluation, Group, Results, Score
 
@@ -27,7 +27,7 @@ class EndingRow:
 def ending_rows(results: Results, group: Group, evaluation: Evaluation) -> list[EndingRow]:
     """The student as it comes, the arms from the smallest LSP to the largest, the teacher; only what is graded."""
     arms = [
-        EndingRow(words.proportion(arm.lsp), "arm", _numbers(pooled.scores, pooled.accuracy.value))
+        EndingRow(text.proportion(arm.lsp), "arm", _numbers(pooled.scores, pooled.accuracy.value))
         for arm in group.arms
         if (pooled := arm.pooled.get(evaluation))
     ]
@@ -53,11 +53,11 @@ def _numbers(scores: Sequence[Score], accuracy: float | None) -> tuple[str, ...]
     """Shares of all completions; mean and median tokens are means over the cells, the longest is of all of them."""
     shares = ending_shares(scores)
     return (
-        words.percent(accuracy),
-        *(words.percent(shares.get(reason)) for reason in REASONS),
-        *(words.percent(_status_share(scores, status)) for status in ("no answer", "timeout")),
-        *(words.whole(_mean(scores, f"{kind}_completion_tokens")) for kind in ("mean", "median")),
-        words.whole(max(_tokens(scores, "longest_completion_tokens"), default=None)),
+        text.percent(accuracy),
+        *(text.percent(shares.get(reason)) for reason in REASONS),
+        *(text.percent(_status_share(scores, status)) for status in ("no answer", "timeout")),
+        *(text.whole(_mean(scores, f"{kind}_completion_tokens")) for kind in ("mean", "median")),
+        text.whole(max(_tokens(scores, "longest_completion_tokens"), default=None)),
     )
 
 

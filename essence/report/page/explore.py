@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from essence import text as words
 from essence.evaluation.statistics import Estimate
 from essence.report.claims.definition import load_rivals
 from essence.report.page import reported
@@ -16,6 +15,7 @@ from essence.report.page.curves import CURVE_POINTS, Curve, loss_curves
 from essence.report.page.endings import ending_shares
 from essence.report.page.svg import lsp_role
 from essence.report.results.records import Arm, Evaluation, Group, GroupKey, Results
+from essence.text import proportion
 
 POINTS = 60
 """Of one loss curve; the figures beside the page have more."""
@@ -128,7 +128,7 @@ def _cost(arm: Arm) -> dict[str, Any]:
 
 def _losses(curves: dict[float, list[Curve]]) -> list[dict[str, Any]]:
     return [
-        {"lsp": words.proportion(lsp), "role": lsp_role(lsp), "points": _thinned(curve)}
+        {"lsp": proportion(lsp), "role": lsp_role(lsp), "points": _thinned(curve)}
         for lsp, seeds in curves.items()
         for curve in seeds
     ]

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from essence import text as words
 from essence.evaluation.statistics import Estimate
 from essence.report.page import reported
 from essence.report.page.curves import Curve, Kind, last_values, loss_curves
 from essence.report.page.svg import LIGHT, lsp_role, themed
 from essence.report.results.records import FULL, Arm, Evaluation, Figure, FigureKind, Group, Results, Score
+from essence.text import percent, proportion, slug, times, with_interval
 
 WIDE, NARROW = (4.8, 3.45), (3.7, 3.1)
 """Inches; at 72 units an inch a phone shows text about as large as the page's small print."""
@@ -55,7 +55,7 @@ def draw_figures(results: Results, group: Group, prefix: str) -> list[Figure]:
     figures = []
     for benchmark, checkpoint in group.evaluations:
         arms = [arm for arm in group.arms if (benchmark, checkpoint) in arm.pooled]
-        name = f"{prefix}{words.slug(benchmark)}-{words.slug(checkpoint)}"
+        name = f"{prefix}{slug(benchmark)}-{slug(checkpoint)}"
         if arms:
             figure = _accuracy(results, group, arms, (benchmark, checkpoint), f"{name}-accuracy")
             figures.append(replace(figure, evaluation=(benchmark, checkpoint)))
@@ -81,9 +81,7 @@ def _accuracy(results: Results, group: Group, arms: list[Arm], evaluation: Evalu
         _baseline_line(axes, baselines["student"], "untrained student", "untrained", (1.0, "right"), ":")
         _percent_axis(axes, f"accuracy on {benchmark}")
 
-    values = "; ".join(
-        f"LSP {words.proportion(a.lsp)}: {words.with_interval(a.pooled[evaluation].accuracy)}" for a in arms
-    )
+    values = "; ".join(f"LSP {proportion(a.lsp)}: {with_interval(a.pooled[evaluation].accuracy)}" for a in arms)
     return _figure(
         name,
         "accuracy",
@@ -106,7 +104,7 @@ def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
         _reported_mark(axes, mark, f"paper reports {mark.words}\n(other models and data)", (0.97, 0.13))
         _percent_axis(axes, "accuracy kept, LSP 1.0 = 100 %")
 
-    values = "; ".join(f"LSP {words.proportion(lsp)}: {words.with_interval(e)}" for lsp, e in shown)
+    values = "; ".join(f"LSP {proportion(lsp)}: {with_interval(e)}" for lsp, e in shown)
     return _figure(
         name,
         "retention",
@@ -138,7 +136,7 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
         axes.set_ylabel("ratio to LSP 1.0")
         _lsp_axis(axes)
 
-    values = "; ".join(f"LSP {words.proportion(a.lsp)}: {words.times(a.ratio[word])}" for a in arms)
+    values = "; ".join(f"LSP {proportion(a.lsp)}: {times(a.ratio[word])}" for a in arms)
     paper = "no energy" if word == "energy" else f"{mark.words} of each"
     return _figure(
         name,
@@ -179,7 +177,7 @@ def _draw_losses(axes: Axes, curves: dict[float, list[Curve]], kind: Kind) -> No
                 marker="o" if kind == "validation" else None,
                 markersize=3.2,
                 alpha=1.0 if index == 0 else 0.45,
-                label=None if index else words.proportion(lsp),
+                label=None if index else proportion(lsp),
             )
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"{kind} loss")
@@ -242,7 +240,7 @@ def _baseline_line(
     value = score.accuracy.value
     axes.axhline(value, color=LIGHT[role], linewidth=1.4, linestyle=linestyle)
     axes.annotate(
-        f"{label} {words.percent(value)}", (place[0], value), xytext=(0, 3), textcoords="offset points",
+        f"{label} {percent(value)}", (place[0], value), xytext=(0, 3), textcoords="offset points",
         ha=place[1], va="bottom", color=LIGHT[role], fontsize=9.5,
     )  # fmt: skip
 
@@ -277,7 +275,7 @@ def _lsp_axis(axes: Axes) -> None:
 
 def _confidence(scores: Sequence[Score]) -> str:
     level = next((score.confidence for score in scores), None)
-    return f"{words.percent(level, 0)} confidence" if level else "confidence"
+    return f"{percent(level, 0)} confidence" if level else "confidence"
 
 
 def _checkpoint_words(checkpoint: str) -> str:

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from essence import text as words
+from essence import text
 from essence.evaluation.statistics import Estimate
 from essence.report.page import reported
 from essence.report.results.records import COST_UNITS, FULL, Arm, Evaluation, Group, Results
@@ -43,8 +43,8 @@ def _training_effect(results: Results, group: Group, evaluation: Evaluation) -> 
     points = 100 * (full.value - untrained.accuracy.value)
     worse = [lsp for lsp, e in _accuracies(group, evaluation) if _apart(untrained.accuracy, e)]
     effect = (
-        f"Trained on full sequences the student scores {words.with_interval(full)}, untrained "
-        f"{words.with_interval(untrained.accuracy)}: {points:+.1f} points."
+        f"Trained on full sequences the student scores {text.with_interval(full)}, untrained "
+        f"{text.with_interval(untrained.accuracy)}: {points:+.1f} points."
     )
     if worse:
         listed = _listed([f"{lsp:g}" for lsp in worse])
@@ -61,7 +61,7 @@ def _retention(group: Group, evaluation: Evaluation) -> str:
     if kept.value is None:
         return f"Retention at LSP {mark.lsp:g} cannot be said: {kept.method}."
     return (
-        f"At LSP {mark.lsp:g} the student keeps {words.with_interval(kept)} of the accuracy at LSP 1.0. The paper "
+        f"At LSP {mark.lsp:g} the student keeps {text.with_interval(kept)} of the accuracy at LSP 1.0. The paper "
         f"reports {mark.words}, a mean over {reported.SETTING}: {_against(kept, mark.value)}."
     )
 
@@ -84,7 +84,7 @@ def _shape(group: Group, evaluation: Evaluation) -> str:
     if not falls:
         return "Accuracy rises with LSP at every step or stays level, the ordering that the paper shows."
     clear = [(a, b) for a, b in falls if _apart(a[1], b[1])]
-    steps = ", ".join(f"from {words.proportion(a[0])} to {words.proportion(b[0])}" for a, b in clear or falls)
+    steps = ", ".join(f"from {text.proportion(a[0])} to {text.proportion(b[0])}" for a, b in clear or falls)
     if clear:
         return f"Accuracy falls {steps}, with intervals apart: the ordering differs from the paper's rising curve."
     return (
@@ -103,7 +103,7 @@ def _cost(group: Group) -> str:
     ratios = {word: arm.ratio[word] for word in COST_UNITS if word in COST_NAMES and word in arm.ratio} if arm else {}
     if not ratios:
         return ""
-    parts = ", ".join(f"{COST_NAMES[word]} {words.times(ratio)}" for word, ratio in ratios.items())
+    parts = ", ".join(f"{COST_NAMES[word]} {text.times(ratio)}" for word, ratio in ratios.items())
     above = [COST_NAMES[w] for w, ratio in ratios.items() if ratio > mark.value + CLOSE_TO_REPORTED]
     below = [COST_NAMES[w] for w, ratio in ratios.items() if ratio < mark.value - CLOSE_TO_REPORTED]
     notes = [f"{_listed(above)} above that"] if above else []

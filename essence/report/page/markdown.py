@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from essence import text as words
 from essence.report.claims.verdict import judge
 from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
@@ -12,6 +11,7 @@ from essence.report.page.rows import RowsView, rows_views
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
 from essence.report.page.tokens import LSP_COLUMNS, TokensView
 from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
+from essence.text import NOTHING
 
 
 def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
@@ -103,7 +103,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def _markdown_number(row: Row, column: Column) -> str:
     links: tuple[str, ...] = getattr(row, column.source)
     main = column.main(row)
-    if main != words.NOTHING and len(links) == 1:
+    if main != NOTHING and len(links) == 1:
         main = f"[{main}]({links[0]})"
     small = markdown_text(column.small(row))
     return f"{main} {small}".strip()

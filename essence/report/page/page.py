@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from essence import text as words
+from essence import text
 from essence.report.claims.verdict import judge
 from essence.report.page import reported
 from essence.report.page.browse import browser_data
@@ -98,9 +98,9 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], 
         "settings": settings_facts(results),
         "environment": environment_facts(results),
         "finished": finished_at(results),
-        "wall": words.duration(total_wall_s(results)),
-        "reported_lsp": words.proportion(reported.RETENTION.lsp),
-        "nothing": words.NOTHING,
+        "wall": text.duration(total_wall_s(results)),
+        "reported_lsp": text.proportion(reported.RETENTION.lsp),
+        "nothing": text.NOTHING,
         "citation": reported.CITATION,
         "charts": any(cell.train.state == "done" for cell in results.cells),
         "data": embedded(explore_data(results)),
@@ -153,14 +153,14 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals.update(light=Markup(css_variables(LIGHT)), dark=Markup(css_variables(DARK)))  # noqa: S704
-    environment.filters.update(inline_svg=_inline_svg, slug=words.slug, breakable=_breakable)
+    environment.filters.update(inline_svg=_inline_svg, slug=text.slug, breakable=_breakable)
     environment.globals.update(number_link=_number_link)
     return environment
 
 
 def _inline_svg(figure: Figure) -> Markup:
     """The figure's SVG, which `svg.themed` made with its texts escaped."""
-    return Markup(inlined(figure.svg, words.slug(figure.name)))  # noqa: S704
+    return Markup(inlined(figure.svg, text.slug(figure.name)))  # noqa: S704
 
 
 def _breakable(name: str) -> Markup:
@@ -171,7 +171,7 @@ def _breakable(name: str) -> Markup:
 def _number_link(row: Row, column: Column, anchor: str) -> str:
     """The manifest behind a number; where several are behind it, their rows in the table of cells; else nothing."""
     links: tuple[str, ...] = getattr(row, column.source)
-    if not links or column.main(row) == words.NOTHING:
+    if not links or column.main(row) == text.NOTHING:
         return ""
     return links[0] if len(links) == 1 else f"#{anchor}"
 
@@ -214,10 +214,10 @@ def _tiles(group: Group, evaluation: Evaluation) -> list[Tile]:
     tiles = []
     kept = arm.pooled[evaluation].retention if evaluation in arm.pooled else None
     if kept and kept.value is not None:
-        tiles.append(Tile("Accuracy", words.percent(kept.value), words.interval(kept), reported.RETENTION.words))
+        tiles.append(Tile("Accuracy", text.percent(kept.value), text.interval(kept), reported.RETENTION.words))
     for word, name in COST_NAMES.items():
         if word in arm.ratio:
-            tiles.append(Tile(name[0].upper() + name[1:], words.percent(arm.ratio[word]), "", reported.COST.words))
+            tiles.append(Tile(name[0].upper() + name[1:], text.percent(arm.ratio[word]), "", reported.COST.words))
     return tiles
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from essence import text as words
 from essence.errors import InputError, RecordError
 from essence.evaluation.benchmarks import read_problems
 from essence.evaluation.sampling import read_lines
@@ -27,6 +26,7 @@ from essence.record.run_directory import RunDirectory
 from essence.report.results.records import Results
 from essence.report.results.stage_reader import StageEvidence
 from essence.settings import BenchmarkSettings
+from essence.text import slug
 
 FORMAT = 1
 """Of a piece; another one makes every piece anew."""
@@ -98,7 +98,7 @@ def sources(results: Results) -> Iterator[Source]:
 
 def problems_id(grade: StageEvidence) -> str:
     """Id of the piece that holds the statements of a grade stage's problems."""
-    return f"{grade.inputs.get('problems', 'none')}-{words.slug(str(grade.look('results', 'benchmark')))}"
+    return f"{grade.inputs.get('problems', 'none')}-{slug(str(grade.look('results', 'benchmark')))}"
 
 
 def sample_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:

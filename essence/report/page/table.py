@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence import text as words
 from essence.evaluation.statistics import Estimate
 from essence.report.claims.verdict import judge
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.results.read import read_results
 from essence.report.results.records import CellResult, Evaluation, Group, Results, Score
+from essence.text import duration, interval, magnitude, memory, percent, proportion, times, whole
 
 Role = Literal["arm", "cell", "student", "teacher"]
 WIDE_TERMINAL = 118
@@ -60,24 +60,24 @@ class Column:
 
 
 def _cost(word: str, show: Callable[[float | None], str]) -> tuple[Callable[[Row], str], Callable[[Row], str]]:
-    return lambda row: show(row.cost.get(word)), lambda row: words.times(row.ratio[word]) if word in row.ratio else ""
+    return lambda row: show(row.cost.get(word)), lambda row: times(row.ratio[word]) if word in row.ratio else ""
 
 
 COLUMNS = (
     Column(
-        "Accuracy", "grades", lambda r: words.percent(r.accuracy.value if r.accuracy else None),
-        lambda r: words.interval(r.accuracy),
+        "Accuracy", "grades", lambda r: percent(r.accuracy.value if r.accuracy else None),
+        lambda r: interval(r.accuracy),
     ),
     Column(
-        "Retention", "grades", lambda r: words.percent(r.retention.value if r.retention else None),
-        lambda r: words.interval(r.retention), "share of the accuracy at LSP 1.0 that is kept",
+        "Retention", "grades", lambda r: percent(r.retention.value if r.retention else None),
+        lambda r: interval(r.retention), "share of the accuracy at LSP 1.0 that is kept",
     ),
-    Column("Tokens", "trains", *_cost("tokens", words.magnitude), "training rows after truncation"),
-    Column("Time", "trains", *_cost("time", words.duration)),
-    Column("Memory", "trains", *_cost("memory", words.memory)),
-    Column("FLOPs", "trains", *_cost("flops", words.magnitude)),
-    Column("At cap", "grades", lambda r: words.percent(r.capped_share), hint="completions cut off at the token cap"),
-    Column("Length", "grades", lambda r: words.whole(r.mean_tokens), hint="mean tokens a completion"),
+    Column("Tokens", "trains", *_cost("tokens", magnitude), "training rows after truncation"),
+    Column("Time", "trains", *_cost("time", duration)),
+    Column("Memory", "trains", *_cost("memory", memory)),
+    Column("FLOPs", "trains", *_cost("flops", magnitude)),
+    Column("At cap", "grades", lambda r: percent(r.capped_share), hint="completions cut off at the token cap"),
+    Column("Length", "grades", lambda r: whole(r.mean_tokens), hint="mean tokens a completion"),
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def arm_rows(results: Results, group: Group, evaluation: Evaluation) -> list[Row
         rows.append(
             Row(
                 role="arm",
-                label=words.proportion(arm.lsp),
+                label=proportion(arm.lsp),
                 lsp=arm.lsp,
                 graded=len(scores),
                 planned=len(arm.cells),
@@ -144,7 +144,7 @@ def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str,
     cost = {word: value for word in arm_cost if (value := cell.cost.of(word)) is not None}
     return _score_row(
         "cell",
-        f"{words.proportion(cell.lsp)} · seed {cell.seed}",
+        f"{proportion(cell.lsp)} · seed {cell.seed}",
         cell.score(evaluation),
         lsp=cell.lsp,
         cost=cost,

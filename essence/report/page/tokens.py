@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from essence import text as words
 from essence.report.page.svg import LIGHT
+from essence.text import SPACE, magnitude, percent, proportion, whole
 
 SECTION_NAMES = {"prompt": "prompt", "cot": "chain of thought", "answer": "answer", "unknown": "rows without markers"}
 WIDTH, HEIGHT, BASE, TOP = 640, 170, 140, 12
@@ -66,30 +66,30 @@ def tokens_lines(statistics: Mapping[str, Any]) -> list[str]:
 
 def sections_sentence(statistics: Mapping[str, Any]) -> str:
     """`1.25 M tokens: 8.1 % prompt, 80.0 % chain of thought, 11.9 % answer`."""
-    whole = statistics["tokens"]
+    total = statistics["tokens"]
     parts = [
-        f"{words.percent(statistics['section_tokens'][key] / whole)} {name}"
+        f"{percent(statistics['section_tokens'][key] / total)} {name}"
         for key, name in SECTION_NAMES.items()
         if statistics["section_tokens"][key] or key != "unknown"
     ]
-    return f"{words.magnitude(whole)} tokens: {', '.join(parts)}"
+    return f"{magnitude(total)} tokens: {', '.join(parts)}"
 
 
 def lengths_sentence(lengths: Mapping[str, Any]) -> str:
     """`rows have 102 to 3,961 tokens, half of them at most 1,500, 95 % at most 3,020`."""
-    half, most = (words.whole(lengths["quantiles"][quantile]) for quantile in ("0.5", "0.95"))
+    half, most = (whole(lengths["quantiles"][quantile]) for quantile in ("0.5", "0.95"))
     return (
-        f"rows have {words.whole(lengths['smallest'])} to {words.whole(lengths['largest'])} tokens, half of them at "
-        f"most {half}, 95{words.SPACE}% at most {most}"
+        f"rows have {whole(lengths['smallest'])} to {whole(lengths['largest'])} tokens, half of them at "
+        f"most {half}, 95{SPACE}% at most {most}"
     )
 
 
 def _lsp_row(entry: Mapping[str, Any]) -> LspRow:
     return LspRow(
-        lsp=words.proportion(entry["lsp"]),
-        kept_tokens=words.magnitude(entry["kept_tokens"]),
-        thought_end=words.percent(entry["thought_end_kept"]),
-        boxed_answer=words.percent(entry["boxed_answer_kept"]),
+        lsp=proportion(entry["lsp"]),
+        kept_tokens=magnitude(entry["kept_tokens"]),
+        thought_end=percent(entry["thought_end_kept"]),
+        boxed_answer=percent(entry["boxed_answer_kept"]),
     )
 
 
