@@ -13,7 +13,7 @@ from support.shared import Shared
 hypothesis_settings.register_profile("essence", deadline=None)
 hypothesis_settings.load_profile("essence")
 
-pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node"]
+pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node", "support.slurm_cluster"]
 """How tests are dealt to processes, and the fixtures of the engines."""
 
 
