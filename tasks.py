@@ -91,7 +91,7 @@ def _command(*words: str, **more: str) -> Callable[[Callable[..., int]], Task]:
         def called(_context, **given):
             with _console() as console:
                 if words:
-                    from essence.engines.run import Options
+                    from essence.engines.selected_run import Options
 
                     given["words"] = Options(**{word: given.pop(word) for word in words})
                 if code := body(console, **given):

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import essence
 from support.project import PROJECT
 
@@ -116,7 +114,6 @@ def test_no_file_name_stands_twice() -> None:
     assert [name for name, count in counts.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("folder", ["essence", "tests"])
-def test_no_file_is_long(folder: str) -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (PROJECT / folder).rglob("*.py")}
+def test_no_file_is_long() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
     assert {str(path): length for path, length in lengths.items() if length > LONGEST_FILE} == {}

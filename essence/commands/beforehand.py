@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from essence.engines.run import Run
+from essence.engines.selected_run import Run
 from essence.errors import ExperimentError, RecordError
 from essence.files import read_json
 from essence.record.hash_cache import HashCache

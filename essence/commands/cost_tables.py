@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from essence.commands.options import select
-from essence.engines.run import Options, Run
+from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.cost_table import CostRow, as_json, cost_table, finding
 from essence.plan.estimate import architecture, estimate

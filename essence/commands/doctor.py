@@ -10,7 +10,7 @@ from rich.text import Text
 from essence.commands.options import select
 from essence.engines.readiness import checks
 from essence.engines.requirement import Requirement
-from essence.engines.run import Options
+from essence.engines.selected_run import Options
 
 EXIT_MISSING = 2
 

@@ -19,8 +19,8 @@ from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, r
 from essence.engines import ENGINES, make_engine
 from essence.engines.machine import this_machine
 from essence.engines.readiness import require
-from essence.engines.run import Options, Run
 from essence.engines.runner import Summary
+from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError, PinError
 from essence.evaluation.doubts import doubt_words
 from essence.files import canonical_json, read_json, sha256_text

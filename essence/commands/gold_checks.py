@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from essence.engines.run import Run
+from essence.engines.selected_run import Run
 from essence.evaluation.benchmarks import read_problems
 from essence.evaluation.golds import check_golds, golds_of
 from essence.evaluation.graders_apart import is_installed

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from essence.engines import ENGINES, FLAVOURS, make_engine
-from essence.engines.run import Options, Run, flavour_of
+from essence.engines.selected_run import Options, Run, flavour_of
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.files import read_json
 from essence.paths import check_folder, typed_path

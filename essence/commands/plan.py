@@ -11,7 +11,7 @@ from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import select
 from essence.engines.machine import this_machine
 from essence.engines.readiness import disk_gib
-from essence.engines.run import Options, Run
+from essence.engines.selected_run import Options, Run
 from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers

@@ -12,7 +12,7 @@ from essence.commands import report
 from essence.commands.options import whole_plan
 from essence.commands.save_plan import save_plan
 from essence.engines.engine import fetches
-from essence.engines.run import Run
+from essence.engines.selected_run import Run
 from essence.engines.slurm.job_text import Job, batch_text, submit_text
 from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.engines.slurm.submit import Submission

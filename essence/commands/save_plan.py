@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.commands.beforehand import check_beforehand, whereabouts
-from essence.engines.run import Run
+from essence.engines.selected_run import Run
 from essence.errors import RecordError
 from essence.files import read_json, write_atomically, write_json
 from essence.plan.experiment import PROJECT

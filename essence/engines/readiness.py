@@ -13,7 +13,7 @@ from essence.engines.engine import fetches
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import cuda_of, least_driver, recipe
 from essence.engines.requirement import Requirement, asked, unmet
-from essence.engines.run import Run
+from essence.engines.selected_run import Run
 from essence.errors import DISK, MachineError
 from essence.models.folder import check_folder
 from essence.plan.catalogue import missing

@@ -15,7 +15,7 @@ from essence.commands.doctor import doctor as command
 from essence.engines import FLAVOURS
 from essence.engines.local import check_torch
 from essence.engines.recipes import cuda_of, least_driver, recipe
-from essence.engines.run import Options
+from essence.engines.selected_run import Options
 from essence.errors import MachineError
 from essence.record.facts import query_gpus
 from support.local_hub import local_hub

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from essence.commands.evaluate import ModelOptions, model_pin, select_model
-from essence.engines.run import Options
+from essence.engines.selected_run import Options
 from essence.errors import KitError
 from essence.plan.experiment import load
 from essence.record.local_sources import LocalSources

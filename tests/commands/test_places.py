@@ -183,7 +183,7 @@ def test_what_the_caller_left_behind_reaches_no_stage(hostile: dict[str, str]) -
 
 def test_the_kits_own_variables_are_what_a_stage_has(hostile: dict[str, str], tmp_path: Path) -> None:
     from essence.commands.options import select
-    from essence.engines.run import Options
+    from essence.engines.selected_run import Options
 
     selection = select(Options(experiment=str(MICRO), runs=str(tmp_path)), baselines=False)
     told = variables(surroundings(selection.wanted[0], selection.run_directory))

@@ -15,8 +15,8 @@ from essence.commands.beforehand import check_beforehand
 from essence.commands.options import select, whole_plan
 from essence.commands.save_plan import save_plan
 from essence.data.row_files import read_rows
-from essence.engines.run import Options, Run
 from essence.engines.runner import make_spec
+from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError, InputError, KitError
 from essence.files import sha256_file
 from essence.paths import local_files

@@ -15,8 +15,8 @@ from essence.engines.docker import FOLDER, DockerEngine, argv, creation
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import Launch, Mount
 from essence.engines.recipes import config_digest, recipe
-from essence.engines.run import Options
 from essence.engines.secrets import token
+from essence.engines.selected_run import Options
 from essence.errors import MachineError
 from essence.plan.cells import part
 from essence.plan.experiment import load

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from essence.commands.options import select
-from essence.engines.run import Options
 from essence.engines.runner import Runner
+from essence.engines.selected_run import Options
 from essence.errors import MachineError
 from essence.files import read_json, write_json
 from essence.record.run_directory import RunDirectory

@@ -13,7 +13,7 @@ from essence.commands.options import select
 from essence.commands.queue_jobs import planned_jobs, queue_left
 from essence.engines import ENGINES, make_engine
 from essence.engines.engine import Engine, Exit
-from essence.engines.run import Options, Run
+from essence.engines.selected_run import Options, Run
 from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import note_submission
 from essence.engines.slurm.queue import JobState

@@ -11,7 +11,7 @@ import pytest
 from test_store import HOLDER
 
 from essence.commands.options import select
-from essence.engines.run import Options
+from essence.engines.selected_run import Options
 from essence.evaluation.benchmarks import Problem
 from essence.evaluation.decoders import DecodeSettings
 from essence.evaluation.decoders.transformers import TransformersDecoder
