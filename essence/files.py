@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from essence.errors import RecordError
 
+GIB = 1 << 30
 MOST_BYTES = 1 << 28
 """Of a record: the plan of 500 cells takes under 1 % of it."""
 
@@ -21,14 +22,19 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         temporary.replace(path)
     except BaseException:
         # On a full disk, or on Ctrl-C, nothing half-written stays.
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def sync(file: IO[Any]) -> None:
+    """Return only when what was written to an open file would survive a power failure."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def flush_to_disk(path: Path) -> None:
@@ -81,8 +87,7 @@ def append_json_line(path: Path, line: dict[str, Any]) -> None:
         # A line torn by a kill stays a line of its own, which no reader takes.
         torn = file.tell() and not path.read_bytes().endswith(b"\n")
         file.write(("\n" if torn else "") + json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What a running stage is given, and how it tells how far it is."""
 
-import ctypes
 import fcntl
 import functools
 import json
@@ -14,13 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from essence.files import write_atomically
+from essence.files import GIB, write_atomically
 from essence.settings import Resources
-from essence.signals import EXIT_STOPPED, STOP_SIGNALS
+from essence.signals import EXIT_STOPPED, STOP_SIGNALS, die_with_parent
 
 PROGRESS_EVERY_S = 0.5
 EXIT_CURABLE = 2
-PR_SET_PDEATHSIG = 1
 STDIN = 0
 LIFELINE = "ESSENCE_LIFELINE"
 PARENT = "ESSENCE_PARENT"
@@ -57,13 +55,10 @@ class StopRequest:
         return self.signal_name is not None
 
 
-def die_with_parent(number: signal.Signals) -> None:
+def die_with_launcher(number: signal.Signals) -> None:
     """Where the kit started this process itself: be sent a signal when the one that did is killed (Linux)."""
-    if PARENT not in os.environ or sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
-    if parent_is_gone():
-        raise SystemExit(EXIT_STOPPED)
+    if PARENT in os.environ and sys.platform == "linux":
+        die_with_parent(int(os.environ[PARENT]), number)
 
 
 def parent_is_gone() -> bool:
@@ -75,7 +70,7 @@ def parent_is_gone() -> bool:
 def stop_when_alone() -> None:
     """Where the kit holds the other end of standard input: be sent SIGTERM when that closes (Linux).
 
-    As `die_with_parent`, for a process whose parent is not the kit, or is so in another PID namespace.
+    As `die_with_launcher`, for a process whose parent is not the kit, or is so in another PID namespace.
     """
     if LIFELINE not in os.environ or sys.platform != "linux":
         return
@@ -159,7 +154,9 @@ class StageOutcome:
     seeds: dict[str, int] = field(default_factory=dict)
 
 
-GIB = 1024**3
+def visible_gpus() -> list[str]:
+    """The GPUs that the caller has been given, as CUDA_VISIBLE_DEVICES names them; empty = all of the machine."""
+    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
 
 
 def gpu_use() -> list[dict[str, float]]:

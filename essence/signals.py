@@ -1,11 +1,14 @@
 """What a stage does with a signal that comes before its modules are there: it ends, as if it had not been started."""
 
+import ctypes
 import os
 import signal
+import sys
 from types import FrameType
 
 EXIT_STOPPED = 75
 """Stopped on request with everything kept: start it again."""
+PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -16,6 +19,18 @@ def leave_on_signals() -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _leave)
+
+
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Be sent a signal when the process that started this one dies, within one long operation of C too (Linux).
+
+    Raises:
+        SystemExit: it has died before.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        raise SystemExit(EXIT_STOPPED)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -10,11 +10,10 @@ from rich.console import Console
 from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import has_jobs, stage_jobs
 from essence.errors import HeldError, RecordError, SchedulerError, disk_error
-from essence.files import read_json
+from essence.files import GIB, read_json
 from essence.record.removal import OF_AN_EXPERIMENT, REMOVING, Removable, kept_by_others, leftovers, removable
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, hold, holder_alive
 
-GIB = 1 << 30
 COMMAND = "invoke clean"
 
 

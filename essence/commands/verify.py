@@ -8,12 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from essence.files import GIB
 from essence.record.archive import unpack
 from essence.record.run_directory import RunDirectory
 from essence.record.verification import Verification, verify
 from essence.report.recheck import report_findings
-
-GIB = 1 << 30
 
 
 def print_verification(folder: Path, experiment: str | None, as_json: bool, console: Console) -> int:

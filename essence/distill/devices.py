@@ -15,7 +15,6 @@ from essence.settings import Resources
 
 TABLE = Path(__file__).with_name("devices.json")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-GIB = 1 << 30
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MILLIJOULES = 1e-3
 MFU_FORMULA = (

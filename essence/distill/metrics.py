@@ -5,14 +5,13 @@ The same numbers go to TensorBoard's files (`essence/distill/event_files.py`).
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
 from essence.distill.event_files import EventFiles
-from essence.files import write_atomically
+from essence.files import sync, write_atomically
 
 
 class MetricsLog:
@@ -42,7 +41,7 @@ class MetricsLog:
     def flush_to_disk(self) -> None:
         """Return only when the lines so far would survive a power failure."""
         assert self._file is not None, "the log is not open"
-        os.fsync(self._file.fileno())
+        sync(self._file)
 
     def __enter__(self) -> "MetricsLog":
         self._file = self.path.open("a", encoding="utf-8")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from essence.data.truncation import Example, fingerprint
-from essence.distill.devices import GIB, memory_bytes
+from essence.distill.devices import memory_bytes
 from essence.errors import InputError, MachineError
-from essence.files import read_json, write_json
+from essence.files import GIB, read_json, write_json
 from essence.settings import Resources
 from essence.sizes.memory import DeviceLoad, estimate_memory, smallest_change
 from essence.sizes.passes import Step, deal, shape

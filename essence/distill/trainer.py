@@ -21,7 +21,7 @@ from essence.distill.attention import use_row_attention
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
-from essence.distill.devices import COMPUTE_DTYPES, GIB, EnergyMeter, peak_memory_bytes
+from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
 from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
@@ -30,6 +30,7 @@ from essence.distill.schedule import CyclePoint, one_cycle, validation_steps
 from essence.distill.storage import Storage, TrainResult
 from essence.distill.teachers import TeacherStates
 from essence.errors import KitError
+from essence.files import GIB
 from essence.progress import Progress, Stopped, StopRequest
 from essence.settings import Resources, TrainSettings
 from essence.sizes.passes import deal, shape

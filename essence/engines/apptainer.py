@@ -18,13 +18,13 @@ from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
 from essence.engines.engine import NETWORK_VARIABLES, Engine, Launch, Mount
-from essence.engines.machine import visible_gpus
 from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import Token, token
 from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, sif_file, version
 from essence.errors import ExperimentError, MachineError
 from essence.files import sha256_text
 from essence.plan.stage_plan import PlannedStage
+from essence.progress import visible_gpus
 from essence.settings import EnvironmentName
 
 LIFELINE = "ESSENCE_LIFELINE"

@@ -19,14 +19,14 @@ from docker.types import DeviceRequest, Mount, Ulimit
 import docker
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import PRIVATE_TMP, Engine, Launch
-from essence.engines.machine import visible_gpus
 from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, recipe
 from essence.engines.secrets import Token, left_token, token
 from essence.errors import MachineError
+from essence.files import GIB
 from essence.plan.stage_plan import PlannedStage
+from essence.progress import visible_gpus
 from essence.settings import EnvironmentName
 
-GIB = 1 << 30
 API_TIMEOUT_S = 120
 FOLDER, HOST, PROCESS, BORN, LOG_START = (
     f"essence.{word}" for word in ("folder", "host", "process", "born", "log-start")

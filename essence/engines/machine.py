@@ -8,7 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from essence.record.facts import GIB, query_gpus
+from essence.files import GIB
+from essence.progress import visible_gpus
+from essence.record.facts import query_gpus
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,6 @@ def this_machine(run_directory: Path) -> Machine:
     memory, visible = psutil.virtual_memory().total / GIB, visible_gpus()
     gpus = [gpu for gpu in query_gpus() if not visible or _named(gpu, visible)]
     return Machine(gpus, memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that the caller has been given, as CUDA_VISIBLE_DEVICES names them; empty = all of the machine."""
-    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
 
 
 def _named(gpu: dict[str, object], names: list[str]) -> bool:

@@ -24,13 +24,13 @@ from essence.record.run_directory import RunDirectory, StageFolder, describe_hol
 from essence.record.source_key import module_hashes
 from essence.record.untouched import own_names
 from essence.settings import GenerateSettings, Spec
+from essence.signals import EXIT_STOPPED
 
 POLL_S = 0.05
 STOP_GRACE_S = 600.0
 """A checkpoint of a 4B student with its moments is 48 GB; a second Ctrl-C ends the wait."""
 BEFORE_PROBLEMS = ("download", "tokenize")
 """Stages that start whatever the benchmarks hold."""
-EXIT_STOPPED = 75
 Event = Literal["started", "finished", "failed", "stopped"]
 
 

@@ -7,7 +7,6 @@ as `timeout`. A worker that a signal ended is replaced too, and its completion t
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -27,6 +26,7 @@ from typing import NamedTuple
 from essence.errors import InputError, StageError
 from essence.evaluation.graders import GRADERS, TIMED_OUT, UnreadableGoldError, Verdict
 from essence.evaluation.graders_apart import by_folder
+from essence.signals import EXIT_STOPPED, die_with_parent
 
 WORKER_START_S = 120.0
 """A worker that is not ready by then is a fault of the machine, not of a completion."""
@@ -36,7 +36,6 @@ COMPLETIONS_A_WORKER = 32
 """Fewer completions than this are not worth a second worker."""
 TRIES = 3
 """A completion whose worker a signal ended so many times is what ends it (memory); as many starts fail in a row."""
-PR_SET_PDEATHSIG = 1
 
 
 class Item(NamedTuple):
@@ -252,7 +251,10 @@ def _kill(worker: _Worker) -> None:
 
 def _serve(connection: Connection, folder: Path | None, graders: Sequence[str]) -> None:
     """A worker's life: say ready, then answer items until the parent closes the connection or is gone."""
-    _end_with_parent()
+    parent = os.getppid()  # the server that workers are forked from, which ends when the pool's own process does
+    if parent == 1:
+        raise SystemExit(EXIT_STOPPED)
+    die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
     with contextlib.suppress(ValueError, OSError):  # a lower limit is there already, or the system knows none
@@ -277,16 +279,3 @@ def _serve(connection: Connection, folder: Path | None, graders: Sequence[str]) 
 def _asked(connection: Connection) -> Iterator[tuple[str, str, str]]:
     while True:
         yield connection.recv()
-
-
-def _end_with_parent() -> None:
-    """Be killed with the process that started this one, also within one long operation of C (Linux).
-
-    Of a worker that is the server it was forked from, which ends when the pool's own process does.
-    """
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
-        raise SystemExit(1)

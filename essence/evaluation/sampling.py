@@ -15,7 +15,7 @@ from essence.errors import InputError, StageError
 from essence.evaluation.decoders import Decoder
 from essence.evaluation.loops import LoopRule, loop_end
 from essence.evaluation.requests import Completion, Request
-from essence.files import sha256_text, write_atomically
+from essence.files import sha256_text, sync, write_atomically
 
 SYNC_EVERY_S = 5.0
 """A killed process loses no finished sample; a machine that loses its power, at most those of this long."""
@@ -112,7 +112,7 @@ class _SampleFile:
             self._sync()
 
     def _sync(self) -> None:
-        os.fsync(self.file.fileno())
+        sync(self.file)
         self.synced = time.monotonic()
 
 
@@ -174,8 +174,7 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     with path.open("ab") as file:
         file.write(text.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def _intact(content: bytes) -> tuple[list[dict[str, Any]], int]:

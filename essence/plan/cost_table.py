@@ -12,11 +12,11 @@ weights at every forward pass, which no row makes shorter, as if nothing hid it.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from essence.files import GIB
 from essence.sizes.architecture import Architecture, distillation_flops
 from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory
 
 PROPORTIONS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
-GIB = 1 << 30
 BFLOAT16_BYTES = 2
 DEVICE_FLOPS = 450e12
 """Dense bfloat16 FLOP/s that eager training of one row at a time is assumed to reach on an H100."""

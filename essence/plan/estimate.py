@@ -10,7 +10,7 @@ from typing import Any
 
 from essence.data.truncation import SectionBounds, span_windows, validation_view
 from essence.errors import InputError, RecordError
-from essence.files import read_json
+from essence.files import GIB, read_json
 from essence.paths import local_files
 from essence.plan.cells import train_settings
 from essence.plan.experiment import Experiment
@@ -26,7 +26,6 @@ from essence.sizes.architecture import (
 from essence.sizes.memory import estimate_memory, load_of
 from essence.sizes.passes import deal, shape
 
-GIB = 1 << 30
 ACHIEVABLE_FLOPS = 790e12
 """Dense bfloat16 FLOP/s that an H100 or H200 reaches in matrix products."""
 TRAINING_UTILIZATION = 0.4

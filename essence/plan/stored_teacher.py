@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from essence.data.truncation import reads_prefix
+from essence.files import GIB
 from essence.plan.cells import train_settings
 from essence.plan.estimate import (
     ACHIEVABLE_FLOPS,
-    GIB,
     TRAINING_UTILIZATION,
     architecture,
     mean_row,

@@ -15,10 +15,9 @@ from typing import Any
 import psutil
 
 from essence import __version__
-from essence.files import sha256_file, sha256_text
+from essence.files import GIB, sha256_file, sha256_text
 from essence.record.manifest import Hardware, Software
 
-GIB = 1 << 30
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "HF_HUB_OFFLINE",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psutil
 
 from essence.errors import HeldError, MachineError, RecordError
-from essence.files import read_json, write_json
+from essence.files import flush_to_disk, read_json, write_json
 
 State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
 """`queued`: a scheduler has it and has not started it; no look at the files tells that."""
@@ -102,9 +102,9 @@ class StageFolder:
         """Make what lies in `partial/` durable and give it its final name."""
         for file in self.partial.rglob("*"):
             if file.is_file():
-                _sync(file)
+                flush_to_disk(file)
         self.partial.rename(self.output)
-        _sync(self.path)
+        flush_to_disk(self.path)
 
     def state(self) -> State:
         """What a look at the files tells; never takes a lock."""
@@ -271,11 +271,3 @@ def _pid_namespace() -> str | None:
     with contextlib.suppress(OSError):
         return str(Path("/proc/self/ns/pid").readlink())
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,7 +31,7 @@ from essence.progress import (
     StageOutcome,
     Stopped,
     StopRequest,
-    die_with_parent,
+    die_with_launcher,
     stop_when_alone,
 )
 from essence.record.attempts import AttemptJournal, now
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("stage", choices=get_args(StageName))
     parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
     arguments = parser.parse_args()
-    die_with_parent(signal.SIGTERM)
+    die_with_launcher(signal.SIGTERM)
     stop = StopRequest()
     stop.install()
     stop_when_alone()

@@ -27,7 +27,7 @@ from essence.progress import (
     StageContext,
     Stopped,
     StopRequest,
-    die_with_parent,
+    die_with_launcher,
 )
 from essence.record.run_directory import StageFolder
 from essence.settings import Spec, TrainSettings
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
     arguments = parser.parse_args()
     # At once: another attempt may start as soon as the stage's process is gone, and must be alone.
-    die_with_parent(signal.SIGKILL)
+    die_with_launcher(signal.SIGKILL)
     stop = StopRequest()
     stop.install()
     return run_rank(arguments.spec.resolve(), stop)

@@ -21,12 +21,12 @@ from essence.data.token_table import TokenTable
 from essence.data.truncation import Example, fingerprint
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
-from essence.distill.devices import COMPUTE_DTYPES, GIB, prepare_device
+from essence.distill.devices import COMPUTE_DTYPES, prepare_device
 from essence.distill.pair import check_pair, read_decoder
 from essence.distill.row_split import describe_positions, select_rows
 from essence.distill.stored_states import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
 from essence.errors import InputError, MachineError
-from essence.files import flush_to_disk
+from essence.files import GIB, flush_to_disk
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import TOKENIZER_FILES
 from essence.progress import StageContext, StageOutcome

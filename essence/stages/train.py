@@ -20,7 +20,6 @@ from essence.distill.adapters import add_adapters, count_parameters, merged, sav
 from essence.distill.checkpoint import load_weights
 from essence.distill.devices import (
     COMPUTE_DTYPES,
-    GIB,
     MFU_FORMULA,
     model_flops_utilization,
     peak_of_device,
@@ -36,6 +35,7 @@ from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_se
 from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
 from essence.distill.trainer import train
 from essence.errors import InputError, MachineError
+from essence.files import GIB
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import save_model
 from essence.progress import StageContext, StageOutcome

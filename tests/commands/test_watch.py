@@ -15,7 +15,7 @@ from essence.commands.watch import Watch, is_over, screen, short_names, watch
 from essence.engines.slurm import queue
 from essence.engines.slurm.queue import JobState
 from essence.errors import SchedulerError
-from essence.progress import GIB
+from essence.files import GIB
 from essence.record.run_directory import RunDirectory
 from support.project import invoke
 from support.synthetic_run import SyntheticRun

@@ -23,7 +23,7 @@ if importlib.util.find_spec("vllm") is None and not required("vllm"):
 from essence.errors import MachineError
 from essence.evaluation.benchmarks import Problem
 from essence.evaluation.decoders import Decoder, DecodeSettings
-from essence.evaluation.decoders.replicas import Replicas, visible_gpus
+from essence.evaluation.decoders.replicas import Replicas, gpus_of_copy
 from essence.evaluation.decoders.transformers import TransformersDecoder
 from essence.evaluation.decoders.vllm import VllmDecoder, replicas
 from essence.evaluation.requests import Completion, Request, RequestKey, plan_requests, render_prompts
@@ -154,9 +154,9 @@ def test_two_copies_give_what_one_gives(inputs: dict[str, Path], engine: VllmDec
 
 def test_each_copy_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Path]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    assert [visible_gpus(copy, 2) for copy in range(2)] == [["4", "5"], ["6", "7"]]
+    assert [gpus_of_copy(copy, 2) for copy in range(2)] == [["4", "5"], ["6", "7"]]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert visible_gpus(1, 2) == ["2", "3"]
+    assert gpus_of_copy(1, 2) == ["2", "3"]
     parted = DecodeSettings(inputs["model"], STOP_IDS, GREEDY, some_resources(gpus=4, tensor_parallel=2))
     assert replicas(parted) == 2
     with pytest.raises(MachineError, match="tensor_parallel is 8, but the stage has 4 GPUs"):

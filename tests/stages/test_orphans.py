@@ -25,9 +25,9 @@ from support.some_resources import some_resources
 
 STAGE = """
 import ctypes, os, signal, subprocess, sys, time
-from essence.progress import StopRequest, die_with_parent
+from essence.progress import StopRequest, die_with_launcher
 from essence.stages.watcher import Watcher
-die_with_parent(signal.SIGTERM)
+die_with_launcher(signal.SIGTERM)
 stop = StopRequest()
 stop.install()
 watcher = Watcher(stop, "generate", grace_s=0.5)

@@ -21,8 +21,8 @@ from essence.engines.slurm.site import Site
 from essence.errors import ExperimentError
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.settings import Spec
+from essence.signals import EXIT_STOPPED
 
-EXIT_STOPPED = 75
 KEEPS_NOTHING = ("tokenize",)
 """Stages that begin again when they were stopped. At their time limit they get no signal: queued again they would
 never end, and a time-out is a cause that `invoke status` names."""

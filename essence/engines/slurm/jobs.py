@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from essence.engines.slurm.job_text import EXIT_STOPPED, KEEPS_NOTHING
+from essence.engines.slurm.job_text import KEEPS_NOTHING
 from essence.engines.slurm.queue import NEVER, JobState, ended, ran_out_of_memory
 from essence.files import append_json_line, read_json_lines
 from essence.record.run_directory import StageFolder
+from essence.signals import EXIT_STOPPED
 
 UNKNOWN = "UNKNOWN"
 """State of a job that Slurm has forgotten before anybody looked."""

@@ -5,11 +5,9 @@ sends back what it has finished; it ends when its parent does.
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -19,8 +17,9 @@ from essence.errors import KitError, StageError
 from essence.evaluation.decoders import DecodeSettings, Finished
 from essence.evaluation.decoders.vllm import VllmDecoder
 from essence.evaluation.requests import Request, RequestKey
+from essence.progress import visible_gpus
+from essence.signals import die_with_parent
 
-PR_SET_PDEATHSIG = 1
 WAIT_S = 0.5
 """How often the parent looks up where nothing finishes, to see whether it was asked to stop."""
 
@@ -96,12 +95,12 @@ def _of_one_copy(settings: DecodeSettings, copies: int) -> DecodeSettings:
 
 def _serve(settings: DecodeSettings, copy: int, requests: list[Request], to_parent: Connection, parent: int) -> None:
     """What a copy's process does."""
-    _die_with_parent(parent)
+    die_with_parent(parent)
     # Whoever asks the stage to stop may ask all of its processes; the parent then ends its copies.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if settings.resources.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(copy, settings.resources.gpus))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus_of_copy(copy, settings.resources.gpus))
     with contextlib.suppress(BrokenPipeError):
         try:
             decoder = VllmDecoder(settings)
@@ -116,16 +115,7 @@ def _serve(settings: DecodeSettings, copy: int, requests: list[Request], to_pare
             to_parent.send(("error", RuntimeError(f"copy {copy + 1} of the model failed:\n{text}")))
 
 
-def visible_gpus(copy: int, each: int) -> list[str]:
+def gpus_of_copy(copy: int, each: int) -> list[str]:
     """The devices of one copy, among those that the stage was given."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = given.split(",") if given else [str(number) for number in range((copy + 1) * each)]
+    names = visible_gpus() or [str(number) for number in range((copy + 1) * each)]
     return names[copy * each : (copy + 1) * each]
-
-
-def _die_with_parent(parent: int) -> None:
-    """A killed parent takes its copies along (Linux; elsewhere the broken pipe ends them)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(1)
