@@ -1,20 +1,22 @@
 """`invoke compare A B`: two runs, cells or stages: do their results differ, and what most likely made them differ."""
 
 import json
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from essence.errors import RecordError
-from essence.evaluation.statistics import Estimate, difference
+from essence.evaluation.statistics import Estimate, difference, student_t, student_two_sided
 from essence.files import read_json
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
@@ -27,6 +29,13 @@ EXPERIMENT_END = ": "
 """Between an experiment and the name of a cell, which has no colon."""
 MOST_NAMED = 6
 WITHIN, BEYOND, SAME, UNKNOWN = "within sampling error", "beyond sampling error", "equal", "cannot be told"
+AMONG_MANY = "beyond sampling error alone, not among all comparisons"
+RETRAINED = "beyond sampling error; how far two trainings differ by chance is not known"
+LEVEL = 0.05
+"""Chance that the exit code is 1 where two runs differ in nothing but sampling, over all comparisons together."""
+ONE_EACH = "Each side was trained once: how far two trainings of one arm differ by chance is not known from these runs."
+TRAININGS = ("seed", "unexplained")
+"""Causes that leave two trainings of one and the same arm."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,26 @@ class Compared:
     accuracy: tuple[float | None, float | None]
     change: Estimate | None
     word: str
+    p: float = 1.0
+    """Two-sided, of this comparison alone; 1 where nothing can be told."""
+    retrained: bool = False
+    """Whether the two sides are trainings of one arm that differ in their seed, or in nothing that is recorded."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "change": vars(self.change) if self.change else None}
+
+
+@dataclass(frozen=True)
+class Overall:
+    """The mean of all comparisons, which share their problems where they share a benchmark."""
+
+    change: Estimate
+    p: float
+
+    @property
+    def sentence(self) -> str:
+        value = 100 * (self.change.value or 0.0)
+        return f"Over all comparisons: B - A is {value:+.1f} points {text.interval(self.change)}, p = {self.p:.2g}."
 
 
 @dataclass(frozen=True)
@@ -54,18 +80,20 @@ class Side:
 
 
 def compare(first: str, second: str, as_json: bool, console: Console) -> int:
-    """Print differences and likely causes; exit code 1 when a result differs by more than sampling error."""
+    """Print differences and likely causes; exit code 1 when a result differs by more than chance, all counted."""
     with ExitStack() as unpacked:
         sides = resolve(first, unpacked), resolve(second, unpacked)
     pairs = pair(*sides)
     edits = {name: edited(side) for name, side in zip("AB", (_all(s) for s in sides), strict=True)}
-    compared = [one for name, a, b in pairs for one in _scores(name, a, b)]
+    compared = allow_for_number([one for name, a, b in pairs for one in _scores(name, a, b)])
+    overall = over_all([(a, b) for _, a, b in pairs])
     numbers = [(name, *row) for name, a, b in pairs for row in result_differences(a, b)]
     causes = merge([cause for _, a, b in pairs for cause in likely_causes(a, b)])
     alone = only_in(pairs, *sides)
     if as_json:
         record = {
             "results": [one.as_json() for one in compared],
+            "overall": None if overall is None else {**vars(overall), "change": vars(overall.change)},
             "causes": [cause.as_json() for cause in causes],
             "numbers": [dict(zip(("cell", "stage", "number", "A", "B"), row, strict=True)) for row in numbers],
             "edited": edits,
@@ -73,7 +101,7 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
         }
         sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
     else:
-        _print(compared, causes, console)
+        _print(compared, overall, causes, console)
         _print_numbers(numbers, console)
         for side, names in alone.items():
             if names:
@@ -175,31 +203,91 @@ def only_in(pairs: list[tuple[str, Chain, Chain]], first: Side, second: Side) ->
     return {name: [n for n, chain in side.cells.items() if id(chain) not in used] for name, side in sides.items()}
 
 
+def allow_for_number(compared: Sequence[Compared]) -> list[Compared]:
+    """Holm's procedure: of many comparisons some lie beyond their own interval by chance alone."""
+    beyond = sorted((one for one in compared if one.word == BEYOND), key=lambda one: one.p)
+    tested = sum(one.word in (BEYOND, WITHIN) for one in compared)
+    kept: set[tuple[str, str]] = set()
+    for place, one in enumerate(beyond):
+        if one.p > LEVEL / (tested - place):
+            break
+        kept.add((one.name, one.benchmark))
+
+    def corrected(one: Compared) -> Compared:
+        if one.word != BEYOND:
+            return one
+        word = AMONG_MANY if (one.name, one.benchmark) not in kept else RETRAINED if one.retrained else BEYOND
+        return replace(one, word=word)
+
+    return [corrected(one) for one in compared]
+
+
+def over_all(pairs: Sequence[tuple[Chain, Chain]]) -> Overall | None:
+    """B minus A over every comparison: differences of one problem are averaged first; None without two problems."""
+    found: dict[tuple[str, str], list[float]] = {}
+    confidence = 1.0 - LEVEL
+    for first, second in pairs:
+        for place in _graded(first, second):
+            sides = [_shares(chain[place]["results"]) for chain in (first, second)]
+            for problem in sides[0].keys() & sides[1].keys():
+                benchmark = place.removeprefix("grade ").split()[0]
+                found.setdefault((benchmark, problem), []).append(sides[1][problem] - sides[0][problem])
+    values = np.array([np.mean(found[key]) for key in sorted(found)])
+    if len(values) < 2:
+        return None
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    margin = student_t(confidence, len(values) - 1) * error
+    change = Estimate(mean, error, mean - margin, mean + margin, len(values), "Student t over problems")
+    return Overall(change, _p(mean, error, len(values)))
+
+
+def _graded(first: Chain, second: Chain) -> list[str]:
+    return [place for place in first if "per_problem" in first[place]["results"] and place in second]
+
+
+def _shares(results: dict[str, Any]) -> dict[str, float]:
+    return {str(p["problem"]): p["correct"] / p["samples"] for p in results["per_problem"] if p["samples"]}
+
+
+def _p(value: float, error: float, problems: int) -> float:
+    return student_two_sided(value / error, problems - 1) if error else float(value == 0.0)
+
+
 def _scores(name: str, first: Chain, second: Chain) -> Iterator[Compared]:
-    places = [place for place in first if "per_problem" in first[place]["results"] and place in second]
+    places = _graded(first, second)
     if not places:
         yield Compared(name, "", (None, None), None, UNKNOWN)
+    causes = {cause.kind for cause in likely_causes(first, second)}
+    trained = [_trainings(chain) for chain in (first, second)]
+    retrained = trained[0] != trained[1] and causes <= set(TRAININGS)
     for place in places:
         results = first[place]["results"], second[place]["results"]
-        change, word = _change(*results)
-        yield Compared(name, place.removeprefix("grade "), tuple(r["accuracy"] for r in results), change, word)
+        change, word, p = _change(*results)
+        accuracies = tuple(r["accuracy"] for r in results)
+        yield Compared(name, place.removeprefix("grade "), accuracies, change, word, p, retrained)
 
 
-def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | None, str]:
-    """B minus A on the problems that both have, and whether that is more than chance."""
-    shares = [{str(p["problem"]): p["correct"] / p["samples"] for p in r["per_problem"]} for r in (first, second)]
+def _trainings(chain: Chain) -> set[str]:
+    identities = [record["identity"] for record in chain.values()]
+    return {str(identity.get("key")) for identity in identities if identity["stage"] == "train"}
+
+
+def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | None, str, float]:
+    """B minus A on the problems that both have, whether that alone is more than chance, and its p."""
+    shares = [_shares(results) for results in (first, second)]
     problems = [problem for problem in shares[0] if problem in shares[1]]
     if not problems:
-        return None, UNKNOWN
+        return None, UNKNOWN, 1.0
     matrices = [[[side[problem] for problem in problems]] for side in shares]
     estimate = difference(matrices[1], matrices[0], first["confidence"])
     if matrices[0] == matrices[1]:
-        return estimate, SAME
+        return estimate, SAME, 1.0
     if len(problems) == 1:  # no interval, so any difference may be chance
-        return estimate, UNKNOWN
+        return estimate, UNKNOWN, 1.0
+    p = _p(estimate.value or 0.0, estimate.standard_error or 0.0, len(problems))
     if estimate.low is None or estimate.high is None:
-        return estimate, BEYOND if estimate.value else SAME
-    return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND
+        return estimate, BEYOND if estimate.value else SAME, p
+    return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND, p
 
 
 def _print_numbers(numbers: list[tuple[Any, ...]], console: Console) -> None:
@@ -219,7 +307,7 @@ def _print_numbers(numbers: list[tuple[Any, ...]], console: Console) -> None:
     console.print(table)
 
 
-def _print(compared: list[Compared], causes: list[Difference], console: Console) -> None:
+def _print(compared: Sequence[Compared], overall: Overall | None, causes: list[Difference], console: Console) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("Cell", "Benchmark", "A", "B", "B - A", ""):
         table.add_column(column, overflow="fold")
@@ -229,6 +317,10 @@ def _print(compared: list[Compared], causes: list[Difference], console: Console)
         table.add_row(*(Text(text) for text in (one.name, one.benchmark, a, b, change, one.word)))
     console.print(table)
     console.print()
+    if overall and len(compared) > 1:
+        console.print(Text(overall.sentence))
+    if any(one.word == RETRAINED for one in compared):
+        console.print(Text(ONE_EACH), soft_wrap=True)
     if not causes:
         console.print("No difference in settings, inputs, software, hardware or data.", highlight=False)
         return

@@ -170,6 +170,11 @@ def student_t(confidence: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan((low + high) / 2)
 
 
+def student_two_sided(t: float, degrees: int) -> float:
+    """P(|T| >= t)."""
+    return max(0.0, 1.0 - _share_within(math.atan(abs(t) / math.sqrt(degrees)), degrees))
+
+
 def _share_within(angle: float, degrees: int) -> float:
     """P(|T| <= t) for angle = atan(t / sqrt(degrees)) (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     sine, squared = math.sin(angle), math.cos(angle) ** 2

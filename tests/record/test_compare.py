@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from essence.commands.compare import _change
+from essence.commands.compare import AMONG_MANY, BEYOND, RETRAINED, Compared, _change, allow_for_number, over_all
 from essence.record.comparison import likely_causes
 from support.project import MICRO, PROJECT, invoke
 from support.synthetic_run import SyntheticRun
@@ -180,6 +181,48 @@ def test_of_one_problem_nothing_can_be_told() -> None:
     )
     assert _change(first, second)[1] == "cannot be told"
     assert _change(first, first)[1] == "equal"
+
+
+def graded(shares: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The chain of a cell whose problems were solved so many times of 64."""
+    counts = [{"problem": str(i), "correct": int(c), "samples": 64} for i, c in enumerate(shares)]
+    accuracy = float(np.mean(shares)) / 64
+    return {
+        "grade b best": manifest("grade", results={"per_problem": counts, "accuracy": accuracy, "confidence": 0.95})
+    }
+
+
+def words_of(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    found = []
+    for number, (a, b) in enumerate(pairs):
+        change, word, p = _change(a["grade b best"]["results"], b["grade b best"]["results"])
+        found.append(Compared(str(number), "b", (None, None), change, word, p))
+    return [one.word for one in allow_for_number(found)]
+
+
+def test_equal_runs_are_rarely_found_different_and_ten_points_are_found() -> None:
+    """400 pairs of runs that differ in sampling alone, 24 comparisons each."""
+    random, wrong = np.random.default_rng(5), 0
+    for _ in range(400):
+        chances = [np.clip(0.8 * random.beta(0.5, 1.5, 30), 0.0, 1.0) for _ in range(24)]
+        pairs = [(graded(random.binomial(64, c)), graded(random.binomial(64, c))) for c in chances]
+        wrong += BEYOND in words_of(pairs)
+    assert wrong <= 28
+    chances = 0.8 * random.beta(0.5, 1.5, 30)
+    chances *= 0.2 / chances.mean()
+    pairs = [(graded(random.binomial(64, chances)), graded(random.binomial(64, chances))) for _ in range(23)]
+    apart = (graded(random.binomial(64, chances)), graded(random.binomial(64, np.clip(chances + 0.1, 0.0, 1.0))))
+    assert words_of([*pairs, apart])[-1] == BEYOND
+    overall = over_all([apart])
+    assert overall and overall.p < 0.001 and overall.change.value == pytest.approx(0.1, abs=0.03)
+
+
+def test_words_of_many_comparisons_and_of_two_trainings() -> None:
+    def one(p: float, retrained: bool = False) -> Compared:
+        return Compared(f"{p} {retrained}", "b", (None, None), None, BEYOND, p, retrained)
+
+    found = allow_for_number([one(0.001), one(0.04), one(0.03), one(0.002, True)])
+    assert [each.word for each in found] == [BEYOND, AMONG_MANY, AMONG_MANY, RETRAINED]
 
 
 @pytest.mark.parametrize(

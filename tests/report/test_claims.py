@@ -10,27 +10,28 @@ import pytest
 
 from essence.errors import ExperimentError
 from essence.evaluation.statistics import Estimate
-from essence.report.claims.advice import VarianceParts, advise, wanted_shrink
+from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.report.claims.gather import gather
-from essence.report.claims.measured import Measured
-from essence.report.claims.measures import MEASURES, WITH_COT
+from essence.report.claims.measured import Measured, Replicates
+from essence.report.claims.measures import MEASURES
 from essence.report.claims.verdict import ClaimVerdict, decide, judge
 from essence.report.results.read import read_results
 from support.project import invoke
-from support.synthetic_run import SyntheticRun
+from support.synthetic_run import REAL, SyntheticRun
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 BAND = (0.86, 0.96)
 
 
 def scored(lsp: float, accuracy: float, benchmark: str = "aime25", problems: int = 30, **changes: object) -> Scored:
-    """An arm whose problems are solved with chances spread around an accuracy."""
+    """An arm of two trainings whose problems are solved with chances spread around an accuracy."""
     setting = Setting("bespoke", "qwen3-8b", str(changes.pop("student", "qwen3-4b-base")), "released", benchmark)
-    ease = np.clip(accuracy + 0.1 * np.sin(np.arange(problems) * 7.0), 0.0, 1.0)
-    shares = tuple({f"p{i}": float(round(64 * e) / 64) for i, e in enumerate(ease)} for _ in range(2))
+    ease = [np.clip(accuracy + apart + 0.1 * np.sin(np.arange(problems) * 7.0), 0.0, 1.0) for apart in (-0.004, 0.004)]
+    shares = tuple({f"p{i}": float(round(1024 * e) / 1024) for i, e in enumerate(one)} for one in ease)
     fields = {"checkpoint": "best", "span": "left", "sections": "p+cot+a", "samples": 64, "confidence": 0.95}
+    fields |= {"trainings": tuple(f"{lsp}-{changes}-{seed}" for seed in (1, 2))}
     stages = (f"grade-{lsp}-{benchmark}-{sorted(changes.items())}",)
     return Scored(setting=setting, lsp=lsp, shares=shares, stages=stages, **{**fields, **changes})  # type: ignore[arg-type]
 
@@ -68,26 +69,26 @@ def test_without_a_value_nothing_is_decided() -> None:
     assert decide(Measured(Estimate(None, None, None, None, 30, "nothing solved"), 1, ()), BAND) == "undecided"
 
 
-def test_retention_is_the_mean_over_settings_of_ratios() -> None:
+def test_retention_is_the_ratio_of_means_over_settings() -> None:
     arms = (scored(0.5, 0.4), scored(1.0, 0.5), scored(0.5, 0.3, "aime24"), scored(1.0, 0.6, "aime24"))
     outcome = measure("retention-half", *arms)
     means = [np.mean([list(s.values()) for s in arm.shares]) for arm in arms]
-    assert value(outcome) == pytest.approx((means[0] / means[1] + means[2] / means[3]) / 2)
+    assert value(outcome) == pytest.approx((means[0] + means[2]) / (means[1] + means[3]))
     assert isinstance(outcome, Measured) and outcome.settings == 2 and outcome.estimate.n == 60
+    assert outcome.trainings == 2
 
 
 def test_a_setting_whose_reference_solves_nothing_has_no_ratio() -> None:
-    arms = (scored(0.5, 0.4), scored(1.0, 0.5), scored(0.5, 0.3, "aime24"), scored(1.0, -1.0, "aime24"))
-    outcome = measure("retention-half", *arms)
-    assert isinstance(outcome, Measured) and outcome.settings == 1
-    assert measure("retention-half", *arms[2:]) == "there is no ratio: nothing is solved at LSP 1.0"
+    arms = (scored(0.5, 0.4), scored(1.0, 0.5), scored(0.5, 0.3, student="s"), scored(1.0, -1.0, student="s"))
+    shown = MEASURES["retention"](CLAIMS["retention-half"].anywhere, Evidence(arms, ()))
+    assert isinstance(shown, Measured) and shown.settings == 1
+    elsewhere = CLAIMS["retention-half"].anywhere
+    assert MEASURES["retention"](elsewhere, Evidence(arms[2:], ())) == "there is no ratio: nothing is solved at LSP 1.0"
     assert measure("retention-half", *arms[::2]) == "needs LSP 0.5 and 1.0 on the same benchmark"
 
 
-def test_pairing_makes_equal_arms_equal_in_every_resample() -> None:
-    outcome = measure("retention-half", scored(0.5, 0.5), scored(1.0, 0.5))
-    assert isinstance(outcome, Measured)
-    assert (outcome.estimate.low, outcome.estimate.value, outcome.estimate.high) == (1.0, 1.0, 1.0)
+def test_equal_arms_keep_everything() -> None:
+    assert value(measure("retention-half", scored(0.5, 0.5), scored(1.0, 0.5))) == 1.0
 
 
 def test_supervision_with_the_chain_of_thought_is_compared_at_its_worst() -> None:
@@ -134,22 +135,24 @@ def test_small_students_are_measured_by_their_largest_change() -> None:
     assert value(measure("small-students", *arms, scored(1.0, 0.2))) == pytest.approx(0.02, abs=0.01)
 
 
-def test_the_shape_needs_a_rise_and_a_plateau() -> None:
+def test_the_shape_is_a_rise_and_a_plateau() -> None:
     rising = [scored(0.1, 0.1), scored(0.5, 0.4), scored(0.8, 0.6), scored(1.0, 0.6)]
     flat = [scored(0.1, 0.6), scored(0.8, 0.6), scored(1.0, 0.6)]
     steep = [scored(0.1, 0.1), scored(0.8, 0.3), scored(1.0, 0.6)]
-    assert value(measure("shape", *rising)) == pytest.approx(0.05, abs=0.01)
-    assert value(measure("shape", *flat)) == pytest.approx(0.0, abs=0.01)
-    assert value(measure("shape", *steep)) < 0.0
+    rises = [value(measure("shape-rise", *arms)) for arms in (rising, flat, steep)]
+    plateaus = [value(measure("shape-plateau", *arms)) for arms in (rising, flat, steep)]
+    assert rises == pytest.approx([0.83, 0.0, 0.83], abs=0.02)
+    assert plateaus == pytest.approx([1.0, 1.0, 0.5], abs=0.01)
+    assert "needs LSP 1.0 and two below it" in str(measure("shape-rise", scored(0.5, 0.5), scored(1.0, 0.6)))
 
 
 def test_a_reference_that_solves_nothing_leaves_its_setting_out_of_the_shape() -> None:
     rising = [scored(0.1, 0.1), scored(0.8, 0.6), scored(1.0, 0.6)]
-    nothing = [scored(lsp, accuracy, "aime24") for lsp, accuracy in ((0.1, 0.1), (0.8, 0.2), (1.0, -1.0))]
-    outcome = measure("shape", *rising, *nothing)
+    nothing = [scored(p, a, student="other") for p, a in ((0.1, 0.1), (0.8, 0.2), (1.0, -1.0))]
+    outcome = measure("shape-plateau", *rising, *nothing)
     assert isinstance(outcome, Measured) and outcome.settings == 1
-    assert value(outcome) == value(measure("shape", *rising))
-    assert measure("shape", *nothing) == "there is no ratio: nothing is solved at LSP 1.0"
+    assert value(outcome) == value(measure("shape-plateau", *rising))
+    assert measure("shape-plateau", *nothing) == "there is no ratio: nothing is solved at LSP 1.0"
 
 
 def trained(lsp: float, seed: int, on_gpu: bool = False, **cost: float) -> Trained:
@@ -173,7 +176,7 @@ def test_memory_of_a_gpu_is_not_divided_by_that_of_a_process() -> None:
     cells = (trained(0.5, 1, memory=1.0), trained(1.0, 1, True, memory=10.0), trained(0.5, 2, True, memory=4.0))
     assert "on the same devices" in str(measure("memory-half", trained=cells))
     outcome = measure("memory-half", trained=(*cells, trained(1.0, 2, True, memory=8.0)))
-    assert value(outcome) == 0.5 and isinstance(outcome, Measured) and outcome.note == ""
+    assert value(outcome) == 0.5 and isinstance(outcome, Measured) and outcome.incomparable == ""
 
 
 def test_the_memory_example_wants_a_gpu() -> None:
@@ -193,19 +196,21 @@ def test_a_run_that_keeps_91_percent_is_reproduced_and_one_that_does_not_is_not(
     words = {}
     for half in (0.20, 0.72):
         accuracy = {0.25: 0.1, 0.5: half, 0.75: 0.7, 1.0: 0.72}
-        run = SyntheticRun(tmp_path / str(half), accuracy=accuracy).write()
+        run = SyntheticRun(tmp_path / str(half), accuracy=accuracy, **REAL).write()
         words[half] = judged(run, "retention-half")
     assert words[0.20].word == "not reproduced" and words[0.20].advice == ""
     assert words[0.72].word in ("undecided", "not reproduced")
 
 
-def test_undecided_says_what_would_decide(tmp_path: Path) -> None:
-    one = judged(SyntheticRun(tmp_path, seeds=(1,)).write(), "retention-half")
-    assert one.word == "undecided" and "would decide" in one.advice
+def test_one_training_of_each_arm_decides_nothing_and_says_so(tmp_path: Path) -> None:
+    one = judged(SyntheticRun(tmp_path, seeds=(1,), **REAL).write(), "retention-half")
+    assert one.word == "undecided" and one.advice.startswith("one training of each arm")
+    assert one.measured and "these trainings" in one.measured.estimate.method
+    assert "seeds" not in one.measured.estimate.method and one.measured.estimate.low is not None
 
 
 def test_the_word_is_computed_from_the_manifest(tmp_path: Path) -> None:
-    run = SyntheticRun(tmp_path).write()
+    run = SyntheticRun(tmp_path, **REAL).write()
     before = judged(run, "flops-half").word
     for cell in (i for i, c in enumerate(run.plan["cells"]) if c["lsp"] == 0.5):
         train = run.stage_of(cell, "train")
@@ -217,7 +222,7 @@ def test_the_word_is_computed_from_the_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["train", "grade"])
 def test_a_record_edited_by_hand_counts_for_nothing_and_is_named(tmp_path: Path, stage: str) -> None:
     """One number in one manifest: no word may come from it, and nothing may happen in silence."""
-    run = SyntheticRun(tmp_path, seeds=(1,)).write()
+    run = SyntheticRun(tmp_path, seeds=(1,), **REAL).write()
     cell = next(i for i, c in enumerate(run.plan["cells"]) if c["lsp"] == 0.5)
     edited = run.stage_of(cell, stage)
     path = tmp_path / "stages" / edited / "manifest.json"
@@ -237,67 +242,25 @@ def test_a_record_edited_by_hand_counts_for_nothing_and_is_named(tmp_path: Path,
     assert edited in page and "records cannot be believed" in page
 
 
-def drawn(seed: int, seeds: int, samples: int) -> list[Scored]:
-    """Arms at 0.5 and 1.0 of a made-up truth: 30 problems, seeds that differ by 3 points."""
-    rng = np.random.default_rng(seed)
-    ease, arms = rng.normal(0.0, 0.2, 30), []
-    for lsp, accuracy in ((0.5, 0.5), (1.0, 0.55)):
-        chances = [np.clip(accuracy + ease + rng.normal(0.0, 0.03), 0.01, 0.99) for _ in range(seeds)]
-        shares = [{f"p{i}": float(k) / samples for i, k in enumerate(rng.binomial(samples, c))} for c in chances]
-        arms.append(replace(scored(lsp, 0.5), shares=tuple(shares), samples=samples))
-    return arms
-
-
-def test_the_foretold_error_is_the_one_that_more_samples_and_seeds_give() -> None:
-    now = [measure("retention-half", *drawn(s, 2, 8)) for s in range(8)]
-    spreads = [one.spread for one in now if isinstance(one, Measured)]
-    for samples, seeds in ((4, 1), (1, 3)):
-        found = [measure("retention-half", *drawn(100 + s, 2 * seeds, 8 * samples)) for s in range(8)]
-        errors = [one.estimate.standard_error for one in found if isinstance(one, Measured)]
-        foretold = np.mean([spread.variance(samples, seeds) for spread in spreads if spread]) ** 0.5
-        assert foretold == pytest.approx(np.mean(np.square(np.array(errors, dtype=float))) ** 0.5, rel=0.3)
-
-
-def test_what_would_decide_decides() -> None:
-    """The wanted number is the smallest whose foretold interval has no edge inside."""
-    outcome = measure("retention-half", *drawn(3, 2, 8))
-    assert isinstance(outcome, Measured) and outcome.spread
-    assert outcome.estimate.value and outcome.estimate.low and outcome.estimate.high
-    shrink = wanted_shrink(outcome.estimate.value, outcome.estimate.low, outcome.estimate.high, (0.5, 0.8))
-    advice = advise(outcome.estimate, (0.5, 0.8), outcome.spread)
-    seeds = advice.wanted["seeds"]
-    assert shrink < 1.0 and f"about {seeds} seeds instead of 2" in advice.sentence
-    goal = shrink * outcome.spread.variance()
-    assert outcome.spread.variance(seeds=seeds / 2) <= goal < outcome.spread.variance(seeds=(seeds - 1) / 2)
-
-
-def test_advice_for_a_value_at_the_end_of_its_interval_goes_by_the_middle() -> None:
-    """The largest of many numbers, driven outwards by chance, does not stay where it is with more samples."""
-    spread = VarianceParts(samples=4, seeds=1, problems=60, total=4e-4, over_problems=4e-4, sampling=4e-4)
-    beyond = Estimate(0.08, 0.02, 0.0, 0.08, 60, "basic")
-    middle = Estimate(0.04, 0.02, 0.0, 0.08, 60, "basic")
-    assert advise(beyond, (0.0, 0.05), spread) == advise(middle, (0.0, 0.05), spread)
-
-
 def test_what_nothing_is_known_about_is_not_advised() -> None:
-    estimate = Estimate(0.80, 0.05, 0.70, 0.90, 30, "")
-    one_seed = advise(estimate, BAND, VarianceParts(64, 1, 30, 0.0025, 0.0025, 0.0024))
-    assert "seeds" not in one_seed.sentence and one_seed.wanted.keys() == {"samples"}
-    one_sample = advise(estimate, BAND, VarianceParts(1, 1, 30, 0.0025, 0.0025, 0.0))
-    assert one_sample.wanted.keys() == {"problems"} and one_sample.wanted["problems"] > 30
-    runs = advise(Estimate(0.5, 0.02, 0.25, 0.75, 2, ""), (0.45, 0.55), None)
-    assert runs.wanted == {"runs": 4} and "4 pairs of runs instead of 2" in runs.sentence
-    counted = advise(Estimate(0.5, 0.0, 0.4, 0.6, 3, "counted: range over runs"), (0.45, 0.55), None)
-    assert counted.wanted == {} and "more runs do not narrow" in counted.sentence
-    one = {method: advise(Estimate(0.5, None, None, None, 1, f"no interval: {method}"), BAND, None).sentence
-           for method in ("one pair of runs", "one problem only")}  # fmt: skip
-    assert [("second seed" in sentence) for sentence in one.values()] == [True, False]
-    assert "any number of runs" in advise(Estimate(0.86, 0.1, 0.5, 1.2, 30, ""), BAND, None).sentence
+    def advised(estimate: Estimate, replicates: Replicates | None = None, **more: object) -> tuple[str, dict[str, int]]:
+        found = advise(Measured(estimate, 1, (), replicates=replicates, **more), BAND)  # type: ignore[arg-type]
+        return found.sentence, found.wanted
+
+    wide = Estimate(0.91, 0.05, 0.80, 1.02, 30, "")
+    sentence, wanted = advised(wide, Replicates(0.05 * 3**0.5, 3, 4, "seeds of each arm"), trainings=3)
+    assert wanted["seeds"] > 3 and f"{wanted['seeds']} seeds of each arm instead of 3" in sentence
+    assert "cannot be said from one training" in advised(wide, trainings=1)[0]
+    counted = Estimate(0.5, 0.0, 0.4, 0.6, 3, "counted: range over runs")
+    assert "more runs do not narrow" in advised(counted)[0]
+    assert "second seed" in advised(Estimate(0.5, None, None, None, 1, "no interval: one pair of runs"))[0]
+    edge = advised(Estimate(0.86, 0.01, 0.80, 0.92, 30, ""), Replicates(0.02, 4, 3, "pairs of runs"))
+    assert sum(edge[1].values()) > 4 or "too near the edge" in edge[0]
 
 
 def test_fine_tuning_without_a_teacher_and_other_recipes_are_not_mixed_in(tmp_path: Path) -> None:
-    first = SyntheticRun(tmp_path, experiment="one", seeds=(1,)).write()
-    other = SyntheticRun(tmp_path, experiment="two", seeds=(9,), dataset="more").write()
+    first = SyntheticRun(tmp_path, experiment="one", seeds=(1,), **REAL).write()
+    other = SyntheticRun(tmp_path, experiment="two", seeds=(9,), **{**REAL, "dataset": "skyt1"}).write()
     for kd_weight, settings in ((0.0, 1), (0.25, 2)):
         for cell in range(len(other.plan["cells"])):
             train = other.stage_of(cell, "train")
@@ -310,7 +273,7 @@ def test_fine_tuning_without_a_teacher_and_other_recipes_are_not_mixed_in(tmp_pa
 
 
 def test_fine_tuning_alone_leaves_every_claim_without_a_run(tmp_path: Path) -> None:
-    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,)).write()
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,), **REAL).write()
     for cell in (0, 1):
         _taught(run, cell, objective={"kd_weight": 0.0})
     found = judge([read_results(tmp_path, run.experiment)])
@@ -333,7 +296,7 @@ def test_the_same_arm_in_two_experiments_has_each_seed_once(tmp_path: Path) -> N
 
 def retention_of(*runs: SyntheticRun) -> float:
     evidence = gather(read_results(run.root, run.experiment) for run in runs)
-    return value(MEASURES["retention"](CLAIMS["retention-half"], evidence))
+    return value(MEASURES["retention"](CLAIMS["retention-half"].anywhere, evidence))
 
 
 def test_a_quick_look_at_one_arm_does_not_stand_in_for_its_evaluation(tmp_path: Path) -> None:
@@ -359,42 +322,18 @@ def test_a_chain_of_thought_without_its_answer_is_no_whole_row(tmp_path: Path) -
     lead = SyntheticRun(tmp_path, experiment="b", lsps=(1.0,), spans=("cot-lead",), accuracy={1.0: 0.3}).write()
     assert retention_of(whole, lead) == retention_of(whole)
     evidence = gather(read_results(tmp_path, name) for name in ("a", "b"))
-    cost = MEASURES["cost-ratio"](CLAIMS["flops-half"], evidence)
+    cost = MEASURES["cost-ratio"](CLAIMS["flops-half"].anywhere, evidence)
     assert isinstance(cost, Measured) and cost.stages == tuple(whole.stage_of(cell, "train") for cell in (0, 2, 1, 3))
 
 
 def test_times_on_other_devices_are_not_compared_and_flops_are(tmp_path: Path) -> None:
-    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0)).write()
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), **REAL).write()
     for cell in (0, 1):
         _taught(run, cell, processes=4)
     evidence = gather([read_results(tmp_path, run.experiment)])
     time, flops = (MEASURES["cost-ratio"](CLAIMS[name], evidence) for name in ("time-half", "flops-half"))
     assert time == "needs trainings at LSP 0.5 and 1.0 on the same devices and as many processes"
     assert isinstance(flops, Measured)
-
-
-def unchanging(name: str, repetition: int, samples: int) -> Measured:
-    """All arms have the same chances of solving each problem, which were drawn once."""
-    random, arms = np.random.default_rng(repetition), []
-    for benchmark in ("aime24", "aime25"):
-        chances = random.beta(0.5, 1.5, 30)
-        for step in range(1, 11) if name == "small-students" else WITH_COT:
-            shares = {f"p{i}": float(random.binomial(samples, chance) / samples) for i, chance in enumerate(chances)}
-            changes = {"lsp": step / 10} if isinstance(step, int) else {"lsp": 1.0, "sections": step}
-            arm = scored(1.0, 0.5, benchmark, student="qwen3-1.7b", samples=samples)
-            arms.append(replace(arm, shares=(shares,), stages=(f"grade-{step}-{benchmark}",), **changes))  # type: ignore[arg-type]
-    outcome = measure(name, *arms)
-    assert isinstance(outcome, Measured)
-    return outcome
-
-
-@pytest.mark.parametrize(("name", "samples"), [("small-students", 4), ("sections-inside", 1), ("sections-inside", 4)])
-def test_the_largest_of_many_differences_is_not_taken_for_one(name: str, samples: int) -> None:
-    """Where nothing changes, "not reproduced" is rarely said; percentile intervals say it nearly always (39 of 40)."""
-    found = [unchanging(name, repetition, samples) for repetition in range(20)]
-    assert sum(decide(one, CLAIMS[name].band) == "not reproduced" for one in found) <= 2
-    assert sum(one.estimate.low == 0.0 for one in found) >= 13
-    assert all("basic bootstrap" in one.estimate.method for one in found)
 
 
 def _taught(run: SyntheticRun, cell: int, **teacher: object) -> None:
@@ -405,7 +344,7 @@ def _taught(run: SyntheticRun, cell: int, **teacher: object) -> None:
 
 
 def test_arms_taught_in_another_form_are_not_paired_and_an_approximate_one_does_not_count(tmp_path: Path) -> None:
-    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,)).write()
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,), **REAL).write()
     compared = []
     for half, full in (("cached", "cached"), ("live", "cached"), ("top-k", "top-k")):
         for cell, form in enumerate((half, full)):
@@ -421,9 +360,9 @@ def test_every_claim_has_a_row_in_report_and_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["claims"]
     assert [row["id"] for row in rows] == list(CLAIMS)
-    assert {row["word"] for row in rows} <= {"reproduced", "not reproduced", "undecided", "not run"}
+    assert {row["word"] for row in rows} <= {"shown, not judged", "not run"}
     assert all(row["stages"] for row in rows if row["word"] != "not run")
-    assert all(row["advice"] for row in rows if row["word"] in ("not run", "undecided"))
+    assert all(row["advice"] for row in rows if row["word"] == "not run")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,173 @@
 """Verdicts on results that are hard to judge: every report ends with a page, and with a word that can be trusted."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from essence.evaluation.statistics import accuracy
-from essence.report.claims.definition import load_claims
-from essence.report.claims.verdict import judge
+from essence.report.claims.definition import Claim, load_claims
+from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.report.claims.measured import Measured
+from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
+from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
 from essence.report.results.read import read_results
 from support.project import invoke
-from support.synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
+from support.synthetic_run import PROBLEMS, REAL, SAMPLES, SyntheticRun
+
+CLAIMS = {claim.id: claim for claim in load_claims()}
+PLACE = Setting("bespoke", "qwen3-8b", "qwen3-4b-base", "released", "aime25")
+
+
+def arm(lsp: float, shares: Sequence[Sequence[float]], place: Setting = PLACE, sections: str = "p+cot+a") -> Scored:
+    """Shares of correct samples by training and problem."""
+    named = tuple({f"p{i}": float(share) for i, share in enumerate(one)} for one in shares)
+    trainings = tuple(f"{place.dataset}-{lsp}-{sections}-{number}" for number in range(len(named)))
+    return Scored(place, "best", "left", sections, lsp, named, trainings, 64, 0.95, (f"grade-{lsp}-{place.benchmark}",))
+
+
+def on_both(lsp: float, shares: Sequence[Sequence[float]]) -> list[Scored]:
+    """The same trainings on two benchmarks."""
+    return [arm(lsp, shares, PLACE._replace(benchmark=name)) for name in ("aime24", "aime25")]
+
+
+def verdict(claim: str | Claim, *arms: Scored, trained: Sequence[Trained] = ()) -> ClaimVerdict:
+    found = CLAIMS[claim] if isinstance(claim, str) else claim
+    return _judge(found, "released", Evidence(arms, tuple(trained)), 0)
+
+
+EASE = np.linspace(0.1, 0.9, 30)
+
+
+def test_the_unit_is_the_training_and_not_its_benchmarks() -> None:
+    half = on_both(0.5, [0.9 * EASE * (1.0 + e) for e in (-0.1, 0.0, 0.1)])
+    found = verdict("retention-half", *half, *on_both(1.0, [EASE] * 3)).measured
+    assert found and found.estimate.standard_error == pytest.approx(0.05196, abs=1e-4)
+    assert found.replicates and found.replicates.degrees == 2
+    assert found.estimate.value == pytest.approx(0.9) and found.trainings == 3 and found.settings == 2
+
+
+def test_two_trainings_of_each_arm_are_two_and_not_four() -> None:
+    half = on_both(0.5, [0.873 * EASE, 0.927 * EASE])
+    found = verdict("retention-half", *half, *on_both(1.0, [EASE] * 2))
+    assert found.word == "undecided" and found.measured
+    ends = (found.measured.estimate.low, found.measured.estimate.high)
+    assert ends == pytest.approx((0.557, 1.243), abs=0.001)
+
+
+def test_one_training_decides_nothing_unless_how_far_two_differ_is_declared() -> None:
+    arms = [*on_both(0.5, [0.91 * EASE]), *on_both(1.0, [EASE])]
+    found = verdict("retention-half", *arms)
+    assert found.word == "undecided" and "one training of each arm" in found.advice
+    assert found.measured and "these trainings" in found.measured.estimate.method
+    declared = {"training_sd_points": 0.5, "training_sd_source": "five seeds elsewhere"}
+    known = verdict(CLAIMS["retention-half"].model_copy(update=declared), *arms)
+    assert known.word == "reproduced" and known.measured and "declared 0.5 points" in known.measured.estimate.method
+    unsure = verdict(CLAIMS["retention-half"].model_copy(update={**declared, "training_sd_points": 5.0}), *arms)
+    assert unsure.word == "undecided"
+
+
+def test_one_training_of_each_arm_in_several_settings_is_replicated_by_settings() -> None:
+    arms = []
+    for number, dataset in enumerate(("bespoke", "openthoughts", "synthetic1", "nemotron", "skyt1")):
+        place = PLACE._replace(dataset=dataset)
+        arms += [arm(0.5, [(0.91 + 0.002 * (number - 2)) * EASE], place), arm(1.0, [EASE], place)]
+    found = verdict("retention-half", *arms)
+    assert found.measured and "over settings" in found.measured.estimate.method
+    assert (found.word, found.where) == ("reproduced", "in 5 of 30 settings")
+    error = np.std([0.002 * (number - 2) for number in range(5)], ddof=1) / 5**0.5
+    assert found.measured.estimate.standard_error == pytest.approx(error)
+
+
+def timed(lsp: float, seed: int, wall: float, processor: float) -> Trained:
+    place = PLACE._replace(benchmark="")
+    identifier = (f"train-{lsp}-{seed}",)
+    return Trained(place, "left", "p+cot+a", lsp, seed, {"time": wall}, False, identifier, load=processor / wall)
+
+
+def test_a_busy_machine_is_told_and_not_judged() -> None:
+    busy = [
+        timed(0.5, 1, 36.9, 37.4), timed(0.5, 2, 39.8, 40.3), timed(1.0, 1, 289.5, 67.9), timed(1.0, 2, 298.0, 67.5),
+    ]  # fmt: skip
+    found = verdict("time-half", trained=busy)
+    assert found.word == "not comparable" and "machine was busy" in found.advice
+    assert found.measured and "1.01 at LSP 0.5, 0.23 at 1.0" in found.measured.note
+    one_quiet = [*busy[:3], timed(1.0, 2, 80.0, 79.0)]
+    kept = verdict("time-half", trained=one_quiet).measured
+    assert kept and kept.estimate.n == 1 and "1 of 2 pairs left out" in kept.note
+
+
+@pytest.mark.parametrize(("on_gpu", "form", "reason"), [(False, "plain", "process"), (True, "chunked", "logits")])
+def test_memory_that_is_not_the_papers_is_not_comparable(on_gpu: bool, form: str, reason: str) -> None:
+    place = PLACE._replace(benchmark="")
+    cells = [
+        Trained(place, "left", "p+cot+a", lsp, seed, {"memory": 8.0 + 2 * lsp + seed / 100}, on_gpu,
+                (f"train-{lsp}-{seed}",), loss_form=form)
+        for lsp in (0.5, 1.0) for seed in (1, 2)
+    ]  # fmt: skip
+    found = verdict("memory-half", trained=cells)
+    assert found.word == "not comparable" and reason in found.advice
+    measured = [Trained(**{**vars(cell), "on_gpu": True, "loss_form": "plain"}) for cell in cells]
+    assert verdict("memory-half", trained=measured).word == "not reproduced"
+
+
+def test_the_largest_of_five_is_not_judged_on_one() -> None:
+    arms = [arm(0.5, [0.99 * EASE] * 2), arm(1.0, [EASE] * 2)]
+    found = verdict("retention-best", *arms)
+    assert found.word == "not run" and found.advice.startswith("1 of 5 settings")
+
+
+def test_what_is_outside_the_papers_settings_is_shown_and_not_judged() -> None:
+    place = PLACE._replace(dataset="tiny", benchmark="tiny-sums")
+    arms = [arm(0.5, [0.5 * EASE, 0.51 * EASE], place), arm(1.0, [EASE, 0.99 * EASE], place)]
+    found = verdict("retention-half", *arms)
+    assert found.word == "shown, not judged" and found.where == "" and found.measured
+
+
+def test_a_student_that_solves_nothing_cannot_show_that_it_changes_little() -> None:
+    place = PLACE._replace(student="qwen3-0.6b-base")
+    two_percent, nothing = [0.02 + 0.001 * (EASE - 0.5)] * 2, [0.0 * EASE] * 2
+    found = verdict("small-students", arm(0.1, nothing, place), arm(1.0, two_percent, place))
+    assert found.word == "undecided"
+    apart = [two_percent[0], two_percent[0] + 0.002]
+    found = verdict("small-students", arm(0.1, [nothing[0], nothing[0] + 0.001], place), arm(1.0, apart, place))
+    assert found.word == "undecided" and "floor" in found.advice
+
+
+def test_every_supervision_with_the_chain_of_thought_has_to_be_ahead() -> None:
+    def supervised(worst: float) -> ClaimVerdict:
+        accuracy = dict.fromkeys(WITH_COT, 0.5) | dict.fromkeys(WITHOUT_COT, 0.3) | {"cot": worst}
+        arms = [arm(1.0, [value + apart + 0.0 * EASE for apart in (-0.01, 0.0, 0.01)], sections=name)
+                for name, value in accuracy.items()]  # fmt: skip
+        return verdict("sections", *arms)
+
+    assert [supervised(worst).word for worst in (0.5, 0.31, 0.1)] == ["reproduced", "undecided", "not reproduced"]
+
+
+def test_the_untrained_student_and_the_share_of_the_gain_stand_beside_the_retention() -> None:
+    arms = (arm(0.5, [0.8 * EASE]), arm(1.0, [EASE]))
+    evidence = Evidence(arms, (), {("qwen3-4b-base", "released", "aime25"): 0.1})
+    found = MEASURES["retention"](CLAIMS["retention-half"], evidence)
+    assert isinstance(found, Measured)
+    assert "untrained student has 20.0" in found.note and "gain kept 75.0" in found.note
+
+
+def test_of_many_claims_one_fails_by_chance() -> None:
+    def failing(p: float, name: str) -> ClaimVerdict:
+        base = verdict("flops-half", trained=[timed(0.5, 1, 1.0, 1.0)])
+        outcome = verdict("retention-half", arm(0.5, [EASE] * 2), arm(1.0, [EASE] * 2)).measured
+        assert outcome
+        measured = Measured(**{**vars(outcome), "outside": p})
+        return ClaimVerdict(CLAIMS[name], base.protocol, "not reproduced", measured, "")
+
+    names = ("retention-half", "halves", "sections", "sections-inside", "shape-rise")
+    alone = allow_for_number([failing(0.04, name) for name in names])
+    assert [one.word for one in alone] == ["not reproduced", *["undecided"] * 4]
+    assert "Holm" in alone[1].advice
+    clear = allow_for_number([failing(0.001, name) for name in names])
+    assert {one.word for one in clear} == {"not reproduced"}
 
 
 def solve(run: SyntheticRun, cell: int, correct: list[int]) -> None:
@@ -27,7 +183,7 @@ def solve(run: SyntheticRun, cell: int, correct: list[int]) -> None:
 
 def test_a_reference_that_solves_a_handful_of_problems_takes_no_page(tmp_path: Path) -> None:
     """Some resampled references solve nothing: a standard error is then undefined."""
-    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,), texts=False).write()
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,), texts=False, **REAL).write()
     solve(run, 0, [4, 3, 2, 2, 2, 1] + 34 * [0])
     solve(run, 1, [4, 3, 3, 2, 2, 1] + 34 * [0])
     done = invoke("report", "--experiment", run.experiment, "--runs", str(tmp_path), "--json")
@@ -42,7 +198,9 @@ def test_a_reference_that_solves_a_handful_of_problems_takes_no_page(tmp_path: P
 def test_any_share_solved_and_any_seed_missing_gives_every_claim_a_word(tmp_path: Path, repetition: int) -> None:
     random = np.random.default_rng(repetition)
     seeds = tuple(range(1, int(random.integers(1, 4)) + 1))
-    run = SyntheticRun(tmp_path, lsps=(0.25, 0.5, 0.75, 1.0), seeds=seeds, spans=("left", "right"), texts=False).write()
+    run = SyntheticRun(
+        tmp_path, lsps=(0.25, 0.5, 0.75, 1.0), seeds=seeds, spans=("left", "right"), texts=False, **REAL
+    ).write()
     for cell in range(len(run.plan["cells"])):
         chance = random.choice([0.0, 0.02, 0.1, 0.5, 1.0])
         solve(run, cell, [int(c) for c in random.binomial(SAMPLES, chance, PROBLEMS)])

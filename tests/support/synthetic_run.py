@@ -13,6 +13,10 @@ from essence.evaluation.statistics import accuracy as estimate
 from essence.record.manifest import Manifest, seal_of
 
 ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
+REAL: dict[str, Any] = {
+    "dataset": "bespoke", "teacher": "qwen3-8b", "student": "qwen3-4b-base", "benchmark": "aime25",
+}  # fmt: skip
+"""One of the settings that the claims are about."""
 PROBLEMS = 40
 SAMPLES = 4
 STEPS = 120

@@ -22,7 +22,8 @@ Measure = Literal[
     "loss-of-halves",
     "left-over-right",
     "largest-change",
-    "rise-and-saturation",
+    "rise",
+    "plateau",
     "none",
 ]
 Value = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -55,12 +56,19 @@ class Claim(Record):
     """How many settings the published value is a mean over."""
     cost: Literal["time", "memory", "flops"] | None = None
     memory_gb: Factor | None = None
-    saturated: Share | None = None
+    training_sd_points: Factor | None = None
+    """How far two trainings of one arm differ in accuracy, one standard deviation, where every arm was trained once."""
+    training_sd_source: str = ""
+    primary: bool = False
+    """Judged at its own level; the others allow for their number where they fail."""
     near: Share | None = None
     """How far, as a share, two losses may lie apart and still be near each other."""
     teachers: list[str] = Field(default_factory=list)
-    """Empty: all."""
+    """Of these and the lists below, empty: all. What is outside is shown and not judged."""
     students: list[str] = Field(default_factory=list)
+    pairs: list[str] = Field(default_factory=list)
+    """`teacher_student`."""
+    datasets: list[str] = Field(default_factory=list)
     benchmarks: list[str] = Field(default_factory=list)
     why_not: str = ""
     """Why nothing is measured."""
@@ -72,6 +80,22 @@ class Claim(Record):
             return self.accepts
         assert self.reported is not None and self.tolerance is not None
         return self.reported - self.tolerance, self.reported + self.tolerance
+
+    def speaks_of(self, dataset: str, teacher: str, student: str, benchmark: str) -> bool:
+        """Whether a setting is one of those that the claim is about; `benchmark` is empty for a training alone."""
+        named = (
+            (self.teachers, teacher),
+            (self.students, student),
+            (self.pairs, f"{teacher}_{student}"),
+            (self.datasets, dataset),
+            (self.benchmarks, benchmark),
+        )
+        return all(not names or not value or value in names for names, value in named)
+
+    @property
+    def anywhere(self) -> "Claim":
+        """The same claim about any data, any pair of the named models and any benchmark: shown, not judged."""
+        return self.model_copy(update={"pairs": [], "datasets": [], "benchmarks": [], "settings": None})
 
     @property
     def second_hand(self) -> bool:
@@ -85,6 +109,8 @@ class Claim(Record):
             return self
         if (self.accepts is None) == (self.reported is None or self.tolerance is None):
             raise ValueError("needs either reported and tolerance, or accepts")
+        if (self.training_sd_points is None) != (not self.training_sd_source):
+            raise ValueError("training_sd_points needs training_sd_source, which says where it was measured")
         low, high = self.band
         if not low < high or math.isnan(low + high if math.isfinite(high) else low):
             raise ValueError(f"accepts nothing: {low} to {high}")
@@ -104,7 +130,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "loss-of-halves": ("lsp", "near"),
     "left-over-right": ("lsp",),
     "largest-change": ("students",),
-    "rise-and-saturation": ("lsp", "saturated"),
+    "rise": ("lsp",),
+    "plateau": ("lsp",),
 }
 
 
@@ -122,7 +149,7 @@ class Rival(Record):
 class ClaimsFile(Record):
     """The whole file."""
 
-    defaults: dict[str, str]
+    defaults: dict[str, Any]
     """Fields that every claim has unless it says otherwise."""
     claims: dict[str, dict[str, Any]]
     """By id; checked one by one, so that an error names the claim."""

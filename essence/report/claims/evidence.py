@@ -36,6 +36,8 @@ class Scored:
     sections: str
     lsp: float
     shares: tuple[dict[str, float], ...] = field(repr=False)
+    trainings: tuple[str, ...]
+    """Which training each of these is; the same one may be graded on several benchmarks."""
     samples: int
     """Of a problem, the fewest of any seed."""
     confidence: float
@@ -69,6 +71,10 @@ class Trained:
     """Lowest cross-entropy on the validation rows."""
     devices: str = ""
     """What it ran on, and shared out how: times and memory are compared on equal ones only."""
+    load: float | None = None
+    """Processor seconds per second: it falls where other work took the machine."""
+    loss_form: str = ""
+    """Whether the loss holds the logits (`plain`) or never does (`chunked`); empty where not known."""
 
     @property
     def whole(self) -> bool:
@@ -82,12 +88,21 @@ class Evidence:
 
     scored: tuple[Scored, ...]
     trained: tuple[Trained, ...]
+    untrained: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    """Accuracy of a student as it comes, by student, protocol and benchmark."""
 
     def under(self, protocol: str) -> "Evidence":
         """The part of one protocol."""
         return Evidence(
             tuple(arm for arm in self.scored if arm.setting.protocol == protocol),
             tuple(cell for cell in self.trained if cell.setting.protocol == protocol),
+            self.untrained,
+        )
+
+    def inside(self, claim: Claim) -> bool:
+        """Whether anything was run in a setting that the claim is about."""
+        return any(_about(cell.setting, claim) for cell in self.trained) or any(
+            _about(arm.setting, claim) for arm in self.scored
         )
 
     def of(self, claim: Claim, *, any_span: bool = False, any_sections: bool = False) -> list[Scored]:
@@ -98,7 +113,7 @@ class Evidence:
             if arm.checkpoint == claim.checkpoint
             and (any_span or arm.whole or arm.span == claim.span)
             and (any_sections or arm.sections == claim.sections)
-            and _named(arm.setting, claim)
+            and _about(arm.setting, claim)
         ]
 
     def trainings_of(self, claim: Claim, *, any_span: bool = False) -> list[Trained]:
@@ -108,15 +123,9 @@ class Evidence:
             for cell in self.trained
             if (any_span or cell.whole or cell.span == claim.span)
             and cell.sections == claim.sections
-            and _named(cell.setting, claim)
+            and _about(cell.setting, claim)
         ]
 
 
-def _named(setting: Setting, claim: Claim) -> bool:
-    """Whether the claim speaks of these models and this benchmark; an empty list means all."""
-    named = (
-        (claim.teachers, setting.teacher),
-        (claim.students, setting.student),
-        (claim.benchmarks, setting.benchmark),
-    )
-    return all(not names or value in names for names, value in named)
+def _about(setting: Setting, claim: Claim) -> bool:
+    return claim.speaks_of(setting.dataset, setting.teacher, setting.student, setting.benchmark)

@@ -15,7 +15,7 @@ DRAWN = {"rows": ("split_seed",), "generate": ("seed", "model_folder")}
 """What differs between the runs of one setting."""
 
 
-def gather(results: Iterable[Results]) -> Evidence:
+def gather(results: Sequence[Results]) -> Evidence:
     """The evidence of some experiments; an arm has the seeds of all of them, a training that they share once.
 
     Trainings without a teacher are no distillation, of which alone the paper's claims speak.
@@ -32,7 +32,17 @@ def gather(results: Iterable[Results]) -> Evidence:
     scored: dict[Hashable, Scored] = {}  # two spans may share their arm at LSP 1.0
     for joined in (_joined(list(seeds.values())) for seeds in runs.values()):
         scored.setdefault((joined.setting, joined.stages), joined)
-    return Evidence(tuple(_evaluated_most(list(scored.values()))), tuple(trained.values()))
+    return Evidence(tuple(_evaluated_most(list(scored.values()))), tuple(trained.values()), _untrained(results))
+
+
+def _untrained(results: Iterable[Results]) -> dict[tuple[str, str, str], float]:
+    return {
+        (baseline.model, baseline.protocol, score.benchmark): score.accuracy.value
+        for one in results
+        for baseline in one.baselines
+        for score in baseline.scores
+        if baseline.role == "student" and score.accuracy and score.accuracy.value is not None
+    }
 
 
 def _evaluated_most(arms: Sequence[Scored]) -> list[Scored]:
@@ -51,6 +61,7 @@ def _joined(seeds: Sequence[Scored]) -> Scored:
     return replace(
         seeds[0],
         shares=tuple(shares for one in seeds for shares in one.shares),
+        trainings=tuple(training for one in seeds for training in one.trainings),
         samples=min(one.samples for one in seeds),
         stages=tuple(stage for one in seeds for stage in one.stages),
     )
@@ -103,6 +114,13 @@ def _devices(cell: CellResult) -> str:
     return _hash({**shared, **processor, "gpus": gpus})
 
 
+def _load(cell: CellResult) -> float | None:
+    """Of a training in one attempt: processor time is that of the last one, wall time that of all."""
+    wall, processor = (cell.train.number("cost", name) for name in ("wall_s", "cpu_s"))
+    attempts = cell.train.look("identity", "attempts") or []
+    return processor / wall if wall and processor and len(attempts) < 2 else None
+
+
 def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
     """Id of each training with its score on each benchmark."""
     for cell in arm.cells:
@@ -116,6 +134,7 @@ def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
                     sections=group.key.sections,
                     lsp=arm.lsp,
                     shares=(score.shares,),
+                    trainings=(cell.train.id,),
                     samples=score.samples // max(1, len(score.shares)),
                     confidence=score.confidence or 0.95,
                     stages=(score.grade.id,),
@@ -138,4 +157,6 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 stages=(cell.train.id,),
                 validation_ce=cell.train.number("results", "lowest_validation_ce"),
                 devices=_devices(cell),
+                load=_load(cell),
+                loss_form=str(cell.train.look("settings", "executed", "preflight", "objective", "form") or ""),
             )

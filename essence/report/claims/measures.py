@@ -5,104 +5,116 @@ cells are missing.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.evaluation.statistics import Matrix
+from essence import text
+from essence.evaluation.statistics import Matrix, pooled_accuracy
+from essence.report.claims.contrast import ONE_TRAINING, Contrast, Statistic, contrast
 from essence.report.claims.definition import Claim
-from essence.report.claims.evidence import Evidence, Scored
-from essence.report.claims.measured import Measured, Outcome, wanted
-from essence.report.claims.resampling import Statistic, estimate, spread_of
+from essence.report.claims.evidence import Evidence, Scored, Setting
+from essence.report.claims.families import Joined, largest, largest_distance, least
+from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
+from essence.report.claims.resampling import over_problems
 from essence.report.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
+from essence.report.claims.units import Compared, Unit, by_setting, compared
 from essence.report.results.records import FULL
 
 WITH_COT = ("cot", "cot+a", "p+cot", "p+cot+a")
 WITHOUT_COT = ("a", "p+a")
 NO_RATIO = "there is no ratio: nothing is solved at LSP 1.0"
+FLOOR = "floor: {found} solved at LSP 1.0 is not clearly more than the {edge} points that would count as a change"
 
 
 def retention(claim: Claim, evidence: Evidence) -> Outcome:
-    """Mean over settings of accuracy at `lsp` / accuracy at 1.0."""
-    pairs = _against_full(claim, evidence)
-    return _measure(pairs, _mean_ratio) if pairs else _no_ratio(claim, evidence)
+    """Mean accuracy at `lsp` over settings / mean accuracy at 1.0."""
+    settings = _against_full(claim, evidence)
+    if not settings:
+        return _no_ratio(claim, evidence)
+    note = [*_other_means(settings), *_negative_control(settings, evidence)]
+    return _measure(claim, settings, ratio_of_means, "; ".join(note))
 
 
 def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
     """Largest over settings of accuracy at `lsp` / accuracy at 1.0."""
-    pairs = _against_full(claim, evidence)
-    return _measure(pairs, _largest_ratio, extreme=len(pairs) > 2) if pairs else _no_ratio(claim, evidence)
+    settings = _against_full(claim, evidence)
+    if not settings:
+        return _no_ratio(claim, evidence)
+    if claim.settings and _count(settings) < claim.settings:
+        return f"{_count(settings)} of {claim.settings} settings are there: the largest of some is not that of all"
+    parts = _one_by_one(settings, lambda means: means[:, 0] / means[:, 1])
+    return _family(settings, parts, largest(parts, _confidence(settings), claim.band))
 
 
 def sections(claim: Claim, evidence: Evidence) -> Outcome:
-    """Lowest accuracy of a supervision with the chain of thought minus the highest of one without it, mean."""
+    """Smallest difference between a supervision with the chain of thought and one without, means over settings."""
     arms = [arm for arm in evidence.of(claim, any_sections=True) if arm.lsp == claim.lsp]
-    complete = [group for group in _by_setting(arms) if _has_all(group)]
-    if not complete:
+    settings = compared(arms, *(_supervised(name) for name in (*WITH_COT, *WITHOUT_COT)))
+    if not settings:
         return wanted(claim, f"the four supervisions with the chain of thought and both without, LSP {claim.lsp:g}")
-
-    def contrast(means: Matrix) -> NDArray[np.float64]:
-        return _mean_of_groups(complete, means, _least_with_minus_most_without)
-
-    return _measure([arm for group in complete for arm in group], contrast, len(complete), extreme=True)
+    pairs = [(a, len(WITH_COT) + b) for a in range(len(WITH_COT)) for b in range(len(WITHOUT_COT))]
+    parts = [contrast(settings, _difference(a, b)) for a, b in pairs]
+    return _family(settings, parts, least(parts, _confidence(settings), claim.band[0]))
 
 
 def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
-    """Highest minus lowest accuracy of the four supervisions with the chain of thought, mean over settings."""
-    arms = [a for a in evidence.of(claim, any_sections=True) if a.lsp == claim.lsp and a.sections in WITH_COT]
-    complete = [group for group in _by_setting(arms) if {arm.sections for arm in group} == set(WITH_COT)]
-    if not complete:
+    """Largest difference between two of the four supervisions with the chain of thought, means over settings."""
+    arms = [arm for arm in evidence.of(claim, any_sections=True) if arm.lsp == claim.lsp]
+    settings = compared(arms, *(_supervised(name) for name in WITH_COT))
+    if not settings:
         return wanted(claim, f"the four supervisions with the chain of thought at LSP {claim.lsp:g}")
-
-    def contrast(means: Matrix) -> NDArray[np.float64]:
-        return _mean_of_groups(complete, means, lambda _, rows: rows.max(axis=0) - rows.min(axis=0))
-
-    return _measure([arm for group in complete for arm in group], contrast, len(complete), extreme=True, least=0.0)
+    count, edge = len(WITH_COT), claim.band[1]
+    parts = [contrast(settings, _difference(a, b)) for a in range(count) for b in range(a)]
+    joined = largest_distance(parts, _confidence(settings), edge)
+    return _family(settings, parts, joined, _floor([units[-1] for units in settings], edge))
 
 
 def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
-    """Accuracy of the left part minus that of the right part, mean over settings."""
+    """Accuracy of the left part minus that of the right part, in every setting."""
     arms = [arm for arm in evidence.of(claim, any_span=True) if arm.lsp == claim.lsp]
-    pairs = _pairs(arms, lambda arm: arm.span == "left", lambda arm: arm.span == "right")
-    if not pairs:
+    settings = compared(arms, lambda arm: arm.span == "left", lambda arm: arm.span == "right")
+    if not settings:
         return wanted(claim, f"left and right spans at LSP {claim.lsp:g}")
-    measured = _measure(pairs, lambda means: (means[::2] - means[1::2]).mean(axis=0))
-    ahead = sum(_mean(left) > _mean(right) for left, right in zip(pairs[::2], pairs[1::2], strict=True))
-    return _noted(measured, f"left ahead in {ahead} of {len(pairs) // 2}")
+    ahead = sum(_mean(left) > _mean(right) for left, right in settings)
+    note = f"left ahead in {ahead} of {len(settings)}"
+    if len(settings) == 1:
+        return _measure(claim, settings, _difference(0, 1), note)
+    parts = _one_by_one(settings, lambda means: means[:, 0] - means[:, 1])
+    return _family(settings, parts, least(parts, _confidence(settings), claim.band[0]), note=note)
 
 
 def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
     """Largest distance between the accuracy at any proportion and at 1.0, over proportions and settings."""
     arms = evidence.of(claim)
-    full = {arm.setting: arm for arm in arms if arm.whole}
-    pairs = [x for arm in arms if arm.lsp < FULL and arm.setting in full for x in (arm, full[arm.setting])]
-    if not pairs:
+    settings: list[Compared] = []
+    parts: list[Contrast] = []
+    for lsp in sorted({arm.lsp for arm in arms if arm.lsp < FULL}):
+        pairs = compared(arms, _at(lsp), _whole)
+        settings += pairs
+        parts += _one_by_one(pairs, lambda means: means[:, 0] - means[:, 1]) if pairs else []
+    if not parts:
         return wanted(claim, "LSP 1.0 and below")
-    settings = len({arm.setting for arm in pairs})
-    return _measure(pairs, _largest_distance, settings, extreme=len(pairs) > 2, least=0.0)
+    edge = claim.band[1]
+    joined = largest_distance(parts, _confidence(settings), edge)
+    full = {units[-1].setting: units[-1] for units in settings}
+    return _family([(unit,) for unit in full.values()], parts, joined, _floor(list(full.values()), edge), settings)
 
 
-def rise_and_saturation(claim: Claim, evidence: Evidence) -> Outcome:
-    """Smaller of two, mean over settings: loss at the lowest proportion, and what `lsp` keeps beyond `saturated`."""
-    assert claim.lsp is not None and claim.saturated is not None
-    saturated = claim.saturated
-    triples = [three for group in _by_setting(evidence.of(claim)) if (three := _lowest_middle_full(group, claim.lsp))]
-    groups = [three for three in triples if _mean(three[2]) > 0]
-    if not groups:
-        return NO_RATIO if triples else wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
+def rise(claim: Claim, evidence: Evidence) -> Outcome:
+    """1 - retention at the lowest proportion."""
+    lowest, _ = _curve(claim, evidence)
+    settings = [units for units in compared(evidence.of(claim), _at_own(lowest), _whole) if _mean(units[1]) > 0]
+    if not settings:
+        return _no_curve(claim, lowest)
+    return _measure(claim, settings, lambda means: 1.0 - ratio_of_means(means), _at_words(lowest))
 
-    def smaller(means: Matrix) -> NDArray[np.float64]:
-        lowest, middle, full = means[::3], means[1::3], means[2::3]
-        rise = (1.0 - _divide(lowest, full)).mean(axis=0)
-        level = (_divide(middle, full) - saturated).mean(axis=0)
-        smaller: NDArray[np.float64] = np.minimum(rise, level)
-        return smaller
 
-    at = " and ".join(", ".join(f"{lsp:g}" for lsp in sorted({g[place].lsp for g in groups})) for place in (0, 1))
-    return _noted(
-        _measure([arm for group in groups for arm in group], smaller, len(groups), extreme=True), f"at LSP {at}"
-    )
+def plateau(claim: Claim, evidence: Evidence) -> Outcome:
+    """Retention at the largest proportion up to `lsp`."""
+    _, middle = _curve(claim, evidence)
+    settings = [units for units in compared(evidence.of(claim), _at_own(middle), _whole) if _mean(units[1]) > 0]
+    return _measure(claim, settings, ratio_of_means, _at_words(middle)) if settings else _no_curve(claim, middle)
 
 
 MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
@@ -115,111 +127,172 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
     "loss-of-halves": loss_of_halves,
     "left-over-right": left_over_right,
     "largest-change": largest_change,
-    "rise-and-saturation": rise_and_saturation,
+    "rise": rise,
+    "plateau": plateau,
     "none": lambda claim, _: claim.why_not,
 }
 
 
-def _measure(
-    arms: Sequence[Scored],
-    statistic: Statistic,
-    settings: int | None = None,
-    *,
-    extreme: bool = False,
-    least: float = -np.inf,
-) -> Measured:
-    """As `estimate` tells of `extreme` and `least`."""
-    stages = tuple(dict.fromkeys(stage for arm in arms for stage in arm.stages))
-    count = len({arm.setting for arm in arms}) if settings is None else settings
-    found = estimate(arms, statistic, extreme=extreme, least=least)
-    total = None if found.standard_error is None else found.standard_error**2
-    return Measured(found, count, stages, spread_of(arms, statistic, total))
+def _measure(claim: Claim, settings: Sequence[Compared], statistic: Statistic, note: str = "") -> Measured:
+    """One contrast; of one training of each arm in one setting the interval over problems stands beside no verdict."""
+    declared = None if claim.training_sd_points is None else claim.training_sd_points / 100.0
+    found, confidence = contrast(settings, statistic, declared), _confidence(settings)
+    estimate = found.estimate(confidence)
+    if found.why_open == ONE_TRAINING and found.value is not None:
+        estimate = over_problems(settings[0], statistic, found.value, confidence)
+    others = found.on_other_problems(confidence) if found.other_problems else None
+    return Measured(
+        estimate, _count(settings), _stages(settings), note, found.trainings, _samples(settings), found.why_open,
+        outside=found.outside(claim.band), other_problems=others, replicates=_replicates(found),
+    )  # fmt: skip
 
 
-def _noted(measured: Measured, note: str) -> Measured:
-    return Measured(measured.estimate, measured.settings, measured.stages, measured.spread, note)
+def _family(
+    settings: Sequence[Compared], parts: Sequence[Contrast], joined: Joined, floor: str = "",
+    of: Sequence[Compared] = (), note: str = "",
+) -> Measured:  # fmt: skip
+    """Several contrasts as one; `of`: the settings that stages and trainings are taken from."""
+    used = of or settings
+    why_open = next((part.why_open for part in parts if part.why_open), floor)
+    return Measured(
+        joined[0], _count(settings), _stages(used), note, min(part.trainings for part in parts), _samples(used),
+        why_open, outside=1.0 if why_open else joined[1],
+    )  # fmt: skip
 
 
-def _against_full(claim: Claim, evidence: Evidence) -> list[Scored]:
-    """Arms at the claim's proportion, each followed by its arm at 1.0, where that one solves anything."""
-    return _pairs(evidence.of(claim), lambda arm: arm.lsp == claim.lsp, lambda arm: arm.whole and _mean(arm) > 0)
-
-
-def _pairs(arms: Sequence[Scored], first: Callable[[Scored], bool], second: Callable[[Scored], bool]) -> list[Scored]:
-    partners = {arm.setting: arm for arm in arms if second(arm)}
-    return [x for arm in arms if first(arm) and arm.setting in partners for x in (arm, partners[arm.setting])]
-
-
-def _by_setting(arms: Sequence[Scored]) -> list[list[Scored]]:
-    ordered = sorted(arms, key=lambda arm: str(arm.setting))
-    return [list(group) for _, group in groupby(ordered, key=lambda arm: str(arm.setting))]
-
-
-def _has_all(group: Sequence[Scored]) -> bool:
-    """Whether every supervision is there: the claim speaks of each with the chain of thought and each without."""
-    return {*WITH_COT, *WITHOUT_COT} <= {arm.sections for arm in group}
-
-
-def _least_with_minus_most_without(group: Sequence[Scored], means: Matrix) -> NDArray[np.float64]:
-    with_cot = means[[arm.sections in WITH_COT for arm in group]]
-    without = means[[arm.sections in WITHOUT_COT for arm in group]]
-    contrast: NDArray[np.float64] = with_cot.min(axis=0) - without.max(axis=0)
-    return contrast
-
-
-def _mean_of_groups(
-    groups: Sequence[Sequence[Scored]],
-    means: Matrix,
-    one: Callable[[Sequence[Scored], Matrix], NDArray[np.float64]],
-) -> NDArray[np.float64]:
-    starts = np.cumsum([0, *(len(group) for group in groups)])
-    values = [one(group, means[start : start + len(group)]) for group, start in zip(groups, starts, strict=False)]
-    mean: NDArray[np.float64] = np.mean(values, axis=0)
-    return mean
-
-
-def _lowest_middle_full(group: Sequence[Scored], lsp: float) -> list[Scored] | None:
-    """Arms at the lowest proportion, at the largest one up to `lsp`, and at 1.0; None when two of them are one."""
-    by_lsp = {arm.lsp: arm for arm in group}
-    up_to = sorted(p for p in by_lsp if p <= lsp)
-    if FULL not in by_lsp or len(up_to) < 2 or lsp == FULL:
+def _replicates(found: Contrast) -> Replicates | None:
+    if found.trainings < 2 or not found.error or not found.spread:
         return None
-    return [by_lsp[up_to[0]], by_lsp[up_to[-1]], by_lsp[FULL]]
+    return Replicates(found.error * found.trainings**0.5, found.trainings, found.spread.degrees, "seeds of each arm")
 
 
-def _ratios(means: Matrix) -> Matrix:
-    return _divide(means[::2], means[1::2])
+def _one_by_one(settings: Sequence[Compared], each: Callable[[Matrix], Matrix]) -> list[Contrast]:
+    """A contrast for each setting; how far trainings differ is pooled over all of them."""
+
+    def of(place: int) -> Statistic:
+        return lambda means: each(means)[place]
+
+    return [contrast(settings, of(place), over_settings=False) for place in range(len(settings))]
 
 
-def _largest_ratio(means: Matrix) -> NDArray[np.float64]:
-    largest: NDArray[np.float64] = _ratios(means).max(axis=0)
-    return largest
+def _floor(references: Sequence[Unit], edge: float) -> str:
+    """Why a small change shows nothing: a student that solves nothing cannot change."""
+    for unit in references:
+        shares = np.concatenate(list(unit.shares.values()), axis=1)
+        found = pooled_accuracy(shares, unit.arms[0].confidence)
+        if found.low is None or found.low <= edge:
+            return FLOOR.format(found=text.percent(found.value or 0.0), edge=f"{100 * edge:g}")
+    return ""
 
 
-def _largest_distance(means: Matrix) -> NDArray[np.float64]:
-    largest: NDArray[np.float64] = np.abs(means[::2] - means[1::2]).max(axis=0)
-    return largest
+def _other_means(settings: Sequence[Compared]) -> list[str]:
+    """Beside the ratio of means: the mean of ratios, which chance drives upwards, and the geometric one."""
+    ratios = np.array([_mean(half) / _mean(full) for half, full in settings])
+    if len(ratios) < 2:
+        return []
+    shown = [f"mean of ratios {text.percent(float(ratios.mean()))}"]
+    if (ratios > 0.0).all():
+        shown.append(f"geometric mean {text.percent(float(np.exp(np.log(ratios).mean())))}")
+    return shown
 
 
-def _mean_ratio(means: Matrix) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = _ratios(means).mean(axis=0)
-    return mean
+def _negative_control(settings: Sequence[Compared], evidence: Evidence) -> list[str]:
+    """What the untrained student keeps of the accuracy at 1.0, and what share of the gain over it is kept."""
+    rows = []
+    for half, full in settings:
+        known = [evidence.untrained.get((full.setting.student, full.setting.protocol, name)) for name in full.shares]
+        if any(accuracy is None for accuracy in known):
+            return []
+        rows.append((_mean(half), _mean(full), float(np.mean([accuracy or 0.0 for accuracy in known]))))
+    short, whole, untrained = np.mean(rows, axis=0)
+    shown = [f"the untrained student has {text.percent(float(untrained / whole))} of it"]
+    if whole > untrained:
+        shown.append(f"share of the gain kept {text.percent(float((short - untrained) / (whole - untrained)))}")
+    return shown
 
 
-def _divide(upper: Matrix, lower: Matrix) -> Matrix:
-    """The ratio, infinite where the reference solves nothing."""
-    ratio = np.full(np.broadcast(upper, lower).shape, np.inf)
+def _against_full(claim: Claim, evidence: Evidence) -> list[Compared]:
+    """Arms at the claim's proportion beside 1.0, where that one solves anything."""
+    assert claim.lsp is not None
+    return [units for units in compared(evidence.of(claim), _at(claim.lsp), _whole) if _mean(units[1]) > 0.0]
+
+
+def _curve(claim: Claim, evidence: Evidence) -> tuple[dict[Setting, float], dict[Setting, float]]:
+    """By setting: the lowest proportion, and the largest one up to the claim's, where these are two below 1.0."""
+    lowest, middle = {}, {}
+    for setting, arms in by_setting(evidence.of(claim)):
+        up_to = sorted({arm.lsp for arm in arms if arm.lsp < FULL and arm.lsp <= (claim.lsp or 0.0)})
+        if len(up_to) > 1 and any(arm.whole for arm in arms):
+            lowest[setting], middle[setting] = up_to[0], up_to[-1]
+    return lowest, middle
+
+
+def _no_curve(claim: Claim, found: dict[Setting, float]) -> str:
+    return NO_RATIO if found else wanted(claim, f"LSP 1.0 and two below it, the larger one at most {claim.lsp:g}")
+
+
+def _at(lsp: float) -> Callable[[Scored], bool]:
+    return lambda arm: arm.lsp == lsp and not arm.whole
+
+
+def _at_own(lsp: dict[Setting, float]) -> Callable[[Scored], bool]:
+    return lambda arm: arm.lsp == lsp.get(arm.setting._replace(benchmark="", evaluation=""))
+
+
+def _at_words(lsp: dict[Setting, float]) -> str:
+    return "at LSP " + ", ".join(f"{one:g}" for one in sorted(set(lsp.values())))
+
+
+def _whole(arm: Scored) -> bool:
+    return arm.whole
+
+
+def _supervised(name: str) -> Callable[[Scored], bool]:
+    return lambda arm: arm.sections == name
+
+
+def _difference(first: int, second: int) -> Statistic:
+    """Of two sides, mean over settings."""
+
+    def statistic(means: Matrix) -> NDArray[np.float64]:
+        mean: NDArray[np.float64] = (means[:, first] - means[:, second]).mean(axis=0)
+        return mean
+
+    return statistic
+
+
+def ratio_of_means(means: Matrix) -> NDArray[np.float64]:
+    """Of the first side over the second, each over all settings; infinite where the second solves nothing."""
+    upper, lower = means[:, 0].mean(axis=0), means[:, 1].mean(axis=0)
+    ratio = np.full(upper.shape, np.inf)
     np.divide(upper, lower, out=ratio, where=lower > 0.0)
     return ratio
 
 
-def _mean(arm: Scored) -> float:
-    return float(np.mean([np.mean(list(shares.values())) for shares in arm.shares]))
+def _mean(unit: Unit) -> float:
+    return float(unit.accuracies.mean())
+
+
+def _confidence(settings: Sequence[Compared]) -> float:
+    return settings[0][0].arms[0].confidence
+
+
+def _count(settings: Sequence[Compared]) -> int:
+    """As the paper counts: each benchmark is a setting of its own."""
+    return sum(len(units[0].shares) for units in settings)
+
+
+def _samples(settings: Sequence[Compared]) -> int:
+    return min(unit.samples for units in settings for unit in units)
+
+
+def _stages(settings: Sequence[Compared]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(stage for units in settings for unit in units for stage in unit.stages))
 
 
 def _no_ratio(claim: Claim, evidence: Evidence) -> str:
     """Why there is no retention: nothing is graded at both proportions, or nothing is solved at 1.0."""
-    lsps = {arm.lsp for arm in evidence.of(claim)}
-    if {claim.lsp, FULL} <= lsps:
+    assert claim.lsp is not None
+    if compared(evidence.of(claim), _at(claim.lsp), _whole):
         return NO_RATIO
     return wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.evaluation.statistics import Estimate, student_t
+from essence.evaluation.statistics import Estimate, student_t, student_two_sided
 from essence.report.claims.advice import ONE_PAIR
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Setting, Trained
-from essence.report.claims.measured import Measured, Outcome, wanted
+from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
 
 GB_IN_GIB = 1e9 / 2**30
+LOADS_DIFFER = 0.1
+"""Two trainings whose processor seconds per second differ by a larger share did not run alike."""
+BUSY = "the machine was busy: the trainings of each pair had different shares of the processor"
+CHUNKED = (
+    'this loss (form = "chunked") never holds the logits, of which truncation saves most; train with form = "plain" '
+    "([resources.loss]) to measure it, and see the computed costs for the published form"
+)
 
 
 def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
@@ -26,10 +33,13 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     if not pairs:
         alike = "" if claim.cost == "flops" else " on the same devices and as many processes"
         return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{alike}")
-    ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in pairs])
-    settings = len({short.setting for short, _ in pairs})
-    note = "" if claim.cost != "memory" or all(a.on_gpu for a, _ in pairs) else "memory of the process where no GPU is"
-    return Measured(_over_runs(ratios, counted=claim.cost == "flops"), settings, _stages(pairs), note=note)
+    quiet = [(a, b) for a, b in pairs if not _busy(a, b)] if claim.cost == "time" else pairs
+    used = quiet or pairs
+    ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in used])
+    found = _over_runs(ratios, counted=claim.cost == "flops")
+    note = _loads(pairs, len(pairs) - len(quiet)) if claim.cost == "time" else ""
+    reason = BUSY if not quiet else _no_memory(used) if claim.cost == "memory" else ""
+    return _measured(claim, found, used, note, reason)
 
 
 def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
@@ -40,7 +50,45 @@ def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
     if not pairs:
         return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on a GPU")
     margins = np.array([min(room - a.cost["memory"], b.cost["memory"] - room) / room for a, b in pairs])
-    return Measured(_over_runs(margins, counted=False), len({a.setting for a, _ in pairs}), _stages(pairs))
+    return _measured(claim, _over_runs(margins, counted=False), pairs, incomparable=_no_memory(pairs))
+
+
+def _measured(
+    claim: Claim, estimate: Estimate, runs: Sequence[tuple[Trained, ...]], note: str = "", incomparable: str = ""
+) -> Measured:
+    """A mean over pairs of runs."""
+    count, error = estimate.n, estimate.standard_error
+    settings = len({run[0].setting for run in runs})
+    replicates = Replicates(error * count**0.5, count, count - 1, "pairs of runs") if error and count > 1 else None
+    outside = 1.0
+    if estimate.value is not None and error is not None:
+        distance = max(claim.band[0] - estimate.value, estimate.value - claim.band[1], 0.0)
+        outside = student_two_sided(distance / error, count - 1) if error else float(distance == 0.0)
+    return Measured(
+        estimate, settings, _stages(runs), note, incomparable=incomparable, outside=outside, replicates=replicates
+    )
+
+
+def _busy(short: Trained, full: Trained) -> bool:
+    """Whether one of two trainings had less of the machine than the other; False where that is not known."""
+    return bool(short.load and full.load and abs(short.load / full.load - 1.0) > LOADS_DIFFER)
+
+
+def _loads(pairs: Sequence[tuple[Trained, Trained]], left_out: int) -> str:
+    """`processor seconds per second 0.98 and 0.23`, and how many pairs count for nothing."""
+    known = [(a.load, b.load) for a, b in pairs if a.load and b.load]
+    if not known:
+        return ""
+    short, full = np.mean(known, axis=0)
+    shown = f"processor seconds per second {short:.2f} at LSP {pairs[0][0].lsp:g}, {full:.2f} at 1.0"
+    return f"{shown}; {left_out} of {len(pairs)} pairs left out" if 0 < left_out < len(pairs) else shown
+
+
+def _no_memory(pairs: Sequence[tuple[Trained, Trained]]) -> str:
+    """Why the memory of these trainings is not that of which the paper speaks."""
+    if not all(cell.on_gpu for pair in pairs for cell in pair):
+        return "memory of the process, as no GPU was there"
+    return CHUNKED if any(cell.loss_form == "chunked" for pair in pairs for cell in pair) else ""
 
 
 def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
@@ -62,8 +110,7 @@ def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
     values = np.minimum(claim.near - np.abs(left / full - 1.0), right / full - 1.0 - claim.near)
     three = [tuple(parts[part] for part in ("left", "right", "full")) for parts in found]
     ratios = f"left {np.mean(left / full):.2f}, right {np.mean(right / full):.2f} of the loss at LSP 1.0"
-    settings = len({parts["full"].setting for parts in found})
-    return Measured(_over_runs(values, counted=False), settings, _stages(three), note=ratios)
+    return _measured(claim, _over_runs(values, counted=False), three, ratios)
 
 
 def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained]]:

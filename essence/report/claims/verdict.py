@@ -1,8 +1,8 @@
 """From a claim and what was measured to one word, and to what would decide where the interval is too wide."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from essence.report.claims.advice import advise
@@ -13,9 +13,11 @@ from essence.report.claims.measured import Measured
 from essence.report.claims.measures import MEASURES
 from essence.report.results.records import Results
 
-Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable", "not run"]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable", "shown, not judged", "not run"]
 FAILURES = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a measure can meet in results that nobody foresaw: its claim is undecided then, and says so."""
+LEVEL = 0.05
+HOLM = "outside what is accepted when judged alone, but not among {count} claims (Holm)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,15 @@ class ClaimVerdict:
     advice: str
     """What would decide, or which cells are missing; empty where the word stands."""
     would_decide: dict[str, int] = field(default_factory=dict)
-    """The same as numbers: `samples` a problem, `seeds`, `problems` or `runs`, each alone."""
+    """The same as numbers: `seeds` of each arm, or `runs` (pairs)."""
+
+    @property
+    def where(self) -> str:
+        """`in 2 of 30 settings`, where the paper's value is a mean over more of them."""
+        settings = self.measured.settings if self.measured else 0
+        if not self.claim.settings or self.word == "shown, not judged" or settings in (0, self.claim.settings):
+            return ""
+        return f"in {settings} of {self.claim.settings} settings"
 
 
 def judge(results: Iterable[Results]) -> list[ClaimVerdict]:
@@ -38,7 +48,10 @@ def judge(results: Iterable[Results]) -> list[ClaimVerdict]:
     evidence = gather(read)
     refused = len({stage.id for one in read for stage in one.refused})
     protocols = dict.fromkeys(group.key.protocol for one in read for group in one.groups)
-    return [_judge(claim, name, evidence.under(name), refused) for claim in load_claims() for name in protocols]
+    claims = load_claims()
+    under = {name: [_judge(claim, name, evidence.under(name), refused) for claim in claims] for name in protocols}
+    corrected = {name: allow_for_number(verdicts) for name, verdicts in under.items()}
+    return [corrected[name][place] for place in range(len(claims)) for name in protocols]
 
 
 def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> ClaimVerdict:
@@ -52,19 +65,48 @@ def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> Cla
 def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> ClaimVerdict:
     outcome = MEASURES[claim.measure](claim, evidence)
     if isinstance(outcome, str):
+        elsewhere = MEASURES[claim.measure](claim.anywhere, evidence)
+        if isinstance(elsewhere, Measured) and not evidence.inside(claim):
+            why = elsewhere.incomparable or elsewhere.why_open
+            return ClaimVerdict(claim, protocol, "shown, not judged", elsewhere, why)
         note = f" ({refused} records are there but are not counted)" if refused and claim.measure != "none" else ""
         return ClaimVerdict(claim, protocol, "not run", None, outcome + note)
     word = decide(outcome, claim.band)
+    if word == "not comparable":
+        return ClaimVerdict(claim, protocol, word, outcome, outcome.incomparable)
     if word != "undecided":
         return ClaimVerdict(claim, protocol, word, outcome, "")
-    advice = advise(outcome.estimate, claim.band, outcome.spread)
+    advice = advise(outcome, claim.band)
     return ClaimVerdict(claim, protocol, word, outcome, advice.sentence, advice.wanted)
+
+
+def allow_for_number(verdicts: Sequence[ClaimVerdict]) -> list[ClaimVerdict]:
+    """The primary claim at its own level; of the others, those fail that Holm's procedure leaves failing.
+
+    Of many claims that all hold, one fails by chance more often than not if each is judged alone.
+    """
+    judged = [one for one in verdicts if one.measured and one.word in ("reproduced", "not reproduced", "undecided")]
+    family = sorted((one for one in judged if not one.claim.primary), key=lambda one: one.measured.outside)  # type: ignore[union-attr]
+    kept: set[str] = set()
+    for place, one in enumerate(family):
+        if one.measured is None or one.measured.outside > LEVEL / (len(family) - place):
+            break
+        kept.add(one.claim.id)
+    advice = HOLM.format(count=len(family))
+    return [
+        replace(one, word="undecided", advice=advice)
+        if one.word == "not reproduced" and not one.claim.primary and one.claim.id not in kept
+        else one
+        for one in verdicts
+    ]
 
 
 def decide(measured: Measured, band: tuple[float, float]) -> Verdict:
     """The word for an interval and the values that count as reproduced."""
     low, high = measured.estimate.low, measured.estimate.high
-    if measured.estimate.value is None or (low is None and high is None):
+    if measured.incomparable:
+        return "not comparable"
+    if measured.why_open or measured.estimate.value is None or (low is None and high is None):
         return "undecided"
     if low is not None and high is not None and band[0] <= low and high <= band[1]:
         return "reproduced"
@@ -88,7 +130,13 @@ def judged_record(judged: ClaimVerdict) -> dict[str, Any]:
         "reported": claim.reported,
         "accepted": band,
         "word": judged.word,
+        "where": judged.where,
         "ours": None if measured is None else vars(measured.estimate),
+        "on_other_problems": None if not (measured and measured.other_problems) else vars(measured.other_problems),
+        "trainings": 0 if measured is None else measured.trainings,
+        "samples": 0 if measured is None else measured.samples,
+        "outside_p": None if measured is None else measured.outside,
+        "primary": claim.primary,
         "settings": 0 if measured is None else measured.settings,
         "settings_of_the_paper": claim.settings,
         "note": "" if measured is None else measured.note,

@@ -1,4 +1,4 @@
-"""The claims table as people read it: reported, ours, how many, and the word."""
+"""The claims table as people read it: the verdict first, what it rests on, what would decide."""
 
 import math
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ STYLES: dict[Verdict, str] = {
     "not reproduced": "bold red",
     "undecided": "bold yellow",
     "not comparable": "bold magenta",
+    "shown, not judged": "dim",
     "not run": "dim",
 }
 GRADE_WORDS = {"A": "abstract or released code", "B": "second hand"}
@@ -24,7 +25,7 @@ GRADE_WORDS = {"A": "abstract or released code", "B": "second hand"}
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One claim under one protocol, in words."""
+    """One claim under one protocol, in text."""
 
     id: str
     title: str
@@ -38,6 +39,8 @@ class ClaimRow:
     count: str
     """What ours is over: settings, and problems or runs."""
     word: Verdict
+    verdict: str
+    """The word, and in how many of the paper's settings."""
     detail: str
     """Advice, or what is missing, or a note."""
     stages: tuple[str, ...]
@@ -48,9 +51,23 @@ def claim_rows(judged: Sequence[ClaimVerdict]) -> list[ClaimRow]:
     return [_row(one) for one in judged]
 
 
+def claims_lead(judged: Sequence[ClaimVerdict]) -> str:
+    """What the verdicts of this page rest on, in one paragraph."""
+    lead = (
+        "Reproduced: the whole 95 % interval lies inside what is accepted. Not reproduced: it lies outside, also when "
+        "the number of claims is allowed for. Undecided: it lies across an edge, or rests on too little."
+    )
+    measured = [one.measured for one in judged if one.measured and one.measured.trainings]
+    if measured and all(one.trainings == 1 for one in measured):
+        lead += " Each arm was trained once: how much another training would differ is in no interval over problems."
+    if judged and all(one.word in ("shown, not judged", "not run") for one in judged):
+        lead += " Nothing here was run in a setting of the paper: values are shown, not judged."
+    return lead
+
+
 def _row(judged: ClaimVerdict) -> ClaimRow:
     claim, measured = judged.claim, judged.measured
-    details = [measured.note if measured else "", judged.advice]
+    details = [judged.advice, _rests_on(judged), measured.note if measured else ""]
     return ClaimRow(
         id=claim.id,
         title=claim.title,
@@ -61,6 +78,7 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
         ours=_ours(judged),
         count=_count(judged),
         word=judged.word,
+        verdict=f"{judged.where}: {judged.word}" if judged.where else judged.word,
         detail="; ".join(detail for detail in details if detail),
         stages=measured.stages if measured else (),
     )
@@ -76,13 +94,34 @@ def value_text(claim: Claim, value: float | None) -> str:
 
 
 def band_text(claim: Claim) -> str:
-    """What counts as reproduced: `86.0 % to 96.0 %`, `above +0.0 points`."""
+    """What counts as reproduced: `86.0 % to 96.0 %`, `more than 0 points`, `at most 5 points`."""
     if claim.measure == "none":
         return text.NOTHING
     low, high = claim.band
     if math.isinf(high):
-        return f"above {value_text(claim, low)}"
+        return f"{'more than' if low == 0.0 else 'at least'} {_edge_text(claim, low)}"
+    if low == 0.0:
+        return f"at most {_edge_text(claim, high)}"
     return f"{value_text(claim, low)} to {value_text(claim, high)}"
+
+
+def _edge_text(claim: Claim, edge: float) -> str:
+    if claim.unit == "points":
+        return f"{100 * edge:g}{text.SPACE}points"
+    return f"{100 * edge:g}{text.SPACE}%" if claim.unit == "share" else text.times(edge)
+
+
+def _rests_on(judged: ClaimVerdict) -> str:
+    """Whose interval it is."""
+    measured = judged.measured
+    if measured is None or measured.estimate.value is None:
+        return ""
+    if measured.trainings == 1 and measured.why_open:
+        return "the interval is over problems, for these trainings alone" if measured.estimate.low is not None else ""
+    if not measured.other_problems:
+        return ""
+    ends = [value_text(judged.claim, end) for end in (measured.other_problems.low, measured.other_problems.high)]
+    return f"on other problems like these [{ends[0]}, {ends[1]}]"
 
 
 def _ours(judged: ClaimVerdict) -> str:
@@ -95,29 +134,38 @@ def _ours(judged: ClaimVerdict) -> str:
 
 
 def _count(judged: ClaimVerdict) -> str:
+    """`1 setting (not one of the paper's), 2 trainings of an arm, 60 problems x 4 samples`."""
     measured, claim = judged.measured, judged.claim
     if measured is None:
         return text.NOTHING
-    of = f" of {claim.settings}" if claim.settings else ""
-    plural = "" if measured.settings == 1 and not of else "s"
+    outside = judged.word == "shown, not judged"
+    of = f" of {claim.settings}" if claim.settings and not outside else ""
+    settings = f"{measured.settings}{of} setting{'' if measured.settings == 1 and not of else 's'}"
+    parts = [settings + (" (not the paper’s)" if outside else "")]
     number = measured.estimate.n
-    pairs = claim.measure in ("cost-ratio", "fits-only-truncated", "loss-of-halves")
-    unit = f"{'pair' if pairs else 'problem'}{'' if number == 1 else 's'}{' of runs' if pairs else ''}"
-    return f"{measured.settings}{of} setting{plural}, {number} {unit}"
+    if not measured.trainings:
+        return f"{parts[0]}, {_plural(number, 'pair')} of runs"
+    parts.append(f"{_plural(measured.trainings, 'training')} of an arm")
+    return ", ".join([*parts, f"{_plural(number, 'problem')} × {_plural(measured.samples, 'sample')}"])
+
+
+def _plural(number: int, name: str) -> str:
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def print_claims(rows: Sequence[ClaimRow], console: Console) -> None:
     """The claims that were measured as a table, what decides under each; the others with what they need."""
     table = Table(title="Claims of the paper", title_justify="left", title_style="bold", box=None, pad_edge=False)
     several = len({row.protocol for row in rows}) > 1
-    for name in ("Claim", "Reported", "Ours", "Over", "Word"):
+    for name in ("Claim", "Verdict", "Reported", "Ours", "Measured on"):
         table.add_column(name, header_style="dim", vertical="top", overflow="fold")
     for row in (row for row in rows if row.word != "not run"):
         title = Text(f"{row.title} ({row.protocol})" if several else row.title)
         if row.detail:
             title.append(f"\n{row.detail}", style="dim")
         hand = f"{row.reported}\n{row.grade}" if row.grade == GRADE_WORDS["B"] else row.reported
-        table.add_row(title, Text(hand), Text(row.ours), Text(row.count), Text(row.word, style=STYLES[row.word]))
+        verdict = Text(row.verdict, style=STYLES[row.word])
+        table.add_row(title, verdict, Text(hand), Text(row.ours), Text(row.count))
     console.print(table)
     left = [row for row in rows if row.word == "not run"]
     for row in left:

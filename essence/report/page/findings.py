@@ -62,18 +62,8 @@ def _retention(group: Group, evaluation: Evaluation) -> str:
         return f"Retention at LSP {mark.lsp:g} cannot be said: {kept.method}."
     return (
         f"At LSP {mark.lsp:g} the student keeps {text.with_interval(kept)} of the accuracy at LSP 1.0. The paper "
-        f"reports {mark.words}, a mean over {reported.SETTING}: {_against(kept, mark.value)}."
+        f"reports {mark.words}, {reported.OVER}: the table of claims says whether this run decides it."
     )
-
-
-def _against(estimate: Estimate, value: float) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "without both ends of an interval this run cannot be told apart from it"
-    if estimate.high < value:
-        return "this run differs, its whole interval lies below"
-    if estimate.low > value:
-        return "this run differs, its whole interval lies above"
-    return "the interval of this run includes that value"
 
 
 def _shape(group: Group, evaluation: Evaluation) -> str:

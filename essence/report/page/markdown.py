@@ -65,11 +65,12 @@ def _markdown_tokens(view: TokensView) -> list[str]:
 
 def markdown_claims(results: Results) -> str:
     """The claims as a GitHub table."""
-    head = ["Claim", "Protocol", "Reported", "Accepted", "Ours", "Over", "Word", ""]
+    head = ["Claim", "Verdict", "Protocol", "Reported", "Accepted", "Ours", "Measured on", ""]
     lines = [_markdown_line(head), _markdown_line([":--"] * len(head))]
     for row in claim_rows(judge([results])):
         title = f"{row.title} ({row.grade})"
-        cells = (title, row.protocol, row.reported, row.accepted, row.ours, row.count, row.word, row.detail)
+        shown = (row.protocol, row.reported, row.accepted, row.ours, row.count, row.detail)
+        cells = (title, row.verdict, *shown)
         lines.append(_markdown_line([markdown_text(cell) for cell in cells]))
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from essence import text
 from essence.report.claims.verdict import judge
 from essence.report.page import reported
 from essence.report.page.browse import browser_data
-from essence.report.page.claims_table import claim_rows
+from essence.report.page.claims_table import claim_rows, claims_lead
 from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
@@ -82,10 +82,12 @@ def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], 
     Without `pieces` there is no sample browser.
     """
     pieces = pieces or Pieces()
+    verdicts = judge([results])
     views = [_group_view(results, g, f"g{i}", figures.get(g.key, [])) for i, g in enumerate(results.groups, 1)]
     context: dict[str, Any] = {
         "results": results,
-        "claims": claim_rows(judge([results])),
+        "claims": claim_rows(verdicts),
+        "claims_lead": claims_lead(verdicts),
         "groups": views,
         "statement": statement(results),
         "progress": _progress(results),
@@ -214,7 +216,7 @@ def _tiles(group: Group, evaluation: Evaluation) -> list[Tile]:
     tiles = []
     kept = arm.pooled[evaluation].retention if evaluation in arm.pooled else None
     if kept and kept.value is not None:
-        tiles.append(Tile("Accuracy", text.percent(kept.value), text.interval(kept), reported.RETENTION.words))
+        tiles.append(Tile("Accuracy kept", text.percent(kept.value), text.interval(kept), reported.RETENTION.words))
     for word, name in COST_NAMES.items():
         if word in arm.ratio:
             tiles.append(Tile(name[0].upper() + name[1:], text.percent(arm.ratio[word]), "", reported.COST.words))
