@@ -67,7 +67,7 @@ class Overall:
     @property
     def sentence(self) -> str:
         value = 100 * (self.change.value or 0.0)
-        return f"Over all comparisons: B - A is {value:+.1f} points {text.interval(self.change)}, p = {self.p:.2g}."
+        return f"Over all comparisons: B - A is {value:+.1f} points {interval(self.change)}, p = {self.p:.2g}."
 
 
 @dataclass(frozen=True)
