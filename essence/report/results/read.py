@@ -8,6 +8,7 @@ from typing import Any
 from essence.errors import RecordError
 from essence.evaluation.statistics import Estimate, pooled_accuracy, retention
 from essence.files import read_json
+from essence.record.finished import accepted_sentences
 from essence.record.run_directory import RunDirectory
 from essence.report.results.records import (
     COST_UNITS,
@@ -61,6 +62,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         groups=group_cells(cells),
         baselines=baselines,
         stages=tuple(stages.values()),
+        accepted=tuple(accepted_sentences(plan["stages"].values())),
     )
 
 
