@@ -52,6 +52,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         cells = [_cell(entry, stages) for entry in plan["cells"]]
         refuse_twins(run.plan(experiment), plan)
         baselines = tuple(_baseline(entry, stages) for entry in plan["baselines"])
+        accepted = tuple(accepted_sentences(plan["stages"].values()))
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{run.plan(experiment)}: not a plan of this kit, at {error}") from error
     return Results(
@@ -62,7 +63,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         groups=group_cells(cells),
         baselines=baselines,
         stages=tuple(stages.values()),
-        accepted=tuple(accepted_sentences(plan["stages"].values())),
+        accepted=accepted,
     )
 
 
