@@ -11,8 +11,8 @@ from rich.console import Console
 
 from essence.commands.clean import clean
 from essence.commands.save_plan import save_plan
-from essence.engines.run import Run
 from essence.engines.runner import make_spec
+from essence.engines.selected_run import Run
 from essence.files import canonical_json, read_json, sha256_text, write_json
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import make_plan

@@ -9,8 +9,8 @@ from typing import Any
 
 from essence.commands.options import select
 from essence.commands.save_plan import save_plan
-from essence.engines.run import Options, Run
 from essence.engines.runner import make_spec
+from essence.engines.selected_run import Options, Run
 from essence.files import read_json, sha256_file, sha256_text, write_json
 from essence.plan.stage_plan import make_plan
 from essence.record.facts import packages
