@@ -41,6 +41,7 @@ CHOICE = {
     "flavour": "images to run in: cuda, cpu or paper (default: cuda, or cpu when no GPU is asked for)",
     "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",
     "runs": "run directory (default: runs/)",
+    "accept_earlier": "take finished stages of earlier code where settings, inputs and environment are equal",
     "dry_run": "print every command line that would be started, and start none",
     "json": "print JSON for machines",
 }
@@ -107,19 +108,21 @@ def _command(*words: str, **more: str) -> Callable[[Callable[..., int]], Task]:
 
 
 @_command(*MATRIX_WORDS, "only", "site")
-def run(console, words, dry_run=False, json=False):
+def run(console, words, accept_earlier=False, dry_run=False, json=False):
     """Run chosen cells of an experiment (default: bespoke), as in: invoke run --lsp 0.5"""
     from essence.commands.run import run as start
 
+    words = replace(words, accept_earlier=accept_earlier)
     return start(words, whole=False, dry_run=dry_run, as_json=json, console=console)
 
 
 @_command("only", "engine", "flavour", "pins", "runs", "site", name=CHOICE["experiment"])
-def reproduce(console, words, name, dry_run=False, json=False):
+def reproduce(console, words, name, accept_earlier=False, dry_run=False, json=False):
     """Run the whole matrix of an experiment with its baselines and write the report."""
     from essence.commands.run import run as start
 
-    return start(replace(words, experiment=name), whole=True, dry_run=dry_run, as_json=json, console=console)
+    words = replace(words, experiment=name, accept_earlier=accept_earlier)
+    return start(words, whole=True, dry_run=dry_run, as_json=json, console=console)
 
 
 @_command(
@@ -184,12 +187,23 @@ def evaluate(
     accuracy="with --decide: accuracy expected at LSP 1.0",
     assurance="with --decide: wanted chance that a true claim is called reproduced",
 )
-def plan(console, words, json=False, costs=False, decide=None, training_sd=None, accuracy="0.2", assurance="0.8"):
+def plan(
+    console,
+    words,
+    accept_earlier=False,
+    json=False,
+    costs=False,
+    decide=None,
+    training_sd=None,
+    accuracy="0.2",
+    assurance="0.8",
+):
     """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
     from essence.commands.cost_tables import print_costs
     from essence.commands.decide import print_decision, question
     from essence.commands.plan import print_plan
 
+    words = replace(words, accept_earlier=accept_earlier)
     if decide:
         return print_decision(words, question(decide, training_sd, accuracy, assurance), json, console)
     return (print_costs if costs else print_plan)(words, json, console)
@@ -287,14 +301,15 @@ def push(console, experiment, cell, repository, checkpoint="best", runs=None, ye
 
 @_command(
     experiment="remove this experiment too",
+    earlier="remove what earlier code has finished too",
     yes="really remove",
 )
-def clean(console, experiment=None, runs=None, yes=False):
+def clean(console, experiment=None, runs=None, earlier=False, yes=False):
     """Remove stages that no experiment needs any more, or one experiment."""
     from essence.commands.clean import clean as remove
     from essence.commands.options import run_directory
 
-    return remove(run_directory(runs), experiment, yes, console)
+    return remove(run_directory(runs), experiment, yes, console, earlier)
 
 
 @_command(

@@ -17,9 +17,14 @@ from essence.record.run_directory import RunDirectory, StageFolder, describe_hol
 COMMAND = "invoke clean"
 
 
-def clean(run_directory: RunDirectory, experiment: str | None, confirmed: bool, console: Console) -> int:
-    """Remove stale stages, or an experiment; without `confirmed` only say what would go, and why."""
-    found, left = removable(run_directory, experiment), leftovers(run_directory)
+def clean(
+    run_directory: RunDirectory, experiment: str | None, confirmed: bool, console: Console, earlier: bool = False
+) -> int:
+    """Remove stale stages, or an experiment; without `confirmed` only say what would go, and why.
+
+    earlier: finished stages of earlier code too.
+    """
+    found, left = removable(run_directory, experiment, earlier), leftovers(run_directory)
     folders = [*found.stages, *([found.experiment] if found.experiment else [])]
     for folder in folders:
         if holder_alive(folder):
@@ -30,6 +35,9 @@ def clean(run_directory: RunDirectory, experiment: str | None, confirmed: bool, 
         console.print(("removing " if confirmed else "would remove ") + line, highlight=False, soft_wrap=True)
     if found.shared:
         console.print(f"{len(found.shared)} stages stay, other plans or reports name them", highlight=False)
+    if found.earlier:
+        stay = f"{len(found.earlier)} stage{'s' if len(found.earlier) > 1 else ''} finished under earlier code"
+        console.print(f"{stay} stay; to remove them too, add --earlier", highlight=False)
     if not folders + left:
         console.print(f"{run_directory.root}: nothing to remove")
     elif not confirmed:

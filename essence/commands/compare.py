@@ -21,7 +21,16 @@ from essence.files import read_json
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
 from essence.record.archive import unpack
-from essence.record.comparison import Chain, Difference, edited, likely_causes, merge, read_chain, result_differences
+from essence.record.comparison import (
+    Chain,
+    Difference,
+    built_on_earlier,
+    edited,
+    likely_causes,
+    merge,
+    read_chain,
+    result_differences,
+)
 from essence.record.run_directory import RunDirectory
 from essence.text import interval, percent
 
@@ -85,6 +94,7 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
         sides = resolve(first, unpacked), resolve(second, unpacked)
     pairs = pair(*sides)
     edits = {name: edited(side) for name, side in zip("AB", (_all(s) for s in sides), strict=True)}
+    accepted = {name: built_on_earlier(_all(side)) for name, side in zip("AB", sides, strict=True)}
     compared = allow_for_number([one for name, a, b in pairs for one in _scores(name, a, b)])
     overall = over_all([(a, b) for _, a, b in pairs])
     numbers = [(name, *row) for name, a, b in pairs for row in result_differences(a, b)]
@@ -97,6 +107,7 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
             "causes": [cause.as_json() for cause in causes],
             "numbers": [dict(zip(("cell", "stage", "number", "A", "B"), row, strict=True)) for row in numbers],
             "edited": edits,
+            "accepted": accepted,
             "only_in": alone,
         }
         sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
@@ -107,6 +118,9 @@ def compare(first: str, second: str, as_json: bool, console: Console) -> int:
             if names:
                 more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
                 console.print(Text(f"only in {side}, not compared: {', '.join(names[:MOST_NAMED])}{more}"))
+        for side, names in accepted.items():
+            if names:
+                console.print(Text(f"{side} is built on stages of earlier code (--accept-earlier): {', '.join(names)}"))
         for side, stages in edits.items():
             for name in stages:
                 console.print(

@@ -33,7 +33,7 @@ def select(words: Options, baselines: bool) -> Run:
     engine = make_engine(words.engine, flavour_of(words, loaded), words.site)
     root = run_directory(words.runs)
     local = LocalSources(root)
-    plan = make_plan(loaded, cells, engine.environment, baselines, local)
+    plan = make_plan(loaded, cells, engine.environment, baselines, local, words.accept_earlier)
     return Run(words, engine, root, loaded, plan, plan.wanted(words.only), local)
 
 
@@ -49,7 +49,8 @@ def whole_plan(selection: Run) -> Plan:
     cells.update({plan.cell.name: plan.cell for plan in selection.plan.cells})
     for cell in _earlier_cells(selection):
         cells.setdefault(cell.name, cell)
-    return make_plan(selection.loaded, list(cells.values()), selection.engine.environment, True, selection.local)
+    environment, accept_earlier = selection.engine.environment, selection.words.accept_earlier
+    return make_plan(selection.loaded, list(cells.values()), environment, True, selection.local, accept_earlier)
 
 
 def _earlier_cells(selection: Run) -> list[Cell]:

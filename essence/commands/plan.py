@@ -14,9 +14,12 @@ from essence.engines.machine import this_machine
 from essence.engines.readiness import disk_gib
 from essence.engines.selected_run import Options, Run
 from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
+from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
+from essence.record.finished import Earlier, accepted_sentences
 from essence.report.page.rows import rows_lines
+from essence.settings import StageName
 
 
 def print_plan(words: Options, as_json: bool, console: Console) -> int:
@@ -83,8 +86,22 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
         f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
     ]
     lines += [one.sentence() for one in stored if resources.gpus or one.stage]
+    lines += [*renewal_lines(_renewed(selection)), *_acceptance(selection)]
     lines += decision_note(selection)
     return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
+
+
+def _renewed(selection: Run) -> list[tuple[StageName, Earlier]]:
+    """What is finished in the place of stages that are left."""
+    return [(stage.stage, stage.earlier) for stage in selection.left() if stage.earlier]
+
+
+def _acceptance(selection: Run) -> list[str]:
+    """What was accepted, or could be."""
+    acceptable = sum(earlier.acceptable for _, earlier in _renewed(selection))
+    if acceptable:
+        return [f"{acceptable} of them can be taken as they are, and records will say so: add --accept-earlier"]
+    return accepted_sentences(stage.as_json() for stage in selection.wanted)
 
 
 def _stored(selection: Run) -> list[StoredTeacher]:
@@ -116,6 +133,8 @@ def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str,
         "stored_teachers": [one.as_json() for one in _stored(selection)],
         "stages": len(selection.wanted),
         "stages_left": len(selection.left()),
+        "renewed": [{"kind": stage, **earlier.as_json()} for stage, earlier in _renewed(selection)],
+        "accepted": {s.id: s.earlier.as_json() for s in selection.wanted if s.accepted and s.earlier},
         "disk_gib": disk_gib(selection),
         "machine": {"gpus": machine.gpus, "memory_gib": machine.memory_gib, "disk_gib": machine.disk_gib},
         "assumptions": ASSUMPTIONS,

@@ -15,6 +15,8 @@ from essence.engines.slurm.jobs import NEVER_STARTED, StageJob
 from essence.engines.slurm.snapshot import QueueSnapshot, failure_of_job, look_at_scheduler, state_with_job
 from essence.errors import RecordError
 from essence.files import read_json
+from essence.plan.renewal import earlier_work, renewal_lines
+from essence.record.finished import accepted_sentences
 from essence.record.run_directory import RunDirectory, StageFolder, State, describe_holder, holder_alive
 from essence.text import duration
 
@@ -108,6 +110,10 @@ def _failure(folder: StageFolder, job: StageJob | None) -> dict[str, Any]:
 def print_status(run_directory: RunDirectory, experiment: str, as_json: bool, console: Console) -> int:
     """Print the state of an experiment."""
     state = collect_with_queue(run_directory, experiment)
+    planned = read_json(run_directory.plan(experiment))["stages"]
+    renewed = earlier_work(run_directory, planned)
+    state["renewed"] = [{"kind": stage, **earlier.as_json()} for stage, earlier in renewed]
+    state["accepted"] = {name: entry["accepted"] for name, entry in planned.items() if "accepted" in entry}
     if as_json:
         sys.stdout.write(json.dumps(state, indent=2) + "\n")
         return 0
@@ -118,6 +124,8 @@ def print_status(run_directory: RunDirectory, experiment: str, as_json: bool, co
         table.add_row(*cell_row(cell))
     console.print(table)
     _print_running(state, console)
+    for line in [*renewal_lines(renewed), *accepted_sentences(planned.values())]:
+        console.print(line, highlight=False, soft_wrap=True)
     return 0
 
 

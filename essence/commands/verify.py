@@ -65,6 +65,7 @@ def _say(verification: Verification, root: Path, console: Console) -> None:
         (Text("✗ ", style="bold red"), verification.findings),
         (Text("? not checked: ", style="yellow"), verification.unchecked),
         (Text("· ", style="dim"), verification.unfinished),
+        (Text("· ", style="dim"), verification.accepted),
     ):
         for sentence in sentences:
             console.print(sign + Text(sentence), soft_wrap=True)

@@ -198,6 +198,7 @@ def make_spec(stage: PlannedStage, code: dict[str, Any], image: dict[str, str | 
         environment=stage.environment,
         source_sha256=stage.source_sha256,
         modules=module_hashes(stage.stage) if stage.source_sha256 else {},
+        accepted=stage.built_on,
         resources=stage.resources,
         graders=stage.graders,
         code=code,

@@ -34,6 +34,8 @@ class Options:
     runs: str | None = None
     site: str | None = None
     """The cluster, for an engine that queues jobs on one."""
+    accept_earlier: bool = False
+    """Take finished stages of earlier code where settings, inputs and environment are equal."""
 
     def axes(self) -> dict[str, Any]:
         """Axis -> value, numbers as numbers."""
@@ -53,6 +55,8 @@ class Options:
             start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
         if self.site:
             start += ["--site", self.site]
+        if self.accept_earlier and command == "run":
+            start.append("--accept-earlier")
         return shlex.join(start)
 
 

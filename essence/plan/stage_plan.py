@@ -4,6 +4,7 @@ A plan is pure: the same experiment, environment, source and contents of local p
 machine.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from typing import Any, Literal
 from essence.plan.catalogue import find_pin, to_source
 from essence.plan.cells import part, resolve_seed, teacher_settings, tokenize_settings, train_settings
 from essence.plan.experiment import Cell, Experiment
+from essence.plan.renewal import Renewals, Wanted
+from essence.record.finished import Earlier, FinishedStages
 from essence.record.local_sources import LocalSources
 from essence.record.run_directory import stage_id
 from essence.record.source_key import source_sha256
@@ -65,6 +68,19 @@ class PlannedStage:
     source_sha256: str
     graders: dict[str, float] = field(default_factory=dict)
     """As in `Spec`."""
+    earlier: Earlier | None = None
+    """What is finished in its place; of an accepted stage, what changed since."""
+    accepted: bool = False
+    """Whether this is a finished stage of earlier code."""
+    built_on: dict[str, list[str]] = field(default_factory=dict)
+    """`accepted` of `Spec`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Its entry in plan.json."""
+        entry = {"stage": self.stage, "title": self.title, "key": self.key, "inputs": self.inputs}
+        if self.earlier:
+            entry["accepted" if self.accepted else "earlier"] = self.earlier.as_json()
+        return entry
 
 
 @dataclass(frozen=True)
@@ -136,10 +152,7 @@ class Plan:
                 {"role": b.role, "model": b.model, "protocol": b.protocol, "evaluations": _dicts(b.evaluations)}
                 for b in self.baselines
             ],
-            "stages": {
-                s.id: {"stage": s.stage, "title": s.title, "key": s.key, "inputs": s.inputs}
-                for s in self.stages.values()
-            },
+            "stages": {stage.id: stage.as_json() for stage in self.stages.values()},
         }
 
 
@@ -174,12 +187,14 @@ def make_plan(
     environment: Environment,
     baselines: bool,
     local: LocalSources | None = None,
+    accept_earlier: bool = False,
 ) -> Plan:
     """The plan for some cells of an experiment, with or without the untrained models beside them.
 
-    `local` tells what local paths hold, and held when a run directory took them in.
+    `local` tells what local paths hold, and held when a run directory took them in; that run directory is looked
+    through for what is finished in the place of planned stages. With `accept_earlier` such a stage is taken.
     """
-    planner = _Planner(loaded, environment, local or LocalSources())
+    planner = _Planner(loaded, environment, local or LocalSources(), accept_earlier)
     cell_plans = [planner.cell(cell) for cell in cells]
     baseline_plans = planner.baselines(cells) if baselines else []
     return Plan(loaded, cell_plans, baseline_plans, planner.stages)
@@ -208,7 +223,15 @@ class _Planner:
     loaded: Experiment
     environment: Environment
     local: LocalSources
+    accept_earlier: bool = False
     stages: dict[str, PlannedStage] = field(default_factory=dict)
+    accepted: dict[str, str] = field(default_factory=dict)
+    """Id of a stage as this code would key it -> id of the finished stage that was taken in its place."""
+
+    @functools.cached_property
+    def renewals(self) -> Renewals | None:
+        directory = self.local.run_directory
+        return Renewals(FinishedStages(directory)) if directory else None
 
     def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
         """A stage by its key; the second cell that needs it finds it here."""
@@ -218,9 +241,18 @@ class _Planner:
             # What a commit or a folder holds depends on neither: a new lock does not fetch 16 GB again.
             environment, source = {}, ""
         read = {name: self.stages[identifier].key for name, identifier in inputs.items()}
-        key = stage_key(stage, settings.model_dump(mode="json"), read, environment, source)
+        resolved = settings.model_dump(mode="json")
+        key = stage_key(stage, resolved, read, environment, source)
         identifier = stage_id(stage, key)
+        if identifier in self.accepted:
+            return self.accepted[identifier]
         if identifier not in self.stages:
+            wanted = Wanted(stage, title, resolved, inputs, environment, source)
+            earlier = self.renewals.find(identifier, key, wanted) if self.renewals else None
+            accepted = self.accept_earlier and earlier is not None and earlier.acceptable
+            if earlier and accepted:
+                self.accepted[identifier] = earlier.id
+                identifier, key = earlier.id, earlier.key
             section = self.loaded.experiment.resources
             resources = Resources(**part(section, Resources))
             if stage != "train":
@@ -230,9 +262,21 @@ class _Planner:
             elif stage not in ("train", "generate"):
                 resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
             self.stages[identifier] = PlannedStage(
-                identifier, stage, key, title, settings, inputs, resources, runs_in, environment, source
+                *(identifier, stage, key, title, settings, inputs, resources, runs_in, environment, source),
+                earlier=earlier,
+                accepted=accepted,
+                built_on=self._built_on(inputs),
             )
         return identifier
+
+    def _built_on(self, inputs: dict[str, str]) -> dict[str, list[str]]:
+        """The accepted stages that these inputs are or come from."""
+        found: dict[str, list[str]] = {}
+        for stage in map(self.stages.__getitem__, inputs.values()):
+            found |= stage.built_on
+            if stage.accepted and stage.earlier:
+                found[stage.id] = list(stage.earlier.causes)
+        return found
 
     def download(self, kind: Literal["model", "dataset", "benchmark"], name: str) -> str:
         catalogue, where = self.loaded.catalogue, str(self.loaded.file)

@@ -116,6 +116,14 @@ def _record(file: Path) -> Manifest:
     return manifest
 
 
+def built_on_earlier(chain: Chain) -> list[str]:
+    """Accepted stages of earlier code that a chain is built on, by id, with what changed since."""
+    accepted: dict[str, list[str]] = {}
+    for manifest in chain.values():
+        accepted |= manifest["inputs"].get("accepted", {})
+    return [f"{identifier} ({', '.join(causes)})" for identifier, causes in accepted.items()]
+
+
 def edited(chain: Chain) -> list[str]:
     """Stages of a chain whose record does not give its seal, by id."""
     wrong = [m["identity"] for m in chain.values() if seal_of(m) != m["seal"]]

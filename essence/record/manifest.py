@@ -78,6 +78,8 @@ class StageInput(Written):
 class Inputs(Written):
     stages: dict[str, StageInput]
     data: dict[str, Any]
+    accepted: dict[str, list[str]] = Field(default_factory=dict)
+    """Stages of earlier code that the result is built on (`--accept-earlier`), by id -> what changed since."""
 
 
 class StageSettings(Written):

@@ -8,7 +8,8 @@ from typing import Any
 
 from essence.errors import RecordError
 from essence.files import read_json
-from essence.record.run_directory import RunDirectory
+from essence.record.finished import modules_of_earlier_code
+from essence.record.run_directory import RunDirectory, StageFolder
 
 STAGE = re.compile(r"(download|tokenize|teacher|train|generate|grade)-[0-9a-f]{16}")
 """Folders of `stages/` that are the kit's; others are somebody's own and stay."""
@@ -29,17 +30,26 @@ class Removable:
     experiment: Path | None = None
     shared: list[str] = field(default_factory=list)
     """Stages of the experiment that stay, since something else names them."""
+    earlier: list[str] = field(default_factory=list)
+    """Stages that nothing names and that stay, since they are finished work of earlier code."""
 
 
-def removable(run_directory: RunDirectory, experiment: str | None) -> Removable:
+def removable(run_directory: RunDirectory, experiment: str | None, earlier: bool = False) -> Removable:
     """Stages that nothing names; with an experiment, those that only it names, and its folder.
+
+    What earlier code has finished stays, unless `earlier` asks for it too.
 
     Raises:
         RecordError: there is no such experiment, or a plan or report cannot be read: nobody knows what it names.
     """
     if experiment is None:
         kept, why = kept_by_others(run_directory, None), "no plan or report names it"
-        return Removable({path: why for path in _stages(run_directory) if path.name not in kept})
+        unnamed = [path for path in _stages(run_directory) if path.name not in kept]
+        paid = set() if earlier else finished_earlier(run_directory)
+        return Removable(
+            {path: why for path in unnamed if path.name not in paid},
+            earlier=[path.name for path in unnamed if path.name in paid],
+        )
     if experiment not in run_directory.experiments():
         ran = ", ".join(run_directory.experiments()) or "none"
         raise RecordError(f"{experiment} has not run in {run_directory.root} (ran: {ran})")
@@ -67,13 +77,39 @@ def needed(run_directory: RunDirectory, experiments: Iterable[str]) -> set[str]:
             waiting += _named(report, "records")
         if (resolved := run_directory.resolved(name)).is_file():
             waiting += _sources(run_directory, resolved)
-    found: set[str] = set()
+    return _with_inputs(run_directory, waiting)
+
+
+def _with_inputs(run_directory: RunDirectory, stages: Iterable[str]) -> set[str]:
+    waiting, found = list(stages), set[str]()
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
             waiting += _inputs(run_directory, name)
     return found
+
+
+def finished_earlier(run_directory: RunDirectory) -> set[str]:
+    """Finished stages of earlier code, or in whose place a plan has others; with what they are made of, and what is
+    made of them."""
+    found = _replaced(run_directory)
+    for path in reversed(_stages(run_directory)):  # what a stage reads comes before it
+        folder = StageFolder(path)
+        if not folder.done:
+            continue
+        if modules_of_earlier_code(folder) is not None or found & set(_inputs(run_directory, path.name)):
+            found.add(path.name)
+    return _with_inputs(run_directory, found)
+
+
+def _replaced(run_directory: RunDirectory) -> set[str]:
+    """Finished stages in whose place a plan has others."""
+    found: set[str] = set()
+    for name in run_directory.planned():
+        stages = read_json(run_directory.plan(name))["stages"].values()
+        found |= {stage["earlier"]["stage"] for stage in stages if "earlier" in stage}
+    return {name for name in found if run_directory.stage(name).done}
 
 
 def leftovers(run_directory: RunDirectory) -> list[Path]:

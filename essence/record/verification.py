@@ -22,6 +22,7 @@ from essence.record.checks import (
     schema_findings,
     seal_findings,
 )
+from essence.record.finished import accepted_sentences
 from essence.record.planned import Plans, plan_findings, read_plans, unfinished_lines
 from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory, StageFolder
@@ -42,6 +43,8 @@ class Verification:
     """What is not here and could therefore not be checked."""
     unfinished: list[str] = field(default_factory=list)
     """A sentence for each cell or baseline that lacks something, and for each stage that no plan here speaks of."""
+    accepted: list[str] = field(default_factory=list)
+    """What was taken from earlier code; no finding."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "ok": not self.findings}
@@ -68,6 +71,8 @@ def verify(run_directory: RunDirectory, experiment: str | None = None, stages: l
         _verify_plans(run_directory, asked, records, found)
         try:
             found.unfinished += unfinished_lines(run_directory, asked, names)
+            for name, plan in asked.items():
+                found.accepted += [f"{name}: {line}" for line in accepted_sentences(plan["stages"].values())]
         except ODD as error:
             found.findings.append(f"{run_directory.root}: a plan in it has another shape, at {error!r}")
     found.findings += _code_findings(run_directory, records)

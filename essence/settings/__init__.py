@@ -1,8 +1,9 @@
 """The settings of the six stages, as they stand in a spec, a stage's key and a manifest.
 
 Every field changes a result, so every field is in the key. What only changes speed (threads, where files lie) is not
-here but in `Resources`. There are no defaults: values come from `experiments/*.toml` and the protocol table
-(`essence/settings/protocol.py`), so that a number can be found in one place.
+here but in `Resources`. Values that can change a published number have no default: they come from `experiments/*.toml`
+and the protocol table (`essence/settings/protocol.py`), so that a number can be found in one place.
+What is neutral (no adapters, one process, no packing, a live teacher) is a default of its field.
 """
 
 from essence.settings.base import Count, Factor, Few, Name, Record, Seed, Share, Size, check_name

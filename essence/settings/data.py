@@ -120,9 +120,9 @@ class RowsSettings(Record):
     """Rows trained on; with a token budget, the most that may be."""
     validation_rows: Count
     split_seed: Seed
-    token_budget: TokenBudget | None
+    token_budget: TokenBudget | None = None
     """Train on the first rows, in order, whose tokens read add up to at most this many; None = on all `train_rows`."""
-    published: PublishedRows | Literal["not read"] | None
+    published: PublishedRows | Literal["not read"] | None = None
     """What the selected positions are compared with in the record; "not read" where a list is published whose content
     the kit does not have; None where nothing is published."""
 

@@ -93,6 +93,8 @@ class Spec(Record):
     """Hash of the modules of the kit that can change the result."""
     modules: dict[str, str] = Field(default_factory=dict)
     """Each of these modules -> hash of its syntax tree. Earlier specs have none."""
+    accepted: dict[str, list[str]] = Field(default_factory=dict)
+    """Stages of earlier code that this one is built on (`--accept-earlier`), by id -> what changed since."""
     resources: Resources
     graders: dict[str, float] = Field(default_factory=dict)
     """Of a generate stage: who will judge its completions -> longest time for one. Their golds are tried first; changes

@@ -37,7 +37,7 @@ class OptimizerSettings(Record):
     epochs: Few
     batch_rows: Count
     """Effective batch: rows an optimiser step, whatever the number of devices (trap 1)."""
-    batch_tokens: CountOrZero
+    batch_tokens: CountOrZero = 0
     """Effective batch in tokens instead: a step takes the next rows up to so many tokens; 0 = `batch_rows` rows."""
     max_lr: Annotated[float, Field(gt=0.0, le=10.0)]
     weight_decay: Annotated[float, Field(ge=0.0, le=100.0)]
@@ -74,28 +74,30 @@ class LoraSettings(Record):
         return sorted(set(targets))
 
 
+NO_ADAPTERS = LoraSettings(rank=0, alpha=1.0, targets=["q_proj"])
+
+
 class LoopSettings(Record):
     """How the training loop runs."""
 
-    lora: LoraSettings
-
+    lora: LoraSettings = NO_ADAPTERS
     validations_per_epoch: Few
     compute_dtype: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool
+    activation_checkpointing: bool = False
     pad_to_multiple: Count
-    packing: bool
+    packing: bool = False
     """Several rows one after the other in a sequence, each seeing itself alone; changes rounding only."""
 
 
 class ParallelSettings(Record):
     """How many processes train together, and what each holds; the results agree up to rounding."""
 
-    parallel: Parallel
-    processes: Annotated[int, Field(gt=0, le=65_536)]
+    parallel: Parallel = "single"
+    processes: Annotated[int, Field(gt=0, le=65_536)] = 1
     """Of all machines together; one for each GPU, where there are GPUs."""
-    teacher: TeacherForm
+    teacher: TeacherForm = "live"
     """Where a training takes its teacher from."""
-    teacher_placement: TeacherPlacement
+    teacher_placement: TeacherPlacement = "replicated"
 
     @model_validator(mode="after")
     def fits_together(self) -> Self:

@@ -166,7 +166,7 @@ def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: Att
         code=Code.model_validate({**spec.code, "source_sha256": spec.source_sha256, "modules": spec.modules}),
         image=Image.model_validate(spec.image),
         software=software(),
-        inputs=Inputs(stages=_stage_inputs(folder, spec), data=outcome.data),
+        inputs=Inputs(stages=_stage_inputs(folder, spec), data=outcome.data, accepted=spec.accepted),
         settings=ManifestSettings(resolved=spec.settings, executed=outcome.executed),
         hardware=hardware(spec.resources.threads),
         seeds=outcome.seeds,

@@ -23,6 +23,11 @@ from support.project import PROJECT, invoke
         (("run", "--protocol", "relased"), "'relased'"),
         (("run", "--engine", "dokcer"), "--engine dokcer: unknown engine"),
         (("run", "--site", "generic"), "--site generic: only --engine slurm has sites, not --engine local"),
+        (("doctor", "--site", "generic"), "--site generic: only --engine slurm has sites, not --engine local"),
+        (
+            ("evaluate", "--model", f"owner/name@{'0' * 40}", "--benchmark", "math500", "--engine", "slurm"),
+            "--engine slurm: queues jobs and ends, and invoke evaluate waits for its result; choose one of local",
+        ),
         (("run", "--only", "trian"), "--only trian: unknown stage; did you mean 'train'?"),
         (("run", "--pins", "/no/such.toml"), "/no/such.toml: no such file"),
         (("reproduce", "tinny"), "unknown experiment 'tinny'; did you mean 'tiny'?"),

@@ -12,12 +12,10 @@ from essence.plan.cells import train_settings
 from essence.plan.experiment import load
 from essence.settings import PublishedRows, RowsSettings
 
-NO_LIMIT: dict[str, Any] = {"token_budget": None, "published": None}
-
 
 def selection(**changes: int) -> RowsSettings:
     return RowsSettings.model_validate(
-        {"max_row_tokens": 100, "train_rows": 20, "validation_rows": 10, "split_seed": 42, **NO_LIMIT, **changes}
+        {"max_row_tokens": 100, "train_rows": 20, "validation_rows": 10, "split_seed": 42, **changes}
     )
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from test_engine_docker import RESOURCES
-from test_slurm_jobs import stand_in_sif
 
 from essence.engines.apptainer import (
     ApptainerEngine,
@@ -32,6 +31,7 @@ from essence.files import sha256_file
 from essence.record.run_directory import StageFolder
 from support.containers import Apptainer
 from support.project import MICRO, PROJECT, invoke
+from support.slurm_cluster import stand_in_sif
 
 GOLDEN = PROJECT / "tests" / "golden" / "apptainer.txt"
 RENEW = "ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/engines/test_engine_apptainer.py -k golden"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from essence.record.run_directory import RunDirectory
 from support.containers import set_variables
 from support.project import MICRO, invoke
 from support.slurm_cluster import DIGEST, TOKEN, Cluster
-from support.slurm_node import TWO_NODES, let_go, started_node
+from support.slurm_node import TWO_NODES, host_name, let_go, started_node
 
 pytestmark = pytest.mark.slurm
 WAIT_S = 240.0
@@ -99,11 +100,24 @@ def test_how_jobs_end_is_told_by_name(cluster: Cluster, tmp_path: Path) -> None:
 def test_a_refusal_is_one_sentence_and_leaves_nothing(
     cluster: Cluster, tmp_path: Path, changes: dict[str, str], sentence: str
 ) -> None:
-    done = cluster.run(tmp_path, "--only", "tokenize", site=cluster.site_with("refused", **changes))
+    # Where a job began before the refusal, its folder is more than what the command made, and stays.
+    with nothing_starts():
+        done = cluster.run(tmp_path, "--only", "tokenize", site=cluster.site_with("refused", **changes))
     assert done.returncode == 2 and re.search(sentence, done.stderr), done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
     wait_for(lambda: all(state.ended for state in queue.queue() if str(tmp_path) in state.folder))
     assert not list(tmp_path.glob("stages/*/jobs.jsonl"))
+
+
+@contextmanager
+def nothing_starts() -> Iterator[None]:
+    """Jobs are taken and wait."""
+    update = ["scontrol", "update", f"NodeName={host_name()}"]
+    subprocess.run([*update, "State=DRAIN", "Reason=test"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*update, "State=RESUME"], check=True)
 
 
 def test_without_slurm_or_downloads_it_says_what_to_do(cluster: Cluster, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from essence.plan.experiment import PROJECT
 from essence.record.source_key import ENTRY, module_hashes
 from essence.record.syntax_tree import canonical
 from essence.settings import StageName
+from support.kit_copy import STATEMENT, KitCopy
 
 GOLDEN = PROJECT / "tests" / "golden" / "source_modules.json"
 RENEW = "ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/record/test_source_key.py -k golden"
@@ -29,7 +29,6 @@ plan = make_plan(loaded, loaded.cells(), lambda _: {"lock_sha256": "0"}, baselin
 print(json.dumps({stage.title: stage.id for stage in plan.stages.values()}))
 """
 UNSEEN = "# a comment\n"
-STATEMENT = "\nEXTRA_LINE = 1\n"
 
 
 def test_the_modules_that_count_are_the_golden_ones() -> None:
@@ -90,35 +89,12 @@ def test_every_python_sees_the_same_trees(python: Path) -> None:
     assert len(found) == 1
 
 
-class Copy:
-    """A copy of the kit whose source can be changed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        shutil.copytree(PROJECT / "essence", root / "essence", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(PROJECT / "experiments", root / "experiments")
-        shutil.copy(PROJECT / "tests" / "micro.toml", root)
-        shutil.copy(PROJECT / "pyproject.toml", root)
-
-    def change(self, module: str, line: str) -> None:
-        with (self.root / "essence" / module).open("a") as file:
-            file.write(line)
-
-    def ask(self, program: str) -> dict[str, str]:
-        told = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
-        run = subprocess.run(
-            [sys.executable, "-c", program], cwd=self.root, env=told, capture_output=True, text=True, check=True
-        )
-        answer: dict[str, str] = json.loads(run.stdout)
-        return answer
-
-
 @pytest.fixture
-def kit(tmp_path: Path) -> Copy:
-    return Copy(tmp_path)
+def kit(tmp_path: Path) -> KitCopy:
+    return KitCopy(tmp_path)
 
 
-def test_what_cannot_change_a_result_leaves_every_key(kit: Copy) -> None:
+def test_what_cannot_change_a_result_leaves_every_key(kit: KitCopy) -> None:
     before = kit.ask(KEYS)
     for file in (kit.root / "essence").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
@@ -134,7 +110,7 @@ def test_what_cannot_change_a_result_leaves_every_key(kit: Copy) -> None:
     assert kit.ask(KEYS) == before
 
 
-def test_a_line_of_the_objective_renews_trainings_and_what_follows(kit: Copy) -> None:
+def test_a_line_of_the_objective_renews_trainings_and_what_follows(kit: KitCopy) -> None:
     before = kit.ask(KEYS)
     kit.change("distill/objective.py", STATEMENT)
     after = kit.ask(KEYS)
@@ -154,7 +130,7 @@ def test_a_line_of_the_objective_renews_trainings_and_what_follows(kit: Copy) ->
         ("stages/launch.py", set()),
     ],
 )
-def test_a_module_renews_the_stages_that_it_can_change(kit: Copy, module: str, stages: set[str]) -> None:
+def test_a_module_renews_the_stages_that_it_can_change(kit: KitCopy, module: str, stages: set[str]) -> None:
     before = kit.ask(SOURCES)
     kit.change(module, STATEMENT)
     after = kit.ask(SOURCES)

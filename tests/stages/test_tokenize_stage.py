@@ -31,7 +31,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-NO_LIMIT = {"token_budget": None, "published": None}
 RESOURCES = some_resources(threads=1, micro_batch_rows=4, micro_batch_tokens=64, checkpoint_every_s=600.0)
 
 
@@ -125,7 +124,7 @@ def view(**changes: Any) -> ViewSettings:
 
 def train_settings(**changes: Any) -> TrainSettings:
     record = {
-        "rows": {"max_row_tokens": 200, "train_rows": 20, "validation_rows": 6, "split_seed": 42, **NO_LIMIT},
+        "rows": {"max_row_tokens": 200, "train_rows": 20, "validation_rows": 6, "split_seed": 42},
         "view": view(),
         "validation_view": "full",
         "objective": some_objective(kd_weight=0.5),
@@ -142,18 +141,11 @@ def train_settings(**changes: Any) -> TrainSettings:
             "end_divisor": 1e4,
             "beta1_low": 0.85,
             "beta1_high": 0.95,
-            "batch_tokens": 0,
         },
         "order": {"seed": 42, "multiple": 4},
         "checkpoint_ranks": 4,
-        "parallel": "single",
-        "processes": 1,
-        "teacher_placement": "replicated",
-        "teacher": "live",
-        "lora": {"rank": 0, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]},
         "validations_per_epoch": 2,
         "compute_dtype": "float32",
-        "activation_checkpointing": False,
         "pad_to_multiple": 16,
         "packing": True,
         "seed": 3,
@@ -334,7 +326,7 @@ def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path
 
     make_tokenizer(make_model(tmp_path / "plain", 2) / "model", special=SPECIAL[:2])
     refused("no token <think>", student=tmp_path / "plain")
-    rows = {"max_row_tokens": 200, "train_rows": 31, "validation_rows": 6, "split_seed": 42, **NO_LIMIT}
+    rows = {"max_row_tokens": 200, "train_rows": 31, "validation_rows": 6, "split_seed": 42}
     refused("36 rows .* need 37", train_settings(rows=rows))
     refused("no training row has a supervised token", train_settings(view=view(lsp=0.05, sections="a")))
     (tmp_path / "bad").mkdir()

@@ -125,7 +125,7 @@ def statement(results: Results) -> list[str]:
     """What this run is, and what it is not."""
     refused = [f"{stage.id} ({stage.problem})" for stage in results.refused]
     warning = [f"Not counted, because their records cannot be believed: {'; '.join(refused)}."] if refused else []
-    return warning + _statement(results)
+    return warning + list(results.accepted) + _statement(results)
 
 
 def _statement(results: Results) -> list[str]:

@@ -157,6 +157,8 @@ def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str,
 def print_results(run_dir: Path, experiment: str, console: Console) -> None:
     """Print the tables of an experiment, as far as it is: one for each group and benchmark, then what is missing."""
     results = read_results(run_dir, experiment)
+    for sentence in results.accepted:
+        console.print(Text(sentence), soft_wrap=True)
     print_claims(claim_rows(judge([results])), console)
     console.print()
     for group in results.groups:

@@ -8,6 +8,7 @@ from typing import Any
 from essence.errors import RecordError
 from essence.evaluation.statistics import Estimate, pooled_accuracy, retention
 from essence.files import read_json
+from essence.record.finished import accepted_sentences
 from essence.record.run_directory import RunDirectory
 from essence.report.results.records import (
     COST_UNITS,
@@ -51,6 +52,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         cells = [_cell(entry, stages) for entry in plan["cells"]]
         refuse_twins(run.plan(experiment), plan)
         baselines = tuple(_baseline(entry, stages) for entry in plan["baselines"])
+        accepted = tuple(accepted_sentences(plan["stages"].values()))
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{run.plan(experiment)}: not a plan of this kit, at {error}") from error
     return Results(
@@ -61,6 +63,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         groups=group_cells(cells),
         baselines=baselines,
         stages=tuple(stages.values()),
+        accepted=accepted,
     )
 
 

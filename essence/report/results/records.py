@@ -240,6 +240,8 @@ class Results:
     groups: tuple[Group, ...]
     baselines: tuple[Baseline, ...]
     stages: tuple[StageEvidence, ...] = field(repr=False)
+    accepted: tuple[str, ...] = ()
+    """Sentences on what was taken from earlier code."""
 
     @property
     def cells(self) -> tuple[CellResult, ...]:

@@ -23,7 +23,6 @@ from essence.models.loading import load_tokenizer
 from essence.models.saving import save_model
 from essence.progress import StageContext
 from essence.settings import (
-    LoraSettings,
     ObjectiveSettings,
     OptimizerSettings,
     OrderSettings,
@@ -121,8 +120,6 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             train_rows=options.documents,
             validation_rows=options.validation_documents,
             split_seed=options.seed,
-            token_budget=None,
-            published=None,
         ),
         view=ViewSettings(
             lsp=1.0,
@@ -144,16 +141,9 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
         optimizer=OptimizerSettings(**optimizer),
         order=OrderSettings(seed=options.seed, multiple=1),
         checkpoint_ranks=1,
-        lora=LoraSettings(rank=0, alpha=1.0, targets=["q_proj"]),
         validations_per_epoch=1,
         compute_dtype="float32",
-        activation_checkpointing=False,
         pad_to_multiple=options.pad_to_multiple,
-        packing=False,
-        parallel="single",
-        processes=1,
-        teacher_placement="replicated",
-        teacher="live",
         seed=options.seed,
     )
 
