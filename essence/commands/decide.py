@@ -13,7 +13,7 @@ from rich.table import Table
 from essence.commands.options import select
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
-from essence.plan.decide import UNMEASURED, Chances, Design, Hours, chances, cheapest, fewest_seeds
+from essence.plan.decision_power import UNMEASURED, Chances, Design, Hours, chances, cheapest, fewest_seeds
 from essence.plan.estimate import estimate
 from essence.plan.stage_plan import CellPlan
 from essence.report.claims.definition import Claim, load_claims

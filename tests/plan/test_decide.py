@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from essence.evaluation.statistics import student_t
-from essence.plan.decide import Design, Hours, chances, cheapest, fewest_seeds
+from essence.plan.decision_power import Design, Hours, chances, cheapest, fewest_seeds
 from support.project import invoke
 
 BAND = (0.86, 0.96)
