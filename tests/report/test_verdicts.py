@@ -209,3 +209,25 @@ def test_any_share_solved_and_any_seed_missing_gives_every_claim_a_word(tmp_path
     found = judge([read_results(tmp_path, run.experiment)])
     assert [one.claim.id for one in found] == [claim.id for claim in load_claims()]
     assert not [one.advice for one in found if "could not be judged" in one.advice]
+
+
+def drawn(random: np.random.Generator, kept: float, seeds: int, sd: float) -> list[Scored]:
+    """Arms of one setting whose trainings lie `sd`, a share of the accuracy, from what the arm has."""
+    sides = ((0.5, kept), (1.0, 1.0))
+    return [arm(lsp, [0.5 * share * (1.0 + sd * e) + 0.0 * EASE for e in random.standard_normal(seeds)])
+            for lsp, share in sides]  # fmt: skip
+
+
+def test_the_number_that_is_advised_decides_and_rightly() -> None:
+    """Of runs told a number of seeds, as many as said decide when that number is run anew."""
+    random, found = np.random.default_rng(11), []
+    band = CLAIMS["retention-half"].band
+    while len(found) < 100:
+        kept = float(random.uniform(0.78, 0.94))
+        told = verdict("retention-half", *drawn(random, kept, 5, 0.03))
+        if told.word == "undecided" and "seeds" in told.would_decide:
+            count = told.would_decide["seeds"]
+            word = verdict("retention-half", *drawn(random, kept, count, 0.03)).word
+            right = "reproduced" if band[0] <= kept <= band[1] else "not reproduced"
+            found.append("undecided" if word == "undecided" else "right" if word == right else "wrong")
+    assert found.count("undecided") <= 30 and found.count("wrong") <= 5
