@@ -4,10 +4,25 @@ The commands print the message without a traceback and exit with 2. Anything els
 """
 
 import difflib
+import enum
 import errno
 import re
 from collections.abc import Callable, Iterable
 from typing import Self
+
+
+class ExitCode(enum.IntEnum):
+    """How a command or a stage ends; docs/troubleshooting.md has the table."""
+
+    DONE = 0
+    FAILED = 1
+    """A stage failed, or a file differs; a traceback, where the kit has a bug."""
+    CURABLE = 2
+    """One sentence says what is wrong and what to do."""
+    STOPPED = 75
+    """Of a stage alone: stopped on request with everything kept, so it can be started again."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
 
 
 class KitError(Exception):

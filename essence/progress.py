@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from essence.errors import ExitCode
 from essence.files import GIB, write_atomically
 from essence.settings import Resources
-from essence.signals import EXIT_STOPPED, STOP_SIGNALS, die_with_parent
+from essence.signals import STOP_SIGNALS, die_with_parent
 
 PROGRESS_EVERY_S = 0.5
-EXIT_CURABLE = 2
 STDIN = 0
 LIFELINE = "ESSENCE_LIFELINE"
 PARENT = "ESSENCE_PARENT"
@@ -78,7 +78,7 @@ def stop_when_alone() -> None:
     fcntl.fcntl(STDIN, fcntl.F_SETSIG, signal.SIGTERM)
     fcntl.fcntl(STDIN, fcntl.F_SETFL, fcntl.fcntl(STDIN, fcntl.F_GETFL) | os.O_ASYNC)
     if select.select([STDIN], [], [], 0)[0]:
-        raise SystemExit(EXIT_STOPPED)  # it closed before
+        raise SystemExit(ExitCode.STOPPED)  # it closed before
 
 
 @dataclass

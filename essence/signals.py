@@ -6,8 +6,8 @@ import signal
 import sys
 from types import FrameType
 
-EXIT_STOPPED = 75
-"""Stopped on request with everything kept: start it again."""
+from essence.errors import ExitCode
+
 PR_SET_PDEATHSIG = 1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -30,10 +30,10 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
-        raise SystemExit(EXIT_STOPPED)
+        raise SystemExit(ExitCode.STOPPED)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     del frame
     os.write(2, f"stopped by {signal.Signals(number).name} before anything had begun\n".encode())
-    os._exit(EXIT_STOPPED)
+    os._exit(ExitCode.STOPPED)

@@ -1,7 +1,6 @@
 """`invoke plan --decide retention-half`: what the planned cells can decide, the fewest seeds, the cheapest design."""
 
 import json
-import math
 import sys
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
@@ -49,23 +48,19 @@ class Line:
     cheapest: Design | None
 
 
-def question(claim: str, training_sd: str | None, accuracy: str, assurance: str) -> Question:
+def question(claim: str, training_sd: float | None, accuracy: float, assurance: float) -> Question:
     """ExperimentError for a claim that is no retention, and for what is no number in its range."""
     claims = {one.id: one for one in load_claims() if one.measure == "retention"}
     if claim not in claims:
         raise ExperimentError(f"--decide {claim!r}: no claim that can be planned for", f"choose {', '.join(claims)}")
-    points = None if training_sd is None else _number("--training-sd", training_sd, 0.0, 50.0)
-    found = _number("--accuracy", accuracy, 0.0, 0.8)
-    return Question(claims[claim], points, found, _number("--assurance", assurance, 0.0, 1.0))
+    points = None if training_sd is None else _within("--training-sd", training_sd, 0.0, 50.0)
+    found = _within("--accuracy", accuracy, 0.0, 0.8)
+    return Question(claims[claim], points, found, _within("--assurance", assurance, 0.0, 1.0))
 
 
-def _number(name: str, given: str, low: float, high: float) -> float:
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
+def _within(name: str, value: float, low: float, high: float) -> float:
     if not low < value < high:
-        raise ExperimentError(f"{name} {given!r} is not a number between {low:g} and {high:g}", f"as in {name} 0.2")
+        raise ExperimentError(f"{name} {value:g} is not a number between {low:g} and {high:g}", f"as in {name} 0.2")
     return value
 
 

@@ -11,8 +11,7 @@ from essence.commands.options import select
 from essence.engines.readiness import checks
 from essence.engines.requirement import Requirement
 from essence.engines.selected_run import Options
-
-EXIT_MISSING = 2
+from essence.errors import ExitCode
 
 
 def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> int:
@@ -34,7 +33,7 @@ def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> in
         console.print(_table(found))
         end = f"{missing} of {len(found)} things are missing" if missing else "nothing is missing"
         console.print(f"{selection.name} (engine {words.engine}): {end}", highlight=False, soft_wrap=True)
-    return EXIT_MISSING if missing else 0
+    return ExitCode.CURABLE if missing else 0
 
 
 def _table(found: list[Requirement]) -> Table:

@@ -15,13 +15,13 @@ from rich.console import Console
 
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import DEFAULT_EXPERIMENT, check_word, run_directory
-from essence.commands.run import EXIT_FAILED, EXIT_INTERRUPTED, print_dry_run, run_held, say_failures, to_go_on
+from essence.commands.run import print_dry_run, run_held, say_failures, to_go_on
 from essence.engines import ENGINES, make_engine
 from essence.engines.machine import this_machine
 from essence.engines.readiness import require
 from essence.engines.runner import Summary
 from essence.engines.selected_run import Options, Run
-from essence.errors import ExperimentError, PinError
+from essence.errors import ExitCode, ExperimentError, PinError
 from essence.evaluation.doubts import doubt_words
 from essence.files import canonical_json, read_json, sha256_text
 from essence.paths import local_path, place, typed_path
@@ -50,7 +50,7 @@ class ModelOptions:
     model: str
     benchmark: str
     decoder: str | None
-    numbers: dict[str, str | None]
+    numbers: dict[str, int | None]
     """samples, problems, max_new_tokens, max_model_tokens."""
 
     def typed(self, words: Options) -> str:
@@ -58,7 +58,7 @@ class ModelOptions:
         named = {"model": self.model, "benchmark": self.benchmark, "decoder": self.decoder, **self.numbers}
         named.update({name: getattr(words, name) for name in ("experiment", "protocol", "engine", "pins", "runs")})
         given = [(name, value) for name, value in named.items() if value is not None]
-        parts = [part for name, value in given for part in ("--" + name.replace("_", "-"), value)]
+        parts = [part for name, value in given for part in (option(name), str(value))]
         return shlex.join(["invoke", "evaluate", *parts])
 
 
@@ -145,7 +145,10 @@ def _short(name: str) -> str:
 
 def _with(loaded: Experiment, name: str, pin: ModelPin, asked: ModelOptions, root: RunDirectory) -> Experiment:
     """The experiment with this model, this benchmark, and the GPUs of this machine."""
-    changes: dict[str, Any] = {key: _number(key, text) for key, text in asked.numbers.items() if text is not None}
+    changes: dict[str, Any] = {name: number for name, number in asked.numbers.items() if number is not None}
+    for name, number in changes.items():
+        if number < 1:
+            raise ExperimentError(f"{option(name)} {number}: must be an integer of at least 1")
     changes.update({"decoder": asked.decoder} if asked.decoder else {}, benchmarks=[asked.benchmark])
     fields = {**loaded.experiment.evaluation.model_dump(), **changes}
     section = validate(EvaluationSection, fields, "invoke evaluate")
@@ -159,11 +162,9 @@ def _with(loaded: Experiment, name: str, pin: ModelPin, asked: ModelOptions, roo
     return Experiment(f"{EVALUATION}{name}-{asked.benchmark}", loaded.file, experiment, catalogue)
 
 
-def _number(name: str, text: str) -> int:
-    option = "--" + name.replace("_", "-")
-    if not re.fullmatch(r"-?[0-9]{1,18}", text) or int(text) < 1:
-        raise ExperimentError(f"{option} {text[:LONGEST_NAME]}: must be an integer of at least 1")
-    return int(text)
+def option(name: str) -> str:
+    """`max_new_tokens` as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
 def _say(selection: Run, summary: Summary, command: str, as_json: bool, console: Console) -> int:
@@ -175,9 +176,9 @@ def _say(selection: Run, summary: Summary, command: str, as_json: bool, console:
         say_failures(selection, summary, command, console)
     if summary.interrupted:
         console.print(to_go_on(command), soft_wrap=True)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     if results is None:
-        return EXIT_FAILED
+        return ExitCode.FAILED
     if not as_json:
         for line in result_lines(results):
             console.print(line, highlight=False, soft_wrap=True)

@@ -1,16 +1,20 @@
 """From the words of a command line to the cells and stages that are meant."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 from essence.engines import ENGINES, FLAVOURS, make_engine
 from essence.engines.selected_run import Options, Run, flavour_of
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.files import read_json
 from essence.paths import check_folder, typed_path
-from essence.plan.experiment import PROJECT, Cell, choose, load
+from essence.plan.experiment import PROJECT, Cell, available, choose, load
 from essence.plan.stage_plan import ONLY, Plan, make_plan
 from essence.record.local_sources import LocalSources
-from essence.record.run_directory import RunDirectory
+from essence.record.run_directory import EVALUATION, RunDirectory
 
 DEFAULT_EXPERIMENT = "bespoke"
 
@@ -20,6 +24,60 @@ def run_directory(runs: str | None) -> RunDirectory:
     path = typed_path("--runs", runs) if runs is not None else PROJECT / "runs"
     check_folder(path / "stages", "--runs")
     return RunDirectory(path)
+
+
+def to_plan(given: Mapping[str, Any]) -> Options:
+    """The options of a task that plans or runs, from its arguments; where no experiment was typed, the one meant."""
+    words = Options(**{field.name: given[field.name] for field in fields(Options) if field.name in given})
+    if words.experiment is not None:
+        return words
+    name, why = _meant(root := run_directory(words.runs))
+    if name is None:
+        return words
+    _say_meant(name, why)
+    return replace(words, experiment=_loadable(root, name))
+
+
+def recorded(runs: str | None, experiment: str | None) -> tuple[RunDirectory, str]:
+    """The run directory, and the experiment in it that was typed or is meant."""
+    root = run_directory(runs)
+    if experiment is not None:
+        return root, experiment
+    name, why = _meant(root)
+    if name is not None:
+        _say_meant(name, why)
+    return root, name or DEFAULT_EXPERIMENT
+
+
+def _meant(root: RunDirectory) -> tuple[str | None, str]:
+    """The experiment that a command without --experiment means, and why; None where the run directory has none.
+
+    Of a single model that was evaluated only where there is nothing else.
+    """
+    here = root.experiments()
+    here = [name for name in here if not name.startswith(EVALUATION)] or here
+    if len(here) == 1:
+        return here[0], f"the only one in {root.root}"
+    try:
+        last = read_json(root.last_run)["experiment"]
+    except (RecordError, KeyError, TypeError):
+        return None, ""
+    return (last, f"the last one run in {root.root}") if last in here else (None, "")
+
+
+def _say_meant(name: str, why: str) -> None:
+    sys.stderr.write(f"experiment {name}: {why}\n")
+
+
+def _loadable(root: RunDirectory, name: str) -> str:
+    """What names an experiment of a run directory to the planner: its name, or the file that it was read from."""
+    if name in available():
+        return name
+    try:
+        file = Path(str(read_json(root.resolved(name))["file"]["path"]))
+    except (RecordError, KeyError, TypeError):
+        return name
+    return str(file)
 
 
 def select(words: Options, baselines: bool) -> Run:

@@ -16,14 +16,13 @@ from essence.engines.selected_run import Run
 from essence.engines.slurm.job_text import Job, batch_text, submit_text
 from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.engines.slurm.submit import Submission
-from essence.errors import MachineError, PinError
+from essence.errors import ExitCode, MachineError, PinError
 from essence.plan.catalogue import missing
 from essence.record.run_directory import hold
 from essence.settings import DownloadSettings
 
 QUEUEING_WAIT_S = 300.0
 """How long to wait while another experiment's jobs are queued, with which this one may share stages."""
-EXIT_PARTLY = 1
 
 
 def planned_jobs(selection: Run, engine: SlurmEngine) -> list[Job]:
@@ -84,7 +83,7 @@ def queue_left(selection: Run, engine: SlurmEngine, whole: bool, as_json: bool, 
     else:
         report.print_tables(run_directory, selection.name, console)
         console.print(f"\n{selection.name}: all {len(selection.wanted)} stages were done before.", highlight=False)
-    return EXIT_PARTLY if submission.refusal else 0
+    return ExitCode.FAILED if submission.refusal else 0
 
 
 def check_downloads(selection: Run) -> None:

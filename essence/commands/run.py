@@ -20,13 +20,12 @@ from essence.engines.engine import surroundings
 from essence.engines.readiness import require
 from essence.engines.runner import Runner, Summary, last_lines
 from essence.engines.selected_run import Options, Run
-from essence.errors import RecordError, disk_error
+from essence.errors import ExitCode, RecordError, disk_error
 from essence.files import read_json
 from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.run_directory import RunDirectory, StageFolder, hold
 from essence.report.page.rows import rows_lines
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 LOG_LINES = 8
 SMALLEST_FREE_BYTES = 1 << 14
 
@@ -72,8 +71,8 @@ def say(selection: Run, summary: Summary, command: str, console: Console, as_jso
         say_failures(selection, summary, command, console)
         _say_end(selection, summary, command, console)
     if summary.interrupted:
-        return EXIT_INTERRUPTED
-    return 0 if summary.complete else EXIT_FAILED
+        return ExitCode.INTERRUPTED
+    return 0 if summary.complete else ExitCode.FAILED
 
 
 def _say_end(selection: Run, summary: Summary, command: str, console: Console) -> None:

@@ -19,6 +19,8 @@ def save_plan(plan: Plan, selection: Run) -> dict[str, Any]:
     may be that of another engine, and what was trained is in no other.
     """
     check_beforehand(selection)
+    if not selection.evaluated:
+        _write_changed(selection.run_directory.last_run, {"experiment": selection.name})
     code, diff = code_facts(PROJECT)
     saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
     if diff and not saved.is_file():

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from essence.errors import DISK, DiskError, ExperimentError
+from essence.errors import DISK, DiskError, ExitCode, ExperimentError
 
-EXIT_INTERRUPTED = 130
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPED_WIDTH = 140
 STANDARD = (0, 1, 2)
 """Descriptors of standard input, output and error."""
 IMPORTING = "<frozen importlib"
@@ -97,6 +100,25 @@ def check_arguments(arguments: list[str]) -> None:
             ) from None
 
 
+def check_surroundings() -> None:
+    """ExperimentError for words or a folder whose name is no text."""
+    check_arguments([*sys.argv, __file__, os.getcwd()])  # noqa: PTH109  text, not a path
+
+
+def console() -> "Console":
+    """For messages: standard error where standard output is for JSON."""
+    from rich.console import Console  # takes a moment, and `invoke --list` needs none
+
+    # Where there is no terminal to ask, lines are as wide as the tables need. What is printed holds messages and paths:
+    # brackets in them are no markup.
+    return Console(stderr="--json" in sys.argv, width=None if sys.stdout.isatty() else PIPED_WIDTH, markup=False)
+
+
+def is_program() -> bool:
+    """True when invoke is what runs, and no test or page imports the tasks."""
+    return sys.argv[0].endswith(("/invoke", "/inv", "/invoke/__main__.py"))
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within it Ctrl-C is a KeyboardInterrupt."""
@@ -121,4 +143,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     del number, frame
     os.write(2, b"stopped\n")
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(ExitCode.INTERRUPTED)

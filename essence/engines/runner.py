@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from essence.engines.engine import Engine, Exit, RunningStage, surroundings
-from essence.errors import InputError, KitError
+from essence.errors import ExitCode, InputError, KitError
 from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
 from essence.plan.stage_plan import PlannedStage
@@ -24,7 +24,6 @@ from essence.record.run_directory import RunDirectory, StageFolder, describe_hol
 from essence.record.source_key import module_hashes
 from essence.record.untouched import own_names
 from essence.settings import GenerateSettings, Spec
-from essence.signals import EXIT_STOPPED
 
 POLL_S = 0.05
 STOP_GRACE_S = 600.0
@@ -153,7 +152,7 @@ class Runner:
         if ending.code == 0 and self._folder(stage).done:
             summary.finished.append(stage.id)
             self.display.event("finished", stage, seconds)
-        elif self._stopping or ending.code == EXIT_STOPPED:
+        elif self._stopping or ending.code == ExitCode.STOPPED:
             summary.interrupted = summary.interrupted or not self._stopping
             self.display.event("stopped", stage, seconds)
         else:

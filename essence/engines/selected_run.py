@@ -12,7 +12,7 @@ from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.local_sources import LocalSources
 from essence.record.run_directory import RunDirectory
 
-NUMBERS: dict[str, type] = {"lsp": float, "seed": int}
+AXES = ("dataset", "pair", "lsp", "span", "sections", "protocol", "seed")
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Options:
     """What was typed; None = not given."""
 
     experiment: str | None = None
-    lsp: str | None = None
+    lsp: float | None = None
     dataset: str | None = None
     pair: str | None = None
     span: str | None = None
     sections: str | None = None
     protocol: str | None = None
-    seed: str | None = None
+    seed: int | None = None
     only: str | None = None
     engine: str = LocalEngine.name
     flavour: str | None = None
@@ -38,19 +38,21 @@ class Options:
     """Take finished stages of earlier code where settings, inputs and environment are equal."""
 
     def axes(self) -> dict[str, Any]:
-        """Axis -> value, numbers as numbers."""
-        given = {
-            axis: getattr(self, axis) for axis in ("dataset", "pair", "lsp", "span", "sections", "protocol", "seed")
-        }
-        return {axis: _number(axis, value) for axis, value in given.items() if value is not None}
+        """Axis -> value; ExperimentError for a proportion that is none."""
+        if self.lsp is not None and not 0.0 < self.lsp <= 1.0:
+            raise ExperimentError(
+                f"--lsp {self.lsp:g}: must be a number greater than 0 and at most 1, the share of tokens kept "
+                "(half is 0.5)"
+            )
+        return {axis: value for axis in AXES if (value := getattr(self, axis)) is not None}
 
     def typed(self, whole: bool, command: str = "run") -> str:
         """The command as it was typed, to be repeated in a message; or another one with the same words."""
-        names = ["dataset", "pair", "lsp", "span", "sections", "protocol", "seed", "only", "pins", "runs"]
+        names = [*AXES, "only", "pins", "runs"]
         start = ["invoke", "reproduce", str(self.experiment)] if whole else ["invoke", command]
         for name in names if whole else ["experiment", *names]:
             if (value := getattr(self, name)) is not None:
-                start += [f"--{name}", value]
+                start += [f"--{name}", str(value)]
         if self.engine != LocalEngine.name:
             start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
         if self.site:
@@ -58,22 +60,6 @@ class Options:
         if self.accept_earlier and command == "run":
             start.append("--accept-earlier")
         return shlex.join(start)
-
-
-def _number(axis: str, text: str) -> Any:
-    if axis not in NUMBERS:
-        return text
-    try:
-        value = NUMBERS[axis](text)
-    except ValueError:
-        value = None
-    if axis == "lsp" and not (value is not None and 0.0 < value <= 1.0):
-        raise ExperimentError(
-            f"--lsp {text}: must be a number greater than 0 and at most 1, the share of tokens kept (half is 0.5)"
-        )
-    if value is None:
-        raise ExperimentError(f"--{axis} {text}: must be an integer")
-    return value
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from essence.errors import InputError, StageError
+from essence.errors import ExitCode, InputError, StageError
 from essence.evaluation.graders import GRADERS, TIMED_OUT, UnreadableGoldError, Verdict
 from essence.evaluation.graders_apart import by_folder
-from essence.signals import EXIT_STOPPED, die_with_parent
+from essence.signals import die_with_parent
 
 WORKER_START_S = 120.0
 """A worker that is not ready by then is a fault of the machine, not of a completion."""
@@ -253,7 +253,7 @@ def _serve(connection: Connection, folder: Path | None, graders: Sequence[str]) 
     """A worker's life: say ready, then answer items until the parent closes the connection or is gone."""
     parent = os.getppid()  # the server that workers are forked from, which ends when the pool's own process does
     if parent == 1:
-        raise SystemExit(EXIT_STOPPED)
+        raise SystemExit(ExitCode.STOPPED)
     die_with_parent(parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop

@@ -161,6 +161,11 @@ class RunDirectory:
         """Names of the experiments that have a plan here."""
         return [name for name in self.planned() if name.casefold() not in RESERVED]
 
+    @property
+    def last_run(self) -> Path:
+        """Names the experiment that was run last."""
+        return self.root / "last.json"
+
     def planned(self) -> list[str]:
         """Names of all folders that have a plan, those of earlier versions too, which took any name."""
         return sorted(p.parent.name for p in self.root.glob("*/plan.json") if not p.parent.name.startswith("."))

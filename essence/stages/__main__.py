@@ -4,7 +4,7 @@ This is all that ever runs inside an environment. Exit codes: 0 done (or was don
 log), 2 a failure that the user can cure (one sentence), 75 stopped on request with everything kept: start it again.
 """
 
-from essence.signals import EXIT_STOPPED, leave_on_signals
+from essence.signals import leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()
@@ -22,10 +22,9 @@ import traceback
 from pathlib import Path
 from typing import get_args
 
-from essence.errors import InputError, KitError, RecordError, disk_error
+from essence.errors import ExitCode, InputError, KitError, RecordError, disk_error
 from essence.files import read_json, sha256_file, write_json
 from essence.progress import (
-    EXIT_CURABLE,
     Progress,
     StageContext,
     StageOutcome,
@@ -63,10 +62,10 @@ def main() -> int:
         return _run(arguments.stage, arguments.spec.resolve(), stop, watcher)
     except Stopped as stopped:
         print(f"{arguments.spec.parent.name}: stopped by {stopped}; start it again to go on")
-        return EXIT_STOPPED
+        return ExitCode.STOPPED
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_CURABLE
+        return ExitCode.CURABLE
 
 
 def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher) -> int:

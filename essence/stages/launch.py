@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from essence.distill.rank_variables import rank_variable
-from essence.errors import KitError, MachineError, StageError
+from essence.errors import ExitCode, KitError, MachineError, StageError
 from essence.progress import StageContext, StageOutcome, Stopped, StopRequest
 from essence.settings import Resources, Spec, TrainSettings
-from essence.signals import EXIT_STOPPED
 
 POLL_S = 0.05
 LOCALHOST = "127.0.0.1"
@@ -129,7 +128,7 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> StageOutcome:
 
 def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
     """Whether ranks ended because they were asked to: with a checkpoint, or before they could know of signals."""
-    asked = (EXIT_STOPPED, -signal.SIGTERM) if stop else (EXIT_STOPPED,)
+    asked = (ExitCode.STOPPED, -signal.SIGTERM) if stop else (ExitCode.STOPPED,)
     return any(codes.values()) and all(code in (0, *asked) for code in codes.values())
 
 
@@ -185,7 +184,7 @@ def _wait(ranks: dict[int, subprocess.Popen[bytes]], stop: StopRequest) -> dict[
             for process in ranks.values():
                 process.send_signal(signal.SIGTERM)
         codes = {rank: code for rank, process in ranks.items() if (code := process.poll()) is not None}
-        if len(codes) == len(ranks) or any(code not in (0, EXIT_STOPPED) for code in codes.values()):
+        if len(codes) == len(ranks) or any(code not in (0, ExitCode.STOPPED) for code in codes.values()):
             return codes
         time.sleep(POLL_S)
 

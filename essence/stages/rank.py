@@ -13,16 +13,15 @@ import time
 import traceback
 from pathlib import Path
 
-from essence.signals import EXIT_STOPPED, leave_on_signals
+from essence.signals import leave_on_signals
 
 if __name__ == "__main__":
     leave_on_signals()
 
 from essence.distill.ranks import Ranks
-from essence.errors import KitError
+from essence.errors import ExitCode, KitError
 from essence.files import read_json, write_json
 from essence.progress import (
-    EXIT_CURABLE,
     Progress,
     StageContext,
     Stopped,
@@ -61,10 +60,10 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
     try:
         outcome = train.train_as(ranks, TrainSettings.model_validate(spec.settings), context)
     except Stopped:
-        return EXIT_STOPPED
+        return ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 - whatever it is, the stage's process is to know
         _report(error, ranks, reports)
-        return EXIT_CURABLE if isinstance(error, KitError) else 1
+        return ExitCode.CURABLE if isinstance(error, KitError) else 1
     if ranks.first:
         write_json(reports / "outcome.json", dataclasses.asdict(outcome))
     return 0

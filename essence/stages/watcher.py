@@ -15,9 +15,10 @@ import time
 
 import psutil
 
+from essence.errors import ExitCode
 from essence.progress import StopRequest, parent_is_gone
 from essence.settings import StageName
-from essence.signals import EXIT_STOPPED, STOP_SIGNALS
+from essence.signals import STOP_SIGNALS
 
 LOOK_EVERY_S = 1.0
 GRACE_S = 30.0
@@ -74,4 +75,4 @@ class Watcher(threading.Thread):
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
-        os._exit(EXIT_STOPPED)
+        os._exit(ExitCode.STOPPED)

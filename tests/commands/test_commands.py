@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from essence.errors import ExitCode
+from essence.files import write_json
 from essence.record.manifest import Cost
 from support.project import PROJECT, invoke
 
@@ -17,9 +20,27 @@ from support.project import PROJECT, invoke
     ("arguments", "sentence"),
     [
         (("run", "--lsp", "50"), "--lsp 50: must be a number greater than 0 and at most 1"),
-        (("run", "--lsp", "half"), "--lsp half: must be a number greater than 0 and at most 1"),
+        (("run", "--lsp", "half"), "--lsp half: must be a number"),
+        (("run", "--lsp="), "--lsp : must be a number"),
         (("run", "--seed", "1.5"), "--seed 1.5: must be an integer"),
-        (("run", "--dataset", "bespok"), "unknown dataset 'bespok'; did you mean 'bespoke'?"),
+        (
+            ("run", "--experiment", "bespoke", "--dataset", "bespok"),
+            "unknown dataset 'bespok'; did you mean 'bespoke'?",
+        ),
+        (("run", "--seed", "9" * 5000), "must be an integer"),
+        (("rnu",), "unknown command rnu; did you mean 'run'?"),
+        (("--help", "rnu"), "unknown command rnu; did you mean 'run'?"),
+        (("run", "--lps", "0.5"), "invoke run: unknown option --lps; did you mean '--lsp'?"),
+        (("run", "--lps=0.5"), "invoke run: unknown option --lps; did you mean '--lsp'?"),
+        (("run", "--lsp"), "--lsp needed value"),
+        (("run", "xyzzy"), "invoke run: unknown word xyzzy; invoke --help run lists its options"),
+        (("verify", "--jsn"), "unknown option --jsn; did you mean '--json'?"),
+        (("verify",), "'folder'"),
+        (("--lits",), "unknown option --lits; did you mean '--list'?"),
+        (
+            ("evaluate", "--model", "x", "--benchmark", "aime25", "--samples", "many"),
+            "--samples many: must be an integer",
+        ),
         (("run", "--protocol", "relased"), "'relased'"),
         (("run", "--engine", "dokcer"), "--engine dokcer: unknown engine"),
         (("run", "--site", "generic"), "--site generic: only --engine slurm has sites, not --engine local"),
@@ -48,7 +69,7 @@ def test_bespoke_on_a_small_machine_names_what_is_missing_and_the_miniature() ->
 
     if len(query_gpus()) >= 4:
         pytest.skip("this machine has the GPUs that bespoke needs")
-    done = invoke("run", "--lsp", "0.5")
+    done = invoke("run", "--experiment", "bespoke", "--lsp", "0.5")
     assert done.returncode == 2
     assert "bespoke needs 4 GPUs of 80 GiB" in done.stderr and "make reproduce-tiny" in done.stderr
 
@@ -61,6 +82,38 @@ def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) ->
     assert kinds.count("train") == 1 and kinds.count("generate") == 2 and kinds.count("download") == 6
     assert "bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+def test_one_experiment_is_meant_by_all_commands(tmp_path: Path) -> None:
+    """That of a dry run is bespoke, of which nothing is recorded; then the only one; then the last one run."""
+    runs = ("--runs", str(tmp_path / "runs"))
+    assert "bespoke: " in invoke("run", "--lsp", "0.5", "--dry-run", *runs).stdout
+    for command in ("status", "report", "export", "card"):
+        done = invoke(command, *runs)
+        assert (
+            done.returncode == 2 and done.stderr.startswith("bespoke has not run in ") and "(ran: none)" in done.stderr
+        )
+    root = tmp_path / "runs"
+    for name in ("tiny", "halves"):
+        write_json(root / name / "plan.json", {"cells": [], "baselines": [], "stages": {}})
+        if name == "tiny":
+            assert invoke("status", *runs).stderr == f"experiment tiny: the only one in {root}\n"
+            assert "tiny: " in invoke("plan", *runs).stdout
+    assert invoke("status", *runs).stderr.startswith(f"bespoke has not run in {root} (ran: halves, tiny)")
+    write_json(root / "last.json", {"experiment": "halves"})
+    assert invoke("status", *runs).stderr == f"experiment halves: the last one run in {root}\n"
+    done = invoke("run", "--dry-run", "--json", *runs)
+    assert done.returncode == 0 and "experiment halves: the last" in done.stderr
+
+
+def test_help_shows_numbers_as_numbers() -> None:
+    said = invoke("--help", "run").stdout
+    assert "--lsp=FLOAT" in said and "--seed=INT" in said and "--dataset=STRING" in said and "--dry-run " in said
+
+
+def test_the_docs_have_every_exit_code() -> None:
+    table = re.findall(r"^\| ([0-9]+) \| ", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert [int(code) for code in table] == [code for code in ExitCode if code != ExitCode.STOPPED]
 
 
 def test_dry_run_as_json(tmp_path: Path) -> None:
@@ -91,7 +144,8 @@ def test_the_host_side_never_imports_torch() -> None:
 def test_the_list_of_commands_needs_nothing_but_invoke() -> None:
     code = "import sys, tasks; print(*(m for m in sys.modules if m.split('.')[0] in ('essence', 'rich', 'pydantic')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
-    assert sorted(done.stdout.split()) == ["essence", "essence.errors", "essence.commands.terminal"], done.stderr
+    own = ["essence", "essence.commands.command_line", "essence.commands.terminal", "essence.errors"]
+    assert sorted(set(done.stdout.split()) - {"essence.commands"}) == own, done.stderr
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NONE = {"samples": None, "problems": None, "max_new_tokens": None, "max_model_tokens": None}
 
 
-def asked(model: str = f"Qwen/Qwen3-8B@{COMMIT}", benchmark: str = "aime25", **numbers: str) -> ModelOptions:
-    return ModelOptions(model, benchmark, numbers.pop("decoder", None), {**NONE, **numbers})
+def asked(
+    model: str = f"Qwen/Qwen3-8B@{COMMIT}", benchmark: str = "aime25", decoder: str | None = None, **numbers: int
+) -> ModelOptions:
+    return ModelOptions(model, benchmark, decoder, {**NONE, **numbers})
 
 
 def words(tmp_path: Path, **more: Any) -> Options:

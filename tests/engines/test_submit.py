@@ -56,7 +56,7 @@ def queue_with(slurm: StandIn, runs: Path, monkeypatch: pytest.MonkeyPatch) -> t
     for name in ("queue", "submit", "cancel"):
         monkeypatch.setattr(queue, name, getattr(slurm, name))
     monkeypatch.setattr(SlurmEngine, "check", lambda _engine, _stages: None)
-    words = Options(experiment=str(MICRO), lsp="0.5", runs=str(runs), engine="slurm", only="train")
+    words = Options(experiment=str(MICRO), lsp=0.5, runs=str(runs), engine="slurm", only="train")
     console = Console(file=io.StringIO(), width=200)
     selection = select(words, baselines=False)
     code = queue_left(selection, slurm_engine(selection), False, False, console)
@@ -112,7 +112,7 @@ def test_a_refusal_for_good_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_limit_on_jobs_is_not_about_the_account(tmp_path: Path) -> None:
-    words = Options(experiment=str(MICRO), lsp="0.5", runs=str(tmp_path), engine="slurm")
+    words = Options(experiment=str(MICRO), lsp=0.5, runs=str(tmp_path), engine="slurm")
     selection = select(words, baselines=False)
     engine = slurm_engine(selection)
     said = refusal(engine.site, "generic", planned_jobs(selection, engine)[0], SchedulerError(LIMIT)).cure
@@ -123,7 +123,7 @@ def test_a_limit_on_jobs_is_not_about_the_account(tmp_path: Path) -> None:
 def test_a_runner_that_waits_takes_over_the_job_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = StandIn(100)
     assert queue_with(slurm, tmp_path, monkeypatch)[0] == 0
-    words = Options(experiment=str(MICRO), lsp="0.5", runs=str(tmp_path), engine="slurm", only="train")
+    words = Options(experiment=str(MICRO), lsp=0.5, runs=str(tmp_path), engine="slurm", only="train")
     selection = select(words, baselines=False)
     engine = slurm_engine(selection)
     launch = engine.launches(selection.left(), selection.run_directory)[0]

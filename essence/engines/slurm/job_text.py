@@ -18,10 +18,9 @@ from essence.engines.apptainer import apptainer_words, binds
 from essence.engines.engine import Launch
 from essence.engines.inherited import SECRET
 from essence.engines.slurm.site import Site
-from essence.errors import ExperimentError
+from essence.errors import ExitCode, ExperimentError
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.settings import Spec
-from essence.signals import EXIT_STOPPED
 
 KEEPS_NOTHING = ("tokenize",)
 """Stages that begin again when they were stopped. At their time limit they get no signal: queued again they would
@@ -73,7 +72,7 @@ def _job_values(job: Job, site: Site) -> dict[str, Any]:
         "keeps_progress": around.stage not in KEEPS_NOTHING,
         "mounts": ",".join(mount_words(around, site)),
         "scrub": SCRUB,
-        "exit_stopped": EXIT_STOPPED,
+        "exit_stopped": ExitCode.STOPPED,
     }
 
 

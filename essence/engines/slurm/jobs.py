@@ -14,9 +14,9 @@ from typing import Any
 
 from essence.engines.slurm.job_text import KEEPS_NOTHING
 from essence.engines.slurm.queue import NEVER, JobState, ended, ran_out_of_memory
+from essence.errors import ExitCode
 from essence.files import append_json_line, read_json_lines
 from essence.record.run_directory import StageFolder
-from essence.signals import EXIT_STOPPED
 
 UNKNOWN = "UNKNOWN"
 """State of a job that Slurm has forgotten before anybody looked."""
@@ -59,7 +59,7 @@ class StageJob:
     def sentence(self) -> str:
         """Why it ended, and what cures it."""
         state, words = self.state, f"job {self.state.job}: {self.cause}"
-        if self.cause == "job failure" and state.code == EXIT_STOPPED:
+        if self.cause == "job failure" and state.code == ExitCode.STOPPED:
             return f"{words}; it was asked to stop: {CURES['cancelled']}"
         if self.cause == "job failure":
             return f"{words}, " + (f"ended by signal {state.signal}" if state.signal else f"exit code {state.code}")
