@@ -90,9 +90,7 @@ def test_one_experiment_is_meant_by_all_commands(tmp_path: Path) -> None:
     assert "bespoke: " in invoke("run", "--lsp", "0.5", "--dry-run", *runs).stdout
     for command in ("status", "report", "export", "card"):
         done = invoke(command, *runs)
-        assert (
-            done.returncode == 2 and done.stderr.startswith("bespoke has not run in ") and "(ran: none)" in done.stderr
-        )
+        assert done.returncode == 2 and done.stderr.startswith(f"bespoke has not run in {runs[1]} (ran: none)")
     root = tmp_path / "runs"
     for name in ("tiny", "halves"):
         write_json(root / name / "plan.json", {"cells": [], "baselines": [], "stages": {}})

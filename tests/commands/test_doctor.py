@@ -106,7 +106,7 @@ def test_driver_and_memory_of_the_gpus_against_image_and_cell(
     doctor: Look, stand_in_gpus: Any, tmp_path: Path, gib: float, driver: str, flavour: str, check: str, problem: str
 ) -> None:
     stand_in_gpus(gib, driver)
-    _, found = doctor(lsp="0.5", engine="docker", flavour=flavour, runs=str(tmp_path))
+    _, found = doctor(lsp=0.5, engine="docker", flavour=flavour, runs=str(tmp_path))
     for name in ("GPUs", "driver"):
         assert found[name]["ok"] == (name != check)
     if check:
@@ -121,16 +121,16 @@ def test_only_the_gpus_that_the_caller_was_given_count(
     stand_in_gpus(79.6, "580.95.05")
     for visible, found_gpus in (("2,3", 2), ("GPU-1,0,3", 3), ("", 4), ("MIG-1", 4)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        _, found = doctor(lsp="0.5", engine="docker", runs=str(tmp_path))
+        _, found = doctor(lsp=0.5, engine="docker", runs=str(tmp_path))
         assert found["GPUs"]["found"] == f"{found_gpus} GPUs of 80 GiB" and found["GPUs"]["ok"] == (found_gpus == 4)
 
 
 def test_stages_that_would_share_their_gpus_are_refused(doctor: Look, stand_in_gpus: Any, tmp_path: Path) -> None:
     stand_in_gpus(79.6, "580.95.05")
     two = written(tmp_path / "two.toml", 'extends = "bespoke"\ntitle = "x"\n[resources]\nparallel_stages = 2\n')
-    _, found = doctor(experiment=two, lsp="0.5", engine="docker", runs=str(tmp_path))
+    _, found = doctor(experiment=two, lsp=0.5, engine="docker", runs=str(tmp_path))
     assert "the same GPUs" in found["stages at once"]["found"]
-    _, found = doctor(lsp="0.5", engine="docker", runs=str(tmp_path))
+    _, found = doctor(lsp=0.5, engine="docker", runs=str(tmp_path))
     assert "stages at once" not in found
 
 
@@ -189,7 +189,7 @@ def test_a_disk_that_is_too_small_or_read_only(doctor: Look, tmp_path: Path, sta
     stand_in_gpus(79.6, "580.95.05")
     small = tmp_path / "small"
     with mounted(small, "size=300k"):
-        _, found = doctor(lsp="0.5", runs=str(small))
+        _, found = doctor(lsp=0.5, runs=str(small))
     assert not found["disk"]["ok"] and found["disk"]["found"] == f"free in {small}: 0.3 MiB"
     frozen = tmp_path / "frozen"
     with mounted(frozen, "size=1m,ro"):

@@ -36,9 +36,8 @@ def words(tmp_path: Path, **more: Any) -> Options:
         ({"model": "Qwen/Qwen3-8B@main"}, ["full commit of 40 hexadecimal digits", "found: 'main'"]),
         ({"model": "."}, ["--model .: the folder holds no model, config.json is missing"]),
         ({"benchmark": "aime26"}, ["unknown benchmark 'aime26'; did you mean 'aime2"]),
-        ({"samples": "0"}, ["--samples 0: must be an integer of at least 1"]),
-        ({"samples": "many"}, ["--samples many: must be an integer of at least 1"]),
-        ({"max_new_tokens": "-5"}, ["--max-new-tokens -5: must be an integer of at least 1"]),
+        ({"samples": 0}, ["--samples 0: must be an integer of at least 1"]),
+        ({"max_new_tokens": -5}, ["--max-new-tokens -5: must be an integer of at least 1"]),
         ({"decoder": "vlm"}, ["decoder = 'vlm'", "'transformers' or 'vllm'"]),
     ],
 )
@@ -51,7 +50,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, typed: dict[str, str], senten
 
 
 def test_what_is_typed_reaches_the_stages_and_the_rest_comes_from_the_experiment(tmp_path: Path) -> None:
-    typed = asked(samples="8", decoder="transformers", problems="5", max_new_tokens="100")
+    typed = asked(samples=8, decoder="transformers", problems=5, max_new_tokens=100)
     plan = select_model(words(tmp_path, protocol="corrected"), typed).plan
     assert [s.stage for s in plan.stages.values()] == ["download", "download", "generate", "grade"]
     settings = next(s.settings for s in plan.stages.values() if s.stage == "generate")
@@ -123,14 +122,14 @@ def test_two_models_of_one_name_are_two_evaluations_and_a_copied_one_is_the_same
         (tmp_path / place / "best").mkdir(parents=True)
         (tmp_path / place / "best" / "config.json").write_text(text)
 
-    def evaluation(place: str, **numbers: str) -> tuple[str, list[str]]:
+    def evaluation(place: str, **numbers: int) -> tuple[str, list[str]]:
         chosen = select_model(words(tmp_path), asked(str(tmp_path / place / "best"), **numbers))
         return chosen.name, list(chosen.plan.stages)
 
     first, second, copied = evaluation("a"), evaluation("b"), evaluation("copy-of-a")
     assert first == copied and first[0].startswith("evaluate-best-aime25-")
     assert first[0] != second[0] and not {*first[1]} & {*second[1][:1], *second[1][2:]}
-    assert evaluation("a", samples="3")[0] != first[0], "the plan of the first would be lost"
+    assert evaluation("a", samples=3)[0] != first[0], "the plan of the first would be lost"
 
 
 @pytest.mark.slow
