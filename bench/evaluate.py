@@ -27,12 +27,12 @@ from essence.evaluation.benchmarks import Problem  # noqa: E402
 from essence.evaluation.decoders import DecodeSettings  # noqa: E402
 from essence.evaluation.decoders.vllm import VllmDecoder  # noqa: E402
 from essence.evaluation.requests import Request, plan_requests, render_prompts  # noqa: E402
+from essence.evaluation.sample_lines import read_lines  # noqa: E402
 from essence.evaluation.sampling import (  # noqa: E402
     Recorder,
     check_as_declared,
     generate_samples,
     put_in_order,
-    read_lines,
 )
 from essence.models.loading import load_tokenizer  # noqa: E402
 from essence.record.facts import code_facts, hardware, packages  # noqa: E402

@@ -19,14 +19,8 @@ from essence.evaluation.requests import (
     render_prompts,
     stop_token_ids,
 )
-from essence.evaluation.sampling import (
-    Recorder,
-    check_as_declared,
-    generate_samples,
-    present_samples,
-    put_in_order,
-    read_lines,
-)
+from essence.evaluation.sample_lines import read_lines
+from essence.evaluation.sampling import Recorder, check_as_declared, generate_samples, present_samples, put_in_order
 from essence.files import canonical_json, sha256_text
 from essence.models.loading import check_model, load_tokenizer
 from essence.progress import StageContext, StageOutcome

@@ -11,7 +11,7 @@ from essence.evaluation.golds import check_golds, golds_of
 from essence.evaluation.graders import PACKAGE, Verdict
 from essence.evaluation.graders_apart import APART, grader_lock_sha256, grader_version, installed_graders
 from essence.evaluation.grading_pool import Item, grade_by_each
-from essence.evaluation.sampling import append_lines, read_lines, recover_lines
+from essence.evaluation.sample_lines import append_lines, read_lines, recover_lines
 from essence.evaluation.scores import summary
 from essence.files import sha256_file
 from essence.progress import StageContext, StageOutcome

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[str, str, list[str]]] = {
     "extends_pins": (EXTENDS, '"pins"', ["extends = 'pins'", "unknown experiment"]),
     "extends_site": (EXTENDS, '"sites/generic"', ["extends = 'sites/generic'", "unknown experiment"]),
     "extends_nul": (EXTENDS, '"a\\u0000.toml"', ["extends = 'a\\x00.toml'", "NUL"]),
-    "extends_long": (EXTENDS, f'"{"a" * 400}.toml"', ["extends = 'aaa", "too long"]),
+    "extends_long": (EXTENDS, f'"{"a" * 400}.toml"', ["extends = 'aaa", "is not allowed"]),
     "extends_otheruser": (EXTENDS, '"~nosuchuser/x.toml"', ["extends = '~nosuchuser", "home folder"]),
     # names
     "ds_long": ("mine", "d" * 400, ["datasets.", NAMES]),

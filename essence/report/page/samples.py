@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from essence.errors import InputError, RecordError
 from essence.evaluation.benchmarks import read_problems
-from essence.evaluation.sampling import read_lines
+from essence.evaluation.sample_lines import read_lines
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
 from essence.record.run_directory import RunDirectory
 from essence.report.results.records import Results
