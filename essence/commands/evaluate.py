@@ -145,10 +145,10 @@ def _short(name: str) -> str:
 
 def _with(loaded: Experiment, name: str, pin: ModelPin, asked: ModelOptions, root: RunDirectory) -> Experiment:
     """The experiment with this model, this benchmark, and the GPUs of this machine."""
-    changes: dict[str, Any] = {name: number for name, number in asked.numbers.items() if number is not None}
-    for name, number in changes.items():
+    changes: dict[str, Any] = {key: number for key, number in asked.numbers.items() if number is not None}
+    for key, number in changes.items():
         if number < 1:
-            raise ExperimentError(f"{option(name)} {number}: must be an integer of at least 1")
+            raise ExperimentError(f"{option(key)} {number}: must be an integer of at least 1")
     changes.update({"decoder": asked.decoder} if asked.decoder else {}, benchmarks=[asked.benchmark])
     fields = {**loaded.experiment.evaluation.model_dump(), **changes}
     section = validate(EvaluationSection, fields, "invoke evaluate")
