@@ -54,6 +54,7 @@ def make_stage(stages: Path, prepared: dict[str, Path], **changes: Path) -> Path
         manifest = {
             "schema_version": 1,
             "identity": {"stage": "download", "key": name},
+            "settings": {"resolved": {}},
             "outputs": [entry.model_dump(mode="json") for entry in list_outputs(output)],
         }
         (stages / name / "manifest.json").write_text(json.dumps(manifest))
@@ -155,7 +156,14 @@ def test_what_a_rank_cannot_read_is_the_sentence_of_the_stage(prepared: dict[str
 
 
 def report(folder: Path, rank: int, kind: str, curable: bool, moment: float) -> None:
-    record = {"rank": rank, "kind": kind, "curable": curable, "message": f"{kind} of {rank}", "time": moment}
+    record = {
+        "rank": rank,
+        "kind": kind,
+        "curable": curable,
+        "message": f"{kind} of {rank}",
+        "cure": "",
+        "time": moment,
+    }
     (folder / f"failure-{rank:05d}.json").write_text(json.dumps(record))
 
 
