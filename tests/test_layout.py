@@ -16,7 +16,18 @@ ORDER = re.findall(r"\w+", " ".join(re.findall(r"^    ((?:\w+, )*\w+) {2,}", str
 """The list in the docstring of the package; a file or folder imports only what stands above it."""
 INSIDE_ENVIRONMENT = ("data", "models", "distill", "evaluation", "stages")
 HEAVY = {
-    *("accelerate", "deepspeed", "httpx2", "huggingface_hub", "math_verify", "peft", "pyarrow", "pynvml", "sympy"),
+    *(
+        "accelerate",
+        "deepspeed",
+        "httpx2",
+        "huggingface_hub",
+        "math_verify",
+        "peft",
+        "pyarrow",
+        "pynvml",
+        "rich",
+        "sympy",
+    ),
     *("tokenizers", "torch", "transformers", "vllm"),
 }
 """Libraries that take long to import, or that not every environment has."""

@@ -6,13 +6,14 @@ would do with a folder it tells without reading a weight, when it loads onto tor
 whatever the kind of model, and no decoder is given a folder that has not passed.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
 from essence.errors import InputError
@@ -49,14 +50,30 @@ def check_model(folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def _without_weights(folder: Path) -> Any:
-    """The model on torch's meta device; InputError where the library would not take every weight from the files."""
+    """The model on torch's meta device; InputError where the library would not take every weight from the files.
+
+    The environment of evaluation has no accelerate, without which the library loads nothing there. The names that
+    `check_folder` knows by heart and the look at what `load_model` found have to do then.
+    """
     logging.disable_progress_bar()
     try:
+        if importlib.util.find_spec("accelerate") is None:
+            return _from_config(folder)
         model, found = _from_files(folder, device_map="meta")
     except Exception as error:  # noqa: BLE001 - a configuration can make the library raise anything; nothing was loaded
         said = f"{type(error).__name__}: {reason(error)}"
         raise InputError(f"{folder}: {SAID} ({said})", DOWNLOAD_AGAIN) from None
     _check_found(found, folder)
+    return model
+
+
+def _from_config(folder: Path) -> Any:
+    """The model as its configurations describe it, without a weight."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
 

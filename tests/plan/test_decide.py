@@ -85,7 +85,7 @@ def test_the_command_shows_a_row_for_each_deviation_that_nobody_measured() -> No
     ("words", "sentence"),
     [
         (("--decide", "halves"), "no claim that can be planned for"),
-        (("--decide", "retention-half", "--training-sd", "x"), "is not a number between 0 and 50"),
+        (("--decide", "retention-half", "--training-sd", "x"), "must be a number"),
         (("--decide", "retention-half", "--accuracy", "20"), "is not a number between 0 and 0.8"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_host_that_cannot_go_on_leaves_no_stage_behind(tmp_path: Path) -> None
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / second).write_text("in the way of the stage's folder")
     done = invoke(*words)
-    assert done.returncode == 1 and "FileExistsError" in done.stderr
+    assert done.returncode == 2 and "a file has that name, where a folder is wanted" in done.stderr
     assert stage_processes(tmp_path) == []
 
 
