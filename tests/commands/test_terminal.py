@@ -76,7 +76,7 @@ def test_json_is_json_in_every_encoding(tmp_path: Path, variables: dict[str, str
         ("$PLAN --lsp 7 2> /dev/full", 2, ""),
         ("$PLAN --lsp 7 2>&-", 2, ""),
         ("$PLAN --lsp 7 --json >&-", 2, "--lsp 7: must be"),
-        ("${PLAN%% *} grade - <&-", 0, "nothing to grade"),
+        ("${PLAN%% *} grade - <&-", 2, "holds no line"),
     ],
 )
 def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> None:

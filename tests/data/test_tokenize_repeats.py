@@ -19,6 +19,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 from essence.data import encode as encoding
 from essence.settings import Spec
 from essence.stages import tokenize
+from essence.stages.__main__ import list_outputs
 from essence.stages.tiny.problems import training_rows
 from essence.stages.tiny.tokenizer import TURN_END, write_tokenizer
 
@@ -38,7 +39,9 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (rows / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_tokenizer(folder / "tokenizer" / "output" / "model", TURN_END)
     for name in ("rows", "tokenizer"):
-        manifest = {"identity": {"stage": "download", "key": name}}
+        outputs = [entry.model_dump(mode="json") for entry in list_outputs(folder / name / "output")]
+        identity = {"stage": "download", "key": name}
+        manifest = {"identity": identity, "settings": {"resolved": {}}, "outputs": outputs}
         (folder / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 

@@ -70,7 +70,7 @@ def test_no_version_of_torch_changes_an_order_in_silence(rows: int, epoch: int, 
 
 def test_six_orders_are_published() -> None:
     data = load("bespoke").experiment.data
-    known = {name: section.published for name, section in data.items() if section.published}
+    known = {name: section.published for name, section in data.items() if not isinstance(section.published, str | None)}
     assert {name: len(published.orders) for name, published in known.items()} == {
         "bespoke": 2,
         "openthoughts": 2,

@@ -58,4 +58,4 @@ def test_what_cannot_be_saved_is_refused_before_the_first_step(prepared: dict[st
 def test_what_a_library_in_rust_says_of_a_disk_is_understood() -> None:
     said = disk_error(RuntimeError("Error while serializing: I/O error: Permission denied (os error 13)"), "runs")
     assert isinstance(said, DiskError) and "runs: this user may not write there" in str(said)
-    assert disk_error(RuntimeError("I/O error: Is a directory (os error 21)"), "runs") is None
+    assert disk_error(RuntimeError("I/O error: Not a typewriter (os error 25)"), "runs") is None

@@ -151,7 +151,9 @@ def test_what_a_rank_cannot_read_is_the_sentence_of_the_stage(prepared: dict[str
     process = start(folder := make_stage(tmp_path, prepared, teacher=prepared["tokens"]))
     assert process.wait(timeout=300) == 2
     failure = json.loads((folder / "failure.json").read_text())
-    assert failure["kind"] == "InputError" and failure["curable"] and "no usable tokenizer" in failure["message"]
+    assert (
+        failure["kind"] == "InputError" and failure["curable"] and "no such folder, so no model" in failure["message"]
+    )
     assert "Traceback" not in (folder / "log.txt").read_text()
 
 
