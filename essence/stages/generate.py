@@ -32,19 +32,29 @@ SAMPLES_FILE = "samples.jsonl"
 def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     """Generate; inputs `model` (Hugging Face folder at `settings.model_folder`) and `problems`.
 
+    Where every sample is there, the model is neither checked nor loaded.
+
     Raises InputError for an input that cannot be used, Stopped when asked to between two looks at the decoder, and
     StageError when what was generated is not what was declared.
     """
     problems = read_problems(context.inputs["problems"] / "problems", settings.benchmark)
     check_golds(golds_of(settings.benchmark.name, problems), context.graders, context.resources.threads)
     folder = context.inputs["model"] / settings.model_folder
-    tokenizer = open_model(folder, context.scratch)
+    present = present_samples(context.partial / SAMPLES_FILE)
+    declared = {(problem.id, sample) for problem in problems for sample in range(settings.samples)}
+    complete = {(line["problem"], line["sample"]) for line in present} >= declared
+    if not complete:
+        check_model(folder, context.scratch)
+    tokenizer = open_tokenizer(folder)
     check_context(folder, settings.max_model_tokens)
     prompts = render_prompts(tokenizer, problems, settings.benchmark.prompt)
     requests = plan_requests(prompts, settings)
     stop_ids = stop_token_ids(folder, tokenizer, settings.stop_at_turn_end)
     told = DecodeSettings(folder, tuple(stop_ids), settings, context.resources)
-    facts = _generate(requests, told, Recorder(tokenizer, stop_ids, told.loops), context)
+    context.progress.update("generate", len(present), len(requests), "samples")
+    facts: dict[str, Any] = {"decoder": settings.decoder}
+    if not complete:
+        facts = _generate(requests, present, told, Recorder(tokenizer, stop_ids, told.loops), context)
     path = context.partial / SAMPLES_FILE
     samples = put_in_order(path, read_lines(path), requests)
     check_as_declared(samples, requests, stop_ids)
@@ -57,9 +67,8 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     return _outcome(settings, prompts, requests, samples, executed)
 
 
-def open_model(folder: Path, scratch: Path) -> Any:
-    """The tokenizer of a model that can be decoded with; InputError when the model cannot, or has no chat template."""
-    check_model(folder, scratch)
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model; InputError when it has no chat template."""
     tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: the tokenizer has no chat template, which renders the prompts", "use a chat model")
@@ -67,14 +76,14 @@ def open_model(folder: Path, scratch: Path) -> Any:
 
 
 def _generate(
-    requests: Sequence[Request], told: DecodeSettings, record: Recorder, context: StageContext
+    requests: Sequence[Request],
+    present: Sequence[dict[str, Any]],
+    told: DecodeSettings,
+    record: Recorder,
+    context: StageContext,
 ) -> dict[str, Any]:
-    """Fill samples.jsonl; facts about the decoder. No model is loaded where nothing is missing."""
+    """Add to samples.jsonl what is not `present`; facts about the decoder."""
     path = context.partial / SAMPLES_FILE
-    present = present_samples(path)
-    context.progress.update("generate", len(present), len(requests), "samples")
-    if {(line["problem"], line["sample"]) for line in present} >= {request.key for request in requests}:
-        return {"decoder": told.generate.decoder}
     with closing(open_decoder(told)) as decoder:
         for done in generate_samples(requests, present, decoder, record, path):
             context.progress.update("generate", done, len(requests), "samples")

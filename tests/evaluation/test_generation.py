@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from essence.evaluation.requests import (
 )
 from essence.evaluation.sampling import Recorder
 from essence.models.loading import load_tokenizer
-from essence.progress import Stopped
+from essence.progress import Stopped, StopRequest
 from essence.stages import generate
 from support.sampling import PROBLEMS, byte_tokenizer, context, make_inputs, samples, settings
 from support.some_resources import some_resources
@@ -74,15 +75,28 @@ def test_killed_at_any_byte(inputs: dict[str, Path], undisturbed: Path, tmp_path
     assert samples(tmp_path) == samples(undisturbed)
 
 
-def test_stop_between_batches(inputs: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:
+class StopWith(StopRequest):
+    """A signal that comes when so many samples are written, in the middle of the batch after them."""
+
+    def __init__(self, file: Path, lines: int) -> None:
+        super().__init__()
+        self.file, self.lines = file, lines
+
+    def check(self) -> None:
+        if self.file.read_bytes().count(b"\n") >= self.lines:
+            self.signal_name = "SIGUSR1"
+        super().check()
+
+
+def test_stop_in_a_batch_keeps_the_batches_before_it(
+    inputs: dict[str, Path], undisturbed: Path, tmp_path: Path
+) -> None:
     surroundings = context(tmp_path, inputs)
-    surroundings.stop.signal_name = "SIGUSR1"
-    for finished in (6, 12):
+    for finished in (0, 6, 12):
+        stop = StopWith(surroundings.partial / "samples.jsonl", finished)
         with pytest.raises(Stopped):
-            generate.run(settings(), surroundings)
-        if finished == 6:
-            assert len(samples(tmp_path)) == 6
-    surroundings.stop.signal_name = None
+            generate.run(settings(), replace(surroundings, stop=stop))
+        assert samples(tmp_path) == samples(undisturbed)[:finished]
     generate.run(settings(), surroundings)
     assert samples(tmp_path) == samples(undisturbed)
 
