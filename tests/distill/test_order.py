@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_trainer import AS_RELEASED, RESOURCES, TRAIN, ActAfter, examples, model, run, settings
+from test_trainer import AS_RELEASED, PAD, RESOURCES, TRAIN, ActAfter, examples, model, run, settings
 from torch.utils.data import DistributedSampler
 
 from essence.data.truncation import Places, SkipReason, collect, within_budget
@@ -231,11 +231,14 @@ def test_a_training_keeps_the_weights_that_the_ranks_choose(of_four_ranks: Any) 
     rows = examples(7, seed=2)
     student, losses = model(9), []
     student.load_state_dict(load_file(result.best_weights), strict=False)
-    for row in rows:
-        ids = torch.from_numpy(row.input_ids).long()[None]
+    for row in rows:  # padded on the left to a multiple of 16, as the released collator does
+        pads = -row.input_ids.size % 16
+        ids = torch.from_numpy(np.concatenate([[PAD] * pads, row.input_ids])).long()[None]
+        mask = torch.tensor([[0] * pads + [1] * row.input_ids.size])
         with torch.no_grad():
-            logits = student(input_ids=ids).logits[0]
-        at = np.flatnonzero(row.supervised)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            logits = student(input_ids=ids, attention_mask=mask, position_ids=positions).logits[0]
+        at = pads + np.flatnonzero(row.supervised)
         losses.append(torch.nn.functional.cross_entropy(logits[at - 1], ids[0, at]).item())
     own = [[0, 4], [1, 5], [2, 6], [3, 0]]  # the eighth place is the first again
     assert chosen["parts"] == pytest.approx([sum(losses[i] for i in part) / 2 for part in own], rel=1e-5)
