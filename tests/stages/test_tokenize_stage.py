@@ -307,7 +307,8 @@ def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path
     make_tokenizer(other / "model", special=[SPECIAL[1], SPECIAL[0], *SPECIAL[2:]])
     refused("different tokenizers: 2 tokens differ, the first is '<|im_end|>'", teacher=other)
     larger = make_model(tmp_path / "larger", 2, vocabulary=70)
-    refused(r"vocabulary \(64\) is smaller than the student's \(70\)", student=larger)
+    narrow = make_model(tmp_path / "narrow", 2, vocabulary=64)
+    refused(r"vocabulary \(64\) is smaller than the student's \(70\)", student=larger, teacher=narrow)
     short = make_model(tmp_path / "small", 2, vocabulary=16)
     refused(r"has a token with id \d+, but the embedding of the model has 16 rows", teacher=short)
 
