@@ -143,7 +143,7 @@ def test_a_template_that_renders_nothing_is_refused_where_it_does(tmp_path: Path
     write_rows(tmp_path / "rows" / "rows", "rows.jsonl", rows(3))
     with pytest.raises(InputError, match="the chat template renders nothing"):
         tokenize.run(SETTINGS, context(tmp_path / "tokenize", rows=tmp_path / "rows", tokenizer=tmp_path))
-    with pytest.raises(InputError, match="The chat template renders problem 7 to nothing"):
+    with pytest.raises(InputError, match="the chat template renders nothing"):
         render_prompts(load_tokenizer(model), [Problem("7", "1+1?", "2")], "{problem}")
 
 

@@ -11,7 +11,7 @@ from essence.data.decontaminate import Decontaminator, read_questions
 from essence.data.markers import Trace, has_solution_marker, replace_exactly, split_trace
 from essence.data.readers import READERS
 from essence.data.reasons import NOT_WANTED, NOTES, Exchange, Fault, Reason
-from essence.data.row_files import count_rows, no_rows_error, read_files
+from essence.data.row_files import count_rows, may_be_settings, no_rows_error, read_files
 from essence.data.thoughts import THOUGHT_FIELDS, holds_thought
 from essence.errors import InputError
 from essence.files import write_json
@@ -115,7 +115,7 @@ def share(part: int, whole: int) -> str:
 Numbered = tuple[int, Exchange]
 """Position of a row in its data set, and its texts, with `<think>` and `</think>` around the thought."""
 NO_ROWS = frozenset({Reason.NOT_A_ROW, Reason.MISSING_COLUMN})
-"""A file in which every row has one of these is no file of rows."""
+"""A `.json` file in which every row has one of these is no file of rows, but settings or the like."""
 WHITE_SPACE = b" \t\n\r"
 DIGEST_BYTES = 16
 
@@ -159,7 +159,7 @@ class AcceptedRows:
                     self._note_thought(exchange, row)
                     yield self.read - 1, exchange
             read = self.read - before
-            if read and self._strangers - strangers == read:
+            if read and self._strangers - strangers == read and may_be_settings(path):
                 foreign.append(path)
         if foreign and self._strangers < self.read:
             raise no_rows_error(foreign[0], "no row in it has the columns of the format")

@@ -72,6 +72,11 @@ def is_data_file(path: Path) -> bool:
     return path.name not in NOT_ROWS and any(path.name.endswith(kind) for kind in _READERS)
 
 
+def may_be_settings(path: Path) -> bool:
+    """Whether a file of this name may hold something other than rows: JSON lines and Parquet are rows by their kind."""
+    return kind_of(path) in (".json", ".json.gz")
+
+
 def kind_of(path: Path) -> str:
     """The ending that says how a data file is read."""
     return next(kind for kind in _READERS if path.name.endswith(kind))

@@ -180,7 +180,6 @@ def test_the_names_that_were_seen_are_counted(tmp_path: Path) -> None:
         ("meta.json", '{\n "a": 1\n}\n'),
         ("meta.json", '{"a": 1}'),
         ("meta.json", '["train", "test"]'),
-        ("zmeta.jsonl", '{"a": 1}\n{"a": 2}\n'),
         ("a/meta.json", "3"),
     ],
 )
@@ -192,6 +191,14 @@ def test_a_file_beside_the_rows_that_holds_none_is_named(tmp_path: Path, name: s
         accept(tmp_path, good, settings())
     wanted = f"{tmp_path / name} is no file of rows; remove it, or name the files with `files`"
     assert str(caught.value).startswith(wanted) and "\n" not in str(caught.value)
+
+
+def test_json_lines_of_another_shape_are_rejected_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "zmeta.jsonl").write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
+    good = [row(f"{number}+1?", TRACE.format(number + 1)) for number in range(30)]
+    _, results = accept(tmp_path, good, settings(max_rejected_share=0.1))
+    assert (results["rows_read"], results["rows_kept"]) == (32, 30)
+    assert results["rejections"]["a column of the format is missing"]["count"] == 2
 
 
 def test_rows_that_are_not_wanted_stop_nothing(tmp_path: Path) -> None:
