@@ -8,8 +8,8 @@ from typing import Any
 from essence.errors import InputError, StageError
 from essence.evaluation.benchmarks import Problem, read_problems
 from essence.evaluation.golds import check_golds, golds_of
-from essence.evaluation.graders import PACKAGE, Verdict
-from essence.evaluation.graders_apart import APART, grader_lock_sha256, grader_version, installed_graders
+from essence.evaluation.graders import GRADERS, PACKAGE, Verdict
+from essence.evaluation.graders_apart import APART, grader_lock_sha256, grader_version
 from essence.evaluation.grading_pool import Item, grade_by_each
 from essence.evaluation.sample_lines import append_lines, read_lines, recover_lines
 from essence.evaluation.scores import summary
@@ -42,7 +42,8 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
         )
     golds = golds_of(settings.benchmark.name, problems)
     check_golds(golds, {settings.grader: settings.timeout_s}, context.resources.threads)
-    others = tuple(grader for grader in installed_graders() if grader != settings.grader)
+    # Those of every environment: what is counted must not depend on what else is installed beside one of them.
+    others = tuple(grader for grader in GRADERS if grader != settings.grader and grader not in APART)
     of_problem = dict(zip((problem.id for problem in problems), golds, strict=True))
     _grade(samples, of_problem, (settings.grader, *others), settings.timeout_s, context)
     verdicts = read_lines(context.partial / VERDICTS_FILE)
