@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging
 
 from essence.errors import InputError
+from essence.models.decoder import KNOWN
 from essence.models.folder import check_folder
 from essence.models.headers import DOWNLOAD_AGAIN
 from essence.models.saving import try_saving
@@ -43,23 +44,26 @@ def check_model(folder: Path, scratch: Path) -> dict[str, Any]:
         InputError: in one sentence, what is wrong with which file.
     """
     config = check_folder(folder).config
-    model = _without_weights(folder)
+    model = _without_weights(folder, config)
     _check_tokenizer(load_tokenizer(folder), config.get("vocab_size"), folder)
     try_saving(model, folder, scratch, load_tokenizer)
     return config
 
 
-def _without_weights(folder: Path) -> Any:
+def _without_weights(folder: Path, config: dict[str, Any]) -> Any:
     """The model on torch's meta device; InputError where the library would not take every weight from the files.
 
-    The environment of evaluation has no accelerate, without which the library loads nothing there. The names that
-    `check_folder` knows by heart and the look at what `load_model` found have to do then.
+    The environment of evaluation has no accelerate, without which the library loads nothing there. Then `check_folder`
+    has compared names and shapes where it knows the kind by heart, and a model of another kind is loaded to see.
     """
     logging.disable_progress_bar()
     try:
-        if importlib.util.find_spec("accelerate") is None:
+        if importlib.util.find_spec("accelerate"):
+            model, found = _from_files(folder, device_map="meta")
+        elif config.get("model_type") in KNOWN:
             return _from_config(folder)
-        model, found = _from_files(folder, device_map="meta")
+        else:
+            model, found = _from_files(folder)
     except Exception as error:  # noqa: BLE001 - a configuration can make the library raise anything; nothing was loaded
         said = f"{type(error).__name__}: {reason(error)}"
         raise InputError(f"{folder}: {SAID} ({said})", DOWNLOAD_AGAIN) from None
@@ -83,8 +87,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Mod
     Raises:
         InputError: a file is missing or damaged, a weight is missing, left over, of another shape or not finite.
     """
-    check_folder(folder)
-    _without_weights(folder)
+    _without_weights(folder, check_folder(folder).config)
     try:
         model, found = _from_files(folder, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:

@@ -3,19 +3,22 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.project import invoke
+from support.project import PROJECT, invoke
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from essence.errors import ExperimentError, InputError
@@ -77,6 +80,39 @@ def test_what_takes_the_library_is_refused_at_the_start_of_a_stage(name: str, wh
     with pytest.raises(InputError, match=said) as raised:
         check_model(folder, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+WITHOUT_ACCELERATE = """
+import importlib.util, sys
+from pathlib import Path
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.split(".")[0] == "accelerate" else find(name, *more)
+from essence.errors import InputError
+from essence.models.loading import check_model
+for folder in sys.argv[2:]:
+    try:
+        print("passed", check_model(Path(folder), Path(sys.argv[1]))["model_type"])
+    except InputError as refused:
+        print("refused", refused)
+"""
+"""The environment of evaluation has no accelerate; the library asks for it in the same way."""
+
+
+def test_the_door_holds_where_accelerate_is_not_installed(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    other = copy_of(whole, tmp_path / "other")  # a kind that the host does not know by heart
+    shape = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+    configure(other, **shape)
+    rewrite(other, {name: tensor for name, tensor in weights(other).items() if not re.search(r"[qk]_norm", name)})
+    lacking, renamed = copy_of(whole, tmp_path / "lacking"), copy_of(other, tmp_path / "renamed")
+    for folder in (lacking, renamed):
+        rewrite(folder, {name: tensor for name, tensor in weights(folder).items() if name != "model.norm.weight"})
+    folders = [str(folder) for folder in (whole, other, lacking, renamed)]
+    command = [sys.executable, "-c", WITHOUT_ACCELERATE, str(tmp_path / "scratch"), *folders]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    said = done.stdout.splitlines()
+    assert done.returncode == 0 and said[:2] == ["passed qwen3", "passed mistral"], done.stdout + done.stderr
+    assert all(line.startswith("refused") and "model.norm.weight" in line for line in said[2:]) and len(said) == 4, said
 
 
 def test_numbers_that_are_not_finite_are_refused_by_both_ways_to_decode(whole: Path, tmp_path: Path) -> None:
@@ -184,7 +220,7 @@ def test_a_random_folder_gives_exactly_its_weights_or_is_refused(whole: Path, mo
         try:
             for move, pick in moves:
                 disturb(folder, move, pick)
-        except (OSError, ValueError, RuntimeError):
+        except (OSError, ValueError, RuntimeError, SafetensorError):
             return  # the second change found the folder unreadable
         try:
             check_model(folder, Path(place))
