@@ -47,3 +47,11 @@ def micro(shared: Shared) -> Path:
         return str(runs)
 
     return Path(shared.once("micro", reproduce))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Inputs of the train stage, made here; not to be changed."""
+    from support.stage_inputs import prepare  # imports PyTorch
+
+    return prepare(tmp_path_factory.mktemp("inputs"))

@@ -128,3 +128,16 @@ def test_no_file_name_stands_twice() -> None:
 def test_no_file_is_long() -> None:
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
     assert {str(path): length for path, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_test_module_imports_another() -> None:
+    files = sorted((PROJECT / "tests").rglob("*.py"))
+    modules = {file.stem for file in files if file.parent.name != "support"}
+    imports = [
+        f"{file.relative_to(PROJECT)}:{node.lineno} imports {module}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for module in imported(node)
+        if module.split(".")[0] in modules
+    ]
+    assert imports == []

@@ -4,13 +4,12 @@ import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from support.processes import stage_processes, wait_for
 from support.project import MICRO, PROJECT, command_line, invoke
 
 
@@ -26,23 +25,6 @@ def plan_of(runs: Path) -> dict[str, Any]:
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:
     stages = plan_of(runs)["stages"]
     return {i: json.loads((runs / "stages" / i / "manifest.json").read_text(encoding="utf-8")) for i in stages}
-
-
-def stage_processes(runs: Path) -> list[psutil.Process]:
-    """Processes that work on stages of this run directory."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if "essence.stages" in line and any(str(runs) in part for part in line):
-            found.append(process)
-    return found
-
-
-def wait_for(condition: Any, timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def test_everything_is_there_and_the_second_run_does_nothing(micro: Path, tmp_path: Path) -> None:

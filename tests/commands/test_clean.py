@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_matrix import wait_for
 
 from essence.commands.clean import clean
 from essence.engines.slurm import queue
 from essence.errors import HeldError
 from essence.record.run_directory import RunDirectory
+from support.processes import wait_for
 from support.slurm_node import SlurmNode
 from support.synthetic_run import SyntheticRun
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_disk import mounted
 
 from essence.commands.doctor import doctor as command
 from essence.engines import FLAVOURS
@@ -20,6 +19,7 @@ from essence.errors import MachineError
 from essence.record.facts import query_gpus
 from support.local_hub import local_hub
 from support.project import MICRO, invoke
+from support.small_disk import mounted
 
 NOWHERE = "http://127.0.0.1:9"
 """The port of `discard`: nothing listens there."""

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_tokenize_stage import context, tokenize_settings
+
+from support.stage_inputs import context
+from support.tokenize_settings import tokenize_settings
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -11,11 +11,11 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_accept import settings as tokenize_settings
 
 from essence.data.accept import AcceptedRows
 from essence.data.thoughts import THOUGHT_FIELDS
 from essence.errors import InputError
+from support.tokenize_settings import protocol_settings
 
 Make = Callable[[Path], None]
 PROTOCOLS = ("released", "corrected")
@@ -211,7 +211,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
 
 
 def read(folder: Path, protocol: str, **changes: Any) -> AcceptedRows:
-    asked = tokenize_settings(protocol, **{"format": "messages", "max_row_characters": 1_000_000, **changes})
+    asked = protocol_settings(protocol, **{"format": "messages", "max_row_characters": 1_000_000, **changes})
     rows = AcceptedRows(folder, asked, {})
     list(rows)
     return rows

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tokenize_stage import RESOURCES, context, tokenize_settings
 
 from support.project import PROJECT
+from support.stage_inputs import RESOURCES, context
+from support.tokenize_settings import tokenize_settings
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 

@@ -10,8 +10,6 @@ from safetensors.torch import load_file
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
-from test_tokenize_stage import context, inputs, prepared, train_settings
-
 from essence.distill.adapters import add_adapters
 from essence.errors import InputError
 from essence.models.loading import load_model
@@ -19,8 +17,8 @@ from essence.progress import StageContext, StageOutcome, Stopped
 from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters, training_flops
 from essence.stages import train
+from support.stage_inputs import context, inputs, train_settings
 
-__all__ = ["prepared"]  # a fixture
 CPU = torch.device("cpu")
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
 
@@ -78,8 +76,9 @@ def test_counts_are_those_of_the_adapters(prepared: dict[str, Path], done: tuple
 
 
 def test_flops_equal_the_count_of_pytorch() -> None:
-    from test_trainer import model
     from torch.utils.flop_counter import FlopCounterMode
+
+    from support.small_training import model
 
     student, tokens, lora = model(0), 24, LoraSettings.model_validate(LORA)
     architecture = Architecture.from_config(student.config.to_dict())

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_trainer import AS_RELEASED, PAD, RESOURCES, TRAIN, ActAfter, examples, model, run, settings
 from torch.utils.data import DistributedSampler
 
 from essence.data.truncation import Places, SkipReason, collect, within_budget
@@ -23,6 +22,7 @@ from essence.plan.experiment import load
 from essence.record.recount import _training
 from essence.settings import OrderSettings, PublishedRows
 from essence.settings.protocol import PROTOCOLS
+from support.small_training import AS_RELEASED, PAD, RESOURCES, TRAIN, ActAfter, examples, model, run, settings
 
 RELEASED = OrderSettings(seed=42, multiple=4)
 

@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from support.project import PROJECT
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-from test_trainer import AS_RELEASED, FIRST_ROWS, model, run
-
 from essence.distill.adapters import add_adapters
 from essence.settings import LoraSettings
 from essence.sizes.passes import deal, steps_of_epoch
 from support.rank_program import LORA, RESUMED, WAYS
+from support.small_training import AS_RELEASED, FIRST_ROWS, model, run
 
 LOSS_TOLERANCE = 2e-6
 """Of losses of about 3; the same float32 sums in another order gave 3e-7."""
@@ -44,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder / "single-lora", adapted(3), model(1, hidden=24), lora=LORA, **AS_RELEASED)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     program = [str(PROJECT / "tests" / "support" / "rank_program.py"), str(folder)]
-    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests"), str(PROJECT / "tests" / "distill")])
+    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -137,7 +136,7 @@ def test_rows_are_dealt_once_and_in_equally_many_passes(processes: int, packed: 
 
 
 def test_steps_hold_rows_or_tokens() -> None:
-    from test_trainer import settings
+    from support.small_training import settings
 
     optimizer = settings().optimizer
     assert steps_of_epoch(range(10), [5] * 10, optimizer) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cost import GIB
-from test_memory import PAPER
 
+from support.paper_sizes import GIB, PAPER
 from support.some_resources import some_resources
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

@@ -13,9 +13,6 @@ from safetensors.torch import load_file
 from support.project import MICRO, invoke
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-from test_disk import mounted
-from test_tokenize_stage import RESOURCES, context, inputs, make_model, make_tokenizer, prepared, train_settings, view
-
 from essence.data.token_table import TokenTable
 from essence.data.truncation import Example, collect
 from essence.distill.batches import Batch
@@ -28,8 +25,9 @@ from essence.plan.stage_plan import Plan, make_plan
 from essence.progress import StageContext, Stopped
 from essence.settings import Resources, TeacherSettings, TrainSettings
 from essence.stages import teacher, train
+from support.small_disk import mounted
+from support.stage_inputs import RESOURCES, context, inputs, make_model, make_tokenizer, train_settings, view
 
-__all__ = ["prepared"]  # a fixture
 CPU = torch.device("cpu")
 FLOAT32_TOLERANCE = 2e-6
 """Of losses of about 4: the same sums in batches of another shape."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from test_engine_docker import RESOURCES, surroundings_of
-from test_matrix import wait_for
 
 from essence.engines.apptainer import ApptainerEngine, argv, limit_words, work_folder
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
@@ -18,8 +16,10 @@ from essence.engines.engine import Exit, Launch, Mount
 from essence.engines.secrets import left_token, token
 from essence.errors import MachineError
 from essence.settings import Resources
+from support.container_launch import RESOURCES, surroundings_of
 from support.containers import Sifs, need
 from support.inside import LOOK, looking
+from support.processes import wait_for
 
 NOBODY = 65534
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_engine_docker import RESOURCES
 
 from essence.engines.apptainer import (
     ApptainerEngine,
@@ -29,6 +28,7 @@ from essence.engines.sif_files import sif_file
 from essence.errors import ExperimentError, MachineError
 from essence.files import sha256_file
 from essence.record.run_directory import StageFolder
+from support.container_launch import RESOURCES
 from support.containers import Apptainer
 from support.project import MICRO, PROJECT, invoke
 from support.slurm_cluster import stand_in_sif

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from docker.types import Ulimit
-from test_matrix import wait_for
 
 from essence.commands.options import select
 from essence.engines.docker import FOLDER, DockerEngine, argv, creation
@@ -18,41 +17,12 @@ from essence.engines.recipes import config_digest, recipe
 from essence.engines.secrets import token
 from essence.engines.selected_run import Options
 from essence.errors import MachineError
-from essence.plan.cells import part
-from essence.plan.experiment import load
 from essence.plan.stage_plan import PlannedStage
-from essence.record.run_directory import StageFolder
-from essence.settings import Resources
+from support.container_launch import CALLER, RESOURCES, surroundings_of
 from support.containers import BASE_IMAGE, DockerHost, load_base, need, started_engine, starting_obstacle
 from support.inside import LOOK, looking
+from support.processes import wait_for
 from support.project import MICRO, invoke
-
-CALLER = 12345
-"""A uid that no image has in its passwd."""
-RESOURCES = Resources(**part(load("tiny").experiment.resources, Resources))
-
-
-def surroundings_of(tmp_path: Path, **changes: object) -> Launch:
-    """A stage with one input, as the caller with uid CALLER starts it."""
-    tmp_path.chmod(0o755)
-    folder, read = tmp_path / "own", tmp_path / "input"
-    for place in (folder, read):
-        place.mkdir(exist_ok=True)
-    (read / "rows.txt").write_text("rows")
-    os.chown(folder, CALLER, CALLER)
-    plain = Launch(
-        stage="train",
-        stage_id="train-0123",
-        title="train a cell",
-        environment="download",  # the smallest image
-        folder=StageFolder(folder),
-        mounts=(Mount(read, read, True), Mount(folder, folder, False)),
-        network=False,
-        resources=RESOURCES,
-        variables={"OMP_NUM_THREADS": "1"},
-        user=(CALLER, CALLER),
-    )
-    return replace(plain, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 from docker.errors import NotFound
-from test_engines_agree import pins
-from test_matrix import stage_processes
 
 from essence.engines.docker import FOLDER
 from support.containers import DockerHost
 from support.local_hub import COMMIT, REPOSITORY, LocalHub, local_hub
+from support.micro_results import pins
+from support.processes import stage_processes
 from support.project import MICRO, PROJECT, command_line, invoke
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_engines_agree import by_title, pins
 
 from essence.engines.recipes import config_digest, recipe
 from essence.engines.sif_files import version
 from essence.files import sha256_file
 from support.containers import DockerHost, Sifs
+from support.micro_results import by_title, pins
 from support.project import MICRO, invoke
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.apptainer]

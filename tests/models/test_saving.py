@@ -8,11 +8,10 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from test_tokenize_stage import context, inputs, make_model, make_rows, tokenise, train_settings
-
 from essence.errors import DiskError, InputError, disk_error
 from essence.stages import train
 from support.model_folders import configure
+from support.stage_inputs import context, inputs, make_model, make_rows, tokenise, train_settings
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from test_cost import QWEN3
 
 from essence.plan.cost_table import PROPORTIONS, cost_table, finding
+from support.paper_sizes import QWEN3
 from support.project import invoke
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cost import GIB, QWEN3
 
 from essence.data.token_statistics import TokenStatistics
 from essence.data.truncation import SectionBounds
@@ -17,6 +16,7 @@ from essence.plan.stage_plan import make_plan
 from essence.record.run_directory import RunDirectory
 from essence.sizes.architecture import adapter_parameters, forward_flops
 from essence.sizes.memory import estimate_memory, load_of
+from support.paper_sizes import GIB, QWEN3
 
 
 def planned(folder: Path, text: str) -> tuple[Estimate, ...]:

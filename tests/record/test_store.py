@@ -14,15 +14,7 @@ from essence.errors import HeldError, RecordError
 from essence.files import read_json, write_json
 from essence.record.attempts import AttemptJournal
 from essence.record.run_directory import StageFolder, hold, holder_alive
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from essence.record.run_directory import hold
-with hold(Path(sys.argv[1]), "the folder", "a test"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+from support.processes import HOLDER
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_cost import QWEN3
 
 from essence.plan.cost_table import PROPORTIONS, cost_table, finding
 from essence.report.build import write_report
 from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
 from essence.report.results.read import read_results
+from support.paper_sizes import QWEN3
 from support.synthetic_run import SyntheticRun
 
 

@@ -11,21 +11,7 @@ from essence.sizes.architecture import (
     static_bytes,
     training_flops,
 )
-
-GIB = 1 << 30
-
-
-def qwen3(hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> Architecture:
-    return Architecture(hidden, layers, heads, 8, 128, intermediate, 151_936, tied)
-
-
-QWEN3 = {
-    "0.6b": qwen3(1024, 28, 16, 3072, True),
-    "1.7b": qwen3(2048, 28, 16, 6144, True),
-    "4b": qwen3(2560, 36, 32, 9728, True),
-    "8b": qwen3(4096, 36, 32, 12288, False),
-    "32b": qwen3(5120, 64, 64, 25600, False),
-}
+from support.paper_sizes import GIB, QWEN3
 
 
 @pytest.mark.parametrize(("name", "billions"), [("0.6b", 0.596), ("1.7b", 1.721), ("4b", 4.022), ("8b", 8.191)])

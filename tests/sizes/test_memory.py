@@ -4,29 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_cost import GIB, QWEN3
 
 from essence.plan.cells import train_settings
 from essence.plan.experiment import load
 from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters
-from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory, loss_memory, smallest_change
+from essence.sizes.memory import DeviceLoad, estimate_memory, loss_memory, smallest_change
+from support.paper_sizes import GIB, PAPER, QWEN3
 
 LORA = LoraSettings(rank=8, alpha=16.0, targets=["q_proj", "v_proj"])
-PAPER = DeviceLoad(
-    student=QWEN3["4b"],
-    teacher=QWEN3["8b"],
-    compute_dtype="bfloat16",
-    activation_checkpointing=True,
-    packed=False,
-    positions=4096,
-    labels=4096,
-    loss_bytes_per_logit=PLAIN_BYTES_PER_LOGIT,
-    loss_bytes=0,
-    parallel="zero3",
-    devices=4,
-    teacher_placement="sharded",
-)
 
 
 def test_static_memory_of_the_paper_s_pairs() -> None:

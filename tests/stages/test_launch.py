@@ -16,16 +16,14 @@ import pytest
 from support.project import PROJECT
 
 pytest.importorskip("transformers", reason="transformers is not installed")
-from test_tokenize_stage import RESOURCES, inputs, prepared, train_settings
-
 from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
 from essence.stages.__main__ import list_outputs
 from essence.stages.launch import Node, _why, helps, stopped
+from support.stage_inputs import RESOURCES, inputs, train_settings
 
-__all__ = ["prepared"]  # a fixture
 STEPS = 10
 
 

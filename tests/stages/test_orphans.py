@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_store import HOLDER
 
 from essence.commands.options import select
 from essence.engines.selected_run import Options
@@ -19,6 +18,7 @@ from essence.evaluation.requests import plan_requests, render_prompts
 from essence.progress import Stopped, StopRequest
 from essence.record.run_directory import hold
 from essence.stages import generate
+from support.processes import HOLDER
 from support.project import MICRO, PROJECT, command_line
 from support.sampling import make_inputs, settings
 from support.some_resources import some_resources

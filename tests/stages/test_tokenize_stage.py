@@ -20,151 +20,24 @@ from essence.distill.ranks import ALONE  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
 from essence.models.loading import load_model, load_tokenizer  # noqa: E402
 from essence.models.saving import with_rope_theta  # noqa: E402
-from essence.progress import Progress, StageContext, Stopped, StopRequest  # noqa: E402
-from essence.settings import TokenizeSettings, TrainSettings, ViewSettings  # noqa: E402
+from essence.progress import Stopped  # noqa: E402
+from essence.settings import TrainSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.launch import check_devices  # noqa: E402
-from support.some_resources import some_objective, some_resources  # noqa: E402
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+from support.some_resources import some_objective  # noqa: E402
+from support.stage_inputs import (  # noqa: E402
+    RESOURCES,
+    SPECIAL,
+    TEMPLATE,
+    context,
+    inputs,
+    make_model,
+    make_tokenizer,
+    tokenise,
+    train_settings,
+    view,
 )
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-RESOURCES = some_resources(threads=1, micro_batch_rows=4, micro_batch_tokens=64, checkpoint_every_s=600.0)
-
-
-def make_tokenizer(folder: Path, special: list[str] = SPECIAL, template: str | None = TEMPLATE) -> None:
-    """One token a character, and the markup of the Qwen chat format."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    characters = sorted(set("0123456789+-*/= ?.\nabcdefghijklmnopqrstuvwxyzAWI"))
-    vocabulary = {token: i for i, token in enumerate([*special, *characters])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="."))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
-    inner.decoder = decoders.Fuse()
-    inner.add_special_tokens(special[:2])
-    inner.add_tokens(special[2:])
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>")
-    made.chat_template = template
-    made.save_pretrained(folder)
-
-
-def make_model(folder: Path, seed: int, hidden: int = 16, vocabulary: int = 64) -> Path:
-    torch.manual_seed(seed)
-    config = transformers.Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=32,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "model")
-    make_tokenizer(folder / "model")
-    return folder
-
-
-def make_rows(folder: Path, count: int = 40) -> Path:
-    random = np.random.default_rng(0)
-    (folder / "rows").mkdir(parents=True)
-    with (folder / "rows" / "rows.jsonl").open("w") as file:
-        for i in range(count):
-            a, b = random.integers(0, 10 ** random.integers(1, 5, 2))
-            thought = f"<|begin_of_thought|>\n\nadd {a} and {b} to get {a + b}\n\n<|end_of_thought|>\n\n"
-            answer = f"<|begin_of_solution|>\n\nIt is {a + b}.\n\n<|end_of_solution|>"
-            turns = [{"from": "user", "value": f"What is {a}+{b}?"}, {"from": "assistant", "value": thought + answer}]
-            if i % 10 == 9:
-                turns[1]["value"] = answer  # no thought
-            file.write(json.dumps({"system": "x", "conversations": turns}) + "\n")
-    return folder
-
-
-def context(folder: Path, **inputs: Path) -> StageContext:
-    (folder / "partial").mkdir(parents=True, exist_ok=True)
-    progress, stop = Progress(folder / "progress.json"), StopRequest()
-    return StageContext(folder / "partial", inputs, RESOURCES, progress, stop)
-
-
-def tokenize_settings(**changes: Any) -> TokenizeSettings:
-    plain = {
-        "format": "conversations",
-        "keep_generation_header": True,
-        "markers": "exact",
-        "faulty_rows": "reject",
-        "max_row_characters": 100_000,
-        "max_rejected_share": 0.5,
-        "decontamination": {"problem_fields": {}, "overlap_words": 13, "remove": False},
-    }
-    return TokenizeSettings.model_validate({**plain, **changes})
-
-
-def tokenise(folder: Path, rows: Path, tokenizer: Path, header: bool = True) -> Any:
-    return tokenize.run(
-        tokenize_settings(keep_generation_header=header), context(folder, rows=rows, tokenizer=tokenizer)
-    )
-
-
-def view(**changes: Any) -> ViewSettings:
-    plain = {
-        "lsp": 0.5,
-        "span": "left",
-        "sections": "p+cot+a",
-        "cot_includes_next_token": True,
-        "supervise_end_of_sequence": False,
-        "keep_context": False,
-        "left_pad_multiple": 0,
-        "misordered_markers": "skip",
-    }
-    return ViewSettings.model_validate({**plain, **changes})
-
-
-def train_settings(**changes: Any) -> TrainSettings:
-    record = {
-        "rows": {"max_row_tokens": 200, "train_rows": 20, "validation_rows": 6, "split_seed": 42},
-        "view": view(),
-        "validation_view": "full",
-        "objective": some_objective(kd_weight=0.5),
-        "optimizer": {
-            "epochs": 2,
-            "batch_rows": 4,
-            "max_lr": 1e-2,
-            "weight_decay": 0.05,
-            "adam_beta2": 0.999,
-            "adam_epsilon": 1e-8,
-            "gradient_clip_norm": 1.0,
-            "warmup_share": 0.3,
-            "start_divisor": 25.0,
-            "end_divisor": 1e4,
-            "beta1_low": 0.85,
-            "beta1_high": 0.95,
-        },
-        "order": {"seed": 42, "multiple": 4},
-        "checkpoint_ranks": 4,
-        "validations_per_epoch": 2,
-        "compute_dtype": "float32",
-        "pad_to_multiple": 16,
-        "packing": True,
-        "seed": 3,
-    }
-    return TrainSettings.model_validate({**record, **changes})
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Inputs of the train stage: tokens, student, teacher."""
-    root = tmp_path_factory.mktemp("inputs")
-    rows, student = make_rows(root / "rows"), make_model(root / "student", 0)
-    teacher = make_model(root / "teacher", 1, hidden=24, vocabulary=80)
-    tokenise(root / "tokens", rows, student)
-    return {"tokens": root / "tokens" / "partial", "student": student, "teacher": teacher, "rows": rows}
-
-
-def inputs(prepared: dict[str, Path], **changes: Path) -> dict[str, Path]:
-    return {name: prepared[name] for name in ("tokens", "student", "teacher")} | changes
+from support.tokenize_settings import tokenize_settings  # noqa: E402
 
 
 def test_tokens_are_the_rendered_rows(prepared: dict[str, Path], tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from test_trainer import AS_RELEASED, PAD, TRAIN, VALIDATION, ActAfter, model, settings
 
 from essence.distill.adapters import add_adapters
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
@@ -21,6 +20,7 @@ from essence.distill.stored_states import HEAD, MODEL, ROWS, RowWriter, StoredRo
 from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
 from essence.distill.trainer import DivergedError, train
 from essence.progress import Progress, Stopped, StopRequest
+from support.small_training import AS_RELEASED, PAD, TRAIN, VALIDATION, ActAfter, model, settings
 from support.some_resources import some_objective, some_resources
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
