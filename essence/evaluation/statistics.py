@@ -1,4 +1,4 @@
-"""Accuracies, their ratios and differences, each with an interval whose method is named.
+"""Accuracies and their differences, each with an interval whose method is named.
 
 Problems are the sampled units: the samples of one problem are alike, so they are averaged first and the uncertainty
 comes from the spread between problems (Miller 2024, arXiv 2411.00640). Plain NumPy; used by stages and by the report.
@@ -21,7 +21,6 @@ ROUNDING_VARIANCE = 1e-24
 METHOD_SCORE = "Wilson score interval, problems as clusters: effective sample size p(1-p)/se^2, Student t"
 METHOD_T = "Student t, problems as clusters"
 METHOD_SEEDS = "; variance of crossed problems and seeds, Satterthwaite degrees of freedom"
-METHOD_BOOTSTRAP = f"paired bootstrap over problems, {BOOTSTRAP_RESAMPLES} resamples, expanded percentiles"
 
 
 @dataclass(frozen=True)
@@ -132,31 +131,6 @@ def difference(cell: ArrayLike, reference: ArrayLike, confidence: float) -> Esti
     return Estimate(value, error, value - margin, value + margin, problems, METHOD_T + _seeds_note(matrix))
 
 
-def retention(cell: ArrayLike, reference: ArrayLike, confidence: float) -> Estimate:
-    """Accuracy of a cell as a share of the reference's (LSP 1.0) on the same problems.
-
-    cell, reference: shares of correct samples, [seeds, problems]; the numbers of seeds may differ. Problems are
-    resampled together for both, seeds for each on its own. An end of the interval is None where resampled references
-    of accuracy 0 leave it unbounded.
-    """
-    first, second = _paired(cell, reference)
-    problems = first.shape[1]
-    if not second.any():
-        return Estimate(None, None, None, None, problems, "no ratio: the reference solves nothing")
-    value = float(first.mean() / second.mean())
-    if problems == 1:
-        return Estimate(value, None, None, None, problems, "no interval: one problem only")
-    ratios = _bootstrap_ratios(first, second)
-    tail = expanded_tail(confidence, problems)
-    low, high = np.quantile(ratios, [tail, 1.0 - tail], method="inverted_cdf")
-    bounded = bool(np.isfinite(ratios).all())
-    error = float(ratios.std(ddof=1)) if bounded else None
-    note = "" if bounded else "; some resampled references solve nothing"
-    seeds = "" if len(first) == len(second) == 1 else " and seeds"
-    method = METHOD_BOOTSTRAP.replace("problems", "problems" + seeds) + note
-    return Estimate(value, error, _finite(low), _finite(high), problems, method)
-
-
 @lru_cache(maxsize=64)
 def student_t(confidence: float, degrees: int) -> float:
     """Two-sided quantile: P(|T| <= t) = confidence, by bisection on the closed form for whole degrees of freedom."""
@@ -226,26 +200,6 @@ def _score_interval(share: float, trials: float, quantile: float) -> tuple[float
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
-def _bootstrap_ratios(cell: Matrix, reference: Matrix) -> Matrix:
-    """Ratio of the means in each resample, [resamples]; infinite where the reference is 0."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    problems = rng.integers(cell.shape[1], size=(BOOTSTRAP_RESAMPLES, cell.shape[1]))
-    upper, lower = (resampled_means(rng, matrix, problems) for matrix in (cell, reference))
-    ratios = np.full(BOOTSTRAP_RESAMPLES, np.inf)
-    np.divide(upper, lower, out=ratios, where=lower > 0.0)
-    return ratios
-
-
-def resampled_means(rng: np.random.Generator, matrix: Matrix, problems: NDArray[np.int64]) -> Matrix:
-    """Means of [seeds, problems] over seeds drawn here and the given problems [resamples, problems]: [resamples]."""
-    seeds = rng.integers(len(matrix), size=(len(matrix), BOOTSTRAP_RESAMPLES))
-    by_problem = np.zeros(problems.shape)
-    for drawn in seeds:
-        by_problem += matrix[drawn]
-    means: Matrix = np.take_along_axis(by_problem, problems, axis=1).mean(axis=1) / len(matrix)
-    return means
-
-
 def expanded_tail(confidence: float, problems: int) -> float:
     """Percentile that makes up for a bootstrap being too narrow for few units (Hesterberg 2015, arXiv 1411.5279)."""
     quantile = math.sqrt(problems / (problems - 1)) * student_t(confidence, problems - 1)
@@ -270,7 +224,3 @@ def _paired(cell: ArrayLike, reference: ArrayLike) -> tuple[Matrix, Matrix]:
 
 def _seeds_note(matrix: Matrix) -> str:
     return METHOD_SEEDS if len(matrix) > 1 else ""
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

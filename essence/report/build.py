@@ -14,6 +14,7 @@ from essence.plan.cost_table import as_json
 from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
 from essence.report.claims.definition import CLAIMS_FILE
+from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import judge, judged_record
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.findings import findings
@@ -21,7 +22,6 @@ from essence.report.page.markdown import markdown_report
 from essence.report.page.page import render_page, statement
 from essence.report.page.samples import write_pieces
 from essence.report.page.table import arm_rows, cell_rows, missing_lines, row_record
-from essence.report.results.read import read_results
 from essence.report.results.records import Figure, Group, GroupKey, Results
 from essence.report.results.stage_reader import read_stage
 
@@ -33,7 +33,7 @@ def write_report(run_dir: Path, experiment: str) -> Path:
 
     Works at any time, also while cells run or when nothing is done. RecordError when there is no plan.
     """
-    return write_results(read_results(run_dir, experiment))
+    return write_results(read_with_retention(run_dir, experiment))
 
 
 def report_is_current(run_dir: Path, experiment: str) -> bool:

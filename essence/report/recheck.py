@@ -14,7 +14,7 @@ from essence.files import read_json, sha256_file
 from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
 from essence.report.build import SCHEMA_VERSION, made_from, report_record
-from essence.report.results.read import read_results
+from essence.report.claims.kept import read_with_retention
 
 CHECKED_BEFORE = ("made_from", "records", "files", "seal")
 """Parts of `report.json` that are no numbers and words; the first two are compared before those are."""
@@ -66,7 +66,7 @@ def _records(run_directory: RunDirectory, file: Path, report: dict[str, Any]) ->
 
 def _numbers(run_directory: RunDirectory, experiment: str, file: Path, report: dict[str, Any]) -> Iterator[str]:
     """Figures are named in the report by what was drawn, which is not drawn again here."""
-    made = json.loads(json.dumps(report_record(read_results(run_directory.root, experiment)), allow_nan=False))
+    made = json.loads(json.dumps(report_record(read_with_retention(run_directory.root, experiment)), allow_nan=False))
     written, computed = ({**record, "groups": _without_figures(record["groups"])} for record in (report, made))
     parts = dict.fromkeys([*computed, *written])
     differing = [p for p in parts if p not in CHECKED_BEFORE and written.get(p) != computed.get(p)]

@@ -14,7 +14,6 @@ from essence.evaluation.statistics import (
     majority_at_k,
     pass_at_k,
     pooled_accuracy,
-    retention,
     student_t,
 )
 
@@ -120,43 +119,6 @@ def test_difference_is_paired() -> None:
     assert same.method == "no interval: every problem differs by the same amount"
 
 
-def test_retention_is_paired_and_repeatable() -> None:
-    reference = np.linspace(0.1, 0.9, PROBLEMS)[None]
-    exact = retention(0.9 * reference, reference, 0.95)
-    assert (exact.value, *interval(exact)) == pytest.approx((0.9, 0.9, 0.9))
-    cell = reference**1.2
-    assert retention(cell, reference, 0.95) == retention(cell, reference, 0.95)
-    assert "paired bootstrap over problems, 10000 resamples" in exact.method
-    both_seeds = retention(np.vstack([cell, cell]), np.vstack([reference] * 3), 0.95)
-    assert both_seeds.value == pytest.approx(cell.mean() / reference.mean())
-    assert "problems and seeds" in both_seeds.method
-
-
-def test_retention_covers() -> None:
-    rng = np.random.default_rng(5)
-    skill = rng.beta(0.5, 0.5, 200_000)
-    truth = (skill**1.2).mean() / skill.mean()
-    covered = []
-    for _ in range(250):
-        skill = rng.beta(0.5, 0.5, PROBLEMS)
-        cell, reference = (rng.binomial(SAMPLES, p)[None] / SAMPLES for p in (skill**1.2, skill))
-        low, high = interval(retention(cell, reference, 0.95))
-        covered.append(low <= truth <= high)
-    assert 0.92 <= np.mean(covered) <= 0.98
-
-
-def test_retention_against_a_reference_that_solves_little() -> None:
-    nothing = np.zeros((1, PROBLEMS))
-    assert retention(nothing, nothing, 0.95) == Estimate(
-        None, None, None, None, PROBLEMS, "no ratio: the reference solves nothing"
-    )
-    one = nothing.copy()
-    one[0, 0] = 0.5
-    estimate = retention(one, one, 0.95)
-    assert (estimate.value, estimate.high, estimate.standard_error) == (1.0, None, None)
-    assert "some resampled references solve nothing" in estimate.method
-
-
 def test_refused_shapes_and_values() -> None:
     with pytest.raises(ValueError, match=r"wanted a matrix \[problems, samples\], found shape \(3,\)"):
         accuracy([1, 0, 1], 0.95)
@@ -165,7 +127,7 @@ def test_refused_shapes_and_values() -> None:
     with pytest.raises(ValueError, match="wanted values from 0 to 1"):
         pooled_accuracy([[0.5, np.nan]], 0.95)
     with pytest.raises(ValueError, match="the same problems, found 2 and 3"):
-        retention([[0.5, 0.5]], [[0.5, 0.5, 0.5]], 0.95)
+        difference([[0.5, 0.5]], [[0.5, 0.5, 0.5]], 0.95)
     with pytest.raises(ValueError, match="as many seeds on both sides"):
         difference([[0.5, 0.5]], [[0.5, 0.5], [0.5, 0.5]], 0.95)
 

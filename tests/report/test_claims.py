@@ -30,7 +30,7 @@ def scored(lsp: float, accuracy: float, benchmark: str = "aime25", problems: int
     setting = Setting("bespoke", "qwen3-8b", str(changes.pop("student", "qwen3-4b-base")), "released", benchmark)
     ease = [np.clip(accuracy + apart + 0.1 * np.sin(np.arange(problems) * 7.0), 0.0, 1.0) for apart in (-0.004, 0.004)]
     shares = tuple({f"p{i}": float(round(1024 * e) / 1024) for i, e in enumerate(one)} for one in ease)
-    fields = {"checkpoint": "best", "span": "left", "sections": "p+cot+a", "samples": 64, "confidence": 0.95}
+    fields = {"checkpoint": "best", "span": "left", "sections": "p+cot+a", "samples": 64}
     fields |= {"trainings": tuple(f"{lsp}-{changes}-{seed}" for seed in (1, 2))}
     stages = (f"grade-{lsp}-{benchmark}-{sorted(changes.items())}",)
     return Scored(setting=setting, lsp=lsp, shares=shares, stages=stages, **{**fields, **changes})  # type: ignore[arg-type]

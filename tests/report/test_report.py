@@ -14,6 +14,7 @@ from essence.errors import RecordError
 from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
 from essence.report.build import report_is_current, write_report
+from essence.report.claims.kept import read_with_retention
 from essence.report.page.endings import ENDING_COLUMNS, ending_rows
 from essence.report.page.findings import findings
 from essence.report.page.table import arm_rows, cell_rows, missing_lines, print_results
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> SyntheticRun:
 
 
 def read(run: SyntheticRun) -> Results:
-    return read_results(run.root, run.experiment)
+    return read_with_retention(run.root, run.experiment)
 
 
 def files(report: Path) -> set[str]:

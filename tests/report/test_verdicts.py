@@ -9,7 +9,7 @@ import pytest
 
 from essence.evaluation.statistics import accuracy
 from essence.report.claims.definition import Claim, load_claims
-from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
 from essence.report.claims.measured import Measured
 from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
@@ -25,7 +25,7 @@ def arm(lsp: float, shares: Sequence[Sequence[float]], place: Setting = PLACE, s
     """Shares of correct samples by training and problem."""
     named = tuple({f"p{i}": float(share) for i, share in enumerate(one)} for one in shares)
     trainings = tuple(f"{place.dataset}-{lsp}-{sections}-{number}" for number in range(len(named)))
-    return Scored(place, "best", "left", sections, lsp, named, trainings, 64, 0.95, (f"grade-{lsp}-{place.benchmark}",))
+    return Scored(place, "best", "left", sections, lsp, named, trainings, 64, (f"grade-{lsp}-{place.benchmark}",))
 
 
 def on_both(lsp: float, shares: Sequence[Sequence[float]]) -> list[Scored]:
@@ -81,10 +81,11 @@ def test_one_training_of_each_arm_in_several_settings_is_replicated_by_settings(
     assert found.measured.estimate.standard_error == pytest.approx(error)
 
 
-def timed(lsp: float, seed: int, wall: float, processor: float) -> Trained:
+def timed(lsp: float, seed: int, wall: float, processor: float, ran: Ran | None = None) -> Trained:
     place = PLACE._replace(benchmark="")
     identifier = (f"train-{lsp}-{seed}",)
-    return Trained(place, "left", "p+cot+a", lsp, seed, {"time": wall}, False, identifier, load=processor / wall)
+    cost, load = {"time": wall}, processor / wall
+    return Trained(place, "left", "p+cot+a", lsp, seed, cost, False, identifier, load=load, ran=ran)
 
 
 def test_a_busy_machine_is_told_and_not_judged() -> None:
@@ -97,6 +98,35 @@ def test_a_busy_machine_is_told_and_not_judged() -> None:
     one_quiet = [*busy[:3], timed(1.0, 2, 80.0, 79.0)]
     kept = verdict("time-half", trained=one_quiet).measured
     assert kept and kept.estimate.n == 1 and "1 of 2 pairs left out" in kept.note
+
+
+def test_trainings_that_ran_at_the_same_moment_are_one_replicate() -> None:
+    def starts(apart: float, hosts: str = "aaa") -> list[Trained]:
+        return [timed(lsp, seed, lsp * (10.0 + seed / 100), 10.0 * lsp,
+                      Ran(hosts[seed], 1000 * lsp + apart * seed, 1000 * lsp + apart * seed + 10.0))
+                for seed in (1, 2) for lsp in (0.5, 1.0)]  # fmt: skip
+
+    together = verdict("time-half", trained=starts(1.0))
+    assert together.word == "undecided" and together.measured and together.measured.estimate.n == 1
+    assert "2 pairs in 1 starts: what ran at the same moment" in together.measured.note
+    for one_by_one in (starts(20.0), starts(1.0, "abc")):
+        found = verdict("time-half", trained=one_by_one)
+        assert found.word == "reproduced" and found.measured and found.measured.estimate.n == 2
+
+
+def test_a_time_is_the_median_of_its_steps(tmp_path: Path) -> None:
+    """One step in ten that other work held up a hundredfold changes nothing."""
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), **REAL).write()
+    before = next(one for one in judge([read_results(tmp_path, run.experiment)]) if one.claim.id == "time-half")
+    file = tmp_path / "stages" / run.stage_of(2, "train") / "output" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines[::10]:
+        line["seconds"] = 100.0
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    after = next(one for one in judge([read_results(tmp_path, run.experiment)]) if one.claim.id == "time-half")
+    assert before.measured and after.measured
+    assert after.measured.estimate.value == before.measured.estimate.value
+    assert after.measured.estimate.value == pytest.approx(np.mean([(25 + s) / (40 + s) for s in (1, 2)]))
 
 
 @pytest.mark.parametrize(("on_gpu", "form", "reason"), [(False, "plain", "process"), (True, "chunked", "logits")])

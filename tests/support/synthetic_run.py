@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,14 @@ class SyntheticRun:
             "objective": {"kd_weight": 0.5, "temperature": 1.0}, "seed": seed,
             "optimizer": {"epochs": 2, "batch_rows": 16, "max_lr": 1e-3, "weight_decay": 0.05},
         }  # fmt: skip
-        checks, steps = list(validation_curve(lsp)), list(step_metrics(lsp, seed))
+        checks, steps = list(validation_curve(lsp)), list(step_metrics(lsp, seed, (10 + 30 * lsp + seed) / STEPS))
         self._stage(
             train, "train", f"train {name}", settings,
             results={"steps": STEPS, "best_step": STEPS, "best_validation_ce": checks[-1]["ce"],
                      "lowest_step": STEPS, "lowest_validation_ce": checks[-1]["ce"],
                      "last_loss": steps[-1]["loss"], "validations": checks},
             data={"train": {"rows": 2000, "tokens": int(400_000 * lsp)}, "validation": {"rows": 100, "tokens": 20_000}},
-            cost={"wall_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
+            cost={"wall_s": 14 + 30 * lsp + seed, "cpu_s": 14 + 30 * lsp + seed, "peak_memory_gib": 0.4 + 0.35 * lsp,
                   "flops": 3.1e12 * lsp * (0.9 + 0.1 * lsp)},
             lines={"metrics.jsonl": [*steps, *({"kind": "validation", **check} for check in checks)]},
             inputs=downloads,
@@ -232,9 +233,15 @@ class SyntheticRun:
             file.parent.mkdir(exist_ok=True)
             if text and not file.exists():
                 file.write_text(text)
-        (folder / "manifest.json").write_text(
-            json.dumps(manifest(identifier, stage, title, settings, results, data or {}, cost or {}))
-        )
+        record = manifest(identifier, stage, title, settings, results, data or {}, cost or {})
+        record["identity"] |= started_in_turn(len(self.plan["stages"]))
+        (folder / "manifest.json").write_text(json.dumps({**record, "seal": seal_of(record)}))
+
+
+def started_in_turn(number: int) -> dict[str, str]:
+    """No two stages at the same moment."""
+    times = [datetime(2026, 7, 1, 10, tzinfo=UTC) + timedelta(minutes=minutes) for minutes in (number, number + 1)]
+    return dict(zip(("started", "finished"), (time.isoformat() for time in times), strict=True))
 
 
 def per_problem(accuracy: float, seed: int) -> list[dict[str, Any]]:
@@ -282,7 +289,7 @@ def answer(problem: str, right: bool) -> str:
     return str(2 * int(problem.removeprefix("sum-")) + (0 if right else 1))
 
 
-def step_metrics(lsp: float, seed: int) -> Iterator[dict[str, Any]]:
+def step_metrics(lsp: float, seed: int, seconds: float) -> Iterator[dict[str, Any]]:
     chance = random.Random(seed)
     for step in range(1, STEPS + 1):
         loss = 0.35 + 2.6 * math.exp(-step / 25) + 0.12 * (1 - lsp) + chance.gauss(0, 0.05)
@@ -294,7 +301,7 @@ def step_metrics(lsp: float, seed: int) -> Iterator[dict[str, Any]]:
             "ce": loss,
             "kd": loss,
             "tokens": 900,
-            "seconds": 0.1,
+            "seconds": seconds,
         }
 
 

@@ -68,7 +68,7 @@ class Contrast:
         return student_two_sided(distance / (self.error or math.inf), self.spread.degrees)
 
     def _interval(self, spread: Spread | None, confidence: float, method: str) -> Estimate:
-        if self.value is None or spread is None:
+        if self.value is None or spread is None or self.why_open == ALL_EQUAL:
             return Estimate(self.value, None, None, None, self.problems, method)
         error = math.sqrt(spread.variance)
         margin = student_t(confidence, spread.degrees) * error

@@ -4,11 +4,14 @@ A setting is a pair of models, a data set, a benchmark, a protocol, and how the 
 must be equal on both sides of a comparison.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from essence.report.claims.definition import Claim
 from essence.report.results.records import is_whole
+
+LEVEL = 0.95
+"""Of the intervals that verdicts go by."""
 
 
 class Setting(NamedTuple):
@@ -40,7 +43,6 @@ class Scored:
     """Which training each of these is; the same one may be graded on several benchmarks."""
     samples: int
     """Of a problem, the fewest of any seed."""
-    confidence: float
     stages: tuple[str, ...]
     """Ids of the grade stages."""
 
@@ -54,6 +56,18 @@ class Scored:
         return sum(len(seed) for seed in self.shares) * self.samples
 
 
+class Ran(NamedTuple):
+    """Where and when a training ran, in seconds since 1970."""
+
+    host: str
+    started: float
+    finished: float
+
+    def beside(self, other: "Ran") -> bool:
+        """Whether the two shared a machine for a while."""
+        return self.host == other.host and self.started < other.finished and other.started < self.finished
+
+
 @dataclass(frozen=True)
 class Trained:
     """What one training cost."""
@@ -64,7 +78,7 @@ class Trained:
     lsp: float
     seed: int
     cost: dict[str, float]
-    """By word of `COST_UNITS`."""
+    """By word of `COST_UNITS`; the time is the median of its steps x their number, in seconds, where they are known."""
     on_gpu: bool
     stages: tuple[str, ...]
     validation_ce: float | None = None
@@ -73,6 +87,7 @@ class Trained:
     """What it ran on, and shared out how: times and memory are compared on equal ones only."""
     load: float | None = None
     """Processor seconds per second: it falls where other work took the machine."""
+    ran: Ran | None = None
     loss_form: str = ""
     """Whether the loss holds the logits (`plain`) or never does (`chunked`); empty where not known."""
 
@@ -90,14 +105,20 @@ class Evidence:
     trained: tuple[Trained, ...]
     untrained: dict[tuple[str, str, str], float] = field(default_factory=dict)
     """Accuracy of a student as it comes, by student, protocol and benchmark."""
+    level: float = LEVEL
+    """Of every interval: higher at a later look."""
 
     def under(self, protocol: str) -> "Evidence":
         """The part of one protocol."""
-        return Evidence(
-            tuple(arm for arm in self.scored if arm.setting.protocol == protocol),
-            tuple(cell for cell in self.trained if cell.setting.protocol == protocol),
-            self.untrained,
+        return replace(
+            self,
+            scored=tuple(arm for arm in self.scored if arm.setting.protocol == protocol),
+            trained=tuple(cell for cell in self.trained if cell.setting.protocol == protocol),
         )
+
+    def at(self, level: float) -> "Evidence":
+        """The same with intervals of another level."""
+        return replace(self, level=level)
 
     def inside(self, claim: Claim) -> bool:
         """Whether anything was run in a setting that the claim is about."""

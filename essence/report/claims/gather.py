@@ -3,14 +3,18 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
+from statistics import median
 from typing import Any
 
 from essence.files import canonical_json, sha256_text
-from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
 from essence.report.results.records import COST_UNITS, Arm, CellResult, Group, GroupKey, Results, Score
+from essence.report.results.stage_reader import StageEvidence
 
 RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype", "teacher")
 """Settings of a training that are the same in all arms of a setting."""
+TIMES = ("started", "finished")
 DRAWN = {"rows": ("split_seed",), "generate": ("seed", "model_folder")}
 """What differs between the runs of one setting."""
 
@@ -105,6 +109,20 @@ def _hash(settings: dict[str, Any]) -> str:
     return sha256_text(canonical_json(settings))[:16]
 
 
+def _median_time(train: StageEvidence) -> float | None:
+    """Median of its steps x their number, in s: a step that other work held up weighs like any other."""
+    steps = [float(step["seconds"]) for step in train.metrics("step") if step.get("seconds")]
+    return median(steps) * len(steps) if steps else None
+
+
+def _ran(train: StageEvidence) -> Ran | None:
+    """None where the record does not tell."""
+    host, *times = (train.look(*place) for place in (("hardware", "host"), *(("identity", n) for n in TIMES)))
+    if not (host and all(times)):
+        return None
+    return Ran(str(host), *(datetime.fromisoformat(str(time)).timestamp() for time in times))
+
+
 def _devices(cell: CellResult) -> str:
     """Processes, and the GPUs they ran on; without a GPU the processor and its threads."""
     train = cell.train
@@ -114,38 +132,33 @@ def _devices(cell: CellResult) -> str:
     return _hash({**shared, **processor, "gpus": gpus})
 
 
-def _load(cell: CellResult) -> float | None:
-    """Of a training in one attempt: processor time is that of the last one, wall time that of all."""
-    wall, processor = (cell.train.number("cost", name) for name in ("wall_s", "cpu_s"))
-    attempts = cell.train.look("identity", "attempts") or []
-    return processor / wall if wall and processor and len(attempts) < 2 else None
-
-
 def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
     """Id of each training with its score on each benchmark."""
     for cell in arm.cells:
         for score in (score for score in cell.scores if score.accuracy):
-            yield (
-                cell.train.id,
-                Scored(
-                    setting=_setting(group.key, arm, score),
-                    checkpoint=score.checkpoint,
-                    span=group.key.span,
-                    sections=group.key.sections,
-                    lsp=arm.lsp,
-                    shares=(score.shares,),
-                    trainings=(cell.train.id,),
-                    samples=score.samples // max(1, len(score.shares)),
-                    confidence=score.confidence or 0.95,
-                    stages=(score.grade.id,),
-                ),
-            )
+            yield cell.train.id, scored(_setting(group.key, arm, score), cell, score)
+
+
+def scored(setting: Setting, cell: CellResult, score: Score) -> Scored:
+    """One training on one benchmark."""
+    return Scored(
+        setting=setting,
+        checkpoint=score.checkpoint,
+        span=cell.span,
+        sections=cell.sections,
+        lsp=cell.lsp,
+        shares=(score.shares,),
+        trainings=(cell.train.id,),
+        samples=score.samples // max(1, len(score.shares)),
+        stages=(score.grade.id,),
+    )
 
 
 def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
     for cell in arm.cells:
         cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
         if cost:
+            cost |= {"time": time} if (time := _median_time(cell.train)) else {}
             yield Trained(
                 setting=_setting(group.key, arm),
                 span=group.key.span,
@@ -157,6 +170,7 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 stages=(cell.train.id,),
                 validation_ce=cell.train.number("results", "lowest_validation_ce"),
                 devices=_devices(cell),
-                load=_load(cell),
+                load=cell.load,
+                ran=_ran(cell.train),
                 loss_form=str(cell.train.look("settings", "executed", "preflight", "objective", "form") or ""),
             )

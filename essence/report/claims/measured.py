@@ -40,6 +40,8 @@ class Measured:
     """Two-sided p of the nearest value that counts as reproduced."""
     other_problems: Estimate | None = None
     """The same on other problems like these: wider, and not what the verdict goes by."""
+    rests_on: tuple[str, ...] = ()
+    """Ids of the trainings."""
     replicates: Replicates | None = None
     """None where it is not known what more of the same would do."""
 

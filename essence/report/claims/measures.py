@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from essence import text
 from essence.evaluation.statistics import Matrix, pooled_accuracy
-from essence.report.claims.contrast import ONE_TRAINING, Contrast, Statistic, contrast
+from essence.report.claims.contrast import Contrast, Statistic, contrast
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored, Setting
 from essence.report.claims.families import Joined, largest, largest_distance, least
 from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
-from essence.report.claims.resampling import over_problems
+from essence.report.claims.resampling import interval_of
 from essence.report.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
 from essence.report.claims.units import Compared, Unit, by_setting, compared
 from essence.report.results.records import FULL
@@ -33,7 +33,7 @@ def retention(claim: Claim, evidence: Evidence) -> Outcome:
     if not settings:
         return _no_ratio(claim, evidence)
     note = [*_other_means(settings), *_negative_control(settings, evidence)]
-    return _measure(claim, settings, ratio_of_means, "; ".join(note))
+    return _measure(claim, evidence, settings, ratio_of_means, "; ".join(note))
 
 
 def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
@@ -44,7 +44,7 @@ def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
     if claim.settings and _count(settings) < claim.settings:
         return f"{_count(settings)} of {claim.settings} settings are there: the largest of some is not that of all"
     parts = _one_by_one(settings, lambda means: means[:, 0] / means[:, 1])
-    return _family(settings, parts, largest(parts, _confidence(settings), claim.band))
+    return _family(settings, parts, largest(parts, evidence.level, claim.band))
 
 
 def sections(claim: Claim, evidence: Evidence) -> Outcome:
@@ -55,7 +55,7 @@ def sections(claim: Claim, evidence: Evidence) -> Outcome:
         return wanted(claim, f"the four supervisions with the chain of thought and both without, LSP {claim.lsp:g}")
     pairs = [(a, len(WITH_COT) + b) for a in range(len(WITH_COT)) for b in range(len(WITHOUT_COT))]
     parts = [contrast(settings, _difference(a, b)) for a, b in pairs]
-    return _family(settings, parts, least(parts, _confidence(settings), claim.band[0]))
+    return _family(settings, parts, least(parts, evidence.level, claim.band[0]))
 
 
 def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
@@ -66,8 +66,8 @@ def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
         return wanted(claim, f"the four supervisions with the chain of thought at LSP {claim.lsp:g}")
     count, edge = len(WITH_COT), claim.band[1]
     parts = [contrast(settings, _difference(a, b)) for a in range(count) for b in range(a)]
-    joined = largest_distance(parts, _confidence(settings), edge)
-    return _family(settings, parts, joined, _floor([units[-1] for units in settings], edge))
+    joined = largest_distance(parts, evidence.level, edge)
+    return _family(settings, parts, joined, _floor([units[-1] for units in settings], edge, evidence.level))
 
 
 def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
@@ -79,9 +79,9 @@ def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
     ahead = sum(_mean(left) > _mean(right) for left, right in settings)
     note = f"left ahead in {ahead} of {len(settings)}"
     if len(settings) == 1:
-        return _measure(claim, settings, _difference(0, 1), note)
+        return _measure(claim, evidence, settings, _difference(0, 1), note)
     parts = _one_by_one(settings, lambda means: means[:, 0] - means[:, 1])
-    return _family(settings, parts, least(parts, _confidence(settings), claim.band[0]), note=note)
+    return _family(settings, parts, least(parts, evidence.level, claim.band[0]), note=note)
 
 
 def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
@@ -96,9 +96,10 @@ def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
     if not parts:
         return wanted(claim, "LSP 1.0 and below")
     edge = claim.band[1]
-    joined = largest_distance(parts, _confidence(settings), edge)
+    joined = largest_distance(parts, evidence.level, edge)
     full = {units[-1].setting: units[-1] for units in settings}
-    return _family([(unit,) for unit in full.values()], parts, joined, _floor(list(full.values()), edge), settings)
+    references = [(unit,) for unit in full.values()]
+    return _family(references, parts, joined, _floor(list(full.values()), edge, evidence.level), settings)
 
 
 def rise(claim: Claim, evidence: Evidence) -> Outcome:
@@ -107,14 +108,16 @@ def rise(claim: Claim, evidence: Evidence) -> Outcome:
     settings = [units for units in compared(evidence.of(claim), _at_own(lowest), _whole) if _mean(units[1]) > 0]
     if not settings:
         return _no_curve(claim, lowest)
-    return _measure(claim, settings, lambda means: 1.0 - ratio_of_means(means), _at_words(lowest))
+    return _measure(claim, evidence, settings, lambda means: 1.0 - ratio_of_means(means), _at_words(lowest))
 
 
 def plateau(claim: Claim, evidence: Evidence) -> Outcome:
     """Retention at the largest proportion up to `lsp`."""
     _, middle = _curve(claim, evidence)
     settings = [units for units in compared(evidence.of(claim), _at_own(middle), _whole) if _mean(units[1]) > 0]
-    return _measure(claim, settings, ratio_of_means, _at_words(middle)) if settings else _no_curve(claim, middle)
+    return (
+        _measure(claim, evidence, settings, ratio_of_means, _at_words(middle)) if settings else _no_curve(claim, middle)
+    )
 
 
 MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
@@ -133,17 +136,18 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
 }
 
 
-def _measure(claim: Claim, settings: Sequence[Compared], statistic: Statistic, note: str = "") -> Measured:
+def _measure(
+    claim: Claim, evidence: Evidence, settings: Sequence[Compared], statistic: Statistic, note: str = ""
+) -> Measured:
     """One contrast; of one training of each arm in one setting the interval over problems stands beside no verdict."""
     declared = None if claim.training_sd_points is None else claim.training_sd_points / 100.0
-    found, confidence = contrast(settings, statistic, declared), _confidence(settings)
-    estimate = found.estimate(confidence)
-    if found.why_open == ONE_TRAINING and found.value is not None:
-        estimate = over_problems(settings[0], statistic, found.value, confidence)
-    others = found.on_other_problems(confidence) if found.other_problems else None
+    found = contrast(settings, statistic, declared)
+    estimate = interval_of(found, settings, statistic, evidence.level)
+    others = found.on_other_problems(evidence.level) if found.other_problems else None
     return Measured(
         estimate, _count(settings), _stages(settings), note, found.trainings, _samples(settings), found.why_open,
         outside=found.outside(claim.band), other_problems=others, replicates=_replicates(found),
+        rests_on=_rests_on(settings),
     )  # fmt: skip
 
 
@@ -156,7 +160,7 @@ def _family(
     why_open = next((part.why_open for part in parts if part.why_open), floor)
     return Measured(
         joined[0], _count(settings), _stages(used), note, min(part.trainings for part in parts), _samples(used),
-        why_open, outside=1.0 if why_open else joined[1],
+        why_open, outside=1.0 if why_open else joined[1], rests_on=_rests_on(used),
     )  # fmt: skip
 
 
@@ -175,11 +179,11 @@ def _one_by_one(settings: Sequence[Compared], each: Callable[[Matrix], Matrix]) 
     return [contrast(settings, of(place), over_settings=False) for place in range(len(settings))]
 
 
-def _floor(references: Sequence[Unit], edge: float) -> str:
+def _floor(references: Sequence[Unit], edge: float, level: float) -> str:
     """Why a small change shows nothing: a student that solves nothing cannot change."""
     for unit in references:
         shares = np.concatenate(list(unit.shares.values()), axis=1)
-        found = pooled_accuracy(shares, unit.arms[0].confidence)
+        found = pooled_accuracy(shares, level)
         if found.low is None or found.low <= edge:
             return FLOOR.format(found=text.percent(found.value or 0.0), edge=f"{100 * edge:g}")
     return ""
@@ -273,10 +277,6 @@ def _mean(unit: Unit) -> float:
     return float(unit.accuracies.mean())
 
 
-def _confidence(settings: Sequence[Compared]) -> float:
-    return settings[0][0].arms[0].confidence
-
-
 def _count(settings: Sequence[Compared]) -> int:
     """As the paper counts: each benchmark is a setting of its own."""
     return sum(len(units[0].shares) for units in settings)
@@ -288,6 +288,10 @@ def _samples(settings: Sequence[Compared]) -> int:
 
 def _stages(settings: Sequence[Compared]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stage for units in settings for unit in units for stage in unit.stages))
+
+
+def _rests_on(settings: Sequence[Compared]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for units in settings for unit in units for name in unit.trainings))
 
 
 def _no_ratio(claim: Claim, evidence: Evidence) -> str:

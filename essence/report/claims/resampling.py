@@ -1,13 +1,22 @@
 """The interval of one training of each arm: over problems alone, for these trainings and no others."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from essence.evaluation.statistics import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED, Estimate, expanded_tail
-from essence.report.claims.contrast import Statistic
+from essence.report.claims.contrast import ONE_TRAINING, Contrast, Statistic
 from essence.report.claims.units import Compared
 
 METHOD = f"for these trainings alone: bootstrap over problems, {BOOTSTRAP_RESAMPLES} resamples"
 SOME_UNDEFINED = "; undefined in some resamples, whose reference solves nothing"
+
+
+def interval_of(found: Contrast, settings: Sequence[Compared], statistic: Statistic, level: float) -> Estimate:
+    """The interval of a contrast; of one training of each arm in one setting that over problems, beside no verdict."""
+    if found.why_open == ONE_TRAINING and found.value is not None:
+        return over_problems(settings[0], statistic, found.value, level)
+    return found.estimate(level)
 
 
 def over_problems(units: Compared, statistic: Statistic, value: float, confidence: float) -> Estimate:

@@ -17,9 +17,12 @@ from essence.report.claims.evidence import Evidence, Setting, Trained
 from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
 
 GB_IN_GIB = 1e9 / 2**30
+Pair = tuple[Trained, Trained]
+"""At the claim's proportion, and at 1.0."""
 LOADS_DIFFER = 0.1
 """Two trainings whose processor seconds per second differ by a larger share did not run alike."""
 BUSY = "the machine was busy: the trainings of each pair had different shares of the processor"
+SAME_MOMENT = ": what ran at the same moment on the same machine counts as one"
 CHUNKED = (
     'this loss (form = "chunked") never holds the logits, of which truncation saves most; train with form = "plain" '
     "([resources.loss]) to measure it, and see the computed costs for the published form"
@@ -33,13 +36,41 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     if not pairs:
         alike = "" if claim.cost == "flops" else " on the same devices and as many processes"
         return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{alike}")
-    quiet = [(a, b) for a, b in pairs if not _busy(a, b)] if claim.cost == "time" else pairs
+    if claim.cost == "time":
+        return _time_ratio(claim, evidence, pairs)
+    ratios = _ratios(claim.cost, [[pair] for pair in pairs])
+    found = _over_runs(ratios, evidence.level, counted=claim.cost == "flops")
+    return _measured(claim, found, pairs, incomparable=_no_memory(pairs) if claim.cost == "memory" else "")
+
+
+def _time_ratio(claim: Claim, evidence: Evidence, pairs: Sequence[Pair]) -> Measured:
+    """Of pairs whose trainings had the machine alike; those that ran at the same moment are one."""
+    quiet = [(a, b) for a, b in pairs if not _busy(a, b)]
     used = quiet or pairs
-    ratios = np.array([short.cost[claim.cost] / full.cost[claim.cost] for short, full in used])
-    found = _over_runs(ratios, counted=claim.cost == "flops")
-    note = _loads(pairs, len(pairs) - len(quiet)) if claim.cost == "time" else ""
-    reason = BUSY if not quiet else _no_memory(used) if claim.cost == "memory" else ""
-    return _measured(claim, found, used, note, reason)
+    starts = _by_start(used)
+    note = [_loads(pairs, len(pairs) - len(quiet))]
+    note += [f"{len(used)} pairs in {len(starts)} starts" + SAME_MOMENT] if len(starts) < len(used) else []
+    found = _over_runs(_ratios("time", starts), evidence.level, counted=False)
+    return _measured(claim, found, used, "; ".join(filter(None, note)), "" if quiet else BUSY)
+
+
+def _ratios(cost: str, groups: Sequence[Sequence[Pair]]) -> NDArray[np.float64]:
+    """A mean for each group."""
+    return np.array([np.mean([short.cost[cost] / full.cost[cost] for short, full in group]) for group in groups])
+
+
+def _by_start(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Pairs in groups whose trainings shared a machine for a while: what slowed one slowed the others."""
+    groups: list[list[Pair]] = []
+    for pair in pairs:
+        beside = [group for group in groups if any(_beside(pair, other) for other in group)]
+        groups = [group for group in groups if group not in beside]
+        groups.append([one for group in beside for one in group] + [pair])
+    return groups
+
+
+def _beside(first: Pair, second: Pair) -> bool:
+    return any(a.ran is not None and b.ran is not None and a.ran.beside(b.ran) for a in first for b in second)
 
 
 def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
@@ -50,7 +81,7 @@ def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
     if not pairs:
         return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on a GPU")
     margins = np.array([min(room - a.cost["memory"], b.cost["memory"] - room) / room for a, b in pairs])
-    return _measured(claim, _over_runs(margins, counted=False), pairs, incomparable=_no_memory(pairs))
+    return _measured(claim, _over_runs(margins, evidence.level, counted=False), pairs, incomparable=_no_memory(pairs))
 
 
 def _measured(
@@ -65,8 +96,9 @@ def _measured(
         distance = max(claim.band[0] - estimate.value, estimate.value - claim.band[1], 0.0)
         outside = student_two_sided(distance / error, count - 1) if error else float(distance == 0.0)
     return Measured(
-        estimate, settings, _stages(runs), note, incomparable=incomparable, outside=outside, replicates=replicates
-    )
+        estimate, settings, _stages(runs), note, incomparable=incomparable, outside=outside, replicates=replicates,
+        rests_on=_stages(runs),
+    )  # fmt: skip
 
 
 def _busy(short: Trained, full: Trained) -> bool:
@@ -74,7 +106,7 @@ def _busy(short: Trained, full: Trained) -> bool:
     return bool(short.load and full.load and abs(short.load / full.load - 1.0) > LOADS_DIFFER)
 
 
-def _loads(pairs: Sequence[tuple[Trained, Trained]], left_out: int) -> str:
+def _loads(pairs: Sequence[Pair], left_out: int) -> str:
     """`processor seconds per second 0.98 and 0.23`, and how many pairs count for nothing."""
     known = [(a.load, b.load) for a, b in pairs if a.load and b.load]
     if not known:
@@ -84,7 +116,7 @@ def _loads(pairs: Sequence[tuple[Trained, Trained]], left_out: int) -> str:
     return f"{shown}; {left_out} of {len(pairs)} pairs left out" if 0 < left_out < len(pairs) else shown
 
 
-def _no_memory(pairs: Sequence[tuple[Trained, Trained]]) -> str:
+def _no_memory(pairs: Sequence[Pair]) -> str:
     """Why the memory of these trainings is not that of which the paper speaks."""
     if not all(cell.on_gpu for pair in pairs for cell in pair):
         return "memory of the process, as no GPU was there"
@@ -110,10 +142,10 @@ def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
     values = np.minimum(claim.near - np.abs(left / full - 1.0), right / full - 1.0 - claim.near)
     three = [tuple(parts[part] for part in ("left", "right", "full")) for parts in found]
     ratios = f"left {np.mean(left / full):.2f}, right {np.mean(right / full):.2f} of the loss at LSP 1.0"
-    return _measured(claim, _over_runs(values, counted=False), three, ratios)
+    return _measured(claim, _over_runs(values, evidence.level, counted=False), three, ratios)
 
 
-def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained]]:
+def _cost_pairs(claim: Claim, evidence: Evidence) -> list[Pair]:
     """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed.
 
     Memory of a GPU is not to be divided by that of a process, nor are times of other devices; what is counted may be.
@@ -127,7 +159,7 @@ def _cost_pairs(claim: Claim, evidence: Evidence) -> list[tuple[Trained, Trained
     return [(cell, full[alike(cell)]) for cell in cells if cell.lsp == claim.lsp and alike(cell) in full]
 
 
-def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:
+def _over_runs(values: NDArray[np.float64], level: float, *, counted: bool) -> Estimate:
     """Mean of a number over pairs of runs; what is counted has no error."""
     count, mean = len(values), float(values.mean())
     if counted:
@@ -135,7 +167,7 @@ def _over_runs(values: NDArray[np.float64], counted: bool) -> Estimate:
     if count < 2:
         return Estimate(mean, None, None, None, count, ONE_PAIR)
     error = float(values.std(ddof=1)) / count**0.5
-    margin = student_t(0.95, count - 1) * error
+    margin = student_t(level, count - 1) * error
     return Estimate(mean, error, mean - margin, mean + margin, count, "Student t over pairs of runs")
 
 

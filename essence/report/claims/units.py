@@ -47,15 +47,21 @@ Compared = tuple[Unit, ...]
 
 def compared(arms: Iterable[Scored], *sides: Predicate) -> list[Compared]:
     """For each setting that has every side, its sides on what they have in common."""
-    found = []
-    for setting, group in by_setting(arms):
-        members = [[arm for arm in group if side(arm)] for side in sides]
-        joined = [_joined(some) for some in members]
-        benchmarks = _benchmarks(joined)
-        if benchmarks:
-            units = zip(members, joined, strict=True)
-            found.append(tuple(_unit(setting, some, side, joined, benchmarks) for some, side in units))
-    return found
+    found = (
+        side_by_side(setting, [[arm for arm in group if side(arm)] for side in sides])
+        for setting, group in by_setting(arms)
+    )
+    return [units for units in found if units]
+
+
+def side_by_side(setting: Setting, members: Sequence[Sequence[Scored]]) -> Compared:
+    """The arms of each side as one unit, on the problems that all have in common; empty where there are none."""
+    joined = [_joined(arms) for arms in members]
+    benchmarks = _benchmarks(joined)
+    if not benchmarks:
+        return ()
+    units = zip(members, joined, strict=True)
+    return tuple(_unit(setting, arms, side, joined, benchmarks) for arms, side in units)
 
 
 def by_setting(arms: Iterable[Scored]) -> Iterator[tuple[Setting, list[Scored]]]:

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from essence.evaluation.statistics import Estimate
+from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import judge
 from essence.report.page.claims_table import claim_rows, print_claims
-from essence.report.results.read import read_results
 from essence.report.results.records import CellResult, Evaluation, Group, Results, Score
 from essence.text import duration, interval, magnitude, memory, percent, proportion, times, whole
 
@@ -156,7 +156,7 @@ def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str,
 
 def print_results(run_dir: Path, experiment: str, console: Console) -> None:
     """Print the tables of an experiment, as far as it is: one for each group and benchmark, then what is missing."""
-    results = read_results(run_dir, experiment)
+    results = read_with_retention(run_dir, experiment)
     for sentence in results.accepted:
         console.print(Text(sentence), soft_wrap=True)
     print_claims(claim_rows(judge([results])), console)

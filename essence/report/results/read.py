@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.errors import RecordError
-from essence.evaluation.statistics import Estimate, pooled_accuracy, retention
+from essence.evaluation.statistics import Estimate, pooled_accuracy
 from essence.files import read_json
 from essence.record.finished import accepted_sentences
 from essence.record.run_directory import RunDirectory
@@ -157,9 +157,8 @@ def _reference_key(key: GroupKey, full: Sequence[GroupKey]) -> GroupKey | None:
 
 
 def _arm(lsp: float, cells: list[CellResult], compared: list[CellResult]) -> Arm:
-    cells = [_with_retention(cell, compared) for cell in cells]
     evaluations = dict.fromkeys(score.evaluation for cell in cells for score in cell.scores)
-    pooled = {evaluation: _pooled(cells, compared, evaluation) for evaluation in evaluations}
+    pooled = {evaluation: _pooled(cells, evaluation) for evaluation in evaluations}
     cost, full = _mean_cost(cells), _mean_cost(compared)
     return Arm(
         lsp=lsp,
@@ -170,17 +169,7 @@ def _arm(lsp: float, cells: list[CellResult], compared: list[CellResult]) -> Arm
     )
 
 
-def _with_retention(cell: CellResult, compared: list[CellResult]) -> CellResult:
-    """The cell with each score's retention against the cell of its own seed."""
-    partner = [other for other in compared if other.seed == cell.seed]
-
-    def one(score: Score) -> Score:
-        return replace(score, retention=_retention([score], _graded(partner, score.evaluation)))
-
-    return replace(cell, scores=tuple(one(score) for score in cell.scores))
-
-
-def _pooled(cells: list[CellResult], compared: list[CellResult], evaluation: Evaluation) -> Pooled | None:
+def _pooled(cells: list[CellResult], evaluation: Evaluation) -> Pooled | None:
     scores = _graded(cells, evaluation)
     if not scores:
         return None
@@ -189,7 +178,6 @@ def _pooled(cells: list[CellResult], compared: list[CellResult], evaluation: Eva
     return Pooled(
         accuracy=_accuracy(scores),
         scores=tuple(scores),
-        retention=_retention(scores, _graded(compared, evaluation)),
         capped_share=sum(capped) / len(capped) if capped else None,
         mean_tokens=sum(lengths) / len(lengths) if lengths else None,
     )
@@ -207,17 +195,6 @@ def _accuracy(scores: list[Score]) -> Estimate:
         assert scores[0].accuracy
         return scores[0].accuracy
     return pooled_accuracy(_matrix(scores, problems), _confidence(scores))
-
-
-def _retention(scores: list[Score], reference: list[Score]) -> Estimate | None:
-    """None where either side is not graded; against itself it is 1 without an interval."""
-    problems = _common_problems([*scores, *reference])
-    if not scores or not reference or not problems:
-        return None
-    if [s.grade.id for s in scores] == [s.grade.id for s in reference]:
-        solved = any(share for score in scores for share in score.shares.values())
-        return Estimate(1.0, None, None, None, len(problems), "the reference itself") if solved else None
-    return retention(_matrix(scores, problems), _matrix(reference, problems), _confidence(scores))
 
 
 def _common_problems(scores: Iterable[Score]) -> list[str]:

@@ -67,7 +67,7 @@ class Score:
     finish_reasons: dict[str, int] = field(default_factory=dict, repr=False)
     """How many completions ended how: `stop`, `length`, `loop`."""
     retention: Estimate | None = None
-    """Against the cell of the same seed at LSP 1.0."""
+    """Against the cell of the same seed at LSP 1.0, where `claims/kept.py` computed it."""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -128,6 +128,16 @@ class CellResult:
             kept_tokens=train.number("inputs", "data", "train", "tokens"),
         )
 
+    @property
+    def load(self) -> float | None:
+        """Processor seconds per second of the training.
+
+        None after several attempts: processor time is that of the last one, wall time that of all.
+        """
+        wall, processor = (self.train.number("cost", name) for name in ("wall_s", "cpu_s"))
+        attempts = self.train.look("identity", "attempts") or []
+        return processor / wall if wall and processor and len(attempts) < 2 else None
+
     def score(self, evaluation: Evaluation) -> Score | None:
         """One evaluation, if the plan has it."""
         return next((s for s in self.scores if s.evaluation == evaluation), None)
@@ -172,10 +182,10 @@ class Pooled:
 
     accuracy: Estimate
     scores: tuple[Score, ...]
-    retention: Estimate | None
-    """Against the pooled LSP 1.0 arm of the reference group."""
     capped_share: float | None
     mean_tokens: float | None
+    retention: Estimate | None = None
+    """Against the pooled LSP 1.0 arm of the reference group, where `claims/kept.py` computed it."""
 
     @property
     def samples(self) -> int:
