@@ -2,21 +2,24 @@
 
 import ast
 import functools
+import json
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from invoke import Task
+from pydantic import BaseModel
 
+from essence.record.manifest import Manifest
 from support.project import PROJECT
 
-PAGES = sorted(
-    [PROJECT / name for name in ("README.md", "DEVIATIONS.md", "CHANGELOG.md")] + list((PROJECT / "docs").glob("*.md")),
-    key=str,
-)
+BESIDE = ("README.md", "CONTRIBUTING.md", "DEVIATIONS.md", "CHANGELOG.md")
+PAGES = sorted([PROJECT / name for name in BESIDE] + list((PROJECT / "docs").glob("*.md")), key=str)
 FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+"""To a page or a picture."""
 TICKS = re.compile(r"`([^`\n]+)`")
 COMMAND = re.compile(r"invoke ([a-z][a-z-]*)((?: +[^\s`#&|;()]+)*)")
 TARGET = re.compile(r"(?:^|[`&(] *)make ([a-z][a-z-]*)", re.MULTILINE)
@@ -79,6 +82,29 @@ def test_paths_exist(page: Path) -> None:
         if not re.fullmatch(r"[\w.*/-]+", path) or "/" not in path or path.split("/")[0] not in ROOTS:
             continue
         assert list(PROJECT.glob(path)), f"{page.name}: `{text}` is not in the project"
+
+
+def test_the_readme_shows_the_record_of_the_miniature() -> None:
+    renew = runpy.run_path(str(PROJECT / "docs" / "tiny" / "renew.py"))
+    record = json.loads((PROJECT / "docs" / "tiny" / "report.json").read_text())
+    assert renew["table"](record) in (PROJECT / "README.md").read_text()
+    pictures = sorted((PROJECT / "docs" / "tiny").glob("*.png"))
+    assert [picture.name for picture in pictures] == ["curve.png", "report.png"]
+    assert all(picture.stat().st_size <= renew["MOST_BYTES"] for picture in pictures)
+
+
+def _has_every_field(shown: dict[str, Any], model: type[BaseModel]) -> None:
+    assert shown.keys() == model.model_fields.keys()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            _has_every_field(shown[name], field.annotation)
+
+
+def test_the_annotated_manifest_has_the_fields_of_the_record() -> None:
+    (block,) = re.findall(r"^```jsonc\n(.*?)^```", (PROJECT / "docs" / "manifest.md").read_text(), re.M | re.S)
+    shown = json.loads(re.sub(r"  // .*$", "", block, flags=re.MULTILINE))
+    assert Manifest.model_validate(shown).identity.stage == "train"
+    _has_every_field(shown, Manifest)
 
 
 def test_every_page_is_in_the_index() -> None:
