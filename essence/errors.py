@@ -105,14 +105,14 @@ CURES = {
 }
 """What cures it, where it is not MAKE_ROOM."""
 LONGEST_PLACE = 200
-"""Letters of a path that are told of it."""
+"""Letters of a path that are shown."""
 
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def disk_error(error: BaseException, where: object) -> DiskError | None:
-    """The sentence for a path or disk that refused; libraries that write by themselves tell it in words only."""
+    """The sentence for a path or disk that refused; libraries that write by themselves report it in words only."""
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (told := OS_ERROR.search(str(error))):
         number = int(told[1])  # of a library in Rust

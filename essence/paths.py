@@ -32,7 +32,7 @@ def local_files(path: Path, patterns: Sequence[str] = ()) -> list[Path]:
     folder alone whose path in it fits one of them, as the hub's own patterns do.
 
     Raises:
-        InputError: a link that leads nowhere or back to a folder it lies in; a folder that may not be read; a device.
+        InputError: a link that leads nowhere or back to a folder it is in; a folder that may not be read; a device.
     """
     try:
         if path.is_dir():
@@ -48,7 +48,7 @@ def local_files(path: Path, patterns: Sequence[str] = ()) -> list[Path]:
 
 
 def fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a file's path in its folder fits a pattern; a pattern that ends in a slash takes the whole folder."""
+    """True when a file's path in its folder fits a pattern; a pattern that ends in a slash takes the whole folder."""
     return any(fnmatchcase(name, f"{pattern}*" if pattern.endswith("/") else pattern) for pattern in patterns)
 
 
@@ -79,7 +79,7 @@ def local_path(text: str, beside: Path) -> Path:
 
 
 def place(path: Path) -> Place:
-    """What lies at a path, links followed."""
+    """What is at a path, links followed."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -103,12 +103,12 @@ def check_folder(path: Path, option: str) -> None:
 
 
 def check_outside(root: Path, sources: Iterable[Path]) -> None:
-    """ExperimentError where a run directory lies inside what it would take in: it would be copied into itself."""
+    """ExperimentError where a run directory is inside what it would take in: it would be copied into itself."""
     for source in sources:
         for folder in _folders(source):
             if root.is_relative_to(folder):
                 raise ExperimentError(
-                    f"the run directory {root} lies inside {folder}, which is copied into it",
+                    f"the run directory {root} is inside {folder}, which is copied into it",
                     "name one outside with --runs",
                 )
 
@@ -124,7 +124,7 @@ def _below(folder: Path, above: tuple[Identity, ...]) -> Iterator[Path]:
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in above:
-        raise InputError(f"{folder}: a link that leads back to a folder it lies in", "remove the link")
+        raise InputError(f"{folder}: a link that leads back to a folder it is in", "remove the link")
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     for path in (folder / name for name in names):

@@ -1,4 +1,4 @@
-"""What a running stage is given, and how it tells how far it is."""
+"""What a running stage is given, and how it reports its progress."""
 
 import fcntl
 import functools
@@ -62,7 +62,7 @@ def die_with_launcher(number: signal.Signals) -> None:
 
 
 def parent_is_gone() -> bool:
-    """Whether the kit started this process itself, and what did has died meanwhile."""
+    """True when the kit started this process itself, and what did has died meanwhile."""
     parent = os.environ.get(PARENT)
     return parent is not None and os.getppid() != int(parent)
 
@@ -87,7 +87,7 @@ class Progress:
 
     path: Path
     watch_gpus: bool = False
-    """Whether to tell how busy the GPUs are, too."""
+    """True to report how busy the GPUs are, too."""
     _last_write: float = 0.0
     _phase: str = ""
     _phase_started: float = 0.0
@@ -148,7 +148,7 @@ class StageOutcome:
     data: dict[str, Any] = field(default_factory=dict)
     """What was read, counted and fingerprinted: rows and tokens kept, sha256 of token ids after selection."""
     executed: dict[str, Any] = field(default_factory=dict)
-    """Settings as they came out in the run: effective batch, samples a problem, token cap, stop ids, template hash."""
+    """Settings as executed: effective batch, samples per problem, token cap, stop ids, template hash."""
     cost: dict[str, Any] = field(default_factory=dict)
     """Tokens, FLOPs and how they were counted; time and memory are added by the caller."""
     seeds: dict[str, int] = field(default_factory=dict)

@@ -18,7 +18,7 @@ MOST_BYTES = 200_000
 """Of a picture: every clone of the project fetches it."""
 TABLE = re.compile(r"^\| LSP \| accuracy.*?\n\n", re.MULTILINE | re.DOTALL)
 WIDTH, HEIGHT = 1100, 760
-"""Of the picture of the page, in pixels: title, claims and the beginning of the tables."""
+"""Of the picture of the page, in pixels: a chart with its selectors."""
 
 
 def table(record: dict[str, Any]) -> str:
@@ -55,7 +55,7 @@ def _costs(row: dict[str, Any]) -> str:
 
 
 def photograph(page: Path, picture: Path) -> None:
-    """The first screen of the report, in a browser without network."""
+    """The charts of the report as a browser shows them."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -64,7 +64,7 @@ def photograph(page: Path, picture: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        opened.goto(page.resolve().as_uri())
+        opened.goto(f"{page.resolve().as_uri()}#explore")
         opened.screenshot(path=picture)
         browser.close()
 

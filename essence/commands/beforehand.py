@@ -20,7 +20,7 @@ def check_beforehand(selection: Run) -> None:
 
 
 def whereabouts(selection: Run) -> dict[str, str]:
-    """Where the experiment's file lies, and from the run directory: both may be copied to another place together."""
+    """Where the experiment's file is, and from the run directory: both may be copied to another place together."""
     file, root = selection.loaded.file, selection.run_directory.root
     return {"path": str(file), "from_run_directory": Path(os.path.relpath(file, root.resolve())).as_posix()}
 
@@ -37,9 +37,9 @@ def _built_on(selection: Run) -> list[str]:
 
 
 def _check_same_experiment(selection: Run) -> None:
-    """An edited or a moved file is the same experiment; a second file that lies beside is another one.
+    """An edited or a moved file is the same experiment; a second file beside it is another one.
 
-    The name of an evaluation tells its content, so two of one name are the same.
+    The name of an evaluation stands for its content, so two of one name are the same.
     """
     if selection.evaluated:
         return

@@ -34,7 +34,7 @@ def write_cards(
 
 
 def cards_folder(run_directory: RunDirectory, experiment: str) -> Path:
-    """Where the cards of an experiment lie."""
+    """Where the cards of an experiment are."""
     return run_directory.experiment(experiment) / "cards"
 
 

@@ -79,7 +79,7 @@ def _remove_all(
     """One folder after the other; a kill in between is made good by the same command."""
     try:
         with contextlib.ExitStack() as held:
-            # No jobs are queued meanwhile, and nobody else cleans here.
+            # No jobs are queued meanwhile, and no one else cleans here.
             held.enter_context(hold(run_directory.queueing, f"run directory {run_directory.root}", COMMAND))
             if found.experiment and not found.experiment.is_symlink():
                 held.enter_context(hold(found.experiment, str(found.experiment), COMMAND))
@@ -128,7 +128,7 @@ def _remove_experiment(folder: Path, console: Console) -> None:
 
 
 def _check_no_jobs(run_directory: RunDirectory, folders: list[Path]) -> None:
-    """HeldError when jobs of a scheduler work in these folders or wait to, or when nobody says that they do not."""
+    """HeldError when jobs of a scheduler work in these folders or wait to, or when no one says that they do not."""
     stages = {path.name: StageFolder(path) for path in folders if path.parent == run_directory.stages}
     left = {identifier: stage for identifier, stage in stages.items() if not stage.done}
     if not has_jobs(left.values()):

@@ -60,7 +60,7 @@ class Compared:
     p: float = 1.0
     """Two-sided, of this comparison alone; 1 where nothing can be told."""
     retrained: bool = False
-    """Whether the two sides are trainings of one arm that differ in their seed, or in nothing that is recorded."""
+    """True when the two sides are trainings of one arm that differ in their seed, or in nothing that is recorded."""
 
     def as_json(self) -> dict[str, Any]:
         return {**vars(self), "change": vars(self.change) if self.change else None}
@@ -218,7 +218,7 @@ def only_in(pairs: list[tuple[str, Chain, Chain]], first: Side, second: Side) ->
 
 
 def allow_for_number(compared: Sequence[Compared]) -> list[Compared]:
-    """Holm's procedure: of many comparisons some lie beyond their own interval by chance alone."""
+    """Holm's procedure: of many comparisons some are beyond their own interval by chance alone."""
     beyond = sorted((one for one in compared if one.word == BEYOND), key=lambda one: one.p)
     tested = sum(one.word in (BEYOND, WITHIN) for one in compared)
     kept: set[tuple[str, str]] = set()

@@ -19,7 +19,7 @@ from essence.report.claims.definition import Claim, load_claims
 from essence.text import percent
 
 OUTSIDE = 0.06
-"""How far below what is accepted a truth lies whose "not reproduced" is shown: 0.80 for 0.86."""
+"""How far below what is accepted a truth is whose "not reproduced" is shown: 0.80 for 0.86."""
 ACCURACY, ASSURANCE = 0.2, 0.8
 """Where nothing else is asked for."""
 PILOT = (

@@ -100,7 +100,7 @@ def select_model(words: Options, asked: ModelOptions) -> Run:
 
 
 def _digits(plan: Plan) -> str:
-    """What tells one evaluation from another of the same names: the model's content, and how it was asked."""
+    """What distinguishes one evaluation from another of the same names: the model's content, and how it was asked."""
     settings = [that_count(stage.settings.model_dump(mode="json")) for stage in plan.stages.values()]
     return sha256_text(canonical_json(settings))[:NAME_DIGITS]
 

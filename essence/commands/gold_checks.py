@@ -32,7 +32,7 @@ def _at_hand(selection: Run) -> dict[tuple[str, str], tuple[GradeSettings, Path]
 
 
 def _problems(selection: Run, download: str) -> Path | None:
-    """Where the problems lie: as downloaded, or the local folder that they will be copied from."""
+    """Where the problems are: as downloaded, or the local folder that they will be copied from."""
     folder = selection.run_directory.stage(download)
     if folder.done:
         return folder.output / "problems"

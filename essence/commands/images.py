@@ -50,7 +50,7 @@ def bake_command(targets: list[str], overlay: Path | None = None) -> list[str]:
 
 
 def bake_variables(flavour: str) -> dict[str, str]:
-    """What `docker/bake.hcl` is told."""
+    """What `docker/bake.hcl` is given."""
     code, _ = code_facts(PROJECT)
     commit = code["commit"] or "unknown"
     variables = {

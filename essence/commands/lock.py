@@ -1,4 +1,4 @@
-"""`invoke lock`: make the hash-locked versions anew from pyproject.toml."""
+"""`invoke lock`: make the hash-locked versions from pyproject.toml."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def lock_command(name: str, upgrade: bool) -> list[str]:
 def lock(upgrade: bool, console: Console) -> int:
     """Write all locks; KitError when the resolver finds no solution."""
     variables = dict(os.environ)
-    # Where wheels lie in a folder, the CPU build of torch is there; elsewhere uv knows the index.
+    # Where wheels are in a folder, the CPU build of torch is there; elsewhere uv knows the index.
     folder = variables.get("PIP_FIND_LINKS")
     on_cpu = {"UV_FIND_LINKS": folder} if folder else {"UV_TORCH_BACKEND": "cpu"}
     for name in ARGUMENTS:

@@ -19,7 +19,7 @@ def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, co
         raise not_run_here(run_directory, experiment)
     write(run_directory, experiment, console)
     if as_json:
-        # Written anew, without letters that a terminal may lack.
+        # Written again, without letters that a terminal may lack.
         sys.stdout.write(json.dumps(read_json(run_directory.report(experiment) / "report.json"), indent=2) + "\n")
     else:
         print_tables(run_directory, experiment, console)
@@ -27,7 +27,7 @@ def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, co
 
 
 def write(run_directory: RunDirectory, experiment: str, console: Console) -> None:
-    """Write the report anew, and the model cards, unless it was made from just what is there now."""
+    """Write the report and the model cards, unless it was made from just what is there now."""
     # Imported here: drawing takes seconds to import, and a run that finds everything done draws nothing.
     from essence.report.build import report_is_current, write_report
 
@@ -46,6 +46,6 @@ def write_once_graded(
 
 
 def print_tables(run_directory: RunDirectory, experiment: str, console: Console) -> None:
-    """The tables of the report, and where the page lies."""
+    """The tables of the report, and the path of the page."""
     print_results(run_directory.root, experiment, console)
     console.print(f"Report: {run_directory.report(experiment) / 'report.html'}", highlight=False, soft_wrap=True)

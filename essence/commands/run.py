@@ -59,7 +59,7 @@ def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
 
 
 def _found(run_directory: RunDirectory, stage: PlannedStage) -> list[str]:
-    """What to tell of a stage that has just finished."""
+    """Lines on a stage that has just finished."""
     return rows_lines(run_directory.stage(stage.id)) if stage.stage == "tokenize" else []
 
 

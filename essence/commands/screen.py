@@ -81,7 +81,7 @@ class RunDisplay:
         return sum(means[kind] for kind in kinds) / self.parallel
 
     def tick(self, running: dict[str, StageFolder]) -> None:
-        """Draw the bars anew, from the files that the stages write."""
+        """Draw the bars again, from the files that the stages write."""
         now = time.monotonic()
         if self._live is None or now - self._last_refresh < REFRESH_S:
             return

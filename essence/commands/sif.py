@@ -96,7 +96,7 @@ def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
             name = json.load(_member(tar, "manifest.json"))[0]["Config"]
             labels = json.load(_member(tar, name))["config"].get("Labels") or {}
     except (tarfile.TarError, KeyError, ValueError) as error:
-        raise MachineError(f"{archive}: no archive of an image ({error})", f"write it anew: {cure}") from None
+        raise MachineError(f"{archive}: no archive of an image ({error})", f"write it again: {cure}") from None
     image.check_labels(labels, str(archive), cure)
     return ImageSource("docker-archive", str(archive), f"sha256:{Path(name).name.removesuffix('.json')}")
 

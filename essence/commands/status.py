@@ -184,7 +184,7 @@ def job_words(stage: dict[str, Any]) -> str:
 
 
 def who_works(state: dict[str, Any]) -> str:
-    """Who holds the run directory, or how the queue stands."""
+    """Who holds the run directory, or the state of the queue."""
     if state["held_by"]:
         return f"held by {state['held_by']}"
     if state["scheduler"] and not state["scheduler"]["answers"]:

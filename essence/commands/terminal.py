@@ -1,6 +1,6 @@
 """Standard input, output and error of a command, whatever they are: closed, full, a pipe that ends, another encoding.
 
-A command that costs hours must not end because nobody reads what it says. What cannot be written is dropped, and the
+A command that costs hours must not end because no one reads what it says. What cannot be written is dropped, and the
 command ends with a sentence; a reader that has seen enough (`head`, `less`) is no fault. Ctrl-C ends a command with
 exit code 130 and no traceback, also while modules are still imported.
 """

@@ -44,7 +44,7 @@ class Watch:
     """What the scheduler said then."""
 
     def look(self) -> dict[str, Any]:
-        """State of the matrix, and how long it will still take as far as stages tell."""
+        """State of the matrix, and how long it will still take as far as stages report."""
         state = collect(self.run_directory, self.experiment, self._queue())
         return {**state, "seconds_left": self._seconds_left(state)}
 
@@ -98,9 +98,9 @@ def watch(
 
 
 def is_over(state: dict[str, Any]) -> bool:
-    """Whether nothing will change any more: everything is done, or something failed and nobody works on the rest.
+    """True when no stage can change state: all are done, or one failed and nothing runs or is queued.
 
-    While a scheduler that has to do with it does not answer, nobody knows what still waits there.
+    False while the scheduler does not answer: what waits there is unknown.
     """
     counts = state["counts"]
     left = sum(number for name, number in counts.items() if name != "done")

@@ -24,7 +24,7 @@ TEXT_END_CHARACTERS = 40
 """Of each long text in an excerpt, so much of its beginning and of its end: most faults are at one of them."""
 
 Counts = Mapping[str, Mapping[str, Any]]
-"""`{reason: {"count": n, "seen": {name: n}, "examples": [{"position", "row"}]}}`, as it lies in a manifest and in
+"""`{reason: {"count": n, "seen": {name: n}, "examples": [{"position", "row"}]}}`, as it is in a manifest and in
 rejections.json; `seen` (roles, fields, types) where the reason has any."""
 
 
@@ -121,7 +121,7 @@ DIGEST_BYTES = 16
 
 
 class AcceptedRows:
-    """One pass over a folder of rows: iterate, then ask for `results()`. Holds some 80 bytes a row, to find repeats."""
+    """One pass over a folder of rows: iterate, then ask for `results()`. Holds about 80 bytes per row for repeats."""
 
     def __init__(self, folder: Path, settings: TokenizeSettings, problems: Mapping[str, Path]) -> None:
         """Count the rows and read the evaluation problems (benchmark -> folder).
@@ -206,7 +206,7 @@ class AcceptedRows:
         return faults
 
     def _is_repeat(self, exchange: Exchange) -> bool:
-        """Whether an earlier row has the same question and answer, white space apart."""
+        """True when an earlier row has the same question and answer, white space apart."""
         digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         for text in (exchange.user, exchange.assistant):
             digest.update(text.encode("utf-8").translate(None, WHITE_SPACE) + b"\0")

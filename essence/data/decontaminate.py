@@ -1,9 +1,9 @@
 """Training questions that are evaluation problems: the same text, or a run of words in common.
 
-*Exact*: the problem stands in the question as whole sentences, so an instruction before or after it hides nothing.
+*Exact*: the problem is in the question as whole sentences, so an instruction before or after it hides nothing.
 Letter case, white space, punctuation and LaTeX's braces, dollars and backslashes do not count; numbers, words and the
-signs `+ - * / ^ = < >` do. *Overlap*: `overlap_words` words in a row (runs of letters or digits) of a problem stand in
-the question. A run with eight words in a row that stand in three problems or more, such as the closing formula of AIME
+signs `+ - * / ^ = < >` do. *Overlap*: `overlap_words` words in a row (runs of letters or digits) of a problem are in
+the question. A run with eight words in a row that are in three problems or more, such as the closing formula of AIME
 ("where m and n are relatively prime positive integers"), marks no problem; a question that shares only such runs is
 counted as *formulaic* and never removed.
 
@@ -161,7 +161,7 @@ def read_questions(folder: Path, problem_field: str) -> list[str]:
 
 
 def _formulas(problems: Iterable[Problem]) -> set[str]:
-    """Runs of words that stand in several problems of different text, so that they mark none."""
+    """Runs of words that are in several problems of different text, so that they mark none."""
     texts: dict[str, set[str]] = defaultdict(set)
     for problem in problems:
         for run in set(runs(problem.words, FORMULA_WORDS)):

@@ -31,11 +31,11 @@ from essence.data.truncation import Tokens
 COMPARED_TEXTS = 64
 """Of the first batch, encoded by both libraries."""
 PROBES = ("a{0}a", " {0} ", "1{0}1", "\n{0}\n", "'{0}", "{0}{0}\n", "-{0} \n{0}a", "{0}1 a")
-"""Contexts that tell a letter, a digit, white space, a line end and punctuation apart in a pre-tokeniser's pattern."""
+"""Contexts that distinguish a letter, a digit, white space, a line end and punctuation in a pre-tokeniser's pattern."""
 
 
 class NotTheSame(Exception):
-    """Why tiktoken may not stand in for a tokenizer."""
+    """Why tiktoken cannot replace a tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class FastEncoding:
         self._unlike: set[str] = set()
 
     def takes(self, text: str) -> bool:
-        """Whether tiktoken is known to give this text the tokenizer's own ids."""
+        """True when tiktoken is known to give this text the tokenizer's own ids."""
         if text.isascii():
             return True
         if not all(unicodedata.is_normalized(form, text) for form in self._forms):
@@ -253,7 +253,7 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int]:
 
 
 def _byte_characters() -> dict[int, str]:
-    """Byte -> the character that stands for it in a byte-level vocabulary: itself where it prints, else from 256 on."""
+    """Byte -> its character in a byte-level vocabulary: itself where it prints, else from 256 on."""
     prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = [byte for byte in range(256) if byte not in prints]
     return {byte: chr(byte) for byte in prints} | {byte: chr(256 + place) for place, byte in enumerate(others)}

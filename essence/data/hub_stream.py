@@ -125,7 +125,7 @@ def _names(source: Source) -> list[PurePosixPath]:
 
 
 def _first_lines(block: bytes, lines: int) -> bytes:
-    """The block up to the end of so many lines; all of it where it has fewer."""
+    """The block up to the end of `lines` lines; all of it where it has fewer."""
     if block.count(b"\n") < lines:
         return block
     end = 0

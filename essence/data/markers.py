@@ -15,7 +15,7 @@ EXACT_REPLACEMENTS = ((f"{BEGIN_SOLUTION}\n\n", ""), (f"\n\n{END_SOLUTION}", "")
 """As released, in its order: what is removed can leave a thought marker behind, which is then replaced. Solution
 markers with other newlines around them stay in the text; `has_solution_marker` finds them."""
 CHAT_MARKUP = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-"""Tokens of the Qwen chat format, which the tokenizer takes for markup wherever they stand."""
+"""Tokens of the Qwen chat format, which the tokenizer takes for markup wherever they are."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def replace_exactly(text: str) -> str:
 
 
 def has_solution_marker(text: str) -> bool:
-    """Whether a solution marker stands in the text; after `replace_exactly`, one that it missed."""
+    """True when a solution marker is in the text; after `replace_exactly`, one that it missed."""
     return BEGIN_SOLUTION in text or END_SOLUTION in text
 
 

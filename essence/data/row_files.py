@@ -1,6 +1,6 @@
-"""The rows of a data set, from the files that it lies in.
+"""The rows of a data set, from the files that it is in.
 
-A data set lies in a folder as JSON lines (`.jsonl`), JSON (`.json`: a list of rows, or one row a line), either of them
+A data set is in a folder as JSON lines (`.jsonl`), JSON (`.json`: a list of rows, or one row per line), either of them
 also with `.gz`, or Parquet. The files are read in the order of their names, and a row's position counts through all of
 them. No file is ever held in memory as a whole.
 """
@@ -49,7 +49,7 @@ def count_rows(folder: Path) -> int:
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The files that `read_rows` reads, or the one file that is named itself; what lies in hidden folders is not data.
+    """The files that `read_rows` reads, or the one file that is named itself; what is in hidden folders is not data.
 
     InputError where there are none.
     """
@@ -63,17 +63,17 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def no_rows_error(path: Path, found: str) -> InputError:
-    """For a file that lies beside rows and holds none itself."""
+    """For a file that is beside rows and holds none itself."""
     return InputError(f"{path} is no file of rows", f"remove it, or name the files with `files` ({found})")
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a file of this name holds rows."""
+    """True when a file of this name holds rows."""
     return path.name not in NOT_ROWS and any(path.name.endswith(kind) for kind in _READERS)
 
 
 def may_be_settings(path: Path) -> bool:
-    """Whether a file of this name may hold something other than rows: JSON lines and Parquet are rows by their kind."""
+    """True when a file of this name may hold something other than rows: JSON lines and Parquet never do."""
     return kind_of(path) in (".json", ".json.gz")
 
 
@@ -90,7 +90,7 @@ def _json_lines(path: Path) -> Iterator[object]:
 
 
 def _json(path: Path) -> Iterator[object]:
-    """A list of rows, or one row a line: whichever the first character says.
+    """A list of rows, or one row per line: whichever the first character says.
 
     InputError for one object over several lines, which is how settings are written.
     """
@@ -108,7 +108,7 @@ def _json(path: Path) -> Iterator[object]:
 
 
 def _is_one_object(path: Path) -> bool:
-    """Whether a file is one JSON object whose first line is none; such a file is small, or it is damaged."""
+    """True when a file is one JSON object whose first line is none; such a file is small, or it is damaged."""
     with _opened(path) as file:
         first, rest = file.readline(), file.read(LARGEST_OBJECT_BYTES)
     try:

@@ -1,4 +1,4 @@
-"""Thoughts that stand in a field of their own beside the answer, and whether a text holds a thought at all.
+"""Thoughts that are in a field of their own beside the answer, and whether a text holds a thought at all.
 
 Chat servers and their exports put the thought of an assistant turn into `reasoning_content`, `reasoning` or another
 field. It is read as if it stood before the answer, between the markers. What a turn holds beside role, text and thought
@@ -37,7 +37,7 @@ def with_thought(turn: Mapping[str, Any], text: object) -> object | Fault:
 
 
 def holds_thought(text: str) -> bool:
-    """Whether something stands between the markers, or on the inner side of the only one there is."""
+    """True when something comes between the markers, or on the inner side of the only one there is."""
     before, closing, _ = text.partition(END_THINK)
     if closing:
         return bool(before.rpartition(THINK)[2].strip())

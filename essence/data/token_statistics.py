@@ -28,7 +28,7 @@ class TokenStatistics:
 
     rows: int = 0
     rows_with_thought: int = 0
-    """Rows with both markers in order, of which alone the sections are known."""
+    """Rows with both markers in order; only their sections are known."""
     rows_with_box: int = 0
     section_tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "cot": 0, "answer": 0, "unknown": 0})
     _kept: Counts = field(default_factory=_zeros)
@@ -90,7 +90,7 @@ class TokenStatistics:
         while largest // width >= MOST_BINS:
             width *= 2
         bins = np.bincount(present // width, weights=self._lengths[present]).astype(np.int64)
-        # The smallest length that at least so many rows do not exceed.
+        # The smallest length that at least this number of rows do not exceed.
         places = np.searchsorted(cumulated, [max(1, np.ceil(q * self.rows)) for q in QUANTILES])
         return {
             "smallest": int(present[0]),
@@ -113,7 +113,7 @@ LONGEST_CONTENT = 500
 def first_statement(text: str, start: int) -> int:
     """Index of the closing brace of the answer's first statement at or after `start`, -1 where nothing is boxed.
 
-    What stands before `start` (the question, which may ask for a box) is not looked at; empty boxes are no answers.
+    What comes before `start` (the question, which may ask for a box) is not looked at; empty boxes are no answers.
     """
     boxes: list[tuple[int, str]] = []
     place = text.find(OPENING, start)

@@ -31,7 +31,7 @@ class SkipReason(StrEnum):
     NO_MARKER = "no marker"
     """`<think>` or `</think>` is absent, so no section is known (trap 11: the released code gives NaN)."""
     MARKERS_OUT_OF_ORDER = "markers out of order"
-    """The first `</think>` stands before the first `<think>`, for instance in the prompt, and the view does not train
+    """The first `</think>` comes before the first `<think>`, for instance in the prompt, and the view does not train
     on such rows."""
     NOTHING_SUPERVISED = "nothing supervised"
     """No token that is kept is also a label (trap 10: the section lies outside the span)."""
@@ -150,7 +150,7 @@ def span_windows(bounds: SectionBounds, view: ViewSettings) -> SpanWindows:
 
 
 def reads_prefix(view: ViewSettings) -> bool:
-    """Whether a view reads every row from its first token on, whatever it supervises.
+    """True when a view reads every row from its first token on, whatever it supervises.
 
     Then, since models are causal, the states of what it reads are those of the whole row.
     """
@@ -167,7 +167,7 @@ def validation_view(settings: TrainSettings) -> ViewSettings:
 def section_intervals(bounds: SectionBounds, view: ViewSettings) -> list[tuple[Indices, Indices]]:
     """(start, stop) of the supervised sections in whole rows, as one or two intervals.
 
-    Prompt is what stands before `<think>` (index `think_start`), CoT is `<think>` to `</think>` (index `think_end`)
+    Prompt is what comes before `<think>` (index `think_start`), CoT is `<think>` to `</think>` (index `think_end`)
     with both markers, answer is what follows. With `view.cot_includes_next_token`, CoT and P+CoT take one token of the
     answer too (trap 9).
     """
@@ -192,7 +192,7 @@ def make_examples(
     Args:
         positions: of the rows in their data set, int64, shape (rows,).
         rows: the whole rendered rows, int32, shape (L,) each. Never copied, only sliced.
-        bounds: where their sections lie.
+        bounds: where their sections are.
         view: span, sections, and how the traps 3, 6, 9, 23 and 24 are handled.
         eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`, and the pad.
 
@@ -223,7 +223,7 @@ def make_examples(
 def first_labels(windows: SpanWindows, view: ViewSettings) -> Indices:
     """Index in each row of the first token that can be a label.
 
-    Nothing stands before the first token that is read, unless it is a pad on the left (trap 23): that is so where the
+    Nothing comes before the first token that is read, unless it is a pad on the left (trap 23): that is so where the
     number of tokens read is no multiple of `view.left_pad_multiple`.
     """
     if not view.left_pad_multiple:
@@ -234,7 +234,7 @@ def first_labels(windows: SpanWindows, view: ViewSettings) -> Indices:
 
 
 def trains_misordered(view: ViewSettings) -> bool:
-    """Whether rows with `</think>` before `<think>` are trained on; under `cot-lead` they have no thought to lead."""
+    """True when rows with `</think>` before `<think>` are trained on; under `cot-lead` they have no thought to lead."""
     return view.misordered_markers == "train" and view.span != "cot-lead"
 
 

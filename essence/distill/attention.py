@@ -1,6 +1,6 @@
-"""Attention over rows that lie one after the other in one sequence: each row sees itself alone.
+"""Attention over rows that follow each other in one sequence: each row sees itself alone.
 
-transformers 5 would find such rows itself where `position_ids` start anew, and build a mask of T x T for SDPA: exact,
+transformers 5 would find such rows itself where `position_ids` start at 0, and build a mask of T x T for SDPA: exact,
 but on a GPU no flash kernel takes a mask, and the work grows with the square of the whole sequence instead of the
 squares of its rows. The function here is registered with transformers under a name of its own and gives each row its
 own causal attention: on a GPU PyTorch's variable-length flash kernel in one call, elsewhere one SDPA call a row.

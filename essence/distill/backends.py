@@ -1,4 +1,4 @@
-"""How forward passes become optimiser steps: where the student lies and how the ranks' gradients come together."""
+"""How forward passes become optimiser steps: where the student is and how the ranks' gradients come together."""
 
 import contextlib
 from typing import Protocol
@@ -130,5 +130,5 @@ class ReplicatedBackend:
 
 
 def _ddp(distiller: Distiller) -> DistributedDataParallel:
-    # Without this DDP orders its buckets anew after the first step, and a resumed run would sum in another order.
+    # Without this DDP orders its buckets again after the first step, and a resumed run would sum in another order.
     return DistributedDataParallel(distiller, find_unused_parameters=True, forward_sync_buffers=False)

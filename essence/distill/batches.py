@@ -21,10 +21,10 @@ class Batch:
 
     No attention mask: attention is causal, so no token sees the padding behind it, and the padding's own states are
     never used. The released code pads on the left instead, which moves a row's positions as a whole; rotary embeddings
-    depend on distances only, so both compute the same function. In a packed sequence the positions start anew with each
+    depend on distances only, so both compute the same function. In a packed sequence the positions start at 0 with each
     row, each row sees itself alone, and the padding behind the last row counts as one more row.
 
-    Where a row's first token is a label, the pad that predicts it lies behind the row, and is blind: it takes nothing
+    Where a row's first token is a label, the pad that predicts it comes after the row, and is blind: it takes nothing
     from attention (`essence/distill/attention.py`), so its state is the same there as before the row.
     """
 

@@ -125,7 +125,7 @@ def states(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint's files are those that were written."""
+    """True when a checkpoint's files are those that were written."""
     try:
         hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
         return STATE in hashes and all(sha256_file(path / name) == digest for name, digest in hashes.items())

@@ -43,7 +43,7 @@ def rank_means(sums: Mapping[tuple[int, ...], tuple[float, int]], ranks: int) ->
 
 
 def improves(losses: Sequence[float], kept: Sequence[float] | None) -> bool:
-    """Whether a validation's weights are to be kept.
+    """True when a validation's weights are to be kept.
 
     Args:
         losses: mean loss of each rank; one that is not a number is below nothing.

@@ -31,7 +31,7 @@ from essence.sizes.memory import GPU_BLOCK_ELEMENTS, kept_rows
 
 BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": GPU_BLOCK_ELEMENTS}
 """Logits that are turned into gradients at a time: for each thread of a CPU so few (and at least a line) that they stay
-in its own cache, on a GPU so many that its kernels take longer than their launch. Changes speed and memory only."""
+in its own cache, on a GPU enough that its kernels take longer than their launch. Changes speed and memory only."""
 PRODUCT_ROWS = 16384
 """Vocabulary entries of d head that are computed at a time where the product is not d head itself."""
 
@@ -228,7 +228,7 @@ def _divergence(
 
 
 def _is_papers(logits: Tensor, teacher: Tensor, settings: ObjectiveSettings) -> bool:
-    """Whether this is the paper's own case, in which CE and KD share one log-sum-exp."""
+    """True when this is the paper's own case, in which CE and KD share one log-sum-exp."""
     same = teacher.shape[1] == logits.shape[1]
     return settings.divergence == "forward_kl" and settings.temperature == 1.0 and same
 
@@ -239,7 +239,7 @@ def fusable_gradient(
     """`block_gradient` as a compiler likes it: in the paper's case three passes over the logits, nothing in between.
 
     Reductions that PyTorch has as one operation (log-sum-exp, softmax) are several for the compiler, which then writes
-    what lies between them to memory; spelt out they fuse.
+    what is between them to memory; spelt out they fuse.
     """
     if teacher is None or not _is_papers(logits, teacher, settings):
         return block_gradient(logits, teacher, labels, weights, settings)

@@ -1,4 +1,4 @@
-"""What a device can do, what it holds, what it has used: peak FLOP/s, memory, energy. None where nobody tells."""
+"""What a device can do, what it holds, what it has used: peak FLOP/s, memory, energy. None where nothing reports it."""
 
 import json
 import resource
@@ -46,7 +46,7 @@ def peak_of(name: str) -> Peak | None:
 
 
 def peak_of_device(device: torch.device) -> Peak | None:
-    """The same for a device of PyTorch; None on a CPU, whose peak no table can tell."""
+    """The same for a device of PyTorch; None on a CPU, whose peak is in no table."""
     return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
@@ -100,7 +100,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 class EnergyMeter:
     """Joules that a process's own GPU has used since the last look, as its driver counts them.
 
-    Its own alone: every process of a training sees all GPUs of its machine, and what they tell is summed.
+    Its own alone: every process of a training sees all GPUs of its machine, and what they report is summed.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: a line a training step or validation, appended as it happens, cut back on resume.
+"""`metrics.jsonl`: a line per training step or validation, appended as it happens, cut back on resume.
 
 The same numbers go to TensorBoard's files (`essence/distill/event_files.py`).
 """

@@ -106,7 +106,7 @@ def check_data(work: Path, training: Sequence[Example], validation: Sequence[Exa
             raise InputError(
                 f"{path}: {name} was {earlier[name][:16]} in an earlier attempt and is {value[:16]} now: the tokens "
                 "were changed in between",
-                "remove this stage's folder to start it anew",
+                "remove this stage's folder to start it again",
             )
     if earlier is None:
         work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The numbers by which a launcher names a rank, as they stand in the environment."""
+"""The numbers by which a launcher names a rank, as they are in the environment."""
 
 from collections.abc import Mapping
 

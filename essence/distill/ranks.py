@@ -38,7 +38,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """True when this process writes what is written once."""
         return self.rank == 0
 
     def join(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
-"""Which rows a cell trains on, in which order, and is validated on, and whether they are the published ones.
+"""Which rows a cell trains on, in which order, and is validated on; are they the published ones?
 
 The released code chose rows by lists of positions and split them with the `datasets` library. The kit filters by its
-own stated rule, splits the same way, and says in one word whether the outcome equals what is published
+own stated rule, splits the same way, and says in one word if the outcome equals what is published
 (experiments/fingerprints.toml), with the numbers that differ.
 """
 

@@ -48,7 +48,7 @@ def validation_steps(epochs: Sequence[int], per_epoch: int) -> frozenset[int]:
     """Numbers of finished steps after which to validate: `per_epoch` times, evenly, the last at the epoch's end.
 
     Args:
-        epochs: optimiser steps of each epoch; where a step is so many tokens, they depend on the epoch's order.
+        epochs: optimiser steps of each epoch; where a step is that many tokens, they depend on the epoch's order.
         per_epoch: validations wanted.
     """
     starts = itertools.accumulate(epochs, initial=0)

@@ -5,7 +5,7 @@
     checkpoints/               essence/distill/checkpoint.py
     best-00000040.safetensors  weights of the validation that is kept so far (essence/distill/checkpoint_choice.py)
     last.safetensors           weights at the end
-    metrics.jsonl              a line a step or validation; on resume cut back to the checkpoint
+    metrics.jsonl              a line per step or validation; on resume cut back to the checkpoint
 ```
 """
 
@@ -68,7 +68,7 @@ class TrainResult:
     passes: int
     """Forward passes of the student in training steps."""
     packed: bool
-    """Whether rows were packed: asked for, and possible with these models."""
+    """True when rows were packed: asked for, and possible with these models."""
     seconds: float
     """Time spent in training steps, over all attempts."""
     energy_j: float | None

@@ -2,7 +2,7 @@
 
 ```
 <folder>/index.json           what is stored, and of each file its size and sha256; rewritten after each file, and at
-                              the end with the sha256 of the teacher's head, which lies in another folder
+                              the end with the sha256 of the teacher's head, which is in another folder
 <folder>/rows-00000.safetensors
     positions  int64 (rows,)    of the rows in their data set
     lengths    int64 (rows,)    tokens of each row
@@ -10,7 +10,7 @@
     states     (tokens, hidden) last hidden states, in the dtype of the computation
 ```
 
-A file has its name only when it lies on the disk as a whole, and the index speaks of it only then, so a kill loses at
+A file has its name only when it is on the disk as a whole, and the index speaks of it only then, so a kill loses at
 most one file.
 
 `model/pads.safetensors` holds the same for single tokens that see nothing, `ids` int64 (pads,): a row's first token is
@@ -41,7 +41,7 @@ HEAD, PADS = "head.safetensors", "pads.safetensors"
 """In `model/`, with the teacher's config and tokenizer."""
 SEALED = {"head_sha256": HEAD, "pads_sha256": PADS}
 """Files of `model/` whose sha256 the index holds, by its keys."""
-CURE = "remove this stage's folder and issue the command again"
+CURE = "remove this stage's folder and run the command again"
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class LiveTeacher:
     ) -> None:
         """Freeze `model`; float32 computes in the dtype of its weights, bfloat16 under autocast.
 
-        `head` is given where the model's own does not lie whole on the device.
+        `head` is given where the model's own is not whole on the device.
         """
         self.model = model.eval().requires_grad_(False)
         self.compute_dtype = compute_dtype
@@ -103,7 +103,7 @@ class LiveTeacher:
 def place_teacher(
     model: nn.Module, placement: TeacherPlacement, compute_dtype: torch.dtype, ranks: Ranks, device: torch.device
 ) -> LiveTeacher:
-    """Put a teacher where the settings say, from main memory; its head lies whole on every device in any case."""
+    """Put a teacher where the settings say, from main memory; its head is whole on every device in any case."""
     model.requires_grad_(False)
     if placement == "replicated":
         return LiveTeacher(model.to(device), compute_dtype)

@@ -67,12 +67,12 @@ def train(
         settings: of these, `rows` and `view` are already in the examples and are not read here.
         resources: the sizes of micro batches, when to write checkpoints and how many to keep.
         work: folder for checkpoints, best weights and metrics; kept across attempts by the caller.
-        progress: told every step under the name `phase`, by the first rank.
+        progress: updated every step under the name `phase`, by the first rank.
         stop: looked at after every step; a stop that any rank was asked for stops all.
         events: folder for TensorBoard's files, written by the first rank; None = none are written.
         ranks: the processes that train together, met already; each calls this with the same arguments.
         device: to train on; None = where the student is.
-        train_places: where the rows stand among those drawn, of which the epochs' orders are; None = none was left out.
+        train_places: places of the rows among those drawn, whose order an epoch has; None = none was left out.
         validation_places: the same of the validation rows, which the ranks that choose a checkpoint share out.
 
     Raises:

@@ -19,7 +19,7 @@ BOX = r"\boxed{"
 BOXED_FORMULA = r"(?:(?:(?<!\\)\$\$(?P<first_latexDisplayDollar>(?:[^$]|\$(?!\$))*?\\boxed{"
 """How the pattern for a formula with a box in it begins; all its alternatives have the box."""
 FORMULA_GROUP, FORMULA_SIGNS = "first_latexDisplayDollar", "$\\["
-"""A group of each pattern that needs a formula or a fraction, and the signs of which every one of those has one."""
+"""A group of each pattern that needs a formula or a fraction, and the signs that such a match has at least one of."""
 SEEN_BEHIND = 2
 """Characters behind a boundary that patterns are shown: the longest sign that a match can end before."""
 CACHED_CHARACTERS = 1_000
@@ -138,7 +138,7 @@ _parse_once = lru_cache(maxsize=CACHED_EXPRESSIONS)(_parse)
 
 
 def _worth_running(all_patterns: Sequence[Pattern], text: str) -> list[Pattern]:
-    """Leave out the patterns whose fixed word does not stand in the text."""
+    """Leave out the patterns whose fixed word is not in the text."""
     boxed, answer = BOX in text, _ANSWER.search(text) is not None
     final = answer and _FINAL_ANSWER.search(text) is not None
     return [
@@ -169,7 +169,7 @@ def _matches_within(regex: re.Pattern[str], text: str, start: int, end: int) -> 
         return
     if FORMULA_GROUP in regex.pattern and not any(text.find(sign, start, end) >= 0 for sign in FORMULA_SIGNS):
         return
-    # What stands behind a boundary is seen, so that no pattern takes it for the end of the text.
+    # What comes after a boundary is seen, so that no pattern takes it for the end of the text.
     for match in regex.finditer(text, start, end + SEEN_BEHIND):
         if match.start() < end:
             yield match
@@ -223,7 +223,7 @@ def _boundary_before(text: str, position: int, displays: tuple[int, int]) -> int
 
 
 def _within_display(text: str, position: int, displays: tuple[int, int]) -> bool:
-    """Whether a position may lie in `$$..$$` or `\\[..\\]`, which go over lines.
+    """True when a position may be in `$$..$$` or `\\[..\\]`, which go over lines.
 
     displays: first and last position of `$$` in the text.
     """
@@ -233,12 +233,12 @@ def _within_display(text: str, position: int, displays: tuple[int, int]) -> bool
 
 
 def _cuts_line(character: str) -> bool:
-    """Whether a character can be in a match only within a formula: outside of one, a piece can begin behind it."""
+    """True when a character can be in a match only within a formula: outside of one, a piece can begin behind it."""
     return character not in _OUTSIDE_FORMULAS and not character.isspace() and not character.isnumeric()
 
 
 def _begins_anew(character: str) -> bool:
-    """Whether no match goes on with this as the first character of a line.
+    """True when no match goes on with this as the first character of a line.
 
     Outside `$$..$$` and `\\[..\\]` a line ends only between two formulas joined by `and`, `or` or a comma, before a
     percent sign or word, or in a plain expression of digits and operators.

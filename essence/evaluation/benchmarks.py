@@ -34,7 +34,7 @@ class Problem:
 
 
 def read_problems(folder: Path, settings: BenchmarkSettings) -> list[Problem]:
-    """Read the problems in `folder`, whose files are those that rows may lie in, as many as are asked for.
+    """Read the problems in `folder`, whose files are those that rows may be in, as many as are asked for.
 
     Raises InputError for a missing folder or field, a problem that is no text, an empty answer, or fewer problems than
     `settings.problems`.
@@ -50,7 +50,7 @@ def read_problems(folder: Path, settings: BenchmarkSettings) -> list[Problem]:
 
 
 def render_prompt(prompt: str, problem: str) -> str:
-    """Put a problem into a benchmark's prompt; InputError unless `{problem}` stands in it exactly once."""
+    """Put a problem into a benchmark's prompt; InputError unless `{problem}` is in it exactly once."""
     found = prompt.count(PLACEHOLDER)
     if found != 1:
         raise InputError(f"The prompt holds {PLACEHOLDER} {found} times, wanted: once; prompt: {prompt[:80]!r}.")

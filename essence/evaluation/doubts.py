@@ -14,7 +14,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def in_thought_alone(completion: str) -> bool:
-    """Whether all boxes of a completion are within its thought; one that never ends takes in the rest of the text."""
+    """True when all boxes of a completion are within its thought; one that never ends takes in the rest of the text."""
     thought, ends, answer = completion.rpartition(END_THINK)
     if not ends:
         answer, _, thought = completion.partition(THINK)

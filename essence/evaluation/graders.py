@@ -1,6 +1,6 @@
 """The graders: what each takes for the answer of a completion, and when it equals the gold.
 
-`math-verify` and `lighteval-0.10` stand on the patterns, parsing and comparison of math-verify 0.5.2, `math-verify-0.9`
+`math-verify` and `lighteval-0.10` use the patterns, parsing and comparison of math-verify 0.5.2, `math-verify-0.9`
 on those of 0.9, which has a folder of its own (`essence/evaluation/graders_apart.py`). `lighteval-0.10` is the metric
 `math_pass@1` of lighteval 0.10.0, behind the published scores, without lighteval itself, which needs torch and a
 benchmark framework around 60 lines of difference:
@@ -31,7 +31,7 @@ MATH_VERIFY_BOXED_PRIORITY = 50
 LIGHTEVAL_BOXED_PRIORITY = 55
 MATH_VERIFY_PRECISION = 6
 NO_PRECISION = object()
-"""Stands where a number of digits is expected, as the document does in lighteval 0.10.0."""
+"""Used where a number of digits is expected, as the document does in lighteval 0.10.0."""
 _INTEGER = re.compile(r"[+-]?\d+")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 """A dollar that no backslash makes a sign of its own; as math-verify's patterns have it."""
@@ -57,7 +57,7 @@ class Verdict:
     answer: str | None
     """The answer as parsed, at most 200 characters: equal answers have the same; None where there is none."""
     boxed: bool = False
-    """Whether the answer was taken from a box."""
+    """True when the answer was taken from a box."""
 
 
 class UnreadableGoldError(Exception):
@@ -129,7 +129,7 @@ def gold_as_latex(gold: str) -> str:
 
 
 def _ends_in_backslash(text: str) -> bool:
-    """Whether a control space lost its space, and would make a sign of the dollar behind it."""
+    """True when a control space lost its space, and would make a sign of the dollar behind it."""
     return (len(text) - len(text.rstrip("\\"))) % 2 == 1
 
 

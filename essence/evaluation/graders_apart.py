@@ -1,4 +1,4 @@
-"""Graders that stand on another version of math-verify: what each is made of lies in a folder of its own.
+"""Graders that rest on another version of math-verify: what each is made of is in a folder of its own.
 
 Two versions of one package exclude each other in an environment. `locks/install.sh` puts what the lock
 `locks/math-verify-0.9.txt` names into `graders/math-verify-0.9` of the environment, where nothing else finds it; the
@@ -21,12 +21,12 @@ LOCK = "essence-lock.txt"
 
 
 def folder_of(grader: str) -> Path | None:
-    """The folder of a grader's packages; None for one that stands on the environment's own."""
+    """The folder of a grader's packages; None for one that uses the environment's own."""
     return Path(sys.prefix) / "graders" / grader if grader in APART else None
 
 
 def is_installed(grader: str) -> bool:
-    """Whether a grader can be asked here."""
+    """True when a grader can be asked here."""
     folder = folder_of(grader)
     if folder is not None:
         return (folder / LOCK).is_file()

@@ -1,7 +1,7 @@
 """Grade completions in worker processes, each completion under a deadline that holds.
 
 math-verify guards itself with SIGALRM, which interrupts Python but not one long operation of C (a power of big numbers,
-a regular expression), works in a process's main thread only, and starts anew for every expression it tries. So the
+a regular expression), works in a process's main thread only, and starts over for every expression it tries. So the
 deadline is kept outside: a worker that has not answered in time is killed and replaced, and its completion is recorded
 as `timeout`. A worker that a signal ended is replaced too, and its completion tried again: it may not be to blame.
 """
@@ -35,7 +35,7 @@ WORKER_MEMORY_BYTES = 4 << 30
 COMPLETIONS_A_WORKER = 32
 """Fewer completions than this are not worth a second worker."""
 TRIES = 3
-"""A completion whose worker a signal ended so many times is what ends it (memory); as many starts fail in a row."""
+"""Workers that a signal may end before their completion counts as the cause (memory); starts that may fail in a row."""
 
 
 class Item(NamedTuple):
@@ -225,7 +225,7 @@ class _Pool:
             self._start_worker()
 
     def _again(self, worker: _Worker) -> bool:
-        """Whether the task of a dead worker is to be done again."""
+        """True when the task of a dead worker is to be done again."""
         if worker.task is None or (worker.process.exitcode or 0) >= 0:
             return False  # it ended by itself, as it would once more
         self.killed[worker.task] += 1

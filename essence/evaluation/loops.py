@@ -35,7 +35,7 @@ def loop_end(token_ids: Sequence[int], rule: LoopRule) -> int | None:
 
 
 def ends_in_loop(token_ids: Sequence[int], rule: LoopRule) -> bool:
-    """Whether the last `rule.tokens` tokens are a loop; cheap, for a look while a completion grows."""
+    """True when the last `rule.tokens` tokens are a loop; cheap, for a look while a completion grows."""
     if len(token_ids) < rule.tokens:
         return False
     tail = np.asarray(token_ids[-rule.tokens :], dtype=np.int64)

@@ -193,7 +193,7 @@ def _variance_of_mean(matrix: Matrix) -> tuple[float, int]:
 
 
 def _score_interval(share: float, trials: float, quantile: float) -> tuple[float, float]:
-    """Wilson's interval of a share of so many effective trials."""
+    """Wilson's interval of a share, at an effective number of trials."""
     shrink = quantile**2 / trials
     centre = (share + shrink / 2) / (1 + shrink)
     margin = math.sqrt(shrink * share * (1 - share) + shrink**2 / 4) / (1 + shrink)

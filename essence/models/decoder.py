@@ -42,7 +42,7 @@ def wanted_weights(config: Mapping[str, Any], named: object) -> dict[str, Shape]
 
 
 def ties(config: Mapping[str, Any]) -> bool:
-    """Whether the head is the embedding; as the library has it where config.json says nothing."""
+    """True when the head is the embedding; as the library has it where config.json says nothing."""
     return bool(config.get("tie_word_embeddings", False))
 
 

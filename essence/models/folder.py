@@ -1,4 +1,4 @@
-"""Whether a folder holds a model, as far as that can be told without torch.
+"""Find out if a folder holds a model, as far as that is possible without torch.
 
 The host looks before anything starts, the download stage looks at what arrived, and every stage that loads a model
 looks again (essence/models/loading.py). What is refused is refused in one sentence that names the file.

@@ -36,7 +36,7 @@ class Weight:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether the file only stands for one in large-file storage (git-lfs)."""
+    """True when the file only stands for one in large-file storage (git-lfs)."""
     with path.open("rb") as file:
         return file.read(len(POINTER_START)) == POINTER_START
 

@@ -189,7 +189,7 @@ def find_pin(pins: dict[str, AnyPin], name: str, kind: Kind, where: str) -> AnyP
 
 
 def to_source(kind: Kind, name: str, pin: Pin, local: LocalSources | None = None) -> Source:
-    """The source as it stands in the download stage's settings. A path need not exist yet: `missing` tells."""
+    """The source as it is in the download stage's settings. A path need not exist yet: `missing` tells."""
     source = Source(
         kind=kind,
         name=name,

@@ -91,7 +91,7 @@ def resolve_seed(rule: int | str, cell_seed: int) -> int:
 
 
 def teacher_settings(cell: Cell, settings: TrainSettings, loaded: Experiment) -> TeacherSettings:
-    """What the teacher stage of a cell is told; the same for all cells that can share it.
+    """What the teacher stage of a cell is given; the same for all cells that can share it.
 
     A cell of fewer rows than its data set has reads the first of them. Rows that depend on the seed
     (`split_seed = "cell"`) are stored for each seed.
@@ -120,6 +120,6 @@ def _check(cell: Cell, settings: TrainSettings, loaded: Experiment) -> None:
         )
     if not reads_prefix(settings.view):
         raise ExperimentError(
-            f"{asked}, but {cell.name} drops what stands before its span, so the teacher's states of whole rows are "
+            f"{asked}, but {cell.name} drops what comes before its span, so the teacher's states of whole rows are "
             "not those of what it reads: use teacher = 'live', the span 'right-with-context' or protocol 'corrected'"
         )

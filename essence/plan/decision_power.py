@@ -18,7 +18,7 @@ DIFFICULTY = 1.2
 """Concentration of the Beta distribution of the problems' chances, which end at `EASIEST`."""
 EASIEST = 0.8
 INTERACTION_SD = 0.1
-"""How far a training's share of one problem lies from what its accuracy says, as a share of it; assumed."""
+"""How far a training's share of one problem is from what its accuracy says, as a share of it; assumed."""
 MOST_SEEDS = 400
 SAMPLES = (4, 8, 16, 32, 64)
 QUANTILES = 2_000
@@ -93,7 +93,7 @@ def chances(design: Design, band: tuple[float, float], outside: float, confidenc
 
 
 def _inside(design: Design, band: tuple[float, float], confidence: float) -> float:
-    """That the whole interval lies inside the band."""
+    """That the whole interval is inside the band."""
     error, margins = design.standard_error, _margins(design, confidence)
     lows, highs = (band[0] - design.retention + margins) / error, (band[1] - design.retention - margins) / error
     pairs = zip(lows, highs, strict=True)
@@ -101,7 +101,7 @@ def _inside(design: Design, band: tuple[float, float], confidence: float) -> flo
 
 
 def _outside(design: Design, band: tuple[float, float], confidence: float) -> float:
-    """That the whole interval lies outside the band."""
+    """That the whole interval is outside the band."""
     error, margins = design.standard_error, _margins(design, confidence)
     below, above = (band[0] - design.retention - margins) / error, (band[1] - design.retention + margins) / error
     pairs = zip(below, above, strict=True)

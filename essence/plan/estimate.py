@@ -53,7 +53,7 @@ class Estimate:
     row_tokens: float | None
     """Mean tokens of a whole row."""
     measured: bool
-    """Whether `row_tokens` was counted by the tokenize stage."""
+    """True when `row_tokens` was counted by the tokenize stage."""
     kept_tokens: int | None
     """Tokens read in one epoch."""
     training_flops: float | None
@@ -163,7 +163,7 @@ def _row(prompt: int, thought: int, answer: int) -> SectionBounds:
 
 
 def architecture(name: str, stage: str | None, loaded: Experiment, run_directory: RunDirectory) -> Architecture | None:
-    """From the model that `stage` brought in, from a local folder, or as the catalogue tells."""
+    """From the model that `stage` brought in, from a local folder, or as the catalogue says."""
     folder, pin = run_directory.stage(stage) if stage else None, loaded.catalogue.models[name]
     try:
         if folder and folder.done:

@@ -1,4 +1,4 @@
-"""What renewed the stages of a plan, and which finished stages of earlier code stand where they are planned."""
+"""What renewed the stages of a plan, and which finished stages of earlier code take their places."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class Renewals:
         return self._namesake(wanted)
 
     def _equal(self, wanted: Wanted, read: dict[str, str]) -> FinishedStage | None:
-        """Of equal settings and of the inputs that stand for the planned ones; where there are several, the likest."""
+        """Of equal settings and of the inputs that replace the planned ones; where there are several, the likest."""
         settings = that_count(wanted.settings)
         equal = [
             found

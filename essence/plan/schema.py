@@ -43,7 +43,7 @@ class Matrix(Record):
     train_rows: list[Count]
     """Empty = as the data set says; otherwise an axis of its own (row-matched arms)."""
     token_budget: list[TokenBudget]
-    """Empty = all of `train_rows`; otherwise rows, in order, until so many tokens are read (token-matched arms)."""
+    """Empty = all of `train_rows`; otherwise rows, in order, until that many tokens are read (token-matched arms)."""
 
 
 AXES = tuple(Matrix.model_fields)

@@ -52,7 +52,7 @@ ONLY: dict[str, tuple[StageName, ...]] = {
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage with everything that is told to it; see `Spec`."""
+    """One stage with everything that is given to it; see `Spec`."""
 
     id: str
     stage: StageName
@@ -71,7 +71,7 @@ class PlannedStage:
     earlier: Earlier | None = None
     """What is finished in its place; of an accepted stage, what changed since."""
     accepted: bool = False
-    """Whether this is a finished stage of earlier code."""
+    """True when this is a finished stage of earlier code."""
     built_on: dict[str, list[str]] = field(default_factory=dict)
     """`accepted` of `Spec`."""
 
@@ -172,7 +172,7 @@ def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
 
 
 def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str]:
-    """Without the locks of layers that a stage does not use: installing vLLM or a grader makes nothing anew."""
+    """Without the locks of layers that a stage does not use: installing vLLM or a grader renews nothing."""
     unused = {VLLM_LOCK, GRADER_LOCK}
     if isinstance(settings, GenerateSettings) and settings.decoder == "vllm":
         unused.remove(VLLM_LOCK)
@@ -191,7 +191,7 @@ def make_plan(
 ) -> Plan:
     """The plan for some cells of an experiment, with or without the untrained models beside them.
 
-    `local` tells what local paths hold, and held when a run directory took them in; that run directory is looked
+    `local` says what local paths hold, and held when a run directory took them in; that run directory is looked
     through for what is finished in the place of planned stages. With `accept_earlier` such a stage is taken.
     """
     planner = _Planner(loaded, environment, local or LocalSources(), accept_earlier)

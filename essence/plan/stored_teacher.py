@@ -1,6 +1,6 @@
 """What a teacher paid once takes on disk and saves in GPU hours, before anything runs: arithmetic on sizes.
 
-Given whatever `teacher` says now, so that a plan tells whether to change it.
+Given whatever `teacher` says now, so that a plan says if a change would save time.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class StoredTeacher:
 
     def sentence(self) -> str:
         """For `invoke plan`."""
-        saving = f"{self.disk_gib:.3g} GiB of disk ({self.bytes_per_token:,} bytes a token)"
+        saving = f"{self.disk_gib:.3g} GiB of disk ({self.bytes_per_token:,} bytes per token)"
         hours = f"{self.gpu_hours:.2g} GPU hours once and saves {self.saved_gpu_hours:.2g} over {self.cells} trainings"
         what = f"{self.teacher} for {self.rows:,} rows of {self.dataset} ({self.protocol})"
         if self.form == "live":

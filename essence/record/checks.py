@@ -42,7 +42,7 @@ IMAGE_FIELDS = ("digest", "base_digest", "sif_sha256")
 
 
 def schema_findings(file: Path, manifest: Manifest) -> Iterator[str]:
-    """Whether the record has the published shape."""
+    """True when the record has the published shape."""
     version = manifest.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         yield f"{file}: written by a newer kit (schema {version}, known up to {SCHEMA_VERSION}): update the kit"
@@ -58,13 +58,13 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def seal_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether the record was left as it was written."""
+    """True when the record was left as it was written."""
     if seal_of(manifest) != manifest["seal"]:
         yield f"{folder.manifest}: edited after it was written: its content does not give its seal"
 
 
 def file_findings(folder: StageFolder, outputs: list[dict[str, Any]], known: dict[str, str]) -> Iterator[str]:
-    """Whether every recorded file is there with the recorded content, and no other.
+    """True when every recorded file is there with the recorded content, and no other.
 
     outputs: the recorded files that should be here.
     known: sha256 -> where such a file is recorded, to tell a file that was swapped for another one.
@@ -85,7 +85,7 @@ def file_findings(folder: StageFolder, outputs: list[dict[str, Any]], known: dic
 
 
 def inside(path: str) -> bool:
-    """Whether a recorded path stays below the folder that it is relative to."""
+    """True when a recorded path stays below the folder that it is relative to."""
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts and "\0" not in path
 
 
@@ -102,7 +102,7 @@ def _swapped(file: Path, sha256: str, known: dict[str, str]) -> str:
 
 
 def changed_inputs(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether every input is the very stage that was read."""
+    """True when every input is the very stage that was read."""
     for name, entry in manifest["inputs"]["stages"].items():
         file = folder.path.parent / stage_id(entry["stage"], entry["key"]) / "manifest.json"
         if file.is_file() and sha256_file(file) != entry["manifest_sha256"]:
@@ -116,7 +116,7 @@ def absent_inputs(folder: StageFolder, manifest: Manifest) -> dict[str, str]:
 
 
 def key_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether the key is the hash of what spec and record say, and the folder is named after it."""
+    """True when the key is the hash of what spec and record say, and the folder is named after it."""
     spec = read_json(folder.spec)
     inputs = {name: entry["key"] for name, entry in manifest["inputs"]["stages"].items()}
     settings, source = manifest["settings"]["resolved"], manifest["code"]["source_sha256"]
@@ -133,7 +133,7 @@ def key_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
 
 
 def executed_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether what was executed is what was declared: rows, batch, counts, caps, grader, seeds.
+    """True when what was executed is what was declared: rows, batch, counts, caps, grader, seeds.
 
     KeyError or TypeError where the record lacks what such a stage declares.
     """
@@ -183,7 +183,7 @@ def look(value: Any, dotted: str) -> Any:
 
 
 def image_findings(records: dict[StageFolder, Manifest]) -> Iterator[str]:
-    """Whether all stages of an experiment that were planned for one environment ran in one image, base and SIF."""
+    """True when all stages of an experiment that were planned for one environment ran in one image, base and SIF."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for folder, manifest in records.items():
         environment = read_json(folder.spec)["environment"] if folder.spec.is_file() else {}

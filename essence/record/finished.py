@@ -50,7 +50,7 @@ class Earlier:
     causes: tuple[str, ...]
     """`distill/objective.py changed`."""
     acceptable: bool
-    """Whether settings, inputs and environment are equal, so that it may be taken in the place of the planned one."""
+    """True when settings, inputs and environment are equal, so that it may be taken in the place of the planned one."""
 
     def as_json(self) -> dict[str, Any]:
         return {"stage": self.id, "under": self.under, "causes": list(self.causes), "acceptable": self.acceptable}

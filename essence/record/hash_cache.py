@@ -1,6 +1,6 @@
 """Hashes of large files by path, size, time of change and inode, so that a plan does not read 16 GB again.
 
-The cache lies in the user's cache folder and is only for speed: one that is damaged, gone or cannot be written is as
+The cache is in the user's cache folder and is only for speed: one that is damaged, gone or cannot be written is as
 good as none, and what is taken into a run directory is hashed again as it is copied.
 """
 

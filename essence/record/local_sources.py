@@ -27,7 +27,7 @@ class LocalSources:
         """What the source's path holds; None where it is not there and was never taken in.
 
         Raises:
-            ExperimentError: the run directory lies in it, so that it would hold more with every stage.
+            ExperimentError: the run directory is in it, so that it would hold more with every stage.
         """
         path = str(source.path)
         asked = (path, *source.files)
@@ -40,7 +40,7 @@ class LocalSources:
         return self._contents[asked] or self._taken_in.get((source.kind, path))
 
     def is_kept(self, kind: str, path: Path) -> bool:
-        """Whether a path that is gone was taken in."""
+        """True when a path that is gone was taken in."""
         return not os.path.lexists(path) and (kind, str(path.resolve())) in self._taken_in
 
     @functools.cached_property

@@ -44,7 +44,7 @@ class Code(Written):
     commit: str | None
     dirty: bool | None
     diff_sha256: str | None
-    """The uncommitted changes themselves lie in the run directory as `code/<diff_sha256>.diff`."""
+    """The uncommitted changes themselves are in the run directory as `code/<diff_sha256>.diff`."""
     source_sha256: str
     """Hash of the modules of the kit that can change the result."""
     modules: dict[str, str] = Field(default_factory=dict)

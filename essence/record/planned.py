@@ -31,7 +31,7 @@ def read_plans(run_directory: RunDirectory, findings: list[str]) -> Plans:
 
 
 def plan_findings(file: Path, plan: dict[str, Any], records: dict[str, Manifest]) -> Iterator[str]:
-    """Whether each cell stands once and its records were made for it. KeyError or TypeError for another shape.
+    """True when each cell stands once and its records were made for it. KeyError or TypeError for another shape.
 
     records: manifests by stage id, as far as they are here.
     """

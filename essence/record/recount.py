@@ -21,7 +21,7 @@ CLOSE = 1e-9
 
 
 def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """Whether the results follow from the lines that were written; nothing where these are not here.
+    """True when the results follow from the lines that were written; nothing where these are not here.
 
     KeyError, TypeError or ValueError where results or lines are not those of such a stage.
     """
@@ -52,7 +52,7 @@ def _read(file: Path) -> list[Line]:
 
 
 def _samples_read(folder: StageFolder, manifest: Manifest) -> list[Line]:
-    """The completions that were graded; none where they are not here or not as recorded, which is told elsewhere."""
+    """The completions that were graded; none where they are not here or differ, which is reported elsewhere."""
     entry = manifest["inputs"]["stages"].get("samples")
     if entry is None:
         return []

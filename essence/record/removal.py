@@ -40,7 +40,7 @@ def removable(run_directory: RunDirectory, experiment: str | None, earlier: bool
     What earlier code has finished stays, unless `earlier` asks for it too.
 
     Raises:
-        RecordError: there is no such experiment, or a plan or report cannot be read: nobody knows what it names.
+        RecordError: there is no such experiment, or a plan or report cannot be read: no one knows what it names.
     """
     if experiment is None:
         kept, why = kept_by_others(run_directory, None), "no plan or report names it"

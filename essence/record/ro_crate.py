@@ -150,7 +150,7 @@ def _whole_run(crate: ROCrate, experiment: str, here: dict[str, Any], manifests:
 
 
 def _paths(identifier: str, manifest: Manifest) -> list[str]:
-    """Where a stage's record and outputs lie in the crate."""
+    """Where a stage's record and outputs are in the crate."""
     outputs = [f"stages/{identifier}/output/{entry['path']}" for entry in manifest["outputs"]]
     return [f"stages/{identifier}/manifest.json", *outputs]
 

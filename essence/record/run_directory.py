@@ -1,4 +1,4 @@
-"""The only place that knows where things lie in a run directory, who holds them, and how they become finished.
+"""The only place that knows where things are in a run directory, who holds them, and how they become finished.
 
 A stage's folder is finished when `manifest.json` is there: output is made under `partial/`, renamed to `output/`, and
 the manifest is written last. Everything else can be lost at any moment.
@@ -30,13 +30,13 @@ RESERVED = {"stages", "code", "experiments", "locks", "report", "cards", "lock",
     "sha256sums",
     "ro-crate-metadata.json",
 }
-"""Names, in lower case, of what lies in a run directory, in an archive of one, or in an experiment's folder."""
+"""Names, in lower case, of what is in a run directory, in an archive of one, or in an experiment's folder."""
 EVALUATION = "evaluate-"
 """How the names of what `invoke evaluate` runs begin."""
 
 
 def is_reserved(name: str) -> bool:
-    """Whether no experiment may have this name. Case does not tell names apart: on some disks it does not."""
+    """True when no experiment may have this name. Case does not tell names apart: on some disks it does not."""
     return name.casefold() in RESERVED or name.casefold().startswith(EVALUATION)
 
 
@@ -99,7 +99,7 @@ class StageFolder:
         self.partial.mkdir(parents=True, exist_ok=True)
 
     def commit(self) -> None:
-        """Make what lies in `partial/` durable and give it its final name."""
+        """Make what is in `partial/` durable and give it its final name."""
         for file in self.partial.rglob("*"):
             if file.is_file():
                 flush_to_disk(file)
@@ -244,7 +244,7 @@ def describe_holder(folder: Path) -> str:
 
 
 def held_from_here(folder: Path) -> bool:
-    """Whether the process that last held a folder is one of this machine."""
+    """True when the process that last held a folder is one of this machine."""
     try:
         return bool(read_json(folder / "holder.json")["host"] == socket.gethostname())
     except RecordError:
@@ -252,7 +252,7 @@ def held_from_here(folder: Path) -> bool:
 
 
 def holder_alive(folder: Path) -> bool:
-    """Whether the process that last held a folder still lives; elsewhere, whether it was heard of lately."""
+    """True when the process that last held a folder still lives; elsewhere, whether it was heard of lately."""
     try:
         holder = read_json(folder / "holder.json")
     except RecordError:

@@ -1,4 +1,4 @@
-"""Whether what a stage is going to read is still what was recorded: noticed before it is paid for, not after."""
+"""Check that what a stage is going to read is still what was recorded: noticed before it is paid for, not after."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -39,7 +39,7 @@ def _first_change(folder: StageFolder, outputs: list[dict[str, Any]], hash_of: C
 
 def _cure(folder: StageFolder, manifest: dict[str, Any]) -> str:
     source = manifest["settings"]["resolved"].get("source", {})
-    again = f"put it back, or remove {folder.path} and issue the command again"
+    again = f"put it back, or remove {folder.path} and run the command again"
     if own := source.get("path"):
         return f"it is the run directory's copy of {own}, which is what to edit: {again}"
     return again
@@ -65,7 +65,7 @@ def _with_own(message: str, output: Path, settings: dict[str, Any]) -> str:
         return message
     for copies in (path for path in (output / name for name in ("model", "rows", "problems")) if path.is_dir()):
         only = copies / Path(own).name
-        # A single file was copied under its name; of a folder, all that lies in it.
+        # A single file was copied under its name; of a folder, all that is in it.
         message = message.replace(str(only), own) if only.is_file() and not Path(own).is_dir() else message
         message = message.replace(str(copies), own)
     return message

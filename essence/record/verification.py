@@ -51,7 +51,7 @@ class Verification:
 
 
 def verify(run_directory: RunDirectory, experiment: str | None = None, stages: list[str] | None = None) -> Verification:
-    """Verify the named stages, those of one experiment, or all that lie in the run directory or are planned there."""
+    """Verify the named stages, those of one experiment, or all that are in the run directory or are planned there."""
     if not run_directory.root.is_dir():
         raise RecordError(f"{run_directory.root}: no such run directory")
     found = Verification()
@@ -170,7 +170,7 @@ def _verify_plans(
 
 
 def _code_findings(run_directory: RunDirectory, records: dict[StageFolder, Manifest]) -> Iterator[str]:
-    """Whether the uncommitted changes that a stage ran with are the ones that were kept."""
+    """True when the uncommitted changes that a stage ran with are the ones that were kept."""
     for sha256 in sorted({str(m["code"]["diff_sha256"]) for m in records.values() if m["code"]["diff_sha256"]}):
         file = run_directory.code / f"{sha256}.diff"
         if not file.is_file():

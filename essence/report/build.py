@@ -29,7 +29,7 @@ SCHEMA_VERSION = 2
 
 
 def write_report(run_dir: Path, experiment: str) -> Path:
-    """Make `<run_dir>/<experiment>/report/` anew from plan and manifests; returns the path of its report.html.
+    """Make `<run_dir>/<experiment>/report/` from plan and manifests; returns the path of its report.html.
 
     Works at any time, also while cells run or when nothing is done. RecordError when there is no plan.
     """
@@ -37,7 +37,7 @@ def write_report(run_dir: Path, experiment: str) -> Path:
 
 
 def report_is_current(run_dir: Path, experiment: str) -> bool:
-    """Whether the report was made from the plan and the manifests that are there now, by this version of the kit."""
+    """True when the report was made from the plan and the manifests that are there now, by this version of the kit."""
     folder = RunDirectory(run_dir).report(experiment)
     try:
         record = read_json(folder / "report.json")

@@ -1,4 +1,4 @@
-"""Whether a report is what its run directory gives: the last link of the chain from download to report.
+"""Check that a report is what its run directory gives: the last link of the chain from download to report.
 
 Its files against the hashes in `report.json`, the records it was made from against those that are there, and its
 numbers and words against what the same records give now.
@@ -28,7 +28,7 @@ def report_findings(run_directory: RunDirectory, experiment: str) -> tuple[list[
     try:
         report = read_json(file)
         if report.get("schema_version") != SCHEMA_VERSION:
-            return [], [f"{file}: made by another version of the kit; `invoke report` writes it anew"]
+            return [], [f"{file}: made by another version of the kit; `invoke report` writes it again"]
         if report["seal"] != seal_of(report):
             return [f"{file}: edited after it was written: its content does not give its seal"], []
         findings = [*_files(file.parent, report), *_records(run_directory, file, report)]
@@ -44,7 +44,7 @@ def report_findings(run_directory: RunDirectory, experiment: str) -> tuple[list[
 
 
 def _files(folder: Path, report: dict[str, Any]) -> Iterator[str]:
-    """The page, figures and samples that lie beside `report.json`."""
+    """The page, figures and samples that are beside `report.json`."""
     for path, digest in report["files"].items():
         file = folder / path
         if not file.is_file():
@@ -71,7 +71,7 @@ def _numbers(run_directory: RunDirectory, experiment: str, file: Path, report: d
     parts = dict.fromkeys([*computed, *written])
     differing = [p for p in parts if p not in CHECKED_BEFORE and written.get(p) != computed.get(p)]
     if differing:
-        yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` writes it anew"
+        yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` writes it again"
 
 
 def _without_figures(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

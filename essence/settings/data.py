@@ -15,7 +15,7 @@ LSP = Share
 
 Span = Literal["left", "middle", "right", "right-with-context", "cot-lead"]
 """Which tokens a proportion keeps: the first, the middle or the last ones of the row, the last ones with all that
-stands before them as context, or the first ones of the chain of thought behind the whole prompt."""
+comes before them as context, or the first ones of the chain of thought behind the whole prompt."""
 
 Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
 """The sections whose tokens are supervised: prompt (p), chain of thought (cot), answer (a)."""
@@ -68,7 +68,7 @@ class DecontaminationSettings(Record):
     overlap_words: Count
     """So many words in a row in common make an overlap."""
     remove: bool
-    """Whether rows found are left out; they are counted in any case."""
+    """True when rows found are left out; they are counted in any case."""
 
 
 class TokenizeSettings(Record):
@@ -144,4 +144,4 @@ class ViewSettings(Record):
     """Released: rows are padded on the left to a multiple of this, and where there is a pad the first token read is a
     label, predicted from the pad (trap 23). 0 = the first token is never a label."""
     misordered_markers: Literal["train", "skip"]
-    """Released: rows whose first `</think>` stands before their first `<think>` are trained on (trap 24)."""
+    """Released: rows whose first `</think>` comes before their first `<think>` are trained on (trap 24)."""

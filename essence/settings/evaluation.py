@@ -45,7 +45,7 @@ class SamplingSettings(Record):
     """Sequences decoded together; part of the result, since rounding depends on the batch. With vLLM the most that
     may be under way: its memory may allow fewer."""
     loop_tokens: Annotated[int, Field(gt=1, le=LARGEST_COUNT)]
-    """A completion loops where so many tokens in a row are one block of tokens again and again ..."""
+    """A completion loops where that many tokens in a row are one block of tokens again and again ..."""
     loop_repeats: Annotated[int, Field(gt=1, le=LARGEST_COUNT)]
     """... that fits in them at least so often."""
     stop_loops: bool

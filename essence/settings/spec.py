@@ -1,4 +1,4 @@
-"""What a stage is told: its settings, and what only changes speed or where it runs."""
+"""What a stage is given: its settings, and what only changes speed or where it runs."""
 
 from typing import Annotated, Literal
 
@@ -76,7 +76,7 @@ SETTINGS: dict[StageName, type[AnySettings]] = {
 
 
 class Spec(Record):
-    """All that a stage is told. Lies as `spec.json` in the stage's folder; paths are relative to that folder."""
+    """All that a stage is given: `spec.json` in its folder; paths are relative to that folder."""
 
     schema_version: Literal[1] = 1
     stage: StageName

@@ -96,7 +96,7 @@ def _is_index(part: int | str, of: Any) -> bool:
 
 
 def _holds(tables: Any, location: Location) -> bool:
-    """Whether a layer has a value there."""
+    """True when a layer has a value there."""
     for part in location:
         if not ((isinstance(tables, Mapping) and part in tables) or _is_index(part, tables)):
             return False
@@ -151,7 +151,7 @@ def _dotted(location: Location) -> str:
 
 
 def _known_keys(record: type[BaseModel], location: Location) -> list[str]:
-    """Field names of the record that lies at `location` below `record`."""
+    """Field names of the record that is at `location` below `record`."""
     current: Any = record
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:

@@ -38,7 +38,7 @@ class OptimizerSettings(Record):
     batch_rows: Count
     """Effective batch: rows an optimiser step, whatever the number of devices (trap 1)."""
     batch_tokens: CountOrZero = 0
-    """Effective batch in tokens instead: a step takes the next rows up to so many tokens; 0 = `batch_rows` rows."""
+    """Effective batch in tokens instead: a step takes the next rows up to that many tokens; 0 = `batch_rows` rows."""
     max_lr: Annotated[float, Field(gt=0.0, le=10.0)]
     weight_decay: Annotated[float, Field(ge=0.0, le=100.0)]
     adam_beta2: Inside

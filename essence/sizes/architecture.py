@@ -50,7 +50,7 @@ class Architecture:
     intermediate: int
     vocabulary: int
     tied: bool
-    """Whether the head is the embedding."""
+    """True when the head is the embedding."""
     qk_norm: bool = True
     """Qwen3 normalises queries and keys: 2 * head_dim parameters a layer."""
     qkv_bias: bool = False
@@ -192,7 +192,7 @@ def static_bytes(
 ) -> int:
     """Bytes on one device that do not depend on sequence length: 16 a student parameter, and the teacher.
 
-    Under bfloat16 the student has a copy of 2 bytes a parameter and the teacher takes 2; under float32 the teacher 4.
+    Under bfloat16 the student has a copy of 2 bytes per parameter and the teacher takes 2; under float32 the teacher 4.
     Of a teacher whose states are stored only the head is there. A frozen student takes 2 or 4 a parameter, its adapters
     16.
     """

@@ -1,6 +1,6 @@
 """What a training holds in memory on paper: static bytes, and dynamic ones, which grow with the tokens read.
 
-Static, in bytes a parameter: the student's weight 4, gradient 4, AdamW moments 8 and under bfloat16 a copy of 2; the
+Static, in bytes per parameter: the student's weight 4, gradient 4, AdamW moments 8 and under bfloat16 a copy of 2; the
 teacher 2 or 4. ZeRO-2 divides gradients and moments by the number of devices, ZeRO-3 the weights too and then gathers
 two layers and the embeddings of each model. DDP's buckets hold a second copy of the gradients: 4.
 
@@ -28,7 +28,7 @@ BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
 FLOAT32_BYTES = 4
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8
 PLAIN_BYTES_PER_LOGIT = 29
-"""Peak of the plain loss, forward and backward, in bytes a label and vocabulary entry, counted."""
+"""Peak of the plain loss, forward and backward, in bytes per label and vocabulary entry, counted."""
 GPU_BLOCK_ELEMENTS, BLOCK_BUFFERS = 1 << 25, 4
 """Of the chunked loss: logits that a GPU turns into gradients at a time, and how many such blocks in float32 live at
 once, for the paper's objective."""
@@ -48,7 +48,7 @@ class DeviceLoad:
     labels: int
     """Supervised tokens in it."""
     loss_bytes_per_logit: float
-    """Peak of the loss in bytes a label and vocabulary entry; less than `PLAIN_BYTES_PER_LOGIT` where in chunks."""
+    """Peak of the loss in bytes per label and vocabulary entry; less than `PLAIN_BYTES_PER_LOGIT` where in chunks."""
     loss_bytes: int
     """What the loss takes whatever the number of labels."""
     parallel: Parallel
@@ -190,7 +190,7 @@ def _student_step(load: DeviceLoad) -> int:
 
 
 def layer_bytes_per_token(model: Architecture, compute_dtype: Dtype, packed: bool) -> int:
-    """What autograd keeps of one layer for its backward pass, in bytes a token; formula above."""
+    """What autograd keeps of one layer for its backward pass, in bytes per token; formula above."""
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     small = 8 * model.heads + 4 * model.kv_heads + 8
     if compute_dtype == "bfloat16":
@@ -205,7 +205,7 @@ def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: in
         load: what does not fit.
         limit: bytes of the device that may be used.
         longest_row: tokens; a forward pass cannot have fewer positions.
-        multiple: of which the positions are one.
+        multiple: the positions are a multiple of it.
     """
     checkpointed = replace(load, activation_checkpointing=True)
     if not load.activation_checkpointing and estimate_memory(checkpointed).total <= limit:

@@ -76,7 +76,7 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher)
     if spec.source_sha256 and spec.source_sha256 != source_sha256(stage):
         raise RecordError(
             f"{spec_file}: was planned with another source of the kit than this environment holds",
-            "after a change, build the images anew (make images) and issue the command again",
+            "after a change, build the images again (make images) and run the command again",
         )
     if helps(spec, os.environ):
         return help_out(spec, spec_file, stop)
@@ -119,7 +119,7 @@ def _write_failure(folder: StageFolder, journal: AttemptJournal, error: BaseExce
 
 
 def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
-    """Run the stage's module on what lies in `partial/`."""
+    """Run the stage's module on what is in `partial/`."""
     settings = SETTINGS[spec.stage].model_validate(spec.settings)
     inputs = {name: StageFolder((folder.path / place).resolve()) for name, place in spec.inputs.items()}
     for name, place in inputs.items():

@@ -67,7 +67,7 @@ def _copy(source: Source, folder: Path, context: StageContext) -> None:
         context.progress.update("copy", number + 1, len(files), "files", file.name)
     copied = folder if path.is_dir() else folder / path.name
     if source.path_state != content_of(copied):
-        raise InputError(f"{path}: changed since it was planned or while it was copied", "issue the command again")
+        raise InputError(f"{path}: changed since it was planned or while it was copied", "run the command again")
 
 
 def _fetch(source: Source, folder: Path) -> None:
@@ -118,6 +118,6 @@ def _check(source: Source, folder: Path, files: list[Path]) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """A model's config with its hash; it is small, and tells what was trained."""
+    """A model's config with its hash; it is small, and says what was trained."""
     config = read_config(folder)
     return {**config, "sha256": sha256_text(canonical_json(config))}

@@ -84,7 +84,7 @@ def _samples_per_problem(samples: Sequence[dict[str, Any]], problems: Sequence[P
     found = {counts[problem.id] for problem in problems}
     if len(found) != 1 or 0 in found:
         raise InputError(
-            f"{SAMPLES_FILE} has {min(found)} to {max(found)} samples a problem, wanted: the same number, at least one."
+            f"{SAMPLES_FILE} has {min(found)} to {max(found)} samples per problem, wanted: one number, at least 1."
         )
     return found.pop()
 

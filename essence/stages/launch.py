@@ -6,7 +6,7 @@ process a machine is started by the batch system: each starts the ranks of its m
 stage; `MASTER_ADDR`, `MASTER_PORT` and `SLURM_NODEID` (or `NODE_RANK`) say where it is and who they are.
 
 The ranks meet at a store that the first machine's process keeps, on a free port where it is the only machine.
-torchrun's agent is not used: it gives a rank 30 seconds to write a checkpoint, and does not tell why one has ended.
+torchrun's agent is not used: it gives a rank 30 seconds to write a checkpoint, and does not report why one has ended.
 """
 
 import json
@@ -62,7 +62,7 @@ class Node:
 
 
 def helps(spec: Spec, environment: Mapping[str, str]) -> bool:
-    """Whether this process only helps a stage that another process of the same training is."""
+    """True when this process only helps a stage that another process of the same training is."""
     if spec.stage != "train":
         return False
     if "RANK" in environment:
@@ -101,7 +101,7 @@ def check_devices(settings: TrainSettings, resources: Resources) -> None:
 
 
 def starts_ranks(spec: Spec, environment: Mapping[str, str]) -> bool:
-    """Whether this process is the stage of a training whose ranks are processes of their own."""
+    """True when this process is the stage of a training whose ranks are processes of their own."""
     return spec.stage == "train" and "RANK" not in environment and spec.settings["parallel"] != "single"
 
 
@@ -127,7 +127,7 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> StageOutcome:
 
 
 def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
-    """Whether ranks ended because they were asked to: with a checkpoint, or before they could know of signals."""
+    """True when ranks ended because they were asked to: with a checkpoint, or before they could know of signals."""
     asked = (ExitCode.STOPPED, -signal.SIGTERM) if stop else (ExitCode.STOPPED,)
     return any(codes.values()) and all(code in (0, *asked) for code in codes.values())
 

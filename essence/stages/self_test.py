@@ -24,7 +24,7 @@ def main() -> int:
         for module in modules:
             try:
                 importlib.import_module(module)
-            except Exception as error:  # noqa: BLE001  whatever an import raises is what is to be told
+            except Exception as error:  # noqa: BLE001  whatever an import raises is reported
                 failures += 1
                 print(f"FAILED {distribution.name} {distribution.version}: import {module}: {error}")
         print(f"{distribution.name} {distribution.version}: {', '.join(modules)}")

@@ -183,7 +183,7 @@ def write_model(folder: Path, teacher: Path, head: Tensor) -> None:
 def outcome(
     settings: TeacherSettings, rows: Sequence[Example], writer: RowWriter, reader: Reader, model: Architecture
 ) -> StageOutcome:
-    """What the manifest is told; the cost is that of all attempts, `executed` speaks of the last one alone."""
+    """What the manifest is given; the cost is that of all attempts, `executed` speaks of the last one alone."""
     tokens = sum(row.input_ids.size for row in rows)
     results: dict[str, Any] = {
         "rows": len(rows),

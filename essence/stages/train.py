@@ -227,9 +227,9 @@ def load_student(folder: Path, settings: TrainSettings) -> Any:
 
 
 def write_output(result: TrainResult, partial: Path, student_folder: Path, settings: TrainSettings) -> None:
-    """`last/`, `best/` and `metrics.jsonl`; the student is read anew, since an engine may hold it in pieces.
+    """`last/`, `best/` and `metrics.jsonl`; the student is read again, since an engine may hold it in pieces.
 
-    Adapters are merged into these models in float32, and lie beside them too, in `last-adapter/` and `best-adapter/`.
+    Adapters are merged into these models in float32, and are beside them too, in `last-adapter/` and `best-adapter/`.
     """
     for name, weights in (("last", result.last_weights), ("best", result.best_weights or result.last_weights)):
         student = load_model(student_folder, torch.float32, CPU)
@@ -263,7 +263,7 @@ def describe(part: Examples) -> dict[str, Any]:
 def outcome(
     settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult, attention: str
 ) -> StageOutcome:
-    """What the manifest is told; `attention` is the implementation that the student ran with."""
+    """What the manifest is given; `attention` is the implementation that the student ran with."""
     batch_rows = min(settings.optimizer.batch_rows, len(setup.rows.training.examples))
     return StageOutcome(
         results={

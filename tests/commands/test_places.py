@@ -144,14 +144,14 @@ def test_a_run_directory_inside_its_data_is_refused(tmp_path: Path) -> None:
     check_outside(other, [data, tmp_path / "absent"])
     (data / "linked").symlink_to(other)
     for root in (data, data / "runs", other / "runs"):
-        with pytest.raises(ExperimentError, match=r"lies inside .*; name one outside with --runs"):
+        with pytest.raises(ExperimentError, match=r"is inside .*; name one outside with --runs"):
             check_outside(root, [data])
     pins = tmp_path / "pins.toml"
     pins.write_text(f'[datasets.tiny]\npath = "{data}"\n', encoding="utf-8")
     (data / "rows.jsonl").write_text('{"messages": []}\n', encoding="utf-8")
     options = ("--experiment", str(MICRO), "--pins", str(pins), "--runs", str(data / "runs"))
     done = invoke("run", *options)
-    assert done.returncode == 2 and "lies inside" in done.stderr and list((data / "runs").iterdir()) == []
+    assert done.returncode == 2 and "is inside" in done.stderr and list((data / "runs").iterdir()) == []
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_a_source_that_is_gone_counts_as_it_was_taken_in(rows: Path, tmp_path: P
 
 
 def test_a_run_directory_inside_its_data_is_refused(rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match=r"lies inside .*; name one outside with --runs"):
+    with pytest.raises(ExperimentError, match=r"is inside .*; name one outside with --runs"):
         stages(experiment(tmp_path / "e", rows), rows / "runs")
     stages(experiment(tmp_path / "e", rows), tmp_path / "data-runs")
 

@@ -257,7 +257,7 @@ def test_a_sweep_shares_one_cache(tmp_path: Path) -> None:
     [
         ("kd_weight = 0.0", "kd_weight = 0.0 reads no teacher: leave it out"),
         ('teacher_placement = "offloaded"', "teacher_placement = 'offloaded' places a live teacher"),
-        ('[axes]\nspan = ["middle"]', r"middle-0.10/p\+cot\+a/released/seed-42 drops what stands before its span"),
+        ('[axes]\nspan = ["middle"]', r"middle-0.10/p\+cot\+a/released/seed-42 drops what comes before its span"),
     ],
 )
 def test_cells_that_cannot_be_taught_so_are_refused(tmp_path: Path, text: str, words: str) -> None:

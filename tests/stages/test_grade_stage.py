@@ -114,7 +114,7 @@ def test_stage_stops_when_asked(tmp_path: Path) -> None:
 
 
 def test_refused_samples(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="1 to 2 samples a problem"):
+    with pytest.raises(InputError, match="1 to 2 samples per problem"):
         grade.run(settings(), context(tmp_path, inputs(tmp_path, SAMPLES[:-1])))
     twice = tmp_path / "twice"
     twice.mkdir()

@@ -32,7 +32,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """All that a decoder is told; can be sent to another process."""
+    """All that a decoder is given; can be sent to another process."""
 
     model: Path
     stop_ids: tuple[int, ...]

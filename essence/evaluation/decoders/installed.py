@@ -1,4 +1,4 @@
-"""Which vLLM an environment holds, told without importing it."""
+"""Which vLLM an environment holds, found without importing it."""
 
 import contextlib
 import importlib.metadata

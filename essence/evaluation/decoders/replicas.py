@@ -82,7 +82,7 @@ class Replicas:
 
 
 def _of_one_copy(settings: DecodeSettings, copies: int) -> DecodeSettings:
-    """What one process is told: its part of the threads and, on a CPU, of the memory."""
+    """What one process is given: its part of the threads and, on a CPU, of the memory."""
     resources = settings.resources
     own: dict[str, int | float] = {
         "threads": max(1, resources.threads // copies),

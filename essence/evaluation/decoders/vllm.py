@@ -63,7 +63,7 @@ class VllmDecoder:
         """Load the model."""
         os.environ.update(VARIABLES)
         version = vllm_version()
-        # Before vLLM is imported: it lets nobody change the number afterwards.
+        # Before vLLM is imported: it lets no one change the number afterwards.
         torch.set_num_threads(settings.resources.threads)
         from vllm import LLM
 

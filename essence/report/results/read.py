@@ -44,7 +44,7 @@ CONFIDENCE = 0.95
 
 
 def read_results(run_dir: Path, experiment: str) -> Results:
-    """Everything the run directory tells about an experiment; RecordError when its plan is missing or damaged."""
+    """Everything the run directory has of an experiment; RecordError when its plan is missing or damaged."""
     run = RunDirectory(run_dir)
     plan = read_json(run.plan(experiment))
     try:

@@ -24,7 +24,7 @@ Evaluation = tuple[str, str]
 
 
 def is_whole(lsp: float, span: str) -> bool:
-    """Whether this part of a row is all of it; a `cot-lead` of 1.0 lacks the answer."""
+    """True when this part of a row is all of it; a `cot-lead` of 1.0 lacks the answer."""
     return lsp == FULL and span != "cot-lead"
 
 
@@ -37,7 +37,7 @@ class Cost:
     """Device memory where there is a device, else resident memory of the process."""
     flops: float | None = None
     energy_j: float | None = None
-    """Joules, where a driver tells."""
+    """Joules, where the driver reports them."""
     kept_tokens: float | None = None
     """Tokens of the training rows after truncation."""
 
@@ -235,7 +235,7 @@ class Baseline:
     scores: tuple[Score, ...]
 
     def matches(self, key: GroupKey) -> bool:
-        """Whether this is the group's own student or teacher under its protocol."""
+        """True when this is the group's own student or teacher under its protocol."""
         return self.protocol == key.protocol and self.model == (key.student if self.role == "student" else key.teacher)
 
 
@@ -264,7 +264,7 @@ class Results:
 
     @property
     def done(self) -> bool:
-        """Whether every stage of the plan is."""
+        """True when every stage of the plan is."""
         return all(stage.state == "done" for stage in self.stages)
 
     def baseline(self, role: str, key: GroupKey, benchmark: str) -> Score | None:

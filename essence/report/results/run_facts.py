@@ -1,4 +1,4 @@
-"""What was run, with what and on what: settings and surroundings as the manifests tell them."""
+"""What was run, with what and on what: settings and surroundings as the manifests have them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What a run directory holds of each stage: state, manifest, metrics. What is not there is told, not an error."""
+"""What a run directory holds of each stage: state, manifest, metrics. What is missing is reported, not an error."""
 
 import contextlib
 import json
@@ -55,7 +55,7 @@ class StageEvidence:
 
     @property
     def link(self) -> str:
-        """Where the manifest lies, seen from `<run_dir>/<experiment>/report/`."""
+        """Path of the manifest, seen from `<run_dir>/<experiment>/report/`."""
         return f"../../stages/{quote(self.folder.path.name)}/manifest.json"
 
     @property
@@ -65,7 +65,7 @@ class StageEvidence:
 
     @property
     def reason(self) -> str:
-        """Why the stage is not done, as far as its folder tells; its last words, on one line."""
+        """Why the stage is not done, as far as its folder says; its last words, on one line."""
         if self.problem or self.state == "done":
             return self.problem
         with contextlib.suppress(RecordError):

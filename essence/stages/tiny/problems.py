@@ -25,7 +25,7 @@ from essence.files import sha256_text
 
 Part = Literal["train", "benchmark"]
 BENCHMARK_SHARE = 8
-"""One in so many problems belongs to the benchmark; which ones is a matter of their numbers alone, not of a seed."""
+"""One in this number of problems belongs to the benchmark; which ones depends on their numbers alone, not on a seed."""
 MISSES_ALLOWED = 1000
 """Draws in a row that bring nothing new, after which the problems of a size count as used up."""
 LARGEST_TOTAL = 19
@@ -67,7 +67,7 @@ class Column:
 
 
 def draw_problems(count: int, digits: Sequence[int], seed: int, part: Part) -> list[Problem]:
-    """So many different problems of one part, the number of digits drawn evenly from `digits`.
+    """`count` different problems of one part, the number of digits drawn evenly from `digits`.
 
     Sizes that are used up are left out of the draw; InputError when all are.
     """

@@ -1,4 +1,4 @@
-"""Options of the built-in sources, as they stand in an experiment's TOML. There are no defaults."""
+"""Options of the built-in sources, as they are in an experiment's TOML. There are no defaults."""
 
 from typing import Annotated, Any, TypeVar
 

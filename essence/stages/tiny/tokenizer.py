@@ -18,14 +18,14 @@ THINK_TOKENS = ("<think>", "</think>")
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen's pre-tokeniser: letters with what stands before them, each digit alone, punctuation, white space."""
+"""Qwen's pre-tokeniser: letters with what comes before them, each digit alone, punctuation, white space."""
 LEARNED_FROM_ROWS = 64
 """More rows give the same merges: all words of a row are in every row, and digits never merge."""
 LARGEST_VOCABULARY = 600
 """Far above what the words need, so learning ends because nothing is left to merge."""
 
 CHAT_TEMPLATE = r"""
-{#- Qwen3's markup: thoughts of earlier assistant turns are dropped, that of the last turn is laid out anew. -#}
+{#- Qwen3's markup: thoughts of earlier assistant turns are dropped, that of the last turn is laid out again. -#}
 {%- for message in messages %}
     {%- set thought = '' %}
     {%- set answer = message.content %}
