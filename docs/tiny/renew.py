@@ -17,8 +17,10 @@ CURVE = "tiny-sums-best-accuracy.png"
 MOST_BYTES = 200_000
 """Of a picture: every clone of the project fetches it."""
 TABLE = re.compile(r"^\| LSP \| accuracy.*?\n\n", re.MULTILINE | re.DOTALL)
+PAUSE_MS = 500
+"""For what the browser draws only when it is seen."""
 WIDTH, HEIGHT = 1100, 760
-"""Of the picture of the page, in pixels: a chart with its selectors."""
+"""Of the picture of the page, in pixels: findings, figures and table."""
 
 
 def table(record: dict[str, Any]) -> str:
@@ -55,7 +57,7 @@ def _costs(row: dict[str, Any]) -> str:
 
 
 def photograph(page: Path, picture: Path) -> None:
-    """The charts of the report as a browser shows them."""
+    """The results in the report as a browser shows them."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -64,7 +66,10 @@ def photograph(page: Path, picture: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         opened = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
-        opened.goto(f"{page.resolve().as_uri()}#explore")
+        opened.goto(page.resolve().as_uri())
+        for _ in range(2):  # what is drawn on the way there moves it
+            opened.locator("#results").evaluate("section => section.scrollIntoView()")
+            opened.wait_for_timeout(PAUSE_MS)
         opened.screenshot(path=picture)
         browser.close()
 
