@@ -145,7 +145,7 @@ def test_a_run_directory_inside_its_data_is_refused(rows: Path, tmp_path: Path) 
 
 def test_links_that_lead_back_or_nowhere_are_named(rows: Path) -> None:
     (rows / "more" / "loop").symlink_to(rows)
-    with pytest.raises(InputError, match=r"more/loop: a link that leads back to a folder it lies in"):
+    with pytest.raises(InputError, match=r"more/loop: a link that leads back to a folder it is in"):
         local_files(rows)
     (rows / "more" / "loop").unlink()
     (rows / "gone.jsonl").symlink_to(rows / "not-there")
