@@ -16,9 +16,9 @@ class ExitCode(enum.IntEnum):
 
     DONE = 0
     FAILED = 1
-    """A stage failed, or a file differs; a traceback, where the kit has a bug."""
+    """A stage failed without a cure that the kit knows, or a file differs; a traceback, where the kit has a bug."""
     CURABLE = 2
-    """One sentence says what is wrong and what to do."""
+    """One sentence says what is wrong and what to do; of a run, one for every stage that failed."""
     STOPPED = 75
     """Of a stage alone: stopped on request with everything kept, so it can be started again."""
     INTERRUPTED = 130

@@ -111,7 +111,7 @@ def test_a_failed_cell_does_not_stop_the_others(micro: Path, tmp_path: Path) -> 
     text = f'extends = "{MICRO}"\ntitle = "uneven"\n' + matrix.format("1.0") + matrix.format("0.5")
     experiment.write_text(text + "train_rows = [100000]\n", encoding="utf-8")
     done = invoke("run", "--experiment", str(experiment), "--runs", str(runs))
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "need 100008" in done.stdout and "Failed: train tiny/rows-100000" in done.stdout
     assert f"To try again: invoke run --experiment {experiment} --runs {runs}" in done.stdout
     state = json.loads(invoke("status", "--experiment", "uneven", "--runs", str(runs), "--json").stdout)

@@ -192,7 +192,7 @@ def test_too_many_bad_rows_stop_the_run_with_the_table(tmp_path: Path) -> None:
     model_folder(tmp_path / "student")
     runs = tmp_path / "runs"
     done = invoke("run", "--experiment", str(tmp_path / "mine.toml"), "--runs", str(runs), "--only", "tokenize")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "1 rejected: no thought markers" in done.stdout
     assert 'row 1: {"messages": [{"role": "user", "content": "What is 4+4?"}' in done.stdout
     assert "1 of 2 rows are rejected, the share allowed is 0.05" in done.stdout

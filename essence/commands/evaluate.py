@@ -15,13 +15,13 @@ from rich.console import Console
 
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import DEFAULT_EXPERIMENT, check_word, run_directory
-from essence.commands.run import print_dry_run, run_held, say_failures, to_go_on
+from essence.commands.run import exit_code, print_dry_run, run_held, say_failures, to_go_on
 from essence.engines import ENGINES, make_engine
 from essence.engines.machine import this_machine
 from essence.engines.readiness import require
 from essence.engines.runner import Summary
 from essence.engines.selected_run import Options, Run
-from essence.errors import ExitCode, ExperimentError, PinError
+from essence.errors import ExperimentError, PinError
 from essence.evaluation.doubts import doubt_words
 from essence.files import canonical_json, read_json, sha256_text
 from essence.paths import local_path, place, typed_path
@@ -176,13 +176,10 @@ def _say(selection: Run, summary: Summary, command: str, as_json: bool, console:
         say_failures(selection, summary, command, console)
     if summary.interrupted:
         console.print(to_go_on(command), soft_wrap=True)
-        return ExitCode.INTERRUPTED
-    if results is None:
-        return ExitCode.FAILED
-    if not as_json:
+    if results is not None and not as_json:
         for line in result_lines(results):
             console.print(line, highlight=False, soft_wrap=True)
-    return 0
+    return exit_code(selection, summary)
 
 
 def _results(selection: Run) -> dict[str, Any]:

@@ -70,9 +70,17 @@ def say(selection: Run, summary: Summary, command: str, console: Console, as_jso
     else:
         say_failures(selection, summary, command, console)
         _say_end(selection, summary, command, console)
+    return exit_code(selection, summary)
+
+
+def exit_code(selection: Run, summary: Summary) -> int:
+    """How the command ends; with CURABLE where every stage that failed says in one sentence what is wrong."""
     if summary.interrupted:
         return ExitCode.INTERRUPTED
-    return 0 if summary.complete else ExitCode.FAILED
+    if summary.complete:
+        return ExitCode.DONE
+    failed = [_sentence(selection.run_directory.stage(identifier)) for identifier in summary.failed]
+    return ExitCode.CURABLE if failed and all(failed) else ExitCode.FAILED
 
 
 def _say_end(selection: Run, summary: Summary, command: str, console: Console) -> None:
@@ -107,15 +115,21 @@ def to_go_on(command: str) -> Text:
 
 def _why(folder: StageFolder) -> list[str]:
     """The sentence of a failure that can be cured; for any other, the last lines of the log."""
+    sentence = _sentence(folder)
+    return sentence.splitlines() if sentence else last_lines(folder.log, LOG_LINES)
+
+
+def _sentence(folder: StageFolder) -> str | None:
+    """What a stage that failed says of a failure that can be cured; None for any other."""
     try:
         failure = read_json(folder.failure)
     except RecordError:
         failure = {}
     if failure.get("curable"):
-        return str(failure["message"]).splitlines()
+        return str(failure["message"])
     if shutil.disk_usage(folder.path).free < SMALLEST_FREE_BYTES:
-        return [str(disk_error(OSError(errno.ENOSPC, ""), folder.path))]
-    return last_lines(folder.log, LOG_LINES)
+        return str(disk_error(OSError(errno.ENOSPC, ""), folder.path))
+    return None
 
 
 def _summary_json(selection: Run, summary: Summary) -> str:

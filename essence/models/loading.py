@@ -44,14 +44,16 @@ def check_model(folder: Path, scratch: Path) -> dict[str, Any]:
         InputError: in one sentence, what is wrong with which file.
     """
     config = check_folder(folder).config
-    model = _without_weights(folder, config)
+    model = without_weights(folder, config)
     _check_tokenizer(load_tokenizer(folder), config.get("vocab_size"), folder)
     try_saving(model, folder, scratch, load_tokenizer)
     return config
 
 
-def _without_weights(folder: Path, config: dict[str, Any]) -> Any:
+def without_weights(folder: Path, config: dict[str, Any]) -> Any:
     """The model on torch's meta device; InputError where the library would not take every weight from the files.
+
+    config: of `folder.check_folder`, which the folder has passed.
 
     The environment of evaluation has no accelerate, without which the library loads nothing there. Then `check_folder`
     has compared names and shapes where it knows the kind by heart, and a model of another kind is loaded to see.
@@ -87,7 +89,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Mod
     Raises:
         InputError: a file is missing or damaged, a weight is missing, left over, of another shape or not finite.
     """
-    _without_weights(folder, check_folder(folder).config)
+    without_weights(folder, check_folder(folder).config)
     try:
         model, found = _from_files(folder, dtype=dtype, attn_implementation="sdpa")
     except (OSError, ValueError, SafetensorError) as error:

@@ -16,7 +16,7 @@ import torch
 
 from essence.data.truncation import Examples, fingerprint
 from essence.distill import preflight
-from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters
+from essence.distill.adapters import add_adapters, count_parameters, merged, save_adapters, try_adapters
 from essence.distill.checkpoint import load_weights
 from essence.distill.devices import (
     COMPUTE_DTYPES,
@@ -177,6 +177,8 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     student = context.inputs["student"] / "model"
     teacher = context.inputs["teacher"] / "model" if settings.objective.kd_weight > 0.0 else None
     check_model(student, context.scratch)
+    if settings.lora.rank:
+        try_adapters(student, settings.lora, settings.seed, context.scratch)
     if teacher and settings.teacher == "live":
         check_model(teacher, context.scratch)
     tokenizer = load_tokenizer(student)

@@ -150,7 +150,7 @@ def test_a_model_is_evaluated_and_what_is_done_is_not_done_again(tmp_path: Path)
     assert not list((tmp_path / "runs" / "stages").glob("generate-*")), "told before anything is generated"
     (tmp_path / "own.toml").write_text(own)
     refused = invoke(*command, "--max-model-tokens", "10")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "leaves no room for a completion: max_model_tokens is 10" in refused.stdout
     first = invoke(*command, "--max-new-tokens", "12")
     assert first.returncode == 0, first.stdout + first.stderr

@@ -1,6 +1,9 @@
 """What can fail only when a model is written: tried before the first step, and survived when it fails all the same."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,10 @@ import pytest
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from essence.errors import DiskError, InputError, disk_error
+from essence.errors import DiskError, InputError, KitError, disk_error
 from essence.stages import train
 from support.model_folders import configure
+from support.small_disk import mounted
 from support.stage_inputs import context, inputs, make_model, make_rows, tokenise, train_settings
 
 
@@ -58,3 +62,62 @@ def test_what_a_library_in_rust_says_of_a_disk_is_understood() -> None:
     said = disk_error(RuntimeError("Error while serializing: I/O error: Permission denied (os error 13)"), "runs")
     assert isinstance(said, DiskError) and "runs: this user may not write there" in str(said)
     assert disk_error(RuntimeError("I/O error: Not a typewriter (os error 25)"), "runs") is None
+
+
+FULL_WEIGHTS, ADAPTERS = "all weights", "adapters"
+LORA = {"rank": 64, "alpha": 64.0, "targets": ["q_proj", "down_proj"]}
+
+
+@pytest.mark.parametrize("trained", [FULL_WEIGHTS, ADAPTERS])
+def test_a_disk_that_fills_up_while_models_are_saved_costs_no_step(trained: str, tmp_path: Path) -> None:
+    """The checkpoint and the weights beside it fit on the disk, two models do not; then somebody makes room."""
+    wide = {"hidden": 128, "vocabulary": 4096}
+    student = make_model(tmp_path / "student", 0, **wide)
+    tokenise(tmp_path / "tokens", make_rows(tmp_path / "rows"), student)
+    given = {"tokens": tmp_path / "tokens" / "partial", "student": student, "teacher": student}
+    asked: Any = train_settings(packing=False, **({"lora": LORA} if trained == ADAPTERS else {}))
+    undisturbed = context(tmp_path / "undisturbed", **given)
+    train.run(asked, undisturbed)
+    model_bytes = bytes_of(undisturbed.partial / "best")
+    with mounted(tmp_path / "small", "size=1g"):
+        surroundings = context(tmp_path / "small" / "work", **given)
+        ballast = tmp_path / "small" / "ballast"
+        kept = bytes_of(undisturbed.scratch / "training")
+        ballast.write_bytes(bytes(shutil.disk_usage(tmp_path / "small").free - kept - model_bytes * 3 // 2))
+        with pytest.raises(Exception) as raised:
+            train.run(asked, surroundings)
+        refused = disk_error(raised.value, surroundings.partial)
+        assert refused and "no space is left on its disk; make room there" in str(refused)
+        metrics = (surroundings.scratch / "training" / "metrics.jsonl").read_bytes()
+        assert [json.loads(line)["step"] for line in metrics.splitlines()][-1] == 10
+        ballast.unlink()
+        train.run(asked, context(tmp_path / "small" / "work", **given))
+        assert (surroundings.partial / "metrics.jsonl").read_bytes() == metrics  # no step was trained again
+        for path in sorted(undisturbed.partial.glob("*/*.safetensors")):
+            place = path.relative_to(undisturbed.partial)
+            assert (surroundings.partial / place).read_bytes() == path.read_bytes(), place
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_adapters_that_cannot_be_merged_or_saved_are_refused_before_the_first_step(
+    prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import PeftModel
+    from peft.tuners.lora import Linear
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def unknown(*_: object, **__: object) -> None:
+        raise ValueError("no such layout")
+
+    cases = ((PeftModel, "save_pretrained", full, "no space is left"), (Linear, "merge", unknown, "no such layout"))
+    for number, (owner, name, fails, said) in enumerate(cases):
+        surroundings = context(tmp_path / str(number), **inputs(prepared))
+        with monkeypatch.context() as patched, pytest.raises(KitError, match=said):
+            patched.setattr(owner, name, fails)
+            train.run(train_settings(lora=LORA), surroundings)
+        assert list(surroundings.scratch.iterdir()) == [] == list(surroundings.partial.iterdir())

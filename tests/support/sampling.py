@@ -50,10 +50,15 @@ def make_inputs(folder: Path) -> dict[str, Path]:
     )
     Qwen3ForCausalLM(config).save_pretrained(folder / "model" / "model")
     tokenizer.save_pretrained(folder / "model" / "model")
-    (folder / "problems" / "problems").mkdir(parents=True)
+    return {"model": folder / "model", "problems": make_problems(folder / "problems")}
+
+
+def make_problems(folder: Path) -> Path:
+    """Output of a download of a benchmark."""
+    (folder / "problems").mkdir(parents=True)
     rows = [{"problem": text, "answer": 2 * i} for i, text in enumerate(PROBLEMS)]
-    (folder / "problems" / "problems" / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return {"model": folder / "model", "problems": folder / "problems"}
+    (folder / "problems" / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
 
 
 def settings(**changes: Any) -> GenerateSettings:
