@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from essence.commands.gold_checks import gold_checks
 from essence.commands.options import select
 from essence.engines.readiness import checks
 from essence.engines.requirement import Requirement
@@ -17,7 +18,7 @@ from essence.errors import ExitCode
 def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> int:
     """Look at everything that the chosen cells need; 0, or 2 when something is missing. Nothing is written."""
     selection = select(words, baselines=not words.axes())
-    found = list(checks(selection, thorough=True, offline=offline))
+    found = [*checks(selection, thorough=True, offline=offline), *gold_checks(selection)]
     missing = sum(not check.met for check in found)
     if as_json:
         told = {

@@ -1,7 +1,10 @@
 """Golds are tried on the host too, where the problems of a benchmark and its grader are at hand before a run starts."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from essence.engines.requirement import Requirement, asked
 from essence.engines.selected_run import Run
 from essence.evaluation.benchmarks import read_problems
 from essence.evaluation.golds import check_golds, golds_of
@@ -15,8 +18,19 @@ def require_readable_golds(selection: Run) -> None:
     Elsewhere, in an image say, the generate stage tries them at its start.
     """
     for settings, folder in _at_hand(selection).values():
-        golds = golds_of(settings.benchmark.name, read_problems(folder, settings.benchmark))
-        check_golds(golds, {settings.grader: settings.timeout_s}, 1)
+        _try_golds(settings, folder)
+
+
+def gold_checks(selection: Run) -> Iterator[Requirement]:
+    """The same as things that a run needs, one for each benchmark and grader."""
+    for settings, folder in _at_hand(selection).values():
+        name = f"golds of {settings.benchmark.name}"
+        yield asked(name, partial(_try_golds, settings, folder), f"all can be read by {settings.grader}")
+
+
+def _try_golds(settings: GradeSettings, folder: Path) -> None:
+    golds = golds_of(settings.benchmark.name, read_problems(folder, settings.benchmark))
+    check_golds(golds, {settings.grader: settings.timeout_s}, 1)
 
 
 def _at_hand(selection: Run) -> dict[tuple[str, str], tuple[GradeSettings, Path]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from essence.commands import report
+from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import whole_plan
 from essence.commands.save_plan import save_plan
 from essence.engines.engine import fetches
@@ -64,6 +65,7 @@ def queue_left(selection: Run, engine: SlurmEngine, whole: bool, as_json: bool, 
     check_downloads(selection)
     if left:
         engine.check(left)  # nothing is written where an image is missing, or no Slurm answers
+        require_readable_golds(selection)
     command = selection.words.typed(whole)
     folder = run_directory.experiment(selection.name)
     queueing, what = run_directory.queueing, f"the queueing of jobs in {run_directory.root}"

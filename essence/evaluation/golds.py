@@ -27,7 +27,7 @@ def check_golds(golds: Sequence[Item], timeouts_s: Mapping[str, float], workers:
     tried = [item for item in tried if not _READ_BY_ALL.fullmatch(item.gold.strip())]
     bad = [sentence for grader, timeout_s in timeouts_s.items() for sentence in _bad(tried, grader, timeout_s, workers)]
     if bad:
-        raise InputError("; ".join(bad) + ", wanted: a number or LaTeX.")
+        raise InputError("; ".join(bad) + ", wanted: a number or LaTeX", "correct them, or choose another grader")
 
 
 def _bad(golds: Sequence[Item], grader: str, timeout_s: float, workers: int) -> Iterable[str]:

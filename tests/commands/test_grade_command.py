@@ -13,6 +13,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 from essence.commands.graded_lines import Lines
 from essence.errors import InputError
+from essence.evaluation.graders_apart import is_installed
 
 LINES = [
     {"gold": "42", "completion": r"\boxed{42}", "more": 1},
@@ -115,3 +116,33 @@ def test_repeated_lines_are_said_and_no_verdict_precedes_the_golds() -> None:
 def test_a_missing_file() -> None:
     found = invoke("/no/such/file.jsonl")
     assert found.returncode == 2 and "/no/such/file.jsonl: no such file" in found.stderr
+
+
+PER_GRADER = (  # gold, completion, the verdicts of math-verify 0.5.2 and of 0.9
+    ("42", r"So \boxed{42}.", True, True),
+    (r"\$32,\!348", r"<think>\boxed{1}</think> It is \boxed{32348}", True, True),
+    ("12:00", r"\boxed{1:00}", True, False),
+    ("n=2,3,4", r"\boxed{n=1,2,3}", True, False),
+    ("7", "I do not know", False, False),
+)
+
+
+def test_the_third_grader_runs_to_the_end(tmp_path: Path) -> None:
+    """`12:00` is no ratio, and `n=2,3,4` is not `n=1,2,3`: what 0.9 reads right and 0.5.2 does not."""
+    if not is_installed("math-verify-0.9"):
+        pytest.skip("math-verify 0.9 is not installed: locks/install.sh cpu dev math-verify-0.9")
+    file = tmp_path / "lines.jsonl"
+    file.write_text("".join(json.dumps({"gold": g, "completion": c}) + "\n" for g, c, *_ in PER_GRADER))
+    done = invoke(str(file), "--grader", "math-verify-0.9")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(line["others"]["math-verify"], line["correct"]) for line in found] == [row[2:] for row in PER_GRADER]
+    assert "2 of 5 correct (40.0%); 4 graded, 1 no answer; math-verify-0.9, math-verify 0.9.0" in done.stderr
+    assert "graders disagree on 2" in done.stderr
+
+
+def test_a_grader_that_is_not_installed_is_one_sentence() -> None:
+    if is_installed("math-verify-0.9"):
+        pytest.skip("math-verify 0.9 is installed")
+    done = invoke("lines.jsonl", "--grader", "math-verify-0.9")
+    assert done.returncode == 2 and "install it (locks/install.sh cpu math-verify-0.9), or choose" in done.stderr
