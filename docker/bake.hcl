@@ -1,6 +1,6 @@
 # The three images of one flavour: docker buildx bake -f docker/bake.hcl. `make images` fills the variables.
 variable "FLAVOUR" {
-  default = "cuda" # or cpu, or paper
+  default = "cuda" # or cpu
 }
 variable "COMMIT" {
   default = "unknown"

@@ -47,4 +47,4 @@ LABEL org.opencontainers.image.title="essence-download" \
 # A number: when a stage is run, the caller's own takes its place.
 USER 65532:65532
 WORKDIR /tmp
-CMD ["python", "-m", "essence.stages.self_test"]
+CMD ["python", "-m", "essence.stages.self_test", "download"]

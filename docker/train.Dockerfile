@@ -2,9 +2,9 @@
 ARG FLAVOUR=cuda
 
 # One base a flavour, by tag and digest; only the chosen one is fetched. The wheels bring their own CUDA libraries: the
-# base brings Python, the compiler that Triton needs, and nvcc for kernels that are compiled on first use.
-FROM nvidia/cuda:13.0.0-devel-ubuntu24.04@sha256:1e8ac7a54c184a1af8ef2167f28fa98281892a835c981ebcddb1fad04bdd452d AS base-cuda
-FROM nvidia/cuda:12.6.3-devel-ubuntu24.04@sha256:392c0df7b577ecae17a17f6ba7f2009c217bb4422f8431c053ae9af61a8c148a AS base-paper
+# base brings Python, the compiler that Triton needs, and the libraries of forward compatibility for older drivers. No nvcc:
+# Triton has an assembler of its own, and nothing of DeepSpeed's is compiled.
+FROM nvidia/cuda:13.0.1-base-ubuntu24.04@sha256:f8ef28f579ea42a44b415d2c5d46f788e6a9b395c6c83f2929416e1fc192c143 AS base-cuda
 FROM python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b AS base-cpu
 
 # A folder of wheels may take its place: --build-context wheels=FOLDER
@@ -54,4 +54,4 @@ LABEL org.opencontainers.image.title="essence-train" \
 # A number: when a stage is run, the caller's own takes its place.
 USER 65532:65532
 WORKDIR /tmp
-CMD ["python", "-m", "essence.stages.self_test"]
+CMD ["python", "-m", "essence.stages.self_test", "train"]

@@ -36,7 +36,7 @@ HELP = {
     "last one run there, or bespoke)",
     "file": 'JSON lines of {"gold", "completion"}; - is standard input',
     "first": "run directory, experiment in it, or stage folder; FOLDER:TEXT is the cell with TEXT in its name",
-    "flavour": "images: cuda, cpu or paper (default: cuda; for stages, cpu where no GPU is asked for)",
+    "flavour": "images: cuda or cpu (default: cuda; for stages, cpu where no GPU is asked for)",
     "folder": "run directory, one experiment in it, or an exported archive",
     "grader": "math-verify, lighteval-0.10 or math-verify-0.9",
     "json": "print JSON for machines",

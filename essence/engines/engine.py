@@ -140,7 +140,7 @@ def _certificates(network: bool) -> list[Path]:
 
 
 Flavour = str
-"""Which locked versions an image holds: cuda, cpu or paper (`docker/bake.hcl`)."""
+"""Which locked versions an image holds: cuda or cpu (`docker/bake.hcl`)."""
 
 
 @dataclass(frozen=True)

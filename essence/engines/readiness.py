@@ -11,7 +11,7 @@ from pathlib import Path
 
 from essence.engines.engine import fetches
 from essence.engines.machine import Machine, refusal, this_machine
-from essence.engines.recipes import cuda_of, least_driver, recipe
+from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
 from essence.engines.requirement import Requirement, asked, unmet
 from essence.engines.selected_run import Run
 from essence.errors import DISK, MachineError
@@ -129,8 +129,21 @@ def _driver(selection: Run, machine: Machine) -> Requirement:
         cure = "leave --flavour out, or choose cuda"
         return Requirement("driver", f"{image.name}, which has no CUDA", "an image with CUDA for these GPUs", cure)
     least = least_driver(cuda)
-    cure = "" if _version(here) >= _version(least) else "update the driver, or choose another flavour with --flavour"
-    return Requirement("driver", here, f"driver {least} or newer for CUDA {cuda} of {image.name}", cure)
+    wanted = f"driver {least} or newer for CUDA {cuda} of {image.name}"
+    if _version(here) < _version(least) and _forward_compatible(machine):
+        return Requirement(
+            "driver", f"{here}, older than {least}: works with forward compatibility, to be tried", wanted
+        )
+    cure = (
+        "" if _version(here) >= _version(least) else "update the driver: this GPU has no forward compatibility with it"
+    )
+    return Requirement("driver", here, wanted, cure)
+
+
+def _forward_compatible(machine: Machine) -> bool:
+    """Whether the CUDA libraries of the image can serve an older driver: all GPUs are of data centres."""
+    of_data_centres = all(DATA_CENTRE.search(str(gpu["name"])) for gpu in machine.gpus)
+    return of_data_centres and _version(machine.driver) >= _version(COMPATIBLE_DRIVER)
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from essence.files import read_json, sha256_file, write_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import GRADER_LOCK, PlannedStage
 from essence.record.source_key import runtime_sha256
-from essence.settings import EnvironmentName, GenerateSettings, StageName
+from essence.settings import STAGES_IN, EnvironmentName, GenerateSettings
 
 if TYPE_CHECKING:
     import docker
@@ -27,19 +27,17 @@ if TYPE_CHECKING:
 DOCKERFILES = PROJECT / "docker"
 LOCKS = PROJECT / "locks"
 DIGESTS = PROJECT / ".cache" / "image-digests.json"
-LEAST_DRIVERS = {"13.0": "580.65.06", "12.6": "560.28.03"}
+LEAST_DRIVERS = {"13.0": "580.65.06"}
 """CUDA of a base image -> the oldest driver for Linux that its release notes name."""
+COMPATIBLE_DRIVER = "535"
+"""On data-centre GPUs the base's forward-compatibility libraries (cuda-compat) serve drivers from this branch on."""
+DATA_CENTRE = re.compile(r"\b(V100|T4|A2|A10|A16|A30|A40|A100|L4|L40S?|H20|H100|H200|GH200|B100|B200|GB200|B300)\b")
+"""Names of GPUs that forward compatibility is for; GeForce and most workstation GPUs are not."""
 LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
     "essence.lock-sha256",
     "org.opencontainers.image.base.name",
     "essence.source-sha256",
 )
-STAGES: dict[EnvironmentName, tuple[StageName, ...]] = {
-    "download": ("download",),
-    "train": ("download", "tokenize", "teacher", "train"),
-    "eval": ("generate", "grade"),
-}
-"""Which stages run in an environment."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class ImageRecipe:
     @property
     def source_sha256(self) -> str:
         """Hash of the kit's source, as far as it runs in it; comments and docstrings do not count."""
-        return runtime_sha256(STAGES[self.environment])
+        return runtime_sha256(STAGES_IN[self.environment])
 
     @property
     def base(self) -> str:

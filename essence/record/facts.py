@@ -40,9 +40,14 @@ GPU_QUERY = "index,name,uuid,memory.total,driver_version"
 QUERY_TIMEOUT_S = 20
 
 
+def lock_file() -> Path:
+    """The lock that the running environment was made from, as its installation left it; it may be absent."""
+    return Path(sys.prefix) / "essence-lock.txt"
+
+
 def lock_sha256() -> str:
     """Identity of the running environment: its lock file, or without one the list of its packages."""
-    lock = Path(sys.prefix) / "essence-lock.txt"
+    lock = lock_file()
     if lock.is_file():
         return sha256_file(lock)
     return sha256_text("".join(f"{name}=={version}\n" for name, version in sorted(packages().items())))

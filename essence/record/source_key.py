@@ -74,7 +74,7 @@ def imported_modules(entry: str, follow: Callable[[str], bool] = lambda _: True)
 @functools.cache
 def _imports(module: str) -> list[str]:
     names: list[str] = []
-    for node in ast.walk(_parsed(module)):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -87,13 +87,14 @@ def _imports(module: str) -> list[str]:
 
 @functools.cache
 def _canonical_tree(module: str) -> str:
-    return canonical_json(canonical(_parsed(module)))
+    return canonical_json(canonical(parsed(module)))
 
 
 EMPTY = canonical_json(canonical(ast.parse("")))
 
 
-def _parsed(module: str) -> ast.Module:
+def parsed(module: str) -> ast.Module:
+    """Syntax tree of one of the kit's modules, by its dotted name."""
     return ast.parse(_file(module).read_text(encoding="utf-8"))
 
 

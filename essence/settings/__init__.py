@@ -34,6 +34,7 @@ from essence.settings.evaluation import (
 )
 from essence.settings.spec import (
     SETTINGS,
+    STAGES_IN,
     AnySettings,
     EnvironmentName,
     LossResources,
@@ -60,6 +61,7 @@ from essence.settings.training import (
 __all__ = [
     "LSP",
     "SETTINGS",
+    "STAGES_IN",
     "AnswerType",
     "AnySettings",
     "BenchmarkSettings",

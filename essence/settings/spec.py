@@ -13,6 +13,12 @@ ProtocolName = Literal["released", "corrected"]
 StageName = Literal["download", "tokenize", "teacher", "train", "generate", "grade"]
 EnvironmentName = Literal["download", "train", "eval"]
 """The three environments that stages run in; each is an image, or all of them the one of `.venv/`."""
+STAGES_IN: dict[EnvironmentName, tuple[StageName, ...]] = {
+    "download": ("download",),
+    "train": ("download", "tokenize", "teacher", "train"),
+    "eval": ("generate", "grade"),
+}
+"""Which stages run in an environment."""
 
 
 class LossResources(Record):

@@ -1,48 +1,77 @@
-"""Check an environment: `python -m essence.stages.self_test` imports every compiled package and prints versions.
+"""Check an environment: `python -m essence.stages.self_test train` imports what its stages import, and prints versions.
 
-Run by the images as their default command, by `%test` of the SIFs, and by hand after an installation.
+Run by the images as their default command, by `%test` of the SIFs, and by hand after an installation; without a name it
+checks all three environments at once. A package that asks for the NVIDIA driver, which comes from the machine and is in
+no image, is told apart from one that is broken: where there is no driver it is no failure.
 """
 
+import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import platform
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
-from essence.record.facts import lock_sha256
+from essence.record.facts import lock_file, lock_sha256
+from essence.record.third_party import OPTIONAL, third_party_imports
+from essence.settings import EnvironmentName
 
-WITHOUT_IMPORT = ("nvidia", "cuda", "triton_kernels")
-"""Libraries that others load, not modules: the packages of CUDA."""
+DRIVER = re.compile(
+    r"\b(libcuda|libnvcuvid|libnvidia-[a-z-]+|libnvoptix)\.so|NVIDIA driver|no NVIDIA GPU|No CUDA GPUs", re.IGNORECASE
+)
+"""Libraries and words by which an import asks for the driver."""
+DEVICE = Path("/dev/nvidiactl")
+FAILED = 1
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     warnings.simplefilter("ignore")
+    environments = [name for name in get_args(EnvironmentName) if not words or name in words]
+    if len(words) > 1 or not environments:
+        print(f"which environment: {', '.join(get_args(EnvironmentName))} (typed: {' '.join(words)})", file=sys.stderr)
+        return 2
     print(f"python {platform.python_version()} ({sys.executable}), lock {lock_sha256()}")
-    failures = 0
-    for distribution, modules in compiled_packages():
-        for module in modules:
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # noqa: BLE001  whatever an import raises is reported
-                failures += 1
-                print(f"FAILED {distribution.name} {distribution.version}: import {module}: {error}")
-        print(f"{distribution.name} {distribution.version}: {', '.join(modules)}")
-    return 1 if failures else 0
+    modules = dict.fromkeys(module for name in environments for module in third_party_imports(name))
+    return FAILED if [module for module in modules if not _imports(module)] else 0
 
 
-def compiled_packages() -> Iterator[tuple[importlib.metadata.Distribution, list[str]]]:
-    """Distributions that hold machine code, with the modules by which they are imported, sorted by name."""
-    for distribution in sorted(importlib.metadata.distributions(), key=lambda found: str(found.name).lower()):
-        tops = {
-            file.parts[0].split(".")[0]
-            for file in distribution.files or []
-            if file.suffix == ".so" and not file.parts[0].startswith((".", "_")) and not file.parts[0].endswith(".libs")
-        }
-        modules = sorted(top for top in tops if top.isidentifier() and top not in WITHOUT_IMPORT)
-        if modules:
-            yield distribution, modules
+def _imports(module: str) -> bool:
+    """Import one module and say what came of it; False for a failure."""
+    top = module.split(".")[0]
+    if OPTIONAL.get(top) and importlib.util.find_spec(top) is None and not is_locked(OPTIONAL[top]):
+        print(f"{module}: not part of this environment")
+        return True
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001  whatever an import raises is what is to be told
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if DRIVER.search(reason) and not DEVICE.exists():
+            print(f"{module}: needs a driver, which this machine lacks ({reason})")
+            return True
+        print(f"FAILED {module} ({version(top)}): {reason}")
+        return False
+    print(f"{module}: {version(top)}")
+    return True
+
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
+def version(top: str) -> str:
+    """`torch 2.13.0`: the distribution that a top-level module is of."""
+    names = _distributions().get(top, [])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in dict.fromkeys(names)) or "not installed"
+
+
+def is_locked(distribution: str) -> bool:
+    """Whether the lock that was installed names a distribution."""
+    file = lock_file()
+    return file.is_file() and bool(re.search(rf"^{re.escape(distribution)}==", file.read_text("utf-8"), re.MULTILINE))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -54,7 +54,7 @@ from support.project import PROJECT, invoke
         (("reproduce", "tinny"), "unknown experiment 'tinny'; did you mean 'tiny'?"),
         (("status", "--experiment", "bespoke", "--runs", "/tmp/none"), "bespoke has not run in /tmp/none"),
         (("verify", "/tmp/no-such-run-directory"), "/tmp/no-such-run-directory: no such run directory"),
-        (("reproduce", "openthoughts"), "the pin of dataset 'openthoughts'"),
+        (("reproduce", "skyt1"), "the pin of dataset 'skyt1'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(arguments: tuple[str, ...], sentence: str) -> None:

@@ -26,7 +26,7 @@ NOWHERE = "http://127.0.0.1:9"
 GPUS = """\
 #!/bin/sh
 for index in {indices}; do
-  echo "$index, NVIDIA H100 80GB HBM3, GPU-$index, {mib}, {driver}"
+  echo "$index, {gpu}, GPU-$index, {mib}, {driver}"
 done
 """
 
@@ -53,10 +53,12 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> Look:
 def stand_in_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Four GPUs, as a program of the name nvidia-smi tells of them."""
 
-    def put(gib: float, driver: str) -> None:
+    def put(gib: float, driver: str, gpu: str = "NVIDIA H100 80GB HBM3") -> None:
         program = tmp_path / "bin" / "nvidia-smi"
         program.parent.mkdir(exist_ok=True)
-        program.write_text(GPUS.format(indices="0 1 2 3", mib=int(gib * 1024), driver=driver), encoding="utf-8")
+        program.write_text(
+            GPUS.format(indices="0 1 2 3", mib=int(gib * 1024), driver=driver, gpu=gpu), encoding="utf-8"
+        )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
 
@@ -94,12 +96,10 @@ def test_nothing_is_missing_for_the_miniature(doctor: Look, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("gib", "driver", "flavour", "check", "problem"),
     [
-        (79.6, "570.86.15", "cuda", "driver", "driver 580.65.06 or newer for CUDA 13.0.0 of essence-train:cuda"),
-        (79.6, "550.54", "paper", "driver", "driver 560.28.03 or newer for CUDA 12.6.3 of essence-train:paper"),
+        (79.6, "530.30.02", "cuda", "driver", "driver 580.65.06 or newer for CUDA 13.0.1 of essence-train:cuda"),
         (79.6, "580.95.05", "cpu", "driver", "an image with CUDA for these GPUs"),
         (39.6, "580.95.05", "cuda", "GPUs", "4 GPUs of 80 GiB"),
         (79.6, "580.95.05", "cuda", "", ""),
-        (79.6, "560.35.03", "paper", "", ""),
     ],
 )
 def test_driver_and_memory_of_the_gpus_against_image_and_cell(
@@ -113,6 +113,26 @@ def test_driver_and_memory_of_the_gpus_against_image_and_cell(
         assert found[check]["wanted"] == problem
     if check == "driver" and flavour != "cpu":
         assert found[check]["found"] == driver
+
+
+@pytest.mark.parametrize(
+    ("gpu", "driver", "tried"),
+    [
+        ("NVIDIA H100 80GB HBM3", "570.86.15", True),
+        ("NVIDIA A100-SXM4-80GB", "535.104.05", True),
+        ("NVIDIA L40S", "550.54", True),
+        ("NVIDIA H100 80GB HBM3", "530.30.02", False),
+        ("NVIDIA GeForce RTX 4090", "570.86.15", False),
+        ("NVIDIA RTX A1000", "570.86.15", False),
+    ],
+)
+def test_an_older_driver_is_let_be_tried_where_forward_compatibility_is(
+    doctor: Look, stand_in_gpus: Any, tmp_path: Path, gpu: str, driver: str, tried: bool
+) -> None:
+    stand_in_gpus(79.6, driver, gpu)
+    _, found = doctor(lsp=0.5, engine="docker", flavour="cuda", runs=str(tmp_path))
+    assert found["driver"]["ok"] == tried
+    assert ("works with forward compatibility, to be tried" in found["driver"]["found"]) == tried
 
 
 def test_only_the_gpus_that_the_caller_was_given_count(

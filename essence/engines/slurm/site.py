@@ -61,7 +61,7 @@ class Site(Record):
     container: Literal["apptainer", "pyxis"]
     images: dict[EnvironmentName, str]
     """Files with a path (from the SIF folder where it is relative), or, with pyxis, also names that enroot knows.
-    `{flavour}` in them is cuda, cpu or paper."""
+    `{flavour}` in them is cuda or cpu."""
     sif_folder: str
     """Absolute. Empty = `sif/` of the project or the folder that ESSENCE_SIF_FOLDER names, with pyxis none."""
     binds: list[str]
