@@ -6,23 +6,26 @@ LOCKED := .venv/essence-lock.txt
 VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),vllm)
 export PYTHON ?= python3
 # What runs the stages, in which images, on which cluster: make reproduce-tiny ENGINE=docker FLAVOUR=cpu; SITE=my.toml
-ENGINE ?= local
+ENGINE ?=
 FLAVOUR ?=
 SITE ?=
-WITH := --engine $(ENGINE) $(if $(FLAVOUR),--flavour $(FLAVOUR)) $(if $(SITE),--site $(SITE))
+WITH := $(if $(ENGINE),--engine $(ENGINE)) $(if $(FLAVOUR),--flavour $(FLAVOUR)) $(if $(SITE),--site $(SITE))
 
 # Tests run side by side; those that share an engine or a file stay together: tests/support/parallel_plan.py.
 PYTEST := .venv/bin/pytest -n auto
 ENGINES := docker or apptainer or slurm
 PROGRAMS := browser or vllm
 
-.PHONY: help setup setup-host images sif test test-engines test-programs test-all coverage lint clean reproduce-tiny
+.PHONY: help setup setup-gpu setup-host images sif test test-engines test-programs test-all coverage lint clean reproduce-tiny
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
 
 setup: $(LOCKED) ## Make .venv/ from hash-locked versions (CPU)
 	@cmp -s locks/cpu.txt $(LOCKED) || locks/install.sh cpu
+
+setup-gpu: $(LOCKED) ## Make an environment for each kind of stage, for GPUs without containers (FLAVOUR=cpu: to try it)
+	@locks/install.sh environments $(or $(FLAVOUR),cuda)
 
 setup-host: ## Make .venv/ with the host side only: plan, start, report, verify
 	@locks/install.sh host

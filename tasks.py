@@ -23,7 +23,7 @@ if terminal.is_program():
 def run(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
-    seed: int | None = None, only: str | None = None, engine: str = "local", site: str | None = None,
+    seed: int | None = None, only: str | None = None, engine: str | None = None, site: str | None = None,
     flavour: str | None = None, pins: str | None = None, runs: str | None = None, accept_earlier: bool = False,
     dry_run: bool = False,
     json: bool = False
@@ -37,7 +37,7 @@ def run(
 
 @command()
 def reproduce(
-    _: Context, name: str, only: str | None = None, engine: str = "local", site: str | None = None,
+    _: Context, name: str, only: str | None = None, engine: str | None = None, site: str | None = None,
     flavour: str | None = None, pins: str | None = None, runs: str | None = None, accept_earlier: bool = False,
     dry_run: bool = False,
     json: bool = False
@@ -54,7 +54,7 @@ def reproduce(
 def doctor(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
-    seed: int | None = None, only: str | None = None, engine: str = "local", site: str | None = None,
+    seed: int | None = None, only: str | None = None, engine: str | None = None, site: str | None = None,
     flavour: str | None = None, pins: str | None = None, runs: str | None = None, offline: bool = False,
     json: bool = False
 ) -> int:  # fmt: skip
@@ -69,7 +69,7 @@ def doctor(
 def download(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
-    seed: int | None = None, engine: str = "local", flavour: str | None = None, pins: str | None = None,
+    seed: int | None = None, engine: str | None = None, flavour: str | None = None, pins: str | None = None,
     runs: str | None = None, json: bool = False
 ) -> int:  # fmt: skip
     """Fetch everything that chosen cells need from a network; the same as run --only download."""
@@ -84,7 +84,7 @@ def download(
 def plan(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
-    seed: int | None = None, engine: str = "local", flavour: str | None = None, pins: str | None = None,
+    seed: int | None = None, engine: str | None = None, flavour: str | None = None, pins: str | None = None,
     runs: str | None = None, accept_earlier: bool = False, json: bool = False,
     costs: bool = False, decide: str | None = None, training_sd: float | None = None, accuracy: float = 0.2,
     assurance: float = 0.8
@@ -106,7 +106,7 @@ def plan(
 def evaluate(
     _: Context, model: str, benchmark: str, experiment: str | None = None, samples: int | None = None,
     decoder: str | None = None, problems: int | None = None, max_new_tokens: int | None = None,
-    max_model_tokens: int | None = None, protocol: str = "released", engine: str = "local", pins: str | None = None,
+    max_model_tokens: int | None = None, protocol: str = "released", engine: str | None = None, pins: str | None = None,
     runs: str | None = None, dry_run: bool = False, json: bool = False
 ) -> int:  # fmt: skip
     """Check any finished model, as in: invoke evaluate --model FOLDER --benchmark aime25 --samples 64"""

@@ -72,6 +72,10 @@ class SchedulerError(KitError):
     """Slurm does not answer, or refuses a job."""
 
 
+class SilentSchedulerError(SchedulerError):
+    """The scheduler did not answer in time: what was asked of it may have been done or not."""
+
+
 class DiskError(KitError):
     """A path cannot be used: its disk is full, or may not be written to, or it is no folder."""
 

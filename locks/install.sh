@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv/ from hash-locked versions, a base and layers on top of it:
 # locks/install.sh host|cpu [dev] [vllm] [math-verify-0.9]
+# or .venv-download, .venv-train and .venv-eval, one for each kind of stage, from the locks of the images:
+# locks/install.sh environments cuda|cpu
 #
 # The environment is Python 3.11 whatever the system's Python is, because the CPU build of torch is locked for it;
 # uv finds a Python 3.11 on the machine or fetches one. Where PIP_FIND_LINKS names a folder of wheels, they are used;
@@ -25,6 +27,35 @@ uv=$bootstrap/bin/uv
 
 if [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS=$PIP_FIND_LINKS; else export UV_TORCH_BACKEND=cpu; fi
 export VIRTUAL_ENV=$PWD/.venv UV_NO_PROGRESS=1
+
+# One environment from one lock; the lock is copied last, so that one that was cut off is made again.
+environment() {
+  local folder=.venv-$1 lock=locks/$2.txt version=3.11
+  case $2 in *-cuda) version=3.12; unset UV_TORCH_BACKEND ;; esac
+  if cmp -s "$lock" "$folder/essence-lock.txt"; then echo "setup: $folder is there, of $lock"; return; fi
+  echo "setup: $folder from $lock"
+  rm -rf "$folder"
+  "$uv" venv --quiet --python "$version" "$folder"
+  VIRTUAL_ENV=$PWD/$folder "$uv" pip sync --quiet --require-hashes --build-constraints "$lock" "$lock"
+  if [ "$1" = eval ]; then
+    target=$folder/graders/math-verify-0.9
+    VIRTUAL_ENV=$PWD/$folder "$uv" pip install --quiet --no-deps --require-hashes --compile-bytecode --target "$target" \
+      -r locks/math-verify-0.9.txt
+    cp locks/math-verify-0.9.txt "$target/essence-lock.txt"
+  fi
+  PYTHONPATH=$PWD "$folder/bin/python" -m essence.stages.self_test "$1" >"$folder/self-test.txt" ||
+    fail "$folder cannot import what its stages need: $(grep FAILED "$folder/self-test.txt" || tail -n 1 "$folder/self-test.txt")"
+  cp "$lock" "$folder/essence-lock.txt"
+}
+
+if [ "${1:-}" = environments ]; then
+  case ${2:-} in cuda | cpu) ;; *) fail "which flavour: cuda or cpu, as in: locks/install.sh environments cuda" ;; esac
+  environment download download-cpu
+  environment train "train-$2"
+  environment eval "eval-$2"
+  echo "setup: three environments of flavour $2 are there; next: invoke run --lsp 0.5 --engine local"
+  exit
+fi
 
 base=${1:-}
 shift || fail "which base: host or cpu, as in: locks/install.sh cpu dev vllm"

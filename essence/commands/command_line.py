@@ -31,7 +31,8 @@ HELP = {
     "decoder": "vllm or transformers (default: as the experiment says)",
     "dry_run": "print every command line that would be started, and start none",
     "earlier": "remove what earlier code has finished too",
-    "engine": "what runs the stages: local, docker or apptainer; slurm queues jobs and ends",
+    "engine": "what runs the stages: local, docker or apptainer; slurm queues jobs and ends "
+    "(default: what answers here where GPUs are asked for, else local)",
     "experiment": "an experiment in experiments/, or a path to a TOML file (default: the one in the run directory, the "
     "last one run there, or bespoke)",
     "file": 'JSON lines of {"gold", "completion"}; - is standard input',

@@ -23,7 +23,8 @@ def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> in
     if as_json:
         told = {
             "experiment": selection.name,
-            "engine": words.engine,
+            "engine": selection.engine.name,
+            "engine_reason": selection.why,
             "flavour": selection.flavour if selection.contained else None,
             "stages_left": len(selection.left()),
             "ready": not missing,
@@ -32,8 +33,9 @@ def doctor(words: Options, offline: bool, as_json: bool, console: Console) -> in
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
         console.print(_table(found))
+        why = f": {selection.why}" if selection.why else ""
         end = f"{missing} of {len(found)} things are missing" if missing else "nothing is missing"
-        console.print(f"{selection.name} (engine {words.engine}): {end}", highlight=False, soft_wrap=True)
+        console.print(f"{selection.name} (engine {selection.engine.name}{why}): {end}", highlight=False, soft_wrap=True)
     return ExitCode.CURABLE if missing else 0
 
 

@@ -17,6 +17,7 @@ from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import DEFAULT_EXPERIMENT, check_word, run_directory
 from essence.commands.run import exit_code, print_dry_run, run_held, say_failures, to_go_on
 from essence.engines import ENGINES, make_engine
+from essence.engines.choice import choose
 from essence.engines.machine import this_machine
 from essence.engines.readiness import require
 from essence.engines.runner import Summary
@@ -85,7 +86,9 @@ def select_model(words: Options, asked: ModelOptions) -> Run:
     local = LocalSources(root)
     name, pin = model_pin(asked.model, local)
     loaded = _with(loaded, name, pin, asked, root)
-    engine = make_engine(words.engine, "cuda" if loaded.experiment.resources.gpus else "cpu")
+    gpus = loaded.experiment.resources.gpus > 0
+    chosen = choose(words.engine, gpus, ENGINES)
+    engine = make_engine(chosen.name, "cuda" if gpus else "cpu")
     if engine.queue:
         others = ", ".join(name for name in ENGINES if name != engine.name)
         raise ExperimentError(
@@ -96,7 +99,9 @@ def select_model(words: Options, asked: ModelOptions) -> Run:
     protocol: Any = words.protocol
     plan = make_evaluation_plan(loaded, name, protocol, seed, engine.environment, local)
     loaded = replace(loaded, name=f"{loaded.name}-{_digits(plan)}")
-    return Run(words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, evaluated=True)
+    return Run(
+        words, engine, root, loaded, replace(plan, loaded=loaded), plan.wanted(), local, chosen.reason, evaluated=True
+    )
 
 
 def _digits(plan: Plan) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from essence.engines import ENGINES, FLAVOURS, make_engine
+from essence.engines.choice import choose as choose_engine
+from essence.engines.choice import site_of
 from essence.engines.selected_run import Options, Run, flavour_of
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.files import read_json
@@ -88,11 +90,12 @@ def select(words: Options, baselines: bool) -> Run:
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
-    engine = make_engine(words.engine, flavour_of(words, loaded), words.site)
+    chosen = choose_engine(words.engine, loaded.experiment.resources.gpus > 0, ENGINES)
+    engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name))
     root = run_directory(words.runs)
     local = LocalSources(root)
     plan = make_plan(loaded, cells, engine.environment, baselines, local, words.accept_earlier)
-    return Run(words, engine, root, loaded, plan, plan.wanted(words.only), local)
+    return Run(words, engine, root, loaded, plan, plan.wanted(words.only), local, chosen.reason)
 
 
 def check_word(option: str, what: str, word: str | None, known: Iterable[str]) -> None:

@@ -40,6 +40,8 @@ def run(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Cons
     if dry_run:
         return print_dry_run(selection, as_json, console)
     command = words.typed(whole)
+    if selection.why and not as_json:
+        console.print(f"engine {selection.engine.name}: {selection.why}", highlight=False, soft_wrap=True)
     require(selection)
     require_readable_golds(selection)
     folder = selection.run_directory.experiment(selection.name)
@@ -151,6 +153,10 @@ def print_dry_run(selection: Run, as_json: bool, console: Console) -> int:
         console.print(line["command"], markup=False, highlight=False, soft_wrap=True)
     done = len(selection.wanted) - len(lines)
     cells = len(selection.plan.cells)
+    if selection.why:
+        console.print(
+            f"# engine {selection.engine.name}: {selection.why}", style="dim", highlight=False, soft_wrap=True
+        )
     end = f"# {selection.name}: {cells} cells, {len(selection.wanted)} stages, {done} done, {len(lines)} would run"
-    console.print(end + f" (engine {selection.words.engine})", style="dim", highlight=False)
+    console.print(end + f" (engine {selection.engine.name})", style="dim", highlight=False)
     return 0

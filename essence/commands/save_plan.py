@@ -33,7 +33,7 @@ def save_plan(plan: Plan, selection: Run) -> dict[str, Any]:
         "experiment": plan.loaded.experiment.model_dump(mode="json"),
         "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
         "file": whereabouts(selection),
-        "engine": selection.words.engine,
+        "engine": selection.engine.name,
         "settings": {s.id: s.settings.model_dump(mode="json") for s in plan.stages.values()},
     }
     _write_changed(selection.run_directory.resolved(plan.loaded.name), resolved)

@@ -17,7 +17,7 @@ def _docker(flavour: Flavour) -> Engine:
 
 
 _ON_THIS_MACHINE: dict[str, Callable[[Flavour], Engine]] = {
-    "local": lambda _flavour: LocalEngine(),
+    "local": LocalEngine,
     "docker": _docker,
     "apptainer": ApptainerEngine,
 }

@@ -20,7 +20,7 @@ from essence.engines.apptainer_stage import ApptainerStage, host_variables, plai
 from essence.engines.engine import NETWORK_VARIABLES, Engine, Launch, Mount
 from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import Token, token
-from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, sif_file, version
+from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, program_name, sif_file, version
 from essence.errors import ExperimentError, MachineError
 from essence.files import sha256_text
 from essence.plan.stage_plan import PlannedStage
@@ -29,8 +29,6 @@ from essence.settings import EnvironmentName
 
 LIFELINE = "ESSENCE_LIFELINE"
 """Tells the stage that its standard input closes when the host process is gone (`essence/progress.py`)."""
-INSIDE = "APPTAINERENV_"
-"""How the name of a variable begins that Apptainer hands into the container."""
 MIB_IN_GIB = 1024
 WORK_DIGITS = 12
 SEPARATORS = ":,\\"
@@ -80,7 +78,7 @@ class ApptainerEngine(Engine):
         """MachineError when a container gets no GPUs: --nv says nothing where there are none."""
         image = recipe(stage.runs_in, self.flavour)
         rights = ["--no-privs"] if os.getuid() == 0 else []
-        words = ["apptainer", "exec", "--containall", "--no-home", *rights, "--nv", str(sif_file(image))]
+        words = [program(), "exec", "--containall", "--no-home", *rights, "--nv", str(sif_file(image))]
         done = subprocess.run(
             [*words, "nvidia-smi", "--list-gpus"], capture_output=True, text=True, env=host_variables(), check=False
         )
@@ -132,13 +130,16 @@ def argv(around: Launch, sif: Path, secret: Token | None = None, lifeline: bool 
         variables = {name: value for name, value in variables.items() if name not in NETWORK_VARIABLES}
         variables[LIFELINE] = "1"
     stage = ["env", *(f"{name}={value}" for name, value in variables.items()), "python", *around.arguments]
+    words[0] = program_name()
     return [*limit_words(resources.ulimits), *words, str(sif), *stage]
 
 
 def network_variables(around: Launch) -> dict[str, str]:
     """For Apptainer's own environment, which nobody else can read: what a download is told of the network."""
     variables = around.contained_variables()
-    return {f"{INSIDE}{name}": variables[name] for name in NETWORK_VARIABLES if name in variables}
+    given = {name: variables[name] for name in NETWORK_VARIABLES if name in variables}
+    # How the name of a variable begins that the program hands into the container.
+    return {f"{program_name().upper()}ENV_{name}": value for name, value in given.items()}
 
 
 def apptainer_words(around: Launch, bound: Iterable[str], *, no_network: bool, no_privileges: bool) -> list[str]:

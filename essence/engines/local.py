@@ -1,4 +1,8 @@
-"""The local engine: each stage is a process of the environment that runs this very Python."""
+"""The local engine: each stage is a process of this machine.
+
+It runs in the environment of its own (`.venv-train` and so on) where all three are of the locks of the flavour, and
+otherwise in the one that runs this very Python.
+"""
 
 import contextlib
 import os
@@ -9,8 +13,10 @@ import sys
 from pathlib import Path
 
 import essence
+from essence.engines import environments
 from essence.engines.engine import Engine, Exit, Launch, ended_by_signal, memory_kills
 from essence.engines.inherited import inherited
+from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import token
 from essence.errors import MachineError
 from essence.evaluation.decoders.installed import vllm_version
@@ -28,8 +34,16 @@ class LocalEngine(Engine):
     name = "local"
     contained = False
 
+    def __init__(self, flavour: str) -> None:
+        self.flavour = flavour
+        self.apart = environments.are_there(flavour)
+        """Whether each stage runs in an environment of its own."""
+
     def environment(self, name: EnvironmentName) -> dict[str, str]:
-        """All stages run in one environment here: its lock is its identity, and those of the layers on top of it."""
+        """Of one environment for all stages the lock, and those of the layers on it; else as of its image."""
+        if self.apart:
+            identity = recipe(name, self.flavour).identity()
+            return {part: value for part, value in identity.items() if part != "base"}
         vllm = layer_lock_sha256("vllm") if name == "eval" else None
         grader = grader_lock_sha256("math-verify-0.9") if name == "eval" else None
         layers = {VLLM_LOCK: vllm, GRADER_LOCK: grader}
@@ -42,6 +56,9 @@ class LocalEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError when this environment lacks what a stage runs on: torch, its build for GPUs, or vLLM."""
+        if self.apart:
+            check_decoder(stages, self.flavour)
+            return
         if any(stage.runs_in != "download" for stage in stages):
             check_torch(gpus=any(stage.resources.gpus for stage in stages))
         for stage in stages:
@@ -53,10 +70,15 @@ class LocalEngine(Engine):
     def render(self, surroundings: Launch) -> str:
         """The command line with the variables that matter."""
         variables = [f"{name}={value}" for name, value in surroundings.variables.items()]
-        return shlex.join([*variables, *command(surroundings)])
+        return shlex.join([*variables, *self.command(surroundings)])
+
+    def command(self, surroundings: Launch) -> list[str]:
+        """The command line of a stage."""
+        own = environments.environment_python(surroundings.environment)
+        return [str(own) if self.apart else sys.executable, *surroundings.arguments]
 
     def start(self, surroundings: Launch) -> "LocalStage":
-        return LocalStage(surroundings)
+        return LocalStage(surroundings, self.command(surroundings))
 
 
 def check_torch(gpus: bool) -> None:
@@ -66,13 +88,8 @@ def check_torch(gpus: bool) -> None:
     if gpus and "+cpu" in version:
         raise MachineError(
             f"GPUs are asked for, and this environment holds the CPU build of PyTorch ({version})",
-            "run in images: make images, then --engine docker",
+            "install Docker with the NVIDIA Container Toolkit, or Apptainer, or without containers: make setup-gpu",
         )
-
-
-def command(surroundings: Launch) -> list[str]:
-    """The command line of a stage."""
-    return [sys.executable, *surroundings.arguments]
 
 
 def variables(surroundings: Launch) -> dict[str, str]:
@@ -84,13 +101,13 @@ def variables(surroundings: Launch) -> dict[str, str]:
 class LocalStage:
     """A running stage."""
 
-    def __init__(self, surroundings: Launch) -> None:
+    def __init__(self, surroundings: Launch, command: list[str]) -> None:
         self.memory_kills = memory_kills()
         self.secret = token(surroundings.folder.path) if surroundings.network else None
         told = self.secret.variables(inside=False) if self.secret else {}
         with surroundings.folder.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command(surroundings),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

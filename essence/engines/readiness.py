@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from essence.engines.choice import queueing
 from essence.engines.engine import fetches
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
@@ -169,7 +170,8 @@ def _size(gib: float) -> str:
 
 
 def _smaller(selection: Run) -> str:
-    return (
+    queued = queueing(selection.words.typed(whole=False))
+    return (f"{queued}; " if queued else "") + (
         "the same matrix in miniature runs here: make reproduce-tiny; what this one takes: "
         f"invoke plan --experiment {shlex.quote(selection.words.experiment or selection.name)}"
     )

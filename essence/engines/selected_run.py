@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from essence.engines.engine import Engine
-from essence.engines.local import LocalEngine
 from essence.errors import ExperimentError
 from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import Plan, PlannedStage
@@ -28,7 +27,8 @@ class Options:
     protocol: str | None = None
     seed: int | None = None
     only: str | None = None
-    engine: str = LocalEngine.name
+    engine: str | None = None
+    """None = chosen for what the experiment asks for and what answers here (`engines/choice.py`)."""
     flavour: str | None = None
     pins: str | None = None
     runs: str | None = None
@@ -53,8 +53,8 @@ class Options:
         for name in names if whole else ["experiment", *names]:
             if (value := getattr(self, name)) is not None:
                 start += [f"--{name}", str(value)]
-        if self.engine != LocalEngine.name:
-            start += ["--engine", self.engine, *(["--flavour", self.flavour] if self.flavour else [])]
+        start += ["--engine", self.engine] if self.engine else []
+        start += ["--flavour", self.flavour] if self.flavour else []
         if self.site:
             start += ["--site", self.site]
         if self.accept_earlier and command == "run":
@@ -73,6 +73,8 @@ class Run:
     plan: Plan
     wanted: list[PlannedStage]
     local: LocalSources
+    why: str = ""
+    """Why it is this engine, where none was typed."""
     evaluated: bool = False
     """Whether it is of `invoke evaluate`, whose model no other command knows of."""
 
@@ -94,7 +96,7 @@ class Run:
         """The command that brings in what the cells need from a network; jobs have none, so it runs here."""
         words = replace(self.words, only=None, site=None)
         if self.engine.queue:
-            words = replace(words, engine=LocalEngine.name, flavour=None)
+            words = replace(words, engine=None, flavour=None)
         return words.typed(whole=False, command="download")
 
     def left(self) -> list[PlannedStage]:

@@ -57,9 +57,14 @@ def record_file(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
+def program_name() -> str:
+    """`apptainer`, or `singularity` (SingularityCE) where that alone is installed."""
+    return "singularity" if not shutil.which("apptainer") and shutil.which("singularity") else "apptainer"
+
+
 def program() -> str:
     """Path of Apptainer; MachineError where there is none."""
-    found = shutil.which("apptainer")
+    found = shutil.which(program_name())
     if found is None:
         raise MachineError(
             "the apptainer command is not installed here",

@@ -11,55 +11,21 @@ from typing import Any
 
 import pytest
 
-from essence.engines.engine import Launch, Mount, stage_environment
 from essence.engines.recipes import recipe
-from essence.engines.slurm.job_text import Job, batch_text, submit_text, task_text
+from essence.engines.slurm.job_text import batch_text, submit_text, task_text
 from essence.engines.slurm.jobs import StageJob
 from essence.engines.slurm.queue import JobState
 from essence.engines.slurm.site import SITES, Site, load_site
 from essence.errors import ExperimentError
-from essence.record.run_directory import StageFolder
 from essence.settings import Spec
 from support.project import MICRO, PROJECT, invoke
+from support.slurm_job import job
 from support.slurm_node import SlurmNode, let_go
-from support.some_resources import some_resources
 
 GOLDEN = PROJECT / "tests" / "golden"
 RENEW = "ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/engines/test_slurm_text.py -k golden"
-STAGES = Path("/scratch/essence/runs/stages")
 SITE_NAMES = ("generic", "alliance-h100", "pyxis")
 WAIT_S = 60
-
-
-def job(stages: Path = STAGES, stage: Any = "train", after: tuple[str, ...] = (), **resources: Any) -> Job:
-    """One stage with one input."""
-    folder, read = stages / f"{stage}-0123456789abcdef", stages / "tokenize-fedcba9876543210"
-    asked = some_resources(**{"threads": 8, "gpus": 4, "gpu_memory_gib": 80.0, **resources})
-    spec = Spec(
-        stage=stage,
-        key="0123456789abcdef",
-        title="train it's one cell",
-        settings={},
-        inputs={"tokens": "../tokenize-fedcba9876543210"},
-        environment={"lock_sha256": "00"},
-        source_sha256="",
-        resources=asked,
-        code={"version": "0"},
-        image={"engine": "apptainer"},
-    )
-    around = Launch(
-        stage=stage,
-        stage_id=folder.name,
-        title=spec.title,
-        environment="train",
-        folder=StageFolder(folder),
-        mounts=(Mount(read, read, True), Mount(folder, folder, False)),
-        network=False,
-        resources=asked,
-        variables=stage_environment(asked, network=False),
-        user=(1000, 1000),
-    )
-    return Job(around, spec, "/opt/essence/sif/train-cuda.sif", after)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -11,14 +11,25 @@
 {% if site.partition %}
 #SBATCH --partition={{ site.partition }}
 {% endif %}
+{% for name in ('qos', 'constraint', 'reservation') if site[name] %}
+#SBATCH --{{ name }}={{ site[name] }}
+{% endfor %}
+{% if site.exclusive %}
+#SBATCH --exclusive
+{% endif %}
 #SBATCH --nodes={{ nodes }}
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task={{ limits.cpus }}
+{% if memory_mib %}
 #SBATCH --mem={{ memory_mib }}M
+{% endif %}
 #SBATCH --time={{ limits.time }}
 {% if gpus %}
 #SBATCH --gres=gpu:{% if site.gpu_type %}{{ site.gpu_type }}:{% endif %}{{ gpus }}
 {% endif %}
+{% for option in site.options %}
+#SBATCH {{ option }}
+{% endfor %}
 #SBATCH --requeue
 {% if keeps_progress %}
 #SBATCH --signal=B:USR1@{{ site.signal_s }}
@@ -26,14 +37,21 @@
 
 # No token of the caller's is for a stage without network.
 {{ scrub }}
+unset SLURM_JWT
 {% if site.modules %}
 module load {{ site.modules | map('quoted') | join(' ') }}
+{% endif %}
+# Apptainer has its options in its command line: folders and variables that somebody sets for it stay outside.
+{{ scrub_apptainer }}
+{% if limit_words %}
+# The stage has the limits of this shell, in its container too.
+prlimit --pid=$$ {{ limit_words }} || { echo "this node does not grant {{ limit_words }} (resources.ulimits)"; exit 2; }
 {% endif %}
 cat > {{ spec_file | quoted }} <<'ESSENCE_SPEC'
 {{ spec }}
 ESSENCE_SPEC
 {% if nodes > 1 %}
-export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1){{ site.address_suffix }}
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 {% endif %}
 task=$(cat <<'ESSENCE_TASK'
@@ -47,6 +65,8 @@ trap 'near_limit=1; [ -z "$stage" ] || kill -USR1 "$stage" 2>/dev/null' USR1
 trap : TERM
 {# The first machine's task goes on after the others, to write the manifest. #}
 srun \
+  --export=ALL{% if limit_words %} \
+  --propagate=ALL{% endif %} \
   --nodes={{ nodes }} \
   --ntasks={{ nodes }} \
   --ntasks-per-node=1 \

@@ -8,15 +8,18 @@ with all it needs. What differs from job to job or node to node (addresses, ids,
 import functools
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from essence.engines.apptainer import apptainer_words, binds
+from essence.engines.apptainer import apptainer_words, binds, limit_words
+from essence.engines.apptainer_stage import MACHINE_VARIABLE
 from essence.engines.engine import Launch
 from essence.engines.inherited import SECRET
+from essence.engines.slurm.queue import OF_SLURM
 from essence.engines.slurm.site import Site
 from essence.errors import ExitCode, ExperimentError
 from essence.record.facts import SCHEDULER_VARIABLES
@@ -28,6 +31,14 @@ never end, and a time-out is a cause that `invoke status` names."""
 JOB_TIME = (*SCHEDULER_VARIABLES, "SLURM_NODEID", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT")
 """Variables that are handed into the container with the value they have on the node."""
 SCRUB = f"unset $(compgen -e | grep -iE {shlex.quote(SECRET.pattern)})"
+SCRUB_CLIENT = (
+    f"unset $(compgen -e | grep -E '^(SBATCH|SLURM|SQUEUE|SACCT)_' | grep -vxE {shlex.quote('|'.join(OF_SLURM))})"
+)
+"""What `queue.client_environment` leaves out, for a text that is handed to a shell."""
+SCRUB_APPTAINER = (
+    f"unset $(compgen -e | grep -E '^(APPTAINER|SINGULARITY)' | grep -vxE {shlex.quote(MACHINE_VARIABLE.pattern)})"
+)
+"""What would bring folders and variables into a container, set by the caller or by a module."""
 MIB_IN_GIB = 1024
 
 
@@ -69,9 +80,11 @@ def _job_values(job: Job, site: Site) -> dict[str, Any]:
         "nodes": resources.nodes,
         "gpus": resources.gpus,
         "memory_mib": int(resources.memory_gib * MIB_IN_GIB) or limits.memory_gib * MIB_IN_GIB,
+        "limit_words": slurm_limits(resources.ulimits),
         "keeps_progress": around.stage not in KEEPS_NOTHING,
         "mounts": ",".join(mount_words(around, site)),
         "scrub": SCRUB,
+        "scrub_apptainer": SCRUB_APPTAINER,
         "exit_stopped": ExitCode.STOPPED,
     }
 
@@ -94,6 +107,11 @@ def _task_values(job: Job, site: Site) -> dict[str, Any]:
         "variables": {name: written[name] for name in written if name not in (*JOB_TIME, "ESSENCE_HOST")},
         "command": shlex.join(["python", *around.arguments]),
     }
+
+
+def slurm_limits(ulimits: Mapping[Any, int]) -> str:
+    """Limits of a stage as arguments of prlimit, which sets them for the job's shell and all that it starts."""
+    return " ".join(limit_words(ulimits)[1:])
 
 
 def mount_words(around: Launch, site: Site) -> list[str]:
@@ -121,7 +139,7 @@ def submit_text(jobs: list[tuple[Job, str]]) -> str:
         }
         for job, text in jobs
     ]
-    return _template("submit.sh").render(jobs=values, scrub=SCRUB)
+    return _template("submit.sh").render(jobs=values, scrub=SCRUB, scrub_client=SCRUB_CLIENT)
 
 
 def variable(stage_id: str) -> str:

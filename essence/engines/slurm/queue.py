@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from essence.engines.inherited import SECRET
-from essence.errors import SchedulerError
+from essence.errors import SchedulerError, SilentSchedulerError, shortened
 
 TIMEOUT_S = 120.0
 NEVER = "DependencyNeverSatisfied"
@@ -26,9 +25,13 @@ WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", 
 """States of a job that does not run yet, or not again yet."""
 QUEUE = ("JobID", "State", "Reason", "RestartCnt", "exit_code", "NodeList", "Dependency", "WorkDir")
 ACCOUNTS = ("JobIDRaw", "State", "ExitCode", "NodeList")
+OF_THE_LOGIN = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "KRB5CCNAME")
+OF_SLURM = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+"""Which cluster is asked, and as whom."""
+JOB = re.compile(r"\d+(_\d+|_\[[^]]*\]|\+\d+)?")
 NO_MORE = re.compile(r"submit job|submit limit|MaxSubmit|temporarily unable|limit on number of jobs", re.IGNORECASE)
 """In the refusal of a job that could be queued once others have ended."""
-NAMED_LIMIT = re.compile(r"\b(?:Assoc|QOS)\w*Limit\b")
+NAMED_LIMIT = re.compile(r"\b(?:Assoc|QOS)[A-Z]\w*")
 """Slurm's name of a limit; the sentence that follows it speaks of all of them."""
 
 
@@ -63,11 +66,16 @@ class JobState:
 def queue() -> list[JobState]:
     """The caller's jobs, with those that ended a short while ago; SchedulerError when no Slurm answers."""
     fields = ",".join(f"{name}:|" for name in QUEUE[:-1]) + f",{QUEUE[-1]}:|"
-    return [_queued(line) for line in _ask("squeue", "--me", "--noheader", "--states=all", f"--Format={fields}")]
+    lines = _ask("squeue", "--me", "--noheader", "--states=all", f"--Format={fields}")
+    return [state for line in lines if (state := _queued(line))]
 
 
-def _queued(line: str) -> JobState:
-    job, state, reason, restarts, status, nodes, dependency, folder = line.split("|")[: len(QUEUE)]
+def _queued(line: str) -> JobState | None:
+    """None for a line that is no job: a site's own wrapper may print others."""
+    parts = line.split("|")
+    if len(parts) < len(QUEUE) or not JOB.fullmatch(parts[0]) or not parts[1]:
+        return None
+    job, state, reason, restarts, status, nodes, dependency, folder = parts[: len(QUEUE)]
     number = int(status) if status.isdigit() else 0
     return JobState(
         job=job,
@@ -91,36 +99,48 @@ def ended(jobs: Iterable[str]) -> dict[str, JobState]:
     words = ("--noheader", "--parsable2", f"--jobs={asked}")
     try:
         lines = _ask("sacct", *words, "--allocations", f"--format={','.join(ACCOUNTS)}")
-        found = [_accounted(line) for line in lines]
+        found = list(filter(None, map(_accounted, lines)))
     except SchedulerError:
         try:
             # Of the list it can tell these two alone.
-            found = [_completed(line) for line in _ask("sacct", *words, "--completion", "--format=JobID,State")]
+            lines = _ask("sacct", *words, "--completion", "--format=JobID,State")
+            found = list(filter(None, map(_completed, lines)))
         except SchedulerError:
             return {}
     return {state.job: state for state in found if state.ended}
 
 
-def _accounted(line: str) -> JobState:
-    job, state, code, nodes = line.split("|")[: len(ACCOUNTS)]
-    number, _, signal = code.partition(":")
+def _accounted(line: str) -> JobState | None:
+    """None for a line that tells of no job's end."""
+    parts = line.split("|")
+    if len(parts) < len(ACCOUNTS) or not JOB.fullmatch(parts[0]) or not parts[1].strip():
+        return None
+    job, state, code, nodes = parts[: len(ACCOUNTS)]
+    numbers = re.fullmatch(r"(\d*):?(\d*)", code)
+    number, signal = numbers.groups() if numbers else ("", "")
     # `CANCELLED by 1000`
     return JobState(job, state.split()[0], code=int(number or 0), signal=int(signal or 0), nodes=nodes)
 
 
-def _completed(line: str) -> JobState:
-    job, state = line.split("|")[:2]
-    return JobState(job, state)
+def _completed(line: str) -> JobState | None:
+    parts = line.split("|")
+    return JobState(parts[0], parts[1].split()[0]) if JOB.fullmatch(parts[0]) and "".join(parts[1:2]).strip() else None
 
 
 def submit(text: str, after_ok: Iterable[str] = (), after_any: Iterable[str] = ()) -> str:
     """Queue a batch text behind other jobs and return its id; SchedulerError with Slurm's own words."""
     kinds = (("afterok", after_ok), ("afterany", after_any))
     needed = [":".join([kind, *jobs]) for kind, ids in kinds if (jobs := list(ids))]
-    words = ["--parsable", "--kill-on-invalid-dep=yes"]
+    # What a site sets as SBATCH_EXPORT is not seen; said, so that its slurm.conf changes nothing either.
+    words = ["--parsable", "--export=ALL", "--kill-on-invalid-dep=yes"]
     words += [f"--dependency={','.join(needed)}"] if needed else []
-    # After the id sbatch may name the cluster, behind a semicolon.
-    return _ask("sbatch", *words, text=text)[-1].split(";")[0]
+    # After the id sbatch may name the cluster, behind a semicolon; before it a site's wrapper may print lines.
+    lines = _ask("sbatch", *words, text=text)
+    found = [job for line in lines if JOB.fullmatch(job := line.strip().split(";")[0])]
+    if not found:
+        said = shortened(" ".join(lines)) if lines else "nothing"
+        raise SilentSchedulerError(f"sbatch: names no job (its answer: {said})", "look with squeue --me")
+    return found[-1]
 
 
 def takes_no_more(words: str) -> bool:
@@ -130,7 +150,7 @@ def takes_no_more(words: str) -> bool:
 
 def accepts(text: str) -> None:
     """SchedulerError with Slurm's own words unless it would take a batch text as it is; nothing is queued."""
-    _ask("sbatch", "--test-only", text=text)
+    _ask("sbatch", "--test-only", "--export=ALL", text=text)
 
 
 def cancel(jobs: Iterable[str]) -> None:
@@ -158,27 +178,38 @@ def ran_out_of_memory(job: str, log: Path) -> bool:
     return bool(re.search(rf"oom.kill.{{0,40}}(StepId=|step ){re.escape(job)}\b", text, re.IGNORECASE))
 
 
+def client_environment() -> dict[str, str]:
+    """What Slurm's commands see of the caller's environment, and a job after them: an allow-list.
+
+    SBATCH_*, SQUEUE_* and SACCT_* would change what is queued or answered; within an allocation so would SLURM_*.
+    """
+    return {name: os.environ[name] for name in (*OF_THE_LOGIN, *OF_SLURM) if name in os.environ}
+
+
 def _ask(program: str, *words: str, text: str | None = None) -> list[str]:
-    """The lines that a command of Slurm's answers; nothing that looks like a secret is in its environment."""
+    """The lines that a command of Slurm's answers, with nothing of the caller's environment but an allow-list."""
     if not shutil.which(program):
         raise SchedulerError(
             f"{program} is not on PATH: this machine is no login node of a Slurm cluster, or Slurm's module is not "
             "loaded",
             "issue the command there, or print the jobs with --dry-run",
         )
-    environment = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
     try:
         done = subprocess.run(
             [program, *words],
             input=text if text is not None else "",
             capture_output=True,
             text=True,
-            env=environment,
+            # A folder of somebody else's job may have a name in another encoding.
+            errors="replace",
+            encoding="utf-8",
+            env=client_environment(),
             timeout=TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{program}: Slurm has not answered for {TIMEOUT_S:.0f} s", "try again later") from None
+        said = f"{program}: Slurm has not answered for {TIMEOUT_S:.0f} s"
+        raise SilentSchedulerError(said, "issue the command again later") from None
     if done.returncode:
         raise _refused(program, done.stderr)
     return [line for line in done.stdout.splitlines() if line.strip()]
@@ -188,8 +219,12 @@ def _refused(program: str, errors: str) -> SchedulerError:
     """Slurm's own words on one line; its commands repeat in the last line what the first says in detail."""
     lines = [re.sub(rf"^{program}: (error: )?", "", line).strip() for line in errors.splitlines() if line.strip()]
     words = "; ".join(dict.fromkeys(lines)) or "no reason given"
-    if re.search(r"unable to contact|connection refused|connect failure|configuration source", words, re.IGNORECASE):
-        return SchedulerError(
+    silent = (
+        r"unable to contact|connection (refused|reset|timed)|connect failure|configuration source|timed out"
+        r"|zero bytes were transmitted|communication|try again|slurm_receive_msg|unexpected message"
+    )
+    if re.search(silent, words, re.IGNORECASE) and not takes_no_more(words):
+        return SilentSchedulerError(
             f"{program}: no Slurm answers ({words.replace('; ', ', ')})",
             "try again later, or ask the cluster's support",
         )

@@ -16,7 +16,19 @@ from essence.settings.toml import read_toml, shown, validate
 
 SITES = EXPERIMENTS / "sites"
 TIME = re.compile(r"(\d{1,4}-)?\d{1,2}:\d{2}:\d{2}")
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+/-]*")
+WORD = re.compile(r"[A-Za-z0-9(\[][A-Za-z0-9_.:+/@,&|*()\[\]!=-]*")
+SUFFIX = re.compile(r"[A-Za-z0-9.-]*")
+OPTION = re.compile(r"--[a-z][a-z0-9-]*(=[A-Za-z0-9_.:+/@,&|*()\[\]!=%-]+)?")
+SET_BY_THE_KIT = {
+    f"--{name}"
+    for name in (
+        *("account", "array", "chdir", "constraint", "cpus-per-task", "dependency", "error", "exclusive"),
+        *("export", "gres", "input", "job-name", "kill-on-invalid-dep", "mem", "nodes", "ntasks", "ntasks-per-node"),
+        *("open-mode", "output", "parsable", "partition", "qos", "requeue", "no-requeue", "reservation", "signal"),
+        *("time", "wait", "wrap", "test-only"),
+    )
+}
+"""Options of a job that other keys, or the way in which a stage is followed, already decide."""
 SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
 FLAVOUR = "{flavour}"
 BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*)?(:(ro|rw))?")
@@ -27,8 +39,9 @@ class StageLimits(Record):
 
     time: str
     """`[days-]hours:minutes:seconds`. A training that needs longer writes a checkpoint and queues again."""
-    memory_gib: Annotated[int, Field(gt=0, le=1_000_000)]
-    """Main memory of each node, where the experiment names none (`resources.memory_gib = 0`)."""
+    memory_gib: Annotated[int, Field(ge=0, le=1_000_000)]
+    """Main memory of each node, where the experiment names none (`resources.memory_gib = 0`); 0 here too = the job asks
+    for none, on clusters that give it by cores or whole nodes."""
     cpus: Few
     """Cores of each node."""
 
@@ -54,6 +67,16 @@ class Site(Record):
     """Empty = the user's default account."""
     partition: str
     """Empty = the cluster's default partition."""
+    qos: str = ""
+    constraint: str = ""
+    """Features of nodes, as in `h100&nvlink`."""
+    reservation: str = ""
+    exclusive: bool = False
+    """Whole nodes."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch, a word each, as in `--licenses=scratch`; what the kit sets itself is refused."""
+    address_suffix: str = ""
+    """Behind the name of the node where ranks meet, as in `-ib0` or `.cluster.local`."""
     gpu_type: str
     """As in `--gres=gpu:TYPE:N`; empty = any."""
     modules: list[str]
@@ -78,12 +101,29 @@ class Site(Record):
     """How long the other nodes may go on once the process on one has ended."""
     limits: dict[StageName, StageLimits]
 
-    @field_validator("account", "partition", "gpu_type")
+    @field_validator("account", "partition", "gpu_type", "qos", "constraint", "reservation")
     @classmethod
     def one_word(cls, text: str) -> str:
         if text and not WORD.fullmatch(text):
-            raise ValueError("must be one word of letters, digits and _ . : + / -")
+            raise ValueError("must be one word of letters, digits and _ . : + / @ , & | * ( ) [ ] ! = -")
         return text
+
+    @field_validator("address_suffix")
+    @classmethod
+    def part_of_a_name(cls, text: str) -> str:
+        if not SUFFIX.fullmatch(text):
+            raise ValueError("must be letters, digits, . and -, as in -ib0 or .cluster.local")
+        return text
+
+    @field_validator("options")
+    @classmethod
+    def known_options(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for option in options:
+            if not OPTION.fullmatch(option):
+                raise ValueError(f"'{option}' must be one word that begins with --, as in --licenses=scratch")
+            if (name := option.split("=")[0]) in SET_BY_THE_KIT:
+                raise ValueError(f"'{name}' is set by the kit itself, from the other keys and the experiment")
+        return options
 
     @field_validator("scratch")
     @classmethod

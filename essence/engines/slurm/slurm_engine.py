@@ -14,8 +14,9 @@ from essence.engines.sif_files import SifRecord, checked_sif, known_sif
 from essence.engines.slurm import queue
 from essence.engines.slurm.job_text import Job, batch_text
 from essence.engines.slurm.queued_stage import QueuedStage
+from essence.engines.slurm.refusals import refusal
 from essence.engines.slurm.site import Site, load_site
-from essence.engines.slurm.submit import Submission, refusal
+from essence.engines.slurm.submit import Submission
 from essence.errors import MachineError, SchedulerError
 from essence.files import read_json
 from essence.plan.experiment import PROJECT

@@ -4,19 +4,26 @@ What is done is skipped, what is in the queue already is not queued again, and t
 a job comes after all that it needs. So each prefix of the jobs is whole, should Slurm take no more.
 """
 
+import contextlib
 import re
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from essence.engines.slurm import queue
 from essence.engines.slurm.job_text import Job, batch_text
 from essence.engines.slurm.jobs import is_noted, note_submission
 from essence.engines.slurm.queue import NEVER, JobState
+from essence.engines.slurm.refusals import refusal
 from essence.engines.slurm.site import Site
-from essence.errors import SchedulerError
+from essence.errors import SchedulerError, SilentSchedulerError
 from essence.files import read_json_lines
 from essence.record.attempts import now
 
 COMPLETING = "COMPLETING"
+TRIES = 3
+LOOK_AFTER_S = 2.0
+"""How long Slurm may take to show a job that it took without an answer."""
 
 
 @dataclass
@@ -68,11 +75,31 @@ class Submission:
         there = folder.is_dir()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return queue.submit(text, needed, ending)
+            return self._submit(folder, text, needed, ending)
+        except SilentSchedulerError:
+            # The job may be there, and works in this folder.
+            raise
         except SchedulerError:
             if not there:
                 folder.rmdir()
             raise
+
+    def _submit(self, folder: Path, text: str, needed: list[str], ending: list[str]) -> str:
+        """Queue a job; where Slurm does not say whether it has, ask the queue for the folder before trying again."""
+        known = {state.job for state in self.queue}
+        for attempt in range(TRIES):
+            try:
+                return queue.submit(text, needed, ending)
+            except SilentSchedulerError:
+                # Its database may be behind its answer.
+                time.sleep(LOOK_AFTER_S)
+                with contextlib.suppress(SilentSchedulerError):
+                    fresh = [state for state in queue.queue() if state.job not in known and not state.ended]
+                    if taken := [state.job for state in fresh if state.folder == str(folder)]:
+                        return taken[-1]
+                if attempt == TRIES - 1:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def add_all(self, jobs: list[Job]) -> None:
         """Queue all; when a job is refused for good, or on Ctrl-C, those queued so far are cancelled."""
@@ -80,7 +107,8 @@ class Submission:
             for job in jobs:
                 self.add(job)
         except SchedulerError as error:
-            if self.jobs and queue.takes_no_more(str(error)):
+            silent = isinstance(error, SilentSchedulerError)
+            if self.jobs and (silent or queue.takes_no_more(str(error))):
                 self.refusal = str(error)
             else:
                 gone = self._withdraw()
@@ -105,30 +133,6 @@ class Submission:
                 folder.jobs.unlink()
                 folder.path.rmdir()
         return f"the {len(queued)} jobs queued before it were cancelled" if queued else ""
-
-
-def refusal(site: Site, name: str, job: Job, said: SchedulerError) -> SchedulerError:
-    """A refusal of Slurm's with the key of the site file that it is about."""
-    return SchedulerError(said.problem, said.cure or _cure(site, name, job, said.problem))
-
-
-def _cure(site: Site, name: str, job: Job, words: str) -> str:
-    stage = job.surroundings.stage
-    if queue.takes_no_more(words):
-        return "the limit on queued jobs is reached: issue the command again once some have ended"
-    if re.search("account", words, re.IGNORECASE):
-        value = f"account = '{site.account}', partition = '{site.partition}'"
-        return f"{value} in site {name}: set one that you may use (sacctmgr show associations user=$USER)"
-    if re.search("partition", words, re.IGNORECASE):
-        there = ", ".join(queue.partitions())
-        return f"partition = '{site.partition}' in site {name}: set one of those here ({there})"
-    if re.search("configuration|memory|cpu|node|gres|time", words, re.IGNORECASE):
-        limits = site.limits[stage]
-        asked = f"limits.{stage} = {limits.time}, {limits.memory_gib} GiB, {limits.cpus} cores"
-        gpus = job.surroundings.resources.gpus
-        asked += f", gpu_type = '{site.gpu_type}' with {gpus} GPUs" if gpus else ""
-        return f"{asked} in site {name}: ask for what a node has (sinfo --Node --long)"
-    return ""
 
 
 def in_vain(state: JobState, needed: list[str]) -> bool:

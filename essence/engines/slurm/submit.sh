@@ -1,10 +1,11 @@
 #!/bin/bash
 set -euo pipefail
 {{ scrub }} || true
+{{ scrub_client }} || true
 {% for job in jobs %}
 
 mkdir -p {{ job.folder | quoted }}
-{{ job.variable }}=$(sbatch --parsable --kill-on-invalid-dep=yes{% if job.after %} --dependency="afterok:{{ job.after | join(':') }}"{% endif %} <<'ESSENCE_JOB'
+{{ job.variable }}=$(sbatch --parsable --export=ALL --kill-on-invalid-dep=yes{% if job.after %} --dependency="afterok:{{ job.after | join(':') }}"{% endif %} <<'ESSENCE_JOB'
 {{ job.text }}
 ESSENCE_JOB
 )
