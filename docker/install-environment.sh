@@ -2,8 +2,8 @@
 set -eu
 lock=$1
 certificates=/run/secrets/certificates
-if [ -f $certificates ]; then export PIP_CERT=$certificates SSL_CERT_FILE=$certificates; fi
-if [ -n "$(ls -A /wheels)" ]; then
+if [ -s $certificates ]; then export PIP_CERT=$certificates SSL_CERT_FILE=$certificates; fi
+if ls /wheels/*.whl >/dev/null 2>&1; then
   export UV_FIND_LINKS=/wheels
 else
   case $lock in *-cpu.txt) export UV_TORCH_BACKEND=cpu ;; esac

@@ -13,6 +13,11 @@ from support.shared import Shared
 hypothesis_settings.register_profile("essence", deadline=None)
 hypothesis_settings.load_profile("essence")
 
+# What this machine chooses for itself is not what the tests are about; those that are set these by themselves.
+for name in ("ESSENCE_ENGINE", "ESSENCE_SITE"):
+    os.environ.pop(name, None)
+os.environ.setdefault("ESSENCE_ENVIRONMENTS", "/nonexistent")
+
 pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node", "support.slurm_cluster"]
 """How tests are dealt to processes, and the fixtures of the engines."""
 

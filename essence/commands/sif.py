@@ -1,10 +1,12 @@
-"""`invoke sif`: a SIF of each Docker image of a flavour, for Apptainer and for Slurm.
+"""`invoke sif`: a SIF for each environment of a flavour, for Apptainer and for Slurm.
 
-The images come from the Docker engine of this machine, or where there is none from archives that `docker save` wrote on
-another one.
+Made of the images of this machine's Docker engine, or of archives that `docker save` wrote on another one. Where no
+Docker engine answers, straight from the pinned base: the same scripts, the same lock, the same definition.
 """
 
 import json
+import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterable
@@ -17,12 +19,23 @@ from rich.console import Console
 from essence.commands.images import ENVIRONMENTS
 from essence.commands.options import check_word
 from essence.engines import FLAVOURS
+from essence.engines.engine import NETWORK_VARIABLES
 from essence.engines.recipes import ImageRecipe, config_digest, recipe
-from essence.engines.sif_files import make_record, program, read_sif, record_file, sif_file, sif_folder
+from essence.engines.sif_files import (
+    NO_DIGEST,
+    checked_sif,
+    make_record,
+    program,
+    read_sif,
+    record_file,
+    sif_file,
+    sif_folder,
+)
 from essence.errors import MachineError, RecordError
 from essence.files import sha256_file, write_json
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
+from essence.record.facts import code_facts
 from essence.record.run_directory import hold
 from essence.settings import EnvironmentName
 
@@ -31,27 +44,57 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 UNFINISHED = ".unfinished-"
+BUILD_VARIABLE = re.compile(
+    r"(APPTAINER|SINGULARITY)_(CACHEDIR|CONFIGDIR|TMPDIR|MKSQUASHFS_ARGS|NO_PRIVS|DOCKER_(USERNAME|PASSWORD))"
+)
+"""What Apptainer is told of this machine: where it works, how it compresses, and a registry's login."""
+INSTALLATION = re.compile(r"^%files\n.*?(?=^%environment\n)", re.MULTILINE | re.DOTALL)
+"""The sections `%files` and `%post` of a definition."""
+SIZES_GIB: dict[tuple[EnvironmentName, str], float] = {
+    ("download", "cpu"): 0.2,
+    ("train", "cpu"): 0.6,
+    ("eval", "cpu"): 0.6,
+    ("train", "cuda"): 4.0,
+    ("eval", "cuda"): 9.0,
+}
+"""About what a SIF takes; building it takes some three times as much."""
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A Docker image as Apptainer finds it."""
+    """A Docker image, or a base, as Apptainer finds it."""
 
     bootstrap: str
     address: str
-    config_digest: str
+    config_digest: str | None
+    """Of the image; None for a base, on which the environment is still to be installed."""
 
 
-def build(flavour: str, only: str | None, archives: str | None, console: Console) -> int:
-    """Make what is not there yet; MachineError without Apptainer or image, or when a build or its test fails."""
+def build(
+    flavour: str, only: str | None, archives: str | None, console: Console, base: ImageSource | None = None
+) -> int:
+    """Make what is not there yet; MachineError without Apptainer, or when a build or its test fails.
+
+    `base` takes the place of the pinned base.
+    """
     check_word("--flavour", "flavour", flavour, FLAVOURS)
     check_word("--only", "environment", only, ENVIRONMENTS)
     program()
     chosen = [name for name in ENVIRONMENTS if only in (None, name)]
     found = sources(chosen, flavour, typed_path("--archives", archives) if archives else None)
+    if base:
+        found = [(image, base) for image, _ in found]
+    if direct := [image for image, source in found if source.config_digest is None]:
+        gib = sum(SIZES_GIB[image.environment, image.flavour] for image in direct)
+        console.print(
+            f"no Docker engine answers: {len(direct)} SIFs straight from their bases, about {gib:.1f} GiB in all and "
+            "some minutes each; Apptainer works below APPTAINER_TMPDIR, where three times that must be free",
+            highlight=False,
+            soft_wrap=True,
+        )
     folder = sif_folder()
     with hold(folder, str(folder), "invoke sif"):
-        for left in folder.glob(f"{UNFINISHED}*.sif"):
+        for left in folder.glob(f"{UNFINISHED}*"):
             # Of a build that was killed.
             left.unlink()
         for image, source in found:
@@ -72,12 +115,15 @@ def sources(
     engine = DockerEngine(flavour)
     try:
         engine.check([])
-    except MachineError as error:
-        why = str(error).split(";")[0]
-        raise MachineError(
-            why, "start it, name one with DOCKER_HOST, or give what docker save wrote elsewhere: --archives FOLDER"
-        ) from None
+    except MachineError:
+        return [(image, of_base(image)) for image in images]
     return [(image, of_engine(image, engine)) for image in images]
+
+
+def of_base(image: ImageRecipe) -> ImageSource:
+    """The pinned base: by digest alone, as Apptainer takes no tag beside it."""
+    name, digest = image.base.split("@")
+    return ImageSource("docker", f"{name.rpartition(':')[0]}@{digest}", None)
 
 
 def of_engine(image: ImageRecipe, engine: "DockerEngine") -> ImageSource:
@@ -112,34 +158,64 @@ def _make(image: ImageRecipe, source: ImageSource, console: Console) -> None:
     file = sif_file(image)
     definition = PROJECT / "apptainer" / f"{image.environment}.def"
     wanted = (source.config_digest, sha256_file(definition))
+    made_of = f"{image.name} {source.config_digest}" if source.config_digest else image.base
     if file.is_file():
         try:
             found = read_sif(file)
         except (MachineError, RecordError):
             found = None
-        if found and (found.config_digest, found.definition_sha256) == wanted:
-            console.print(f"{file}: is there, of {image.name} {source.config_digest}", highlight=False, soft_wrap=True)
+        if found and (found.config_digest, found.definition_sha256) == wanted and _is_current(file, image):
+            console.print(f"{file}: is there, of {made_of}", highlight=False, soft_wrap=True)
             return
-    console.print(f"{file}: of {image.name} {source.config_digest}", highlight=False, soft_wrap=True)
+    console.print(f"{file}: of {made_of}", highlight=False, soft_wrap=True)
     temporary = file.with_name(f"{UNFINISHED}{file.name}")
+    used = temporary.with_suffix(".def")
     try:
-        _run(build_command(temporary, definition, source), "build")
+        used.write_text(definition_text(definition.read_text(encoding="utf-8"), source), encoding="utf-8")
+        _run(build_command(temporary, used, image, source), "build")
         # Not during the build: there it asks for privileges that a root user does not have everywhere.
         _run(test_command(temporary), "test")
-        record = make_record(temporary, sha256_file(temporary), wanted[1])
+        record = make_record(temporary, sha256_file(temporary), wanted[1], source.config_digest)
         record_file(file).unlink(missing_ok=True)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+        used.unlink(missing_ok=True)
     write_json(record_file(file), record.model_dump(mode="json"))
     console.print(f"{file}: {record.bytes / MIB:.0f} MiB, sha256 {record.sha256}", highlight=False, soft_wrap=True)
 
 
-def build_command(file: Path, definition: Path, source: ImageSource) -> list[str]:
-    """The build as an argv."""
-    told = {"BOOTSTRAP": source.bootstrap, "FROM": source.address, "CONFIG_DIGEST": source.config_digest}
+def _is_current(file: Path, image: ImageRecipe) -> bool:
+    """Whether a SIF is of the lock, base and source that the project has now; of an image its digest says so, too."""
+    try:
+        checked_sif(file, image, "")
+    except MachineError:
+        return False
+    return True
+
+
+def build_command(file: Path, definition: Path, image: ImageRecipe, source: ImageSource) -> list[str]:
+    """The build as an argv, from the project's folder."""
+    told = {
+        "BOOTSTRAP": source.bootstrap,
+        "FROM": source.address,
+        "FLAVOUR": image.flavour,
+        "CONFIG_DIGEST": source.config_digest or NO_DIGEST,
+        "COMMIT": code_facts(PROJECT)[0]["commit"] or "unknown",
+        "LOCK_SHA256": image.lock_sha256,
+        "BASE": image.base,
+        "SOURCE_SHA256": image.source_sha256,
+    }
+    if source.config_digest is None:
+        given = {"CERTIFICATES": "SSL_CERT_FILE", "WHEELS": "PIP_FIND_LINKS"}
+        told |= {name: os.environ[variable] for name, variable in given.items() if os.environ.get(variable)}
     arguments = [word for name, value in told.items() for word in ("--build-arg", f"{name}={value}")]
     return [program(), "build", "--force", "--notest", *arguments, str(file), str(definition)]
+
+
+def definition_text(text: str, source: ImageSource) -> str:
+    """The definition as it is for a base; of an image without what installs the environment, which is there."""
+    return text if source.config_digest is None else INSTALLATION.sub("", text)
 
 
 def test_command(file: Path) -> list[str]:
@@ -147,7 +223,14 @@ def test_command(file: Path) -> list[str]:
     return [program(), "test", "--containall", "--cleanenv", "--no-home", "--no-privs", str(file)]
 
 
+def build_environment() -> dict[str, str]:
+    """What Apptainer sees while it builds: `%post` would inherit all of the caller's variables."""
+    names = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", *NETWORK_VARIABLES)
+    own = {name: os.environ[name] for name in names if name in os.environ}
+    return own | {name: value for name, value in os.environ.items() if BUILD_VARIABLE.fullmatch(name)}
+
+
 def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(command, cwd=PROJECT, env=build_environment(), check=False)
     if done.returncode:
         raise MachineError(f"apptainer {what} ended with code {done.returncode}; what it says is above")

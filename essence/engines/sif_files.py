@@ -20,6 +20,8 @@ from essence.settings import Record
 
 FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"
 DIGEST_LABEL = "essence.config-digest"
+NO_DIGEST = "none"
+"""The label of a SIF that was made of no Docker image."""
 VERSION_LABEL = "org.label-schema.usage.apptainer.version"
 
 
@@ -30,8 +32,8 @@ class SifRecord(Record):
     bytes: int
     modified_ns: int
     """Size and time of the file that was hashed: another file is hashed anew."""
-    config_digest: str
-    """Of the Docker image that it was made of."""
+    config_digest: str | None
+    """Of the Docker image that it was made of, computed when it was made; null for one made straight from its base."""
     apptainer_version: str
     """That made it."""
     labels: dict[str, str]
@@ -100,8 +102,13 @@ def found_sif(image: ImageRecipe, cure: str) -> SifRecord:
 def checked_sif(file: Path, image: ImageRecipe, cure: str) -> SifRecord:
     """What a SIF is; MachineError when it is damaged, or of another lock or base than the image has now."""
     record = read_sif(file)
-    if not record.config_digest.startswith("sha256:"):
-        raise MachineError(f"{file}: its label {DIGEST_LABEL} does not say which Docker image it was made of", cure)
+    said = record.labels.get(DIGEST_LABEL, NO_DIGEST)
+    if said != (record.config_digest or NO_DIGEST):
+        raise MachineError(
+            f"{file}: its label {DIGEST_LABEL} is {said}, which nothing here has computed (the record beside it: "
+            f"{record.config_digest or 'none'})",
+            f"take {record_file(file).name} along from where it was made, or {cure}",
+        )
     image.check_labels(record.labels, str(file), cure)
     return record
 
@@ -127,14 +134,15 @@ def read_sif(file: Path) -> SifRecord:
         found = file.stat()
         record = known.model_copy(update={"bytes": found.st_size, "modified_ns": found.st_mtime_ns})
     else:
-        record = make_record(file, sha256, None)
+        # What it was made of is known to who made it: a label is only what somebody wrote.
+        record = make_record(file, sha256, None, None)
     with contextlib.suppress(OSError):
         # Where others keep the SIFs, this user may not write.
         write_json(record_file(file), record.model_dump(mode="json"))
     return record
 
 
-def make_record(file: Path, sha256: str, definition_sha256: str | None) -> SifRecord:
+def make_record(file: Path, sha256: str, definition_sha256: str | None, config_digest: str | None) -> SifRecord:
     """Ask Apptainer for the labels of a SIF; MachineError when it is none."""
     labels = inspect_labels(file)
     found = file.stat()
@@ -142,7 +150,7 @@ def make_record(file: Path, sha256: str, definition_sha256: str | None) -> SifRe
         sha256=sha256,
         bytes=found.st_size,
         modified_ns=found.st_mtime_ns,
-        config_digest=labels.get(DIGEST_LABEL, "unknown"),
+        config_digest=config_digest,
         apptainer_version=labels.get(VERSION_LABEL, "unknown"),
         labels=labels,
         definition_sha256=definition_sha256,

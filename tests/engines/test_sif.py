@@ -1,12 +1,17 @@
 """The SIFs: what their definitions say, what `invoke sif` makes of them, and that no wrong one is taken."""
 
+import json
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from essence.commands.images import ENVIRONMENTS
-from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, config_digest, recipe
-from essence.engines.sif_files import DIGEST_LABEL, found_sif
+from essence.commands.sif import ImageSource, build_command, definition_text, of_base
+from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, config_digest, recipe
+from essence.engines.sif_files import DIGEST_LABEL, NO_DIGEST, checked_sif, found_sif
+from essence.errors import MachineError
 from essence.files import sha256_file
 from support.containers import DockerHost, Sifs
 from support.project import PROJECT, invoke
@@ -15,7 +20,7 @@ from support.project import PROJECT, invoke
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_every_environment_has_a_definition_with_help_labels_test_and_runscript(environment: str) -> None:
     text = (PROJECT / "apptainer" / f"{environment}.def").read_text(encoding="utf-8")
-    for section in ("%arguments", "%labels", "%help", "%test", "%runscript"):
+    for section in ("%arguments", "%files", "%post", "%environment", "%labels", "%help", "%test", "%runscript"):
         assert f"\n{section}\n" in text
     flavour = "cpu" if environment == "download" else "cuda"
     assert f"FROM={recipe(environment, flavour).name}\n" in text  # type: ignore[arg-type]
@@ -48,3 +53,60 @@ def test_what_is_there_is_not_made_again(sifs: Sifs) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is there, of essence-") == 3
     assert {path: path.stat().st_mtime_ns for path in sifs.folder.glob("*.sif*")} == before
+
+
+def stand_in(folder: Path, labels: dict[str, str]) -> Path:
+    """An `apptainer inspect` that tells of these labels, whatever the file is."""
+    program = folder / "bin" / "apptainer"
+    program.parent.mkdir()
+    told = json.dumps({"data": {"attributes": {"labels": labels}}})
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{told}\nEND\n", encoding="utf-8")
+    program.chmod(0o755)
+    file = folder / "train-cpu.sif"
+    file.write_bytes(b"no matter")
+    return file
+
+
+def labels_of(digest: str) -> dict[str, str]:
+    image = recipe("train", "cpu")
+    known = {LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base, SOURCE_LABEL: image.source_sha256}
+    return {**known, DIGEST_LABEL: digest}
+
+
+def test_a_sif_straight_from_its_base_is_known_without_a_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = stand_in(tmp_path, labels_of(NO_DIGEST))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    record = checked_sif(file, recipe("train", "cpu"), "")
+    assert record.config_digest is None and record.sha256 == sha256_file(file)
+
+
+@pytest.mark.parametrize("typed", [f"sha256:{'0' * 64}", "sha256:1", "unknown", ""])
+def test_a_digest_that_is_only_typed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    file = stand_in(tmp_path, labels_of(typed))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(MachineError, match="which nothing here has computed"):
+        checked_sif(file, recipe("train", "cpu"), "make sif")
+    # Nor does a second look take what the first one wrote down.
+    with pytest.raises(MachineError, match=r"take train-cpu\.sif\.json along from where it was made, or make sif"):
+        checked_sif(file, recipe("train", "cpu"), "make sif")
+
+
+def test_of_a_base_the_environment_is_installed_and_of_an_image_it_is_there(tmp_path: Path) -> None:
+    image, definition = recipe("train", "cpu"), PROJECT / "apptainer" / "train.def"
+    direct = of_base(image)
+    assert direct.address.startswith("python@sha256:") and direct.config_digest is None
+    stand_in(tmp_path, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        whole = build_command(tmp_path / "a.sif", definition, image, direct)
+        of_image = build_command(tmp_path / "a.sif", definition, image, ImageSource("docker-daemon", "it", "sha256:1"))
+    assert f"LOCK_SHA256={image.lock_sha256}" in whole and f"CONFIG_DIGEST={NO_DIGEST}" in whole
+    assert "CONFIG_DIGEST=sha256:1" in of_image
+    text = definition.read_text(encoding="utf-8")
+    assert definition_text(text, direct) == text
+    cut = definition_text(text, ImageSource("docker-daemon", "it", "sha256:1"))
+    assert [line for line in cut.splitlines() if line.startswith("%")] == [
+        *("%arguments", "%environment", "%labels", "%help", "%test", "%runscript")
+    ]
