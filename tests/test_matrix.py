@@ -12,6 +12,8 @@ import pytest
 from support.processes import stage_processes, wait_for
 from support.project import MICRO, PROJECT, command_line, invoke
 
+pytestmark = pytest.mark.slow
+
 
 def start(runs: Path, *arguments: str) -> subprocess.Popen[str]:
     line = command_line("reproduce", str(MICRO), "--runs", str(runs), *arguments)

@@ -13,7 +13,9 @@ from support.project import PROJECT
 from support.shared import Shared
 
 FILES = {
-    "test_one.py": "@pytest.mark.parametrize('x', range(4))\ndef test_a(x): time.sleep(0.1)\n",
+    "test_one.py": "@pytest.fixture(scope='module')\ndef made(): return 1\n"
+    "@pytest.mark.parametrize('x', range(4))\ndef test_a(x, made): time.sleep(0.1)\n",
+    "test_alone.py": "@pytest.mark.parametrize('x', range(8))\ndef test_e(x): time.sleep(0.5)\n",
     "test_two.py": "@pytest.mark.parametrize('x', range(4))\ndef test_b(x): time.sleep(0.1)\n"
     "@pytest.mark.docker\ndef test_c(): time.sleep(0.1)\n",
     "test_three.py": "@pytest.mark.apptainer\n@pytest.mark.parametrize('x', range(3))\n"
@@ -34,11 +36,12 @@ def test_a_group_has_one_process_and_engines_come_first(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and " 12 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and " 20 passed" in done.stdout, done.stdout + done.stderr
     ran = re.findall(r"\[(gw\d)\] \[ *\d+%\] PASSED \S+::(test_.)", done.stdout)
     processes = {test: {process for process, name in ran if name == test} for _, test in ran}
-    assert all(len(found) == 1 for found in processes.values()), ran
-    assert processes["test_c"] == processes["test_d"] != processes["test_a"]
+    assert len(processes.pop("test_e")) == 2, ran
+    assert all(len(processes[name]) == 1 for name in ("test_a", "test_c", "test_d")), ran
+    assert processes["test_c"] == processes["test_d"]
     engines = next(iter(processes["test_d"]))
     assert next(test for process, test in ran if process == engines) == "test_d", ran
 

@@ -53,10 +53,14 @@ def made_from(run_dir: Path, experiment: str) -> str:
     plan = read_json(run.plan(experiment))
     stages = {name: run.stage(name) for name in plan.get("stages", {})}
     seen = {name: sha256_file(s.manifest) if s.done else _shown(run, name) for name, s in stages.items()}
-    package = Path(__file__).parent.parent
-    files = [*package.glob("report/*.[phj]*"), *package.glob("claims/*.py"), CLAIMS_FILE]
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files)))
-    return sha256_text(canonical_json([plan, seen, code.hexdigest()]))
+    own = hashlib.sha256(b"".join(file.read_bytes() for file in own_files()))
+    return sha256_text(canonical_json([plan, seen, own.hexdigest()]))
+
+
+def own_files() -> list[Path]:
+    """What decides how a report looks and what it says: the files of this package, and the claims."""
+    found = (file for kind in ("py", "html", "js") for file in Path(__file__).parent.rglob(f"*.{kind}"))
+    return [*sorted(found), CLAIMS_FILE]
 
 
 def _shown(run: RunDirectory, stage_id: str) -> str:

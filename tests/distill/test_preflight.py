@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.paper_sizes import GIB, PAPER
+from essence.files import GIB
+from support.paper_sizes import PAPER
 from support.some_resources import some_resources
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

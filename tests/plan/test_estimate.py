@@ -9,6 +9,7 @@ import pytest
 
 from essence.data.token_statistics import TokenStatistics
 from essence.data.truncation import SectionBounds
+from essence.files import GIB
 from essence.plan.cells import train_settings
 from essence.plan.estimate import Estimate, download_gib, estimate, mean_row
 from essence.plan.experiment import load
@@ -16,7 +17,7 @@ from essence.plan.stage_plan import make_plan
 from essence.record.run_directory import RunDirectory
 from essence.sizes.architecture import adapter_parameters, forward_flops
 from essence.sizes.memory import estimate_memory, load_of
-from support.paper_sizes import GIB, QWEN3
+from support.paper_sizes import QWEN3
 
 
 def planned(folder: Path, text: str) -> tuple[Estimate, ...]:

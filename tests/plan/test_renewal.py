@@ -51,6 +51,8 @@ def micro(command: str, *more: str) -> tuple[str, ...]:
 def test_what_changes_no_result_leaves_nothing_to_do_and_nothing_to_remove(kit: KitCopy) -> None:
     for file in (kit.root / "essence").rglob("*.py"):
         file.write_text(file.read_text(encoding="utf-8") + "# a comment\n", encoding="utf-8")
+    objective = kit.root / "essence" / "distill" / "objective.py"
+    objective.write_text(objective.read_text().replace('"""', '"""Other words. ', 1))
     for module in ("progress.py", "record/attempts.py", "engines/local.py", "commands/run.py", "report/build.py"):
         kit.change(module)
     kit.change("__init__.py", '__version__ = "9.9.9"\n')
@@ -67,6 +69,7 @@ def test_a_changed_objective_is_named_and_loses_nothing(kit: KitCopy) -> None:
     assert "6 of them can be taken as they are, and records will say so: add --accept-earlier" in told
     status = kit.invoke("status", "--experiment", "micro", "--runs", "runs")
     assert "train: distill/objective.py changed; 2 finished under earlier code" in status.splitlines()
+    assert "nothing to remove" in kit.invoke("clean", "--runs", "runs", "--yes")
     started = kit.invoke(*micro("run", "--only", "tokenize"))  # now the plan is that of the new code
     assert "done before" in started
     status = kit.invoke("status", "--experiment", "micro", "--runs", "runs")

@@ -13,7 +13,7 @@ from rich.console import Console
 from essence.errors import RecordError
 from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
-from essence.report.build import report_is_current, write_report
+from essence.report.build import own_files, report_is_current, write_report
 from essence.report.claims.kept import read_with_retention
 from essence.report.page.endings import ENDING_COLUMNS, ending_rows
 from essence.report.page.findings import findings
@@ -313,6 +313,11 @@ def test_no_part_of_a_report_can_be_written_otherwise_under_a_new_seal(part: str
     found, unchecked = report_findings(RunDirectory(run.root), "tiny")
     assert len(found) == 1 and not unchecked
     assert part in found[0] or "not a report of this kit" in found[0]
+
+
+def test_a_report_is_of_the_page_and_the_claims_of_this_version() -> None:
+    names = {file.name for file in own_files()}
+    assert {"template.html", "charts.js", "build.py", "verdict.py", "stage_reader.py", "claims.toml"} <= names
 
 
 def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from essence.errors import InputError
+from essence.files import GIB
 from essence.sizes.architecture import (
     Architecture,
     distillation_flops,
@@ -11,7 +12,7 @@ from essence.sizes.architecture import (
     static_bytes,
     training_flops,
 )
-from support.paper_sizes import GIB, QWEN3
+from support.paper_sizes import QWEN3
 
 
 @pytest.mark.parametrize(("name", "billions"), [("0.6b", 0.596), ("1.7b", 1.721), ("4b", 4.022), ("8b", 8.191)])

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from essence.files import GIB
 from essence.plan.cells import train_settings
 from essence.plan.experiment import load
 from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters
 from essence.sizes.memory import DeviceLoad, estimate_memory, loss_memory, smallest_change
-from support.paper_sizes import GIB, PAPER, QWEN3
+from support.paper_sizes import PAPER, QWEN3
 
 LORA = LoraSettings(rank=8, alpha=16.0, targets=["q_proj", "v_proj"])
 

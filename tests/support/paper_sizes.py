@@ -3,8 +3,6 @@
 from essence.sizes.architecture import Architecture
 from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad
 
-GIB = 1 << 30
-
 
 def qwen3(hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> Architecture:
     return Architecture(hidden, layers, heads, 8, 128, intermediate, 151_936, tied)

@@ -1,7 +1,8 @@
 """How tests are dealt to parallel processes (`pytest -n auto`).
 
 Tests that share something expensive or that only one may use stay in one process: those of an engine, those of a
-browser, and otherwise those of one file, which share its fixtures. What takes longest is dealt out first.
+browser, and those of one file that share a fixture of it. All others are dealt one by one, so that no long file is left
+at the end. What takes longest is dealt out first.
 """
 
 import functools
@@ -29,25 +30,32 @@ PROCESSES_A_CORE = 2
 """Half of the time a test waits for another process."""
 GIB_A_PROCESS = 5
 """Of memory, with the stages that a test starts; those of vLLM take most."""
-TOLD = "essence_groups"
-"""What a process is told: the file in which it says which test is of which group."""
+GROUPS_FILE = "essence_groups"
+"""Key of the file in which a process writes which test is of which group."""
 
 
 def group_of(item: pytest.Item) -> str:
-    """The tests that need the same process, by their marks; else those of the file."""
+    """The tests that need the same process, by their marks; else those of the file, where they share its fixtures."""
     for mark, group in GROUPS.items():
         if item.get_closest_marker(mark):
             return group
-    return item.nodeid.partition("::")[0]
+    return item.nodeid.partition("::")[0] if shares_fixtures(item) else item.nodeid
 
 
-def rank_of(item: pytest.Item, slow_files: set[str]) -> int:
-    """Small is early: engines in their order, then files with a test that is marked slow, then the rest."""
+def shares_fixtures(item: pytest.Item) -> bool:
+    """True when a fixture of the test is made once for its file or class; those of a session each process makes."""
+    info = getattr(item, "_fixtureinfo", None)
+    made = [definitions[-1] for definitions in info.name2fixturedefs.values()] if info else []
+    return any(fixture.scope in ("class", "module", "package") for fixture in made)
+
+
+def rank_of(item: pytest.Item, slow_groups: set[str]) -> int:
+    """Small is early: engines in their order, then groups with a test that is marked slow, then the rest."""
     group = group_of(item)
     order = list(dict.fromkeys(GROUPS.values()))
     if group in order:
         return order.index(group)
-    return len(order) + (group not in slow_files)
+    return len(order) + (group not in slow_groups)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,9 +65,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(BUILD_TIMEOUT_S))
     if not hasattr(config, "workerinput"):
         return
-    slow_files = {group_of(item) for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: rank_of(item, slow_files))
-    file = Path(config.workerinput[TOLD])
+    slow_groups = {group_of(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: rank_of(item, slow_groups))
+    file = Path(config.workerinput[GROUPS_FILE])
     whole = file.with_suffix(f".{os.getpid()}")
     whole.write_text(json.dumps({item.nodeid: group_of(item) for item in items}), encoding="utf-8")
     # Each process writes the same.
@@ -95,7 +103,7 @@ class Dealing:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        node.workerinput[TOLD] = str(self.file)
+        node.workerinput[GROUPS_FILE] = str(self.file)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> GroupScheduling:
