@@ -19,6 +19,7 @@ HEAVY = {
     *(
         "accelerate",
         "deepspeed",
+        "docker",
         "httpx2",
         "huggingface_hub",
         "math_verify",
