@@ -5,8 +5,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-
 from essence.engines import environments
 from essence.engines.apptainer import ApptainerEngine
 from essence.engines.local import LocalEngine
@@ -70,11 +68,6 @@ def docker_version() -> str | None:
     if not (SOCKET.exists() or os.environ.get("DOCKER_HOST") or shutil.which("docker")):
         return None
     # Imported here: a machine without Docker need not wait for its client.
-    from docker.errors import DockerException
+    from essence.engines.docker import answering_version
 
-    import docker
-
-    try:
-        return str(docker.from_env(timeout=ANSWER_S).version()["Version"])
-    except (DockerException, requests.RequestException):
-        return None
+    return answering_version(ANSWER_S)

@@ -164,6 +164,14 @@ class DockerEngine(Engine):
         return "0:0" if rootless else "{}:{}".format(*surroundings.user)
 
 
+def answering_version(timeout_s: int) -> str | None:
+    """The version of the Docker engine that answers in time; None without one."""
+    try:
+        return str(docker.from_env(timeout=timeout_s).version()["Version"])
+    except (DockerException, requests.RequestException):
+        return None
+
+
 def creation(surroundings: Launch, secret: Token | None, user: str) -> dict[str, Any]:
     """What `docker create` is told, in the words of docker-py."""
     resources = surroundings.resources
