@@ -157,6 +157,17 @@ def claims(_: Context, experiment: str | None = None, runs: str | None = None, j
 
 
 @command()
+def traces(
+    _: Context, experiment: str | None = None, rows: int = 1000, runs: str | None = None, json: bool = False
+) -> int:
+    """Count in tokenized rows, without a judge: where answers first appear, self-reflection, answers that differ."""
+    from essence.commands.options import recorded
+    from essence.commands.traces import count_traces
+
+    return count_traces(*recorded(runs, experiment), rows, json, terminal.console())
+
+
+@command()
 def verify(_: Context, folder: str, json: bool = False) -> int:
     """Recompute every hash of a run directory and say which file differs, as in: invoke verify runs"""
     from essence.commands.verify import print_verification
@@ -267,7 +278,7 @@ def sif(_: Context, flavour: str = "cuda", only: str | None = None, archives: st
 
 namespace = Collection(
     *(run, reproduce, doctor, download, plan, evaluate),
-    *(status, report, claims, verify, compare, export, card, push, clean, grade),
+    *(status, report, claims, traces, verify, compare, export, card, push, clean, grade),
     *(pin, lock, images, sif),
 )
 if terminal.is_program():

@@ -54,6 +54,7 @@ HELP = {
     "problems": "take only this number of problems, the first ones",
     "protocol": "released or corrected",
     "repository": "owner/name on the hub; made private when it is not there",
+    "rows": "rows of each data set that are counted, evenly spaced",
     "runs": "run directory (default: runs/)",
     "samples": "completions per problem",
     "second": "what it is compared with",

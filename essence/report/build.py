@@ -13,6 +13,7 @@ from essence.files import canonical_json, read_json, sha256_file, sha256_text
 from essence.plan.cost_table import as_json
 from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
+from essence.record.trace_record import read_trace_records
 from essence.report.claims.definition import CLAIMS_FILE
 from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import judge, judged_record
@@ -54,7 +55,8 @@ def made_from(run_dir: Path, experiment: str) -> str:
     stages = {name: run.stage(name) for name in plan.get("stages", {})}
     seen = {name: sha256_file(s.manifest) if s.done else _shown(run, name) for name, s in stages.items()}
     own = hashlib.sha256(b"".join(file.read_bytes() for file in own_files()))
-    return sha256_text(canonical_json([plan, seen, own.hexdigest()]))
+    traces = [record.seal for record in read_trace_records(run.experiment(experiment))[0]]
+    return sha256_text(canonical_json([plan, seen, own.hexdigest(), traces]))
 
 
 def own_files() -> list[Path]:
@@ -107,6 +109,7 @@ def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]
             {"title": table.title, "finding": table.finding, "rows": as_json(list(table.costs))}
             for table in claim_tables(results)
         ],
+        "traces": [record.model_dump(mode="json") for record in results.traces],
         "missing": missing_lines(results),
     }
 

@@ -15,6 +15,7 @@ from essence.plan.experiment import EXPERIMENTS, PROJECT, available, choose, loa
 from essence.plan.stage_plan import make_plan
 from essence.record.content import content_of
 from essence.record.source_key import imported_modules
+from essence.report.claims.definition import load_claims
 from essence.settings import SETTINGS, StageName
 
 BASE = """
@@ -48,8 +49,26 @@ def test_every_experiment_loads_and_plans(name: str) -> None:
 
 def test_the_names_of_the_issue_are_there() -> None:
     names = {"tiny", "bespoke", "openthoughts", "synthetic1", "nemotron", "skyt1"}
-    names |= {"sections", "halves", "pairs", "budget-matched", "spans", "sft"}
+    names |= {"sections", "halves", "pairs", "budget-matched", "spans", "sft", "paper", "small-students"}
     assert set(available()) == names
+
+
+def test_the_papers_settings_are_those_of_its_primary_claim() -> None:
+    claim = next(claim for claim in load_claims() if claim.primary)
+    loaded = load("paper")
+    cells, benchmarks = loaded.cells(), loaded.experiment.evaluation.benchmarks
+    settings = {(c.dataset, f"{c.teacher}_{c.student}", name) for c in cells for name in benchmarks}
+    assert {pair for _, pair, _ in settings} == set(claim.pairs)
+    assert {dataset for dataset, _, _ in settings} == set(claim.datasets)
+    assert set(benchmarks) == set(claim.benchmarks) and len(settings) == claim.settings == 30
+    assert {cell.lsp for cell in cells} == {claim.lsp, 1.0}
+
+
+def test_small_students_are_run_on_a_curve() -> None:
+    claim = next(claim for claim in load_claims() if claim.id == "small-students")
+    cells = load("small-students").cells()
+    assert {cell.student for cell in cells} <= set(claim.students)
+    assert len({cell.lsp for cell in cells if cell.lsp < 1.0}) == claim.proportions
 
 
 def test_cell_names_read_as_in_the_readme() -> None:

@@ -10,13 +10,15 @@ import pytest
 
 from essence.errors import ExperimentError
 from essence.evaluation.statistics import Estimate
+from essence.record.trace_record import CountedMean, TraceRecord
 from essence.report.claims.advice import advise
-from essence.report.claims.definition import Claim, load_claims
+from essence.report.claims.definition import load_claims
 from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.report.claims.gather import gather
 from essence.report.claims.measured import Measured, Replicates
 from essence.report.claims.measures import MEASURES
-from essence.report.claims.verdict import ClaimVerdict, decide, judge
+from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, decide, judge, judged_record
+from essence.report.page.claims_table import claim_rows
 from essence.report.results.read import read_results
 from support.project import invoke
 from support.synthetic_run import REAL, SyntheticRun
@@ -39,6 +41,10 @@ def scored(lsp: float, accuracy: float, benchmark: str = "aime25", problems: int
 def measure(name: str, *arms: Scored, trained: tuple[Trained, ...] = ()) -> Measured | str:
     claim = CLAIMS[name]
     return MEASURES[claim.measure](claim, Evidence(arms, trained))
+
+
+def verdict_of(name: str, evidence: Evidence) -> ClaimVerdict:
+    return _judge(CLAIMS[name], "released", evidence, 0)
 
 
 def value(outcome: Measured | str) -> float:
@@ -129,9 +135,65 @@ def test_left_is_compared_with_right_of_the_same_setting() -> None:
     assert isinstance(outcome, Measured) and outcome.note == "left ahead in 1 of 1"
 
 
+def test_all_settings_are_every_benchmark_and_not_their_mean() -> None:
+    ahead = [scored(0.5, 0.5), scored(0.5, 0.3, span="right")]
+    behind = [scored(0.5, 0.4, "aime24"), scored(0.5, 0.45, "aime24", span="right")]
+    outcome = measure("halves", *ahead, *behind)
+    assert isinstance(outcome, Measured) and outcome.note == "left ahead in 1 of 2" and outcome.settings == 2
+    assert value(outcome) == pytest.approx(-0.05, abs=0.01)
+    assert decide(outcome, CLAIMS["halves"].band) != "reproduced"
+
+
+def test_an_equal_number_of_tokens_is_compared_across_numbers_of_rows() -> None:
+    def rows(lsp: float, accuracy: float, recipe: str, tokens: float) -> Scored:
+        arm = scored(lsp, accuracy)
+        setting = arm.setting._replace(recipe=recipe)
+        return replace(arm, setting=setting, stages=(recipe,), matched="same", tokens=tokens)
+
+    arms = [rows(0.5, 0.55, "8000", 1e7), rows(1.0, 0.6, "8000", 2e7), rows(1.0, 0.5, "4000", 1.01e7)]
+    outcome = measure("token-matched", *arms)
+    assert value(outcome) == pytest.approx(0.05, abs=0.01)
+    assert isinstance(outcome, Measured) and set(outcome.stages) == {"8000", "4000"}
+    assert outcome.note == "10,000,000 and 10,100,000 tokens"
+    assert "on as many tokens of fewer rows" in str(measure("token-matched", *arms[:2]))
+    other = replace(arms[2], matched="another learning rate")
+    assert isinstance(measure("token-matched", *arms[:2], other), str)
+    judged = verdict_of("token-matched", Evidence(tuple(arms), ()))
+    assert judged.word == "shown, not judged" and "no claim of the paper" in judged.advice
+    assert judged_record(judged)["accepted"] is None
+
+
+def counted(dataset: str, same: float, rows: int = 100) -> TraceRecord:
+    def mean(value: float) -> CountedMean:
+        return CountedMean(value=value, standard_error=0.01, rows=rows)
+
+    return TraceRecord(
+        dataset=dataset, tokenize_stage="tokenize-1", manifest_sha256="ab", rows_kept=9000, rows_counted=rows,
+        rows_without_trace=0, rows_without_answer=0, rows_with_answer_in_question=0, rows_with_answer_nowhere=0,
+        first_answer_place=mean(0.4), cues_before_answer=mean(2.5), same_answer=mean(same), cues_by_tenth=[0.1] * 10,
+        grader="math-verify", grader_version="0.5.2",
+    )  # fmt: skip
+
+
+def test_a_proxy_is_shown_with_its_rows_and_never_judged() -> None:
+    evidence = Evidence((), (), traces=(counted("bespoke", 0.9), counted("bespoke", 0.8, 1000), counted("skyt1", 0.7)))
+    judged = verdict_of("same-answer", evidence)
+    assert judged.word == "shown, not judged" and judged.advice.startswith("a proxy")
+    assert judged.measured and judged.measured.estimate.value == 0.8
+    assert judged.measured.counted == "1,000 rows of 1 data set"
+    assert allow_for_number([judged]) == [judged]
+    everywhere = verdict_of("first-derivation", evidence).measured
+    assert everywhere and everywhere.settings == 2 and everywhere.note == "bespoke 40.0 %, skyt1 40.0 %"
+    assert "invoke traces" in verdict_of("same-answer", Evidence((), ())).advice
+    row = claim_rows([judged, verdict_of("cues-before-derivation", evidence)])
+    assert [one.accepted for one in row] == ["–", "–"] and row[1].ours.startswith("2.5 [")
+
+
 def test_small_students_are_measured_by_their_largest_change() -> None:
     small = {"student": "qwen3-0.6b-base"}
-    arms = [scored(0.1, 0.30, **small), scored(0.5, 0.33, **small), scored(1.0, 0.32, **small), scored(0.1, 0.9)]
+    curve = [scored(lsp, accuracy, **small) for lsp, accuracy in ((0.1, 0.30), (0.3, 0.31), (0.5, 0.33), (0.7, 0.32))]
+    arms = [*curve, scored(1.0, 0.32, **small), scored(0.1, 0.9)]
+    assert "at least 4 below it" in str(measure("small-students", *arms[1:], scored(1.0, 0.2)))
     assert value(measure("small-students", *arms, scored(1.0, 0.2))) == pytest.approx(0.02, abs=0.01)
 
 
@@ -387,6 +449,6 @@ def test_a_wrong_claims_file_is_one_sentence(tmp_path: Path, text: str, sentence
 
 def test_what_is_reported_lies_in_its_own_band() -> None:
     for claim in CLAIMS.values():
-        if isinstance(claim, Claim) and claim.reported is not None:
+        if claim.is_judged and claim.reported is not None:
             assert claim.band[0] < claim.reported < claim.band[1]
-        assert claim.measure == "none" or not math.isnan(claim.band[0])
+        assert not claim.is_judged or not math.isnan(claim.band[0])

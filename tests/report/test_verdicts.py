@@ -159,10 +159,12 @@ def test_what_is_outside_the_papers_settings_is_shown_and_not_judged() -> None:
 def test_a_student_that_solves_nothing_cannot_show_that_it_changes_little() -> None:
     place = PLACE._replace(student="qwen3-0.6b-base")
     two_percent, nothing = [0.02 + 0.001 * (EASE - 0.5)] * 2, [0.0 * EASE] * 2
-    found = verdict("small-students", arm(0.1, nothing, place), arm(1.0, two_percent, place))
+    curve = [arm(lsp, nothing, place) for lsp in (0.1, 0.3, 0.5, 0.7)]
+    found = verdict("small-students", *curve, arm(1.0, two_percent, place))
     assert found.word == "undecided"
     apart = [two_percent[0], two_percent[0] + 0.002]
-    found = verdict("small-students", arm(0.1, [nothing[0], nothing[0] + 0.001], place), arm(1.0, apart, place))
+    curve = [arm(lsp, [nothing[0], nothing[0] + 0.001], place) for lsp in (0.1, 0.3, 0.5, 0.7)]
+    found = verdict("small-students", *curve, arm(1.0, apart, place))
     assert found.word == "undecided" and "floor" in found.advice
 
 

@@ -24,8 +24,12 @@ Measure = Literal[
     "largest-change",
     "rise",
     "plateau",
+    "token-matched",
+    "proxy",
     "none",
 ]
+Proxy = Literal["first_answer_place", "cues_before_answer", "same_answer"]
+"""What `invoke traces` counts in rows: fields of its record (essence/record/trace_record.py)."""
 Value = Annotated[float, Field(ge=-1e9, le=1e9)]
 Limit = Annotated[float, Field(strict=True, allow_inf_nan=True)]
 """Of an interval, which may be open: `inf` is no upper limit."""
@@ -36,12 +40,13 @@ class Claim(Record):
 
     id: str
     title: str
-    grade: Literal["A", "B"]
-    """A: read in the abstract or the released code. B: a second-hand summary of the full paper."""
+    grade: Literal["A", "B", "kit"]
+    """A: read in the abstract or the released code. B: a second-hand summary of the full paper. kit: no claim of the
+    paper's, a question that its readers ask."""
     source: str
     measure: Measure
-    unit: Literal["share", "points", "times"]
-    """How values are written: 91.0 %, +12.5 points, 0.50 x."""
+    unit: Literal["share", "points", "times", "count"]
+    """How values are written: 91.0 %, +12.5 points, 0.50 x, 1.9."""
     checkpoint: str
     span: Span
     sections: Sections
@@ -52,6 +57,8 @@ class Claim(Record):
     tolerance: Factor | None = None
     accepts: Annotated[tuple[Limit, Limit], Field(strict=False)] | None = None
     """Values of ours that count as reproduced, where nothing is reported that a tolerance could be laid around."""
+    also_reported: str = ""
+    """What another version of the paper says, as what it is: `v1 said about 94 %`."""
     settings: Count | None = None
     """How many settings the published value is a mean over."""
     cost: Literal["time", "memory", "flops"] | None = None
@@ -61,6 +68,10 @@ class Claim(Record):
     training_sd_source: str = ""
     primary: bool = False
     """Judged at its own level; the others allow for their number where they fail."""
+    proportions: Count | None = None
+    """The fewest proportions below 1.0 that make a curve."""
+    proxy: Proxy | None = None
+    """Which of the counted quantities stands in for what the paper had judged."""
     near: Share | None = None
     """How far, as a share, two losses may lie apart and still be near each other."""
     teachers: list[str] = Field(default_factory=list)
@@ -75,7 +86,9 @@ class Claim(Record):
 
     @property
     def band(self) -> tuple[float, float]:
-        """Values of ours that count as reproduced."""
+        """Values of ours that count as reproduced; all of them where nothing is judged."""
+        if not self.is_judged:
+            return -math.inf, math.inf
         if self.accepts:
             return self.accepts
         assert self.reported is not None and self.tolerance is not None
@@ -98,6 +111,11 @@ class Claim(Record):
         return self.model_copy(update={"pairs": [], "datasets": [], "benchmarks": [], "settings": None})
 
     @property
+    def is_judged(self) -> bool:
+        """Whether it gets a verdict: a claim of the paper's, measured as the paper did."""
+        return self.measure not in ("none", "proxy") and self.grade != "kit"
+
+    @property
     def second_hand(self) -> bool:
         return self.grade == "B"
 
@@ -107,6 +125,13 @@ class Claim(Record):
             if not self.why_not:
                 raise ValueError('measure = "none" needs why_not')
             return self
+        for field in NEEDS.get(self.measure, ()):
+            if not getattr(self, field):
+                raise ValueError(f'measure = "{self.measure}" needs {field}')
+        if not self.is_judged:
+            if self.accepts or self.tolerance:
+                raise ValueError("is shown and not judged, so nothing is accepted: leave out accepts and tolerance")
+            return self
         if (self.accepts is None) == (self.reported is None or self.tolerance is None):
             raise ValueError("needs either reported and tolerance, or accepts")
         if (self.training_sd_points is None) != (not self.training_sd_source):
@@ -114,9 +139,6 @@ class Claim(Record):
         low, high = self.band
         if not low < high or math.isnan(low + high if math.isfinite(high) else low):
             raise ValueError(f"accepts nothing: {low} to {high}")
-        for field in NEEDS.get(self.measure, ()):
-            if not getattr(self, field):
-                raise ValueError(f'measure = "{self.measure}" needs {field}')
         return self
 
 
@@ -132,6 +154,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "largest-change": ("students",),
     "rise": ("lsp",),
     "plateau": ("lsp",),
+    "token-matched": ("lsp",),
+    "proxy": ("proxy",),
 }
 
 

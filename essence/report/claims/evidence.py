@@ -7,6 +7,7 @@ must be equal on both sides of a comparison.
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from essence.record.trace_record import TraceRecord
 from essence.report.claims.definition import Claim
 from essence.report.results.records import is_whole
 
@@ -45,6 +46,10 @@ class Scored:
     """Of a problem, the fewest of any seed."""
     stages: tuple[str, ...]
     """Ids of the grade stages."""
+    matched: str = ""
+    """As the setting's recipe, without the number of rows: what two arms of equal tokens have in common."""
+    tokens: float | None = None
+    """Of the training rows after truncation."""
 
     @property
     def whole(self) -> bool:
@@ -107,6 +112,8 @@ class Evidence:
     """Accuracy of a student as it comes, by student, protocol and benchmark."""
     level: float = LEVEL
     """Of every interval: higher at a later look."""
+    traces: tuple[TraceRecord, ...] = ()
+    """What was counted in the rows of data sets, under whatever protocol."""
 
     def under(self, protocol: str) -> "Evidence":
         """The part of one protocol."""

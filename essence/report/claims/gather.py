@@ -36,7 +36,9 @@ def gather(results: Sequence[Results]) -> Evidence:
     scored: dict[Hashable, Scored] = {}  # two spans may share their arm at LSP 1.0
     for joined in (_joined(list(seeds.values())) for seeds in runs.values()):
         scored.setdefault((joined.setting, joined.stages), joined)
-    return Evidence(tuple(_evaluated_most(list(scored.values()))), tuple(trained.values()), _untrained(results))
+    traces = tuple(record for one in results for record in one.traces)
+    arms = tuple(_evaluated_most(list(scored.values())))
+    return Evidence(arms, tuple(trained.values()), _untrained(results), traces=traces)
 
 
 def _untrained(results: Iterable[Results]) -> dict[tuple[str, str, str], float]:
@@ -93,6 +95,13 @@ def _recipe(arm: Arm) -> str:
     return _hash({name: _but_drawn(name, settings.get(name)) for name in RECIPE})
 
 
+def _matched(arm: Arm) -> str:
+    """The recipe, whatever the number of rows."""
+    settings = _settings(arm)
+    rows = {**dict(settings.get("rows") or {}), "train_rows": None, "token_budget": None}
+    return _hash({name: _but_drawn(name, {**settings, "rows": rows}.get(name)) for name in RECIPE})
+
+
 def _evaluation(score: Score) -> str:
     """Of the settings of its two stages."""
     stages = {"generate": score.generate, "grade": score.grade}
@@ -136,7 +145,8 @@ def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
     """Id of each training with its score on each benchmark."""
     for cell in arm.cells:
         for score in (score for score in cell.scores if score.accuracy):
-            yield cell.train.id, scored(_setting(group.key, arm, score), cell, score)
+            found = scored(_setting(group.key, arm, score), cell, score)
+            yield cell.train.id, replace(found, matched=_matched(arm), tokens=cell.cost.kept_tokens)
 
 
 def scored(setting: Setting, cell: CellResult, score: Score) -> Scored:

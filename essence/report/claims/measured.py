@@ -42,6 +42,8 @@ class Measured:
     """The same on other problems like these: wider, and not what the verdict goes by."""
     rests_on: tuple[str, ...] = ()
     """Ids of the trainings."""
+    counted: str = ""
+    """What it was counted on, where that is no training: `1,000 rows of 1 data set`."""
     replicates: Replicates | None = None
     """None where it is not known what more of the same would do."""
 

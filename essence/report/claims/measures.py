@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from essence import text
 from essence.evaluation.statistics import Matrix, pooled_accuracy
 from essence.report.claims.contrast import Contrast, Statistic, contrast
+from essence.report.claims.counted import counted_proxy
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored, Setting
 from essence.report.claims.families import Joined, largest, largest_distance, least
+from essence.report.claims.matched import matched_pairs
 from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
 from essence.report.claims.resampling import interval_of
 from essence.report.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
@@ -71,22 +73,27 @@ def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
 
 
 def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
-    """Accuracy of the left part minus that of the right part, in every setting."""
+    """Accuracy of the left part minus that of the right part, in every setting; a benchmark is a setting of its own."""
     arms = [arm for arm in evidence.of(claim, any_span=True) if arm.lsp == claim.lsp]
     settings = compared(arms, lambda arm: arm.span == "left", lambda arm: arm.span == "right")
     if not settings:
         return wanted(claim, f"left and right spans at LSP {claim.lsp:g}")
-    ahead = sum(_mean(left) > _mean(right) for left, right in settings)
-    note = f"left ahead in {ahead} of {len(settings)}"
-    if len(settings) == 1:
+    each = [
+        [(left.on(name), right.on(name)) for left, right in settings if name in left.shares]
+        for name in _named(settings)
+    ]
+    singles = [units for some in each for units in some]
+    ahead = sum(_mean(left) > _mean(right) for left, right in singles)
+    note = f"left ahead in {ahead} of {len(singles)}"
+    if len(singles) == 1:
         return _measure(claim, evidence, settings, _difference(0, 1), note)
-    parts = _one_by_one(settings, lambda means: means[:, 0] - means[:, 1])
+    parts = [part for some in each for part in _one_by_one(some, lambda means: means[:, 0] - means[:, 1])]
     return _family(settings, parts, least(parts, evidence.level, claim.band[0]), note=note)
 
 
 def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
     """Largest distance between the accuracy at any proportion and at 1.0, over proportions and settings."""
-    arms = evidence.of(claim)
+    arms = [arm for _, group in by_setting(evidence.of(claim)) if _is_curve(claim, group) for arm in group]
     settings: list[Compared] = []
     parts: list[Contrast] = []
     for lsp in sorted({arm.lsp for arm in arms if arm.lsp < FULL}):
@@ -94,12 +101,16 @@ def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
         settings += pairs
         parts += _one_by_one(pairs, lambda means: means[:, 0] - means[:, 1]) if pairs else []
     if not parts:
-        return wanted(claim, "LSP 1.0 and below")
+        return wanted(claim, f"LSP 1.0 and at least {claim.proportions or 1} below it in one setting")
     edge = claim.band[1]
     joined = largest_distance(parts, evidence.level, edge)
     full = {units[-1].setting: units[-1] for units in settings}
     references = [(unit,) for unit in full.values()]
     return _family(references, parts, joined, _floor(list(full.values()), edge, evidence.level), settings)
+
+
+def _is_curve(claim: Claim, arms: Sequence[Scored]) -> bool:
+    return len({arm.lsp for arm in arms if not arm.whole}) >= (claim.proportions or 1)
 
 
 def rise(claim: Claim, evidence: Evidence) -> Outcome:
@@ -120,6 +131,16 @@ def plateau(claim: Claim, evidence: Evidence) -> Outcome:
     )
 
 
+def token_matched(claim: Claim, evidence: Evidence) -> Outcome:
+    """Accuracy at `lsp` on more rows minus that at 1.0 on as many tokens, mean over settings."""
+    settings = [compared(pair, _at(claim.lsp or 0.0), _whole) for pair in matched_pairs(evidence.of(claim))]
+    found = [units for one in settings for units in one]
+    if not found:
+        return wanted(claim, f"LSP {claim.lsp:g}, and LSP 1.0 on as many tokens of fewer rows")
+    note = f"{found[0][0].arms[0].tokens or 0:,.0f} and {found[0][1].arms[0].tokens or 0:,.0f} tokens"
+    return _measure(claim, evidence, found, _difference(0, 1), note if len(found) == 1 else "")
+
+
 MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
     "retention": retention,
     "best-retention": best_retention,
@@ -132,6 +153,8 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
     "largest-change": largest_change,
     "rise": rise,
     "plateau": plateau,
+    "token-matched": token_matched,
+    "proxy": counted_proxy,
     "none": lambda claim, _: claim.why_not,
 }
 
@@ -271,6 +294,11 @@ def ratio_of_means(means: Matrix) -> NDArray[np.float64]:
     ratio = np.full(upper.shape, np.inf)
     np.divide(upper, lower, out=ratio, where=lower > 0.0)
     return ratio
+
+
+def _named(settings: Sequence[Compared]) -> list[str]:
+    """The benchmarks of some settings."""
+    return sorted({name for units in settings for name in units[0].shares})
 
 
 def _mean(unit: Unit) -> float:

@@ -4,7 +4,7 @@ Two benchmarks of one training are no two trainings, and the samples of a proble
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 
 import numpy as np
@@ -33,6 +33,11 @@ class Unit:
     samples: int
     stages: tuple[str, ...]
     arms: tuple[Scored, ...] = field(repr=False)
+
+    def on(self, benchmark: str) -> "Unit":
+        """The part of one benchmark."""
+        problems, shares = {benchmark: self.problems[benchmark]}, {benchmark: self.shares[benchmark]}
+        return replace(self, problems=problems, shares=shares)
 
     @property
     def accuracies(self) -> NDArray[np.float64]:

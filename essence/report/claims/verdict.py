@@ -16,6 +16,8 @@ from essence.report.results.records import Results
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable", "shown, not judged", "not run"]
 FAILURES = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a measure can meet in results that nobody foresaw: its claim is undecided then, and says so."""
+PROXY = "a proxy, counted by a stated rule, where the paper had a language model judge"
+QUESTION = "no claim of the paper’s, so there is nothing to reproduce"
 LEVEL = 0.05
 HOLM = "outside what is accepted when judged alone, but not among {count} claims (Holm)"
 
@@ -67,10 +69,13 @@ def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> Cl
     if isinstance(outcome, str):
         elsewhere = MEASURES[claim.measure](claim.anywhere, evidence)
         if isinstance(elsewhere, Measured) and not evidence.inside(claim):
-            why = elsewhere.incomparable or elsewhere.why_open
+            why = PROXY if claim.measure == "proxy" else elsewhere.incomparable or elsewhere.why_open
             return ClaimVerdict(claim, protocol, "shown, not judged", elsewhere, why)
         note = f" ({refused} records are there but are not counted)" if refused and claim.measure != "none" else ""
         return ClaimVerdict(claim, protocol, "not run", None, outcome + note)
+    if not claim.is_judged:
+        why = PROXY if claim.measure == "proxy" else "; ".join(one for one in (QUESTION, outcome.why_open) if one)
+        return ClaimVerdict(claim, protocol, "shown, not judged", outcome, why)
     word = decide(outcome, claim.band)
     if word == "not comparable":
         return ClaimVerdict(claim, protocol, word, outcome, outcome.incomparable)
@@ -118,7 +123,7 @@ def decide(measured: Measured, band: tuple[float, float]) -> Verdict:
 def judged_record(judged: ClaimVerdict) -> dict[str, Any]:
     """A row of the claims table as plain numbers, for report.json."""
     claim, measured = judged.claim, judged.measured
-    band = [edge if math.isfinite(edge) else None for edge in claim.band] if claim.measure != "none" else None
+    band = [edge if math.isfinite(edge) else None for edge in claim.band] if claim.is_judged else None
     return {
         "id": claim.id,
         "title": claim.title,

@@ -20,7 +20,7 @@ STYLES: dict[Verdict, str] = {
     "shown, not judged": "dim",
     "not run": "dim",
 }
-GRADE_WORDS = {"A": "abstract or released code", "B": "second hand"}
+GRADE_WORDS = {"A": "abstract or released code", "B": "second hand", "kit": "not in the paper"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
         title=claim.title,
         protocol=judged.protocol,
         grade=GRADE_WORDS[claim.grade],
-        reported=claim.reported_words or value_text(claim, claim.reported),
+        reported="; ".join(one for one in (_reported(claim), claim.also_reported) if one),
         accepted=band_text(claim),
         ours=_ours(judged),
         count=_count(judged),
@@ -84,18 +84,24 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
     )
 
 
+def _reported(claim: Claim) -> str:
+    return claim.reported_words or value_text(claim, claim.reported)
+
+
 def value_text(claim: Claim, value: float | None) -> str:
     """A value in the claim's unit: `91.0 %`, `+12.5 points`, `0.50 x`."""
     if value is None:
         return text.NOTHING
     if claim.unit == "points":
         return f"{100 * value:+.1f}{text.SPACE}points"
+    if claim.unit == "count":
+        return f"{value:.1f}"
     return text.times(value) if claim.unit == "times" else text.percent(value)
 
 
 def band_text(claim: Claim) -> str:
     """What counts as reproduced: `86.0 % to 96.0 %`, `more than 0 points`, `at most 5 points`."""
-    if claim.measure == "none":
+    if not claim.is_judged:
         return text.NOTHING
     low, high = claim.band
     if math.isinf(high):
@@ -138,7 +144,9 @@ def _count(judged: ClaimVerdict) -> str:
     measured, claim = judged.measured, judged.claim
     if measured is None:
         return text.NOTHING
-    outside = judged.word == "shown, not judged"
+    if measured.counted:
+        return measured.counted
+    outside = judged.word == "shown, not judged" and claim.is_judged
     of = f" of {claim.settings}" if claim.settings and not outside else ""
     settings = f"{measured.settings}{of} setting{'' if measured.settings == 1 and not of else 's'}"
     parts = [settings + (" (not the paper’s)" if outside else "")]

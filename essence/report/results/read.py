@@ -10,6 +10,7 @@ from essence.evaluation.statistics import Estimate, pooled_accuracy
 from essence.files import read_json
 from essence.record.finished import accepted_sentences
 from essence.record.run_directory import RunDirectory
+from essence.record.trace_record import read_trace_records
 from essence.report.results.records import (
     COST_UNITS,
     FULL,
@@ -55,6 +56,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         accepted = tuple(accepted_sentences(plan["stages"].values()))
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{run.plan(experiment)}: not a plan of this kit, at {error}") from error
+    traces, refused = read_trace_records(run.experiment(experiment))
     return Results(
         run_dir=run_dir,
         experiment=experiment,
@@ -63,7 +65,8 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         groups=group_cells(cells),
         baselines=baselines,
         stages=tuple(stages.values()),
-        accepted=accepted,
+        accepted=(*accepted, *refused),
+        traces=tuple(traces),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from essence.evaluation.statistics import Estimate
 from essence.record.run_directory import State
+from essence.record.trace_record import TraceRecord
 from essence.report.results.stage_reader import StageEvidence
 from essence.settings import ProtocolName, Sections, Span
 
@@ -251,7 +252,9 @@ class Results:
     baselines: tuple[Baseline, ...]
     stages: tuple[StageEvidence, ...] = field(repr=False)
     accepted: tuple[str, ...] = ()
-    """Sentences on what was taken from earlier code."""
+    """Sentences on what was taken from earlier code, and on counts that cannot be believed."""
+    traces: tuple[TraceRecord, ...] = ()
+    """What was counted in the rows of its data sets."""
 
     @property
     def cells(self) -> tuple[CellResult, ...]:
