@@ -61,7 +61,7 @@ HELP = {
     "sections": "a, p+a, cot, cot+a, p+cot or p+cot+a",
     "seed": "seed of the cell",
     "site": "cluster for --engine slurm: a name in experiments/sites/ or a TOML file (default: generic)",
-    "span": "left, middle, right, right-with-context or cot-lead",
+    "span": "left, right, random-span, first-512, ...: docs/arms.md has all",
     "training_sd": "with --decide: points between two trainings of one arm, where measured",
     "upgrade": "take newer versions where pyproject.toml allows them",
     "watch": "redraw until all stages have ended",

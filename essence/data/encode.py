@@ -43,8 +43,8 @@ class Text:
     """What is to be encoded."""
 
     text: str
-    marked: int = -1
-    """Index of a character whose token is asked for; -1 = of none."""
+    marked: tuple[int, ...] = ()
+    """Indices of characters whose tokens are asked for; -1 = of none."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Encoded:
 
     ids: Tokens
     """Token ids, int32, shape (L,)."""
-    marked: int
-    """Index of the token that holds the marked character; -1 where none was marked, or no token holds it."""
+    marked: tuple[int, ...]
+    """Index of the token that holds each marked character; -1 where none was marked, or no token holds it."""
 
 
 class Encoder:
@@ -107,10 +107,9 @@ class Encoder:
     def _encode_slowly(self, texts: Sequence[Text]) -> list[Encoded]:
         # encode_batch_fast keeps no offsets, so the marks need encode_batch.
         encodings = self._backend.encode_batch([t.text for t in texts], add_special_tokens=False) if texts else []
-        tokens = (None if t.marked < 0 else e.char_to_token(t.marked) for t, e in zip(texts, encodings, strict=True))
         return [
-            Encoded(np.array(encoding.ids, np.int32), -1 if token is None else token)
-            for encoding, token in zip(encodings, tokens, strict=True)
+            Encoded(np.array(encoding.ids, np.int32), tuple(_token_at(encoding, place) for place in text.marked))
+            for text, encoding in zip(texts, encodings, strict=True)
         ]
 
     def _compare(self, texts: Sequence[Text]) -> None:
@@ -122,6 +121,12 @@ class Encoder:
             if not np.array_equal(fast.ids, slow.ids):
                 self._fast, self.reason = None, f"tiktoken gives other ids for text {number} of the first batch"
                 return
+
+
+def _token_at(encoding: Any, place: int) -> int:
+    """Index of the token that holds a character, -1 where none does."""
+    token = None if place < 0 else encoding.char_to_token(place)
+    return -1 if token is None else int(token)
 
 
 class FastEncoding:
@@ -155,11 +160,12 @@ class FastEncoding:
     def encode(self, text: Text) -> Encoded:
         """Other threads run meanwhile."""
         ids = self._ids(text.text)
-        if text.marked < 0:
-            return Encoded(ids, -1)
+        if all(place < 0 for place in text.marked):
+            return Encoded(ids, (-1,) * len(text.marked))
         # In normal form, the bytes of the tokens are those of the text.
-        place = len(text.text[: text.marked].encode())
-        return Encoded(ids, int(np.searchsorted(np.cumsum(self._token_bytes[ids]), place, side="right")))
+        ends = np.cumsum(self._token_bytes[ids])
+        places = (-1 if place < 0 else len(text.text[:place].encode()) for place in text.marked)
+        return Encoded(ids, tuple(-1 if p < 0 else int(np.searchsorted(ends, p, side="right")) for p in places))
 
     def _ids(self, text: str) -> Tokens:
         ids: Tokens = self._encoding.encode_to_numpy(text, allowed_special="all").view(np.int32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.data.truncation import SectionBounds, kept_lengths
+from essence.data.selection import SectionBounds, kept_lengths
 
 LSPS = tuple(k / 10 for k in range(1, 11))
 """Proportions that are counted."""
@@ -30,6 +30,10 @@ class TokenStatistics:
     rows_with_thought: int = 0
     """Rows with both markers in order; only their sections are known."""
     rows_with_box: int = 0
+    rows_with_answer: int = 0
+    """Rows whose final answer was found."""
+    answer_tokens: int = 0
+    """Tokens up to the first statement of the final answer, of whole rows where it was not found."""
     section_tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "cot": 0, "answer": 0, "unknown": 0})
     _kept: Counts = field(default_factory=_zeros)
     _thought_ends: Counts = field(default_factory=_zeros)
@@ -43,6 +47,9 @@ class TokenStatistics:
         known = (bounds.think_start >= 0) & (bounds.think_end >= bounds.think_start)
         self.rows_with_thought += int(known.sum())
         self.rows_with_box += int((boxed >= 0).sum())
+        stops = bounds.answer_stops()
+        self.rows_with_answer += int((bounds.found_answers() >= 0).sum())
+        self.answer_tokens += int(stops.sum())
         self._add_sections(bounds, known)
         for place, lsp in enumerate(LSPS):
             kept = kept_lengths(bounds.lengths, lsp)
@@ -68,6 +75,8 @@ class TokenStatistics:
             "tokens": sum(self.section_tokens.values()),
             "rows_with_thought": self.rows_with_thought,
             "rows_with_boxed_answer": self.rows_with_box,
+            "rows_with_final_answer": self.rows_with_answer,
+            "tokens_to_first_answer": self.answer_tokens,
             "section_tokens": dict(self.section_tokens),
             "by_lsp": [
                 {
@@ -115,15 +124,21 @@ def first_statement(text: str, start: int) -> int:
 
     What comes before `start` (the question, which may ask for a box) is not looked at; empty boxes are no answers.
     """
-    boxes: list[tuple[int, str]] = []
+    found = [(closing, "".join(content.split())) for closing, content in boxes(text, start)]
+    return next((closing for closing, content in found if content and content == found[-1][1]), -1)
+
+
+def boxes(text: str, start: int) -> list[tuple[int, str]]:
+    """(index of the closing brace, content) of every box at or after `start` that holds something and is closed."""
+    found: list[tuple[int, str]] = []
     place = text.find(OPENING, start)
     while place >= 0:
         opened = place + len(OPENING)
         closing = _closing_brace(text, opened)
         if closing > opened:
-            boxes.append((closing, "".join(text[opened:closing].split())))
+            found.append((closing, text[opened:closing]))
         place = text.find(OPENING, opened)
-    return next((closing for closing, content in boxes if content and content == boxes[-1][1]), -1)
+    return found
 
 
 def _closing_brace(text: str, opened: int) -> int:

@@ -2,7 +2,8 @@
 
 Arrow IPC file, written in record batches and read through a memory map, so neither side holds it in memory. Columns:
 `position` int64 (of the row in its data set), `input_ids` list<int32> (the whole row), `think_start` and `think_end`
-int32 (index of the first `<think>` and `</think>`, -1 where absent).
+int32 (index of the first `<think>` and `</think>`, -1 where absent), `answer` int32 (index of the token with which the
+final answer is first stated, -1 where none is found; files of earlier versions have no such column).
 """
 
 import hashlib
@@ -16,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from essence.data.truncation import Example, Indices, SectionBounds, SkipReason, Tokens, make_examples
+from essence.data.selection import Indices, SectionBounds
+from essence.data.truncation import Example, SkipReason, Tokens, make_examples
 from essence.errors import InputError
 from essence.files import flush_to_disk
 from essence.settings import ViewSettings
@@ -27,6 +29,7 @@ SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("think_start", pa.int32()),
         ("think_end", pa.int32()),
+        ("answer", pa.int32()),
     ]
 )
 
@@ -42,6 +45,8 @@ class TokenRow:
     boxed: int = -1
     """Index of the token that closes the first statement of the boxed answer, -1 where nothing is boxed; counted in
     the statistics, not kept in the file."""
+    answer: int = -1
+    """Index of the token with which the final answer is first stated, -1 where none is found."""
 
 
 class TokenWriter:
@@ -66,6 +71,7 @@ class TokenWriter:
             "input_ids": _lists([row.input_ids for row in rows]),
             "think_start": pa.array([row.think_start for row in rows], pa.int32()),
             "think_end": pa.array([row.think_end for row in rows], pa.int32()),
+            "answer": pa.array([row.answer for row in rows], pa.int32()),
         }
         self._writer.write_batch(pa.record_batch(columns, SCHEMA))
         for row in rows:
@@ -75,7 +81,10 @@ class TokenWriter:
 
     @property
     def sha256(self) -> str:
-        """Of the rows, however batched: position, length, think_start, think_end as int64, then the ids as int32."""
+        """Of the rows, however batched: position, length, think_start, think_end as int64, then the ids as int32.
+
+        The column `answer` is not in it: it follows from the text, and tells no two sets of tokens apart.
+        """
         return self._digest.hexdigest()
 
     def __exit__(
@@ -104,7 +113,10 @@ class TokenTable:
         self._starts = np.concatenate([np.zeros(0, np.int32), *(each[:-1] for each in offsets)])
         self.lengths: Indices = np.concatenate([np.zeros(0, np.int64), *(np.diff(each) for each in offsets)])
         markers = (_column(batches, name, np.int64) for name in ("think_start", "think_end"))
-        self.bounds = SectionBounds(self.lengths, *markers)
+        known = "answer" in reader.schema.names
+        answers = _column(batches, "answer", np.int64) if known else None
+        self.bounds = SectionBounds(self.lengths, *markers, answers)
+        self._path = path
 
     def __len__(self) -> int:
         return int(self.positions.size)
@@ -120,10 +132,20 @@ class TokenTable:
         for batch, start, stop in zip(self._batches[indices].tolist(), starts.tolist(), stops.tolist(), strict=True):
             yield self._ids[batch][start:stop]
 
-    def examples(self, indices: Indices, view: ViewSettings, eos_id: int) -> Iterator[Example | SkipReason]:
-        """A view of some rows, in the given order."""
-        bounds = SectionBounds(self.lengths[indices], self.bounds.think_start[indices], self.bounds.think_end[indices])
-        return make_examples(self.positions[indices], self.rows(indices), bounds, view, eos_id)
+    def examples(
+        self, indices: Indices, view: ViewSettings, eos_id: int, kept: Indices | None = None
+    ) -> Iterator[Example | SkipReason]:
+        """A view of some rows, in the given order; `kept` as in `select`.
+
+        Raises:
+            InputError: the view ends at the final answer, and the file is of a version that did not look for it.
+        """
+        if view.span == "to-first-answer" and self.bounds.answers is None:
+            raise InputError(
+                f"{self._path}: no column 'answer', which span 'to-first-answer' reads: run the tokenize stage again"
+            )
+        bounds = self.bounds.at(indices)
+        return make_examples(self.positions[indices], self.rows(indices), bounds, view, eos_id, kept)
 
 
 def _lists(rows: Sequence[Tokens]) -> Any:

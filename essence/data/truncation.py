@@ -1,8 +1,6 @@
-"""Which tokens of a tokenised row are read, and which of them are supervised: the rules of the paper as NumPy.
+"""From rows to examples: the tokens of a selection, its labels as a mask, and what is said of rows that have none.
 
-A row is a whole rendered conversation of `L` tokens. A *span* keeps a share of it, *sections* choose the labels inside
-what is kept; docs/data.md has both as tables. All rows of a data set are cut at once, as arrays. Nothing here needs a
-tokenizer or torch, so the host side uses the same rules for its estimates.
+All rows of a data set are cut at once, as arrays. Nothing here needs a tokenizer or torch.
 
 Source: "Distilling the Essence", sections on sequence truncation and on supervised sections; the numbered traps are the
 rows of DEVIATIONS.md.
@@ -15,14 +13,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from essence.data.draws import drawn_tokens
+from essence.data.selection import Indices, SectionBounds, Selection, kept_length, section_intervals, select
 from essence.errors import InputError
-from essence.settings import LSP, TrainSettings, ViewSettings
+from essence.settings import ViewSettings, first_tokens
 
 Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
-Indices = NDArray[np.int64]
 
 
 class SkipReason(StrEnum):
@@ -35,6 +34,14 @@ class SkipReason(StrEnum):
     on such rows."""
     NOTHING_SUPERVISED = "nothing supervised"
     """No token that is kept is also a label (trap 10: the section lies outside the span)."""
+
+
+class Note(StrEnum):
+    """What is said of a row that is trained on all the same; counted by the stage that asked for it."""
+
+    SHORT_THOUGHT = "chain of thought shorter than k, kept whole"
+    NO_ANSWER = "no final answer found, kept whole"
+    EMPTY_THOUGHT = "nothing between the markers"
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Example:
     """Index in the whole row of the first token that is read."""
     pad: int | None = None
     """Id of the padding token from which token 0 is predicted; None where token 0 is no label (trap 23)."""
+    note: Note | None = None
 
     @property
     def positions(self) -> int:
@@ -65,6 +73,9 @@ class Places:
     places: Sequence[int]
     rows: int
     """Rows there were."""
+    readings: bool = False
+    """True when the examples are not rows but readings of them, which differ: places are then counted through the orders
+    of all epochs."""
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "Places":
@@ -82,6 +93,11 @@ class Examples:
     places: Places
 
     @property
+    def noted(self) -> dict[str, int]:
+        """What is said of examples that are there -> of how many."""
+        return dict(sorted(Counter(example.note.value for example in self.examples if example.note).items()))
+
+    @property
     def tokens(self) -> int:
         return sum(example.input_ids.size for example in self.examples)
 
@@ -90,152 +106,97 @@ class Examples:
         return sum(int(np.count_nonzero(example.supervised)) for example in self.examples)
 
 
-@dataclass(frozen=True)
-class SectionBounds:
-    """Where the sections of some rows lie; int64, shape (rows,) each."""
-
-    lengths: Indices
-    """Tokens of each whole rendered row."""
-    think_start: Indices
-    """Index of the first `<think>`, -1 where absent."""
-    think_end: Indices
-    """Index of the first `</think>`, -1 where absent."""
-
-    @classmethod
-    def of(cls, lengths: ArrayLike, think_start: ArrayLike, think_end: ArrayLike) -> "SectionBounds":
-        """From any integers, one or many."""
-        return cls(*(np.atleast_1d(np.asarray(values, np.int64)) for values in (lengths, think_start, think_end)))
-
-
-@dataclass(frozen=True)
-class SpanWindows:
-    """What a span keeps of some rows, as indices into each row; int64, shape (rows,) each."""
-
-    first_read: Indices
-    first_label: Indices
-    """Tokens from `first_read` up to here are context: read, never a label."""
-    stop: Indices
-    """Nothing from here on is read."""
-
-
-def kept_length(length: int, lsp: LSP) -> int:
-    """Tokens that a lead-span proportion keeps of `length`: `max(1, int(length * lsp))` in float64, as released.
-
-    Exact arithmetic differs by one token at some lengths (lsp 0.7: 70 lengths up to 4,096), so floats it is.
-    """
-    return int(kept_lengths(np.array([length]), lsp)[0])
-
-
-def kept_lengths(lengths: Indices, lsp: LSP) -> Indices:
-    """`kept_length` of many rows at once; a product of float64 rounds the same here and in plain Python."""
-    return np.maximum(1, (lengths * float(lsp)).astype(np.int64))
-
-
-def span_windows(bounds: SectionBounds, view: ViewSettings) -> SpanWindows:
-    """What a span keeps; rows without markers get windows too, which mean nothing under `cot-lead`.
-
-    `middle` leaves the odd token on its right. `right-with-context` reads the whole row and `cot-lead` the whole prompt
-    with the first tokens of the chain of thought, markers included; neither reads more at `view.keep_context`.
-    """
-    kept, start = kept_lengths(bounds.lengths, view.lsp), np.zeros_like(bounds.lengths)
-    if view.span == "cot-lead":
-        thought = bounds.think_end - bounds.think_start + 1
-        return SpanWindows(start, start, bounds.think_start + kept_lengths(thought, view.lsp))
-    if view.span == "middle":
-        start = (bounds.lengths - kept) // 2
-    elif view.span in ("right", "right-with-context"):
-        start = bounds.lengths - kept
-    has_context = view.keep_context or view.span == "right-with-context"
-    return SpanWindows(np.zeros_like(start) if has_context else start, start, start + kept)
-
-
-def reads_prefix(view: ViewSettings) -> bool:
-    """True when a view reads every row from its first token on, whatever it supervises.
-
-    Then, since models are causal, the states of what it reads are those of the whole row.
-    """
-    return view.keep_context or view.lsp == 1.0 or view.span in ("left", "right-with-context", "cot-lead")
-
-
-def validation_view(settings: TrainSettings) -> ViewSettings:
-    """The training view, or with `validation_view = "full"` the same sections of whole rows (trap 8)."""
-    if settings.validation_view == "same":
-        return settings.view
-    return settings.view.model_copy(update={"lsp": 1.0, "span": "left"})
-
-
-def section_intervals(bounds: SectionBounds, view: ViewSettings) -> list[tuple[Indices, Indices]]:
-    """(start, stop) of the supervised sections in whole rows, as one or two intervals.
-
-    Prompt is what comes before `<think>` (index `think_start`), CoT is `<think>` to `</think>` (index `think_end`)
-    with both markers, answer is what follows. With `view.cot_includes_next_token`, CoT and P+CoT take one token of the
-    answer too (trap 9).
-    """
-    row_start, answer = np.zeros_like(bounds.lengths), bounds.think_end + 1
-    cot_stop = np.minimum(answer + view.cot_includes_next_token, bounds.lengths)
-    intervals = {
-        "a": [(answer, bounds.lengths)],
-        "p+a": [(row_start, bounds.think_start), (answer, bounds.lengths)],
-        "cot": [(bounds.think_start, cot_stop)],
-        "cot+a": [(bounds.think_start, bounds.lengths)],
-        "p+cot": [(row_start, cot_stop)],
-        "p+cot+a": [(row_start, bounds.lengths)],
-    }
-    return intervals[view.sections]
-
-
 def make_examples(
-    positions: Indices, rows: Iterable[Tokens], bounds: SectionBounds, view: ViewSettings, eos_id: int
+    positions: Indices,
+    rows: Iterable[Tokens],
+    bounds: SectionBounds,
+    view: ViewSettings,
+    eos_id: int,
+    kept: Indices | None = None,
 ) -> Iterator[Example | SkipReason]:
     """What a view shows of each row, or why it shows nothing.
 
     Args:
         positions: of the rows in their data set, int64, shape (rows,).
-        rows: the whole rendered rows, int32, shape (L,) each. Never copied, only sliced.
+        rows: the whole rendered rows, int32, shape (L,) each. Sliced, and copied only where slices are put together.
         bounds: where their sections are.
         view: span, sections, and how the traps 3, 6, 9, 23 and 24 are handled.
         eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`, and the pad.
+        kept: as in `select`.
 
     Rows without markers are skipped under every span and section, so that all cells of a matrix train on the same rows.
     """
-    windows, no_marker = span_windows(bounds, view), (bounds.think_start < 0) | (bounds.think_end < 0)
+    chosen, no_marker = select(bounds, view, positions, kept), (bounds.think_start < 0) | (bounds.think_end < 0)
     misplaced = bounds.think_end < bounds.think_start
-    first_label = first_labels(windows, view)
-    labels = [
-        ((np.maximum(start, first_label) - windows.first_read), (np.minimum(stop, windows.stop) - windows.first_read))
-        for start, stop in section_intervals(bounds, view)
-    ]
-    plain = zip(*(array.tolist() for interval in labels for array in interval), strict=True)
-    numbers = (array.tolist() for array in (positions, no_marker, misplaced, windows.first_read, windows.stop))
-    for place, (input_ids, ends, (position, lacking, out_of_order, first_read, stop)) in enumerate(
-        zip(rows, plain, zip(*numbers, strict=True), strict=True)
+    first_label, notes = first_labels(chosen, bounds, view), _notes(bounds, view)
+    slices = chosen.slices(bounds.lengths)
+    cuts = zip(*(array.tolist() for one in slices for array in one), strict=True)
+    ends = zip(*(array.tolist() for one in _label_intervals(slices, first_label, bounds, view) for array in one),
+               strict=True)  # fmt: skip
+    numbers = (array.tolist() for array in (positions, no_marker, misplaced, first_label))
+    for place, (input_ids, cut, labels, note, (position, lacking, out_of_order, first)) in enumerate(
+        zip(rows, cuts, ends, notes, zip(*numbers, strict=True), strict=True)
     ):
         if lacking or (out_of_order and not trains_misordered(view)):
             yield SkipReason.NO_MARKER if lacking else SkipReason.MARKERS_OUT_OF_ORDER
             continue
-        read = input_ids[first_read:stop]
+        read = input_ids[cut[0] : cut[1]]
+        if len(cut) > 2:
+            read = np.concatenate([read, input_ids[cut[2] : cut[3]]])
         if out_of_order:
             markers = int(input_ids[bounds.think_start[place]]), int(input_ids[bounds.think_end[place]])
-            ends = misordered_labels(read, markers, int(first_label[place]) - first_read, view) or ends
-        yield _example(position, first_read, read, ends, view, eos_id)
+            labels = misordered_labels(read, markers, first - cut[0], view) or labels
+        yield _example(position, cut[0], read, labels, view, eos_id, note)
 
 
-def first_labels(windows: SpanWindows, view: ViewSettings) -> Indices:
+def _label_intervals(
+    slices: Sequence[tuple[Indices, Indices]], first_label: Indices, bounds: SectionBounds, view: ViewSettings
+) -> Iterator[tuple[Indices, Indices]]:
+    """(start, stop) of the supervised sections in what is read of each row; a stop before its start is an empty one."""
+    behind = np.zeros_like(bounds.lengths)
+    for first, last in slices:
+        for start, stop in section_intervals(bounds, view):
+            begins = np.maximum(np.maximum(start, first_label), first)
+            yield begins - first + behind, np.minimum(stop, last) - first + behind
+        behind = behind + last - first
+
+
+def _notes(bounds: SectionBounds, view: ViewSettings) -> list[Note | None]:
+    """What is to be said of each row under this span."""
+    thought, said, note = bounds.think_end - bounds.think_start + 1, np.zeros(bounds.lengths.size, np.bool_), None
+    if most := first_tokens(view.span):
+        said, note = thought < most, Note.SHORT_THOUGHT
+    elif view.span == "to-first-answer":
+        said, note = bounds.found_answers() < 0, Note.NO_ANSWER
+    elif view.span == "lead+answer":
+        said, note = thought <= 2, Note.EMPTY_THOUGHT
+    return [note if one else None for one in said.tolist()]
+
+
+def first_labels(chosen: Selection, bounds: SectionBounds, view: ViewSettings) -> Indices:
     """Index in each row of the first token that can be a label.
 
     Nothing comes before the first token that is read, unless it is a pad on the left (trap 23): that is so where the
     number of tokens read is no multiple of `view.left_pad_multiple`.
     """
     if not view.left_pad_multiple:
-        return np.maximum(windows.first_label, windows.first_read + 1)
-    padded = (windows.stop - windows.first_read) % view.left_pad_multiple != 0
-    first: Indices = np.maximum(windows.first_label, windows.first_read + ~padded)
+        return np.maximum(chosen.first_label, chosen.first_read + 1)
+    padded = chosen.tokens(bounds.lengths) % view.left_pad_multiple != 0
+    first: Indices = np.maximum(chosen.first_label, chosen.first_read + ~padded)
     return first
 
 
+def has_sections(bounds: SectionBounds, view: ViewSettings) -> Mask:
+    """Which rows are looked at for labels at all; the others are skipped."""
+    in_order = bounds.think_end >= bounds.think_start
+    known: Mask = (bounds.think_start >= 0) & (bounds.think_end >= 0) & (in_order | trains_misordered(view))
+    return known
+
+
 def trains_misordered(view: ViewSettings) -> bool:
-    """True when rows with `</think>` before `<think>` are trained on; under `cot-lead` they have no thought to lead."""
-    return view.misordered_markers == "train" and view.span != "cot-lead"
+    """True when rows with `</think>` before `<think>` are trained on; they have no thought whose lead could be taken."""
+    leads = view.span in ("cot-lead", "lead+answer") or first_tokens(view.span) is not None
+    return view.misordered_markers == "train" and not leads
 
 
 def misordered_labels(
@@ -263,7 +224,13 @@ def misordered_labels(
 
 
 def _example(
-    position: int, first_read: int, read: Tokens, ends: Sequence[int], view: ViewSettings, eos_id: int
+    position: int,
+    first_read: int,
+    read: Tokens,
+    ends: Sequence[int],
+    view: ViewSettings,
+    eos_id: int,
+    note: Note | None,
 ) -> Example | SkipReason:
     """`ends`: start and stop of each interval of labels in what is read; a stop before its start is an empty one."""
     supervised = np.zeros(read.size, dtype=np.bool_)
@@ -273,7 +240,12 @@ def _example(
         supervised &= read != eos_id
     if not supervised.any():
         return SkipReason.NOTHING_SUPERVISED
-    return Example(position, read, supervised, first_read, eos_id if supervised[0] else None)
+    if view.span == "random-tokens":
+        labels = np.flatnonzero(supervised)
+        chosen = drawn_tokens(position, view.draw_seed, labels, kept_length(labels.size, view.lsp))
+        supervised = np.zeros_like(supervised)
+        supervised[chosen] = True
+    return Example(position, read, supervised, first_read, eos_id if supervised[0] else None, note)
 
 
 def within_budget(outcomes: Iterable[Example | SkipReason], budget: int) -> Iterator[Example | SkipReason]:

@@ -32,7 +32,10 @@ def steps_of_training(
     """
     index_at = {place: index for index, place in enumerate(places.places)}
     lengths = [example.input_ids.size for example in examples]
-    return [
-        steps_of_epoch([index_at.get(place) for place in epoch_order(places.rows, order, epoch)], lengths, optimizer)
-        for epoch in range(optimizer.epochs)
-    ]
+    epochs = range(optimizer.epochs)
+    if places.readings:
+        each = places.rows // optimizer.epochs
+        orders = [list(range(epoch * each, (epoch + 1) * each)) for epoch in epochs]
+    else:
+        orders = [epoch_order(places.rows, order, epoch) for epoch in epochs]
+    return [steps_of_epoch([index_at.get(place) for place in one], lengths, optimizer) for one in orders]

@@ -6,15 +6,17 @@ own stated rule, splits the same way, and says in one word if the outcome equals
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from essence.data.draws import growing_lengths
+from essence.data.selection import Indices, kept_lengths, validation_view
 from essence.data.token_table import TokenTable
-from essence.data.truncation import Examples, Indices, collect, validation_view, within_budget
+from essence.data.truncation import Examples, collect, has_sections, within_budget
 from essence.distill.order import epoch_order
 from essence.errors import InputError
 from essence.settings import PositionsRecord, PublishedRows, RowsSettings, TrainSettings
@@ -57,8 +59,11 @@ def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows
         )
     table = TokenTable(path)
     selection, budget = select_rows(table.lengths, settings.rows), settings.rows.token_budget
-    outcomes = table.examples(selection.train, settings.view, eos_id)
-    training = collect(outcomes if budget is None else within_budget(outcomes, budget))
+    if settings.view.span == "schedule":
+        training = growing_examples(table, selection.train, settings, eos_id)
+    else:
+        outcomes = table.examples(selection.train, settings.view, eos_id)
+        training = collect(outcomes if budget is None else within_budget(outcomes, budget))
     validation = collect(table.examples(selection.validation, validation_view(settings), eos_id))
     for name, part in (("training", training), ("validation", validation)):
         if not part.examples:
@@ -67,6 +72,25 @@ def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows
     told = describe_selection(positions, selection, published)
     drawn = positions[selection.train[: training.places.rows]]
     return CellRows(training, validation, {**told, "order": describe_order(drawn, settings, published)})
+
+
+def growing_examples(table: TokenTable, drawn: Indices, settings: TrainSettings, eos_id: int) -> Examples:
+    """Every reading of every row, in the order of reading, where the proportion grows over the training.
+
+    All rows of a step keep the same share, and all readings together have the tokens that `left` at this `lsp` reads.
+    """
+    orders = [epoch_order(drawn.size, settings.order, epoch) for epoch in range(settings.optimizer.epochs)]
+    batch = settings.optimizer.batch_rows
+    a_step = [(epoch, slot // batch) for epoch, order in enumerate(orders) for slot in range(len(order))]
+    numbers = {step: number for number, step in enumerate(dict.fromkeys(a_step))}
+    indices = drawn[np.concatenate(orders)]
+    bounds = table.bounds.at(indices)
+    even = np.where(has_sections(bounds, settings.view), kept_lengths(bounds.lengths, settings.view.lsp), 0)
+    kept = growing_lengths(
+        even.tolist(), bounds.lengths.tolist(), [numbers[step] for step in a_step], settings.view.lsp
+    )
+    found = collect(table.examples(indices, settings.view, eos_id, np.array(kept, np.int64)))
+    return replace(found, places=replace(found.places, readings=True))
 
 
 def select_rows(lengths: ArrayLike, settings: RowsSettings) -> RowSplit:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from essence.data.truncation import reads_prefix
+from essence.data.selection import reads_prefix
 from essence.errors import ExperimentError
 from essence.plan.experiment import Cell, Experiment
 from essence.plan.schema import ExperimentSchema
@@ -20,6 +20,7 @@ from essence.settings import (
     TokenizeSettings,
     TrainSettings,
     ViewSettings,
+    draws,
 )
 from essence.settings.protocol import PROTOCOLS
 
@@ -49,6 +50,7 @@ def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
             keep_context=protocol.keep_context,
             left_pad_multiple=protocol.left_pad_multiple,
             misordered_markers=protocol.misordered_markers,
+            draw_seed=cell.seed if draws(cell.span) else 0,
         ),
         validation_view=protocol.validation_view,
         objective=ObjectiveSettings(**part(training, ObjectiveSettings)),
@@ -117,6 +119,11 @@ def _check(cell: Cell, settings: TrainSettings, loaded: Experiment) -> None:
         raise ExperimentError(
             f"{asked}, but teacher_placement = '{settings.teacher_placement}' places a live teacher: leave one of them "
             "out"
+        )
+    if settings.view.span == "lead+answer" and not reads_prefix(settings.view):
+        raise ExperimentError(
+            f"{asked}, but {cell.name} leaves out the middle of the chain of thought, so the teacher's states of what "
+            "follows are not those of whole rows: use teacher = 'live'"
         )
     if not reads_prefix(settings.view):
         raise ExperimentError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from essence.data.truncation import SectionBounds, span_windows, validation_view
+from essence.data.selection import SectionBounds, select, validation_view
 from essence.errors import InputError, RecordError
 from essence.files import GIB, read_json
 from essence.paths import local_files
@@ -16,7 +16,7 @@ from essence.plan.cells import train_settings
 from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import CellPlan, PlannedStage
 from essence.record.run_directory import RunDirectory
-from essence.settings import DownloadSettings, Resources, Source, TrainSettings, ViewSettings
+from essence.settings import DownloadSettings, Resources, Source, TrainSettings, ViewSettings, first_tokens
 from essence.sizes.architecture import (
     Architecture,
     adapter_parameters,
@@ -114,9 +114,20 @@ def _download_bytes(stage: str, source: Source, loaded: Experiment, run_director
 
 
 def tokens_read(row: SectionBounds, view: ViewSettings) -> int:
-    """Tokens of one row that a view reads."""
-    windows = span_windows(row, view)
-    return int(windows.stop[0] - windows.first_read[0])
+    """Tokens of one row that a view reads; of a drawn place, those of the middle one."""
+    return int(select(row, view).tokens(row.lengths)[0])
+
+
+def longest_read(settings: TrainSettings) -> int:
+    """The most tokens that a view reads of a row: of the longest, which is taken to be all chain of thought.
+
+    Where a row decides how much is read of it, one row may be read whole; `first-k` reads a prompt too.
+    """
+    longest, view = settings.rows.max_row_tokens - 1, settings.view
+    if view.span in ("random-span", "to-first-answer", "schedule"):
+        return longest
+    prompt = PROMPT_TOKENS if first_tokens(view.span) else 0
+    return min(longest, prompt + tokens_read(_row(0, longest, 0), view))
 
 
 def rows_trained(settings: TrainSettings, kept: int | None) -> int:
@@ -139,7 +150,8 @@ def mean_row(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory) ->
         mean = sum(sections.values()) / rows
         shorter = _mean_below(counted["row_tokens"], limit, mean) / mean / rows if mean else 0.0
         tokens = {name: int(number * shorter) for name, number in sections.items()}
-        return _row(tokens["prompt"], tokens["cot"] + tokens["unknown"], tokens["answer"]), True
+        answer = int(counted.get("tokens_to_first_answer", 0) * shorter) - 1
+        return _row(tokens["prompt"], tokens["cot"] + tokens["unknown"], tokens["answer"], answer), True
     assumed = loaded.catalogue.datasets[plan.cell.dataset].mean_row_tokens
     return (_row(0, assumed, 0) if assumed else None), False
 
@@ -157,9 +169,10 @@ def _mean_below(row_tokens: dict[str, Any], limit: int, mean: float) -> float:
     return weighted / rows if rows else min(mean, float(limit))
 
 
-def _row(prompt: int, thought: int, answer: int) -> SectionBounds:
-    """A row by the tokens of its sections."""
-    return SectionBounds.of(prompt + thought + answer, prompt, prompt + thought - 1)
+def _row(prompt: int, thought: int, answer: int, stated: int = -1) -> SectionBounds:
+    """A row by the tokens of its sections, and by the index at which the final answer is first stated."""
+    length = prompt + thought + answer
+    return SectionBounds.of(length, prompt, prompt + thought - 1, min(stated, length - 1))
 
 
 def architecture(name: str, stage: str | None, loaded: Experiment, run_directory: RunDirectory) -> Architecture | None:
@@ -220,7 +233,7 @@ def _gpu_memory_gib(
     """The formula of the preflight, for a step whose rows are all as long as is let in, each token a label."""
     if not student:
         return None
-    longest = tokens_read(_row(0, settings.rows.max_row_tokens - 1, 0), settings.view)
+    longest = longest_read(settings)
     optimizer, multiple = settings.optimizer, settings.pad_to_multiple
     rows = max(1, optimizer.batch_tokens // longest) if optimizer.batch_tokens else optimizer.batch_rows
     passes = deal([longest] * rows, settings.processes, settings.packing, multiple, resources)[0]

@@ -30,6 +30,10 @@ from essence.settings import (
     ProtocolName,
     Sections,
     Span,
+    draws,
+    is_whole,
+    reads_answer,
+    takes_proportion,
 )
 from essence.settings.base import LONGEST_NAME
 from essence.settings.protocol import PROTOCOLS
@@ -42,6 +46,10 @@ NO_EXPERIMENTS = (DEFAULTS, "pins", "claims", "fingerprints")
 """Files of `experiments/` that hold other data."""
 PIN_FILES = (EXPERIMENTS / "pins.toml", *sorted((EXPERIMENTS / "benchmarks").glob("*.toml")))
 """The catalogue: models and data sets, and a file for each benchmark."""
+
+
+FULL = 1.0
+LOWEST_OF_SCHEDULE = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,11 +71,11 @@ class Cell:
     def name(self) -> str:
         """`bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42`."""
         part = "lsp" if self.span == "left" else self.span
-        proportion = f"{self.lsp:.2f}" if round(self.lsp, 2) == self.lsp else repr(self.lsp)
+        proportion = f"-{self.lsp:.2f}" if round(self.lsp, 2) == self.lsp else f"-{self.lsp!r}"
         rows = [f"rows-{self.train_rows}"] if self.train_rows else []
         rows += [f"tokens-{self.token_budget}"] if self.token_budget else []
         pair = f"{self.teacher}_{self.student}"
-        view = [f"{part}-{proportion}", self.sections]
+        view = [part + (proportion if takes_proportion(self.span) else ""), self.sections]
         return "/".join([self.dataset, *rows, pair, *view, self.protocol, f"seed-{self.seed}"])
 
 
@@ -125,6 +133,7 @@ def load(name: str, pins: Path | None = None) -> Experiment:
     _check_names(loaded)
     _check_seeds(loaded)
     _check_processes(loaded)
+    _check_schedule(loaded)
     return loaded
 
 
@@ -186,7 +195,7 @@ def _check_seeds(loaded: Experiment) -> None:
         arms.setdefault(replace(cell, seed=0), set()).add(cell.seed)
     for arm, seeds in arms.items():
         rule = experiment.data[arm.dataset].split_seed
-        if len(seeds) > 1 and "cell" not in (rule, PROTOCOLS[arm.protocol].order_seed):
+        if len(seeds) > 1 and not draws(arm.span) and "cell" not in (rule, PROTOCOLS[arm.protocol].order_seed):
             raise ExperimentError(
                 f"{where}: seed = {sorted(seeds)} gives {len(seeds)} times the same training: [data.{arm.dataset}] has "
                 f"split_seed = {rule}, and nothing but the rows is random under protocol {arm.protocol}",
@@ -212,6 +221,17 @@ def _check_processes(loaded: Experiment) -> None:
         )
 
 
+def _check_schedule(loaded: Experiment) -> None:
+    """What a step reads is known before a schedule says how much of it is read."""
+    tokens = loaded.experiment.training.batch_tokens
+    if tokens and any(cell.span == "schedule" for cell in loaded.cells()):
+        raise ExperimentError(
+            f"{loaded.file}: batch_tokens = {tokens} in [training] chooses the rows of a step by their tokens, and "
+            "span 'schedule' lets a row have as many tokens as its step says",
+            "leave one of them out",
+        )
+
+
 def split_pair(pair: str, models: Collection[str], where: str) -> tuple[str, str]:
     """`teacher_student` to (teacher, student), whose names may have underscores, too: both are names of `models`."""
     words = pair.split("_")
@@ -234,29 +254,57 @@ def expand(blocks: list[Matrix], models: Collection[str], where: str) -> list[Ce
         empty = next(axis for axis in AXES if axis not in OPTIONAL_AXES and not all(getattr(b, axis) for b in blocks))
         raise ExperimentError(f"{where}: the matrix is empty: axis '{empty}' has no values")
     seen: set[str] = set()
-    for cell in cells:
-        if cell.name in seen:
-            raise ExperimentError(f"{where}: the matrix names the cell {cell.name} twice")
-        seen.add(cell.name)
-    return cells
+    for name in (cell.name for block in blocks for cell in _product(block, models, where)):
+        if name in seen:
+            raise ExperimentError(f"{where}: the matrix names the cell {name} twice")
+        seen.add(name)
+    return list({cell.name: cell for cell in cells}.values())
 
 
 def _expand_block(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
+    """The cells of a block; one that sees whole rows under whatever span is the cell of the whole rows, once."""
+    cells = _product(block, models, where)
+    for cell in cells:
+        _check_view(cell, where)
+    whole = (replace(cell, span="left") if is_whole(cell.lsp, cell.span) else cell for cell in cells)
+    return list({cell.name: cell for cell in whole}.values())
+
+
+def _product(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
     axes = [getattr(block, axis) for axis in AXES if axis not in OPTIONAL_AXES]
     rows: list[int | None] = list(block.train_rows) or [None]
     budgets: list[int | None] = list(block.token_budget) or [None]
-    cells = [
+    return [
         Cell(dataset, *split_pair(pair, models, where), lsp, span, sections, protocol, seed, train_rows, budget)
         for train_rows, budget in itertools.product(rows, budgets)
         for dataset, pair, lsp, span, sections, protocol, seed in itertools.product(*axes)
     ]
-    for cell in cells:
-        if cell.span == "cot-lead" and cell.sections == "a":
-            raise ExperimentError(
-                f"{where}: the cell {cell.name} would supervise nothing: span 'cot-lead' never reads the answer, so "
-                "give it other sections than 'a'"
-            )
-    return cells
+
+
+def _check_view(cell: Cell, where: str) -> None:
+    """ExperimentError for a span that its proportion, its sections or its budget contradict."""
+    if cell.sections == "a" and not reads_answer(cell.span):
+        raise ExperimentError(
+            f"{where}: the cell {cell.name} would supervise nothing: span '{cell.span}' never reads the answer, so "
+            "give it other sections than 'a'"
+        )
+    if cell.lsp != FULL and not takes_proportion(cell.span):
+        raise ExperimentError(
+            f"{where}: span '{cell.span}' takes no proportion of a row, so lsp = {cell.lsp:g} says nothing about it",
+            "give it lsp = [1.0] in a block of its own",
+        )
+    if cell.span == "schedule" and cell.lsp < LOWEST_OF_SCHEDULE:
+        raise ExperimentError(
+            f"{where}: span 'schedule' grows to whole rows, so it reads at least half of the tokens, and those of "
+            f"lsp = {cell.lsp:g} do not add up",
+            "raise lsp to 0.5 or above; 0.625 grows from 0.25",
+        )
+    if cell.span == "schedule" and cell.token_budget:
+        raise ExperimentError(
+            f"{where}: span 'schedule' reads a row anew in every epoch, so token_budget = {cell.token_budget} names no "
+            "rows",
+            "leave token_budget out: all its readings together have as many tokens as span 'left' at the same lsp",
+        )
 
 
 def choose(loaded: Experiment, wanted: dict[str, Any]) -> list[Cell]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from essence.data.truncation import reads_prefix
+from essence.data.selection import reads_prefix
 from essence.files import GIB
 from essence.plan.cells import train_settings
 from essence.plan.estimate import (

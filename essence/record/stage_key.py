@@ -21,8 +21,13 @@ def stage_key(
 
 
 def that_count(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of a local source its content counts, neither where it lies nor what it is called."""
-    source = settings.get("source")
+    """Of a local source its content counts, neither where it lies nor what it is called.
+
+    The seed of a draw counts where something is drawn: earlier versions had no such field.
+    """
+    source, view = settings.get("source"), settings.get("view")
+    if isinstance(view, dict) and view.get("draw_seed") == 0:
+        return {**settings, "view": {name: value for name, value in view.items() if name != "draw_seed"}}
     if not (isinstance(source, dict) and str(source.get("path_state")).startswith(CONTENT)):
         return settings
     return {**settings, "source": {**source, "path": None, "name": ""}}

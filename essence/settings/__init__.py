@@ -9,6 +9,7 @@ What is neutral (no adapters, one process, no packing, a live teacher) is a defa
 from essence.settings.base import Count, Factor, Few, Name, Record, Seed, Share, Size, check_name
 from essence.settings.data import (
     LSP,
+    SPANS,
     DecontaminationSettings,
     DownloadSettings,
     Option,
@@ -22,6 +23,11 @@ from essence.settings.data import (
     TokenBudget,
     TokenizeSettings,
     ViewSettings,
+    draws,
+    first_tokens,
+    is_whole,
+    reads_answer,
+    takes_proportion,
 )
 from essence.settings.evaluation import (
     AnswerType,
@@ -61,6 +67,7 @@ from essence.settings.training import (
 __all__ = [
     "LSP",
     "SETTINGS",
+    "SPANS",
     "STAGES_IN",
     "AnswerType",
     "AnySettings",
@@ -110,4 +117,9 @@ __all__ = [
     "TrainSettings",
     "ViewSettings",
     "check_name",
+    "draws",
+    "first_tokens",
+    "is_whole",
+    "reads_answer",
+    "takes_proportion",
 ]

@@ -1,10 +1,11 @@
 """Settings of download and tokenize, and of the view that a training has of tokenised rows."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from essence.settings.base import Count, CountOrZero, Record, Seed, Share
+from essence.settings.base import LARGEST_COUNT, Count, CountOrZero, Record, Seed, Share
 
 LARGEST_TOKENS = 10**15
 """Of a budget."""
@@ -13,9 +14,50 @@ TokenBudget = Annotated[int, Field(gt=0, le=LARGEST_TOKENS)]
 LSP = Share
 """Lead-span proportion: the share of a row's tokens that is kept, 0 < p <= 1."""
 
-Span = Literal["left", "middle", "right", "right-with-context", "cot-lead"]
-"""Which tokens a proportion keeps: the first, the middle or the last ones of the row, the last ones with all that
-comes before them as context, or the first ones of the chain of thought behind the whole prompt."""
+SPANS = (
+    *("left", "middle", "right", "right-with-context", "cot-lead", "random-span", "random-tokens", "lead+answer"),
+    *("to-first-answer", "schedule"),
+)
+"""The spans that have a name of their own; docs/arms.md tells what each reads, is taught, and isolates."""
+FIRST_TOKENS = re.compile(r"first-([1-9][0-9]{0,9})")
+NO_PROPORTION = "to-first-answer"
+
+
+def first_tokens(span: str) -> int | None:
+    """The k of `first-k`: so many tokens of the chain of thought, `<think>` among them; None of any other span."""
+    found = FIRST_TOKENS.fullmatch(span)
+    return int(found[1]) if found else None
+
+
+def takes_proportion(span: str) -> bool:
+    """True when `lsp` says how much of a row a span keeps; where it does not, `lsp` is 1.0."""
+    return span != NO_PROPORTION and first_tokens(span) is None
+
+
+def is_whole(lsp: float, span: str) -> bool:
+    """True when this part of a row is all of it; a `cot-lead` of 1.0 lacks the answer."""
+    return lsp == 1.0 and span != "cot-lead" and takes_proportion(span)
+
+
+def reads_answer(span: str) -> bool:
+    """True when a span can reach the answer of a row."""
+    return span != "cot-lead" and first_tokens(span) is None
+
+
+def draws(span: str) -> bool:
+    """True when what a span takes of a row is drawn, by the row and the seed of the cell."""
+    return span in ("random-span", "random-tokens")
+
+
+def _known_span(span: str) -> str:
+    if span not in SPANS and (first_tokens(span) or LARGEST_COUNT + 1) > LARGEST_COUNT:
+        named = ", ".join(f"'{name}'" for name in SPANS)
+        raise ValueError(f"should be {named} or 'first-k' with a number of tokens, as in 'first-512'")
+    return span
+
+
+Span = Annotated[str, AfterValidator(_known_span)]
+"""Which tokens of a row are read and can be labels: one of `SPANS`, or `first-k` with a number in the place of k."""
 
 Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
 """The sections whose tokens are supervised: prompt (p), chain of thought (cot), answer (a)."""
@@ -138,10 +180,12 @@ class ViewSettings(Record):
     supervise_end_of_sequence: bool
     """Released: padding is the eos token, so true eos tokens are masked out of the labels (trap 6)."""
     keep_context: bool
-    """Corrected: middle and right spans keep everything before them, with the loss on the span only (trap 3). The spans
-    `left`, `right-with-context` and `cot-lead` read the same with and without."""
+    """Corrected: middle and right spans keep everything before them, with the loss on the span only (trap 3). All other
+    spans read the same with and without."""
     left_pad_multiple: Annotated[int, Field(ge=0)]
     """Released: rows are padded on the left to a multiple of this, and where there is a pad the first token read is a
     label, predicted from the pad (trap 23). 0 = the first token is never a label."""
     misordered_markers: Literal["train", "skip"]
     """Released: rows whose first `</think>` comes before their first `<think>` are trained on (trap 24)."""
+    draw_seed: Seed = 0
+    """Of the spans that draw: the seed of the cell. 0 for all others, of which it tells no two trainings apart."""

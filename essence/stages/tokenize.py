@@ -16,10 +16,12 @@ import numpy as np
 
 from essence.data.accept import AcceptedRows, Numbered
 from essence.data.encode import Encoded, Encoder, Text
+from essence.data.final_answer import first_answer
 from essence.data.reasons import Exchange
+from essence.data.selection import SectionBounds
 from essence.data.token_statistics import TokenStatistics, first_statement
 from essence.data.token_table import TokenRow, TokenWriter
-from essence.data.truncation import SectionBounds, Tokens
+from essence.data.truncation import Tokens
 from essence.distill.pair import think_token_ids
 from essence.errors import InputError
 from essence.files import sha256_text, write_json
@@ -100,7 +102,8 @@ class Renderer:
 
     def _text(self, exchange: Exchange) -> Text:
         text = self.render(exchange)
-        return Text(text, first_statement(text, text.find("<think>")))
+        start = text.find("<think>")
+        return Text(text, (first_statement(text, start), first_answer(text, start)))
 
     def render(self, exchange: Exchange) -> str:
         """The row's text, as released: user and assistant turn, then, where kept, the stray header of trap 5."""
@@ -109,16 +112,16 @@ class Renderer:
 
     def _rows(self, batch: list[Numbered], encoded: Callable[[], list[Encoded]]) -> list[TokenRow]:
         return [
-            TokenRow(position, e.ids, _first(e.ids, self._think_start), _first(e.ids, self._think_end), e.marked)
+            TokenRow(position, e.ids, _first(e.ids, self._think_start), _first(e.ids, self._think_end), *e.marked)
             for (position, _), e in zip(batch, encoded(), strict=True)
         ]
 
 
 def add_statistics(statistics: TokenStatistics, rendered: list[TokenRow]) -> None:
     """Count a batch."""
-    columns = zip(*((row.input_ids.size, row.think_start, row.think_end, row.boxed) for row in rendered), strict=True)
-    lengths, think_start, think_end, boxed = (np.array(column, np.int64) for column in columns)
-    statistics.add(SectionBounds(lengths, think_start, think_end), boxed)
+    rows = ((row.input_ids.size, row.think_start, row.think_end, row.answer, row.boxed) for row in rendered)
+    *bounds, boxed = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    statistics.add(SectionBounds(*bounds), boxed)
 
 
 MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end")

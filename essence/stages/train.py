@@ -251,14 +251,17 @@ def write_events(events: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / f"events.out.tfevents.{number:04d}")
 
 
-def describe(part: Examples) -> dict[str, Any]:
-    """The manifest's words for some examples."""
+def describe(part: Examples, epochs: int = 1) -> dict[str, Any]:
+    """The manifest's words for some examples; of readings, numbers are those of an epoch, on average."""
+    each = epochs if part.places.readings else 1
     return {
-        "rows": len(part.examples),
-        "tokens": part.tokens,
-        "supervised_tokens": part.supervised_tokens,
+        "rows": len({example.row for example in part.examples}) if part.places.readings else len(part.examples),
+        "tokens": round(part.tokens / each),
+        "supervised_tokens": round(part.supervised_tokens / each),
         "sha256": fingerprint(part.examples),
         "skipped": part.skipped,
+        "noted": part.noted,
+        "readings": len(part.examples) if part.places.readings else None,
     }
 
 
@@ -278,7 +281,7 @@ def outcome(
             "validations": result.validations,
         },
         data={
-            "train": describe(setup.rows.training),
+            "train": describe(setup.rows.training, settings.optimizer.epochs),
             "validation": describe(setup.rows.validation),
             "positions": setup.rows.positions,
         },

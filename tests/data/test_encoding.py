@@ -49,13 +49,13 @@ def qwen(assets: Path) -> tuple[Any, Encoder]:
 
 def same_as_the_tokenizer(backend: Any, encoder: Encoder, batch: list[str]) -> None:
     marks = [len(text) // 2 if text else -1 for text in batch]
-    found = encoder.start([Text(text, mark) for text, mark in zip(batch, marks, strict=True)])()
+    found = encoder.start([Text(text, (mark, -1)) for text, mark in zip(batch, marks, strict=True)])()
     for text, mark, encoded in zip(batch, marks, found, strict=True):
         expected = backend.encode(text, add_special_tokens=False)
         assert encoded.ids.dtype == np.int32
         assert encoded.ids.tolist() == expected.ids
         token = None if mark < 0 else expected.char_to_token(mark)  # None: a character that normalising took away
-        assert encoded.marked == (-1 if token is None else token)
+        assert encoded.marked == (-1 if token is None else token, -1)
 
 
 @pytest.mark.assets

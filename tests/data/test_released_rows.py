@@ -26,8 +26,9 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from essence.data.reasons import Exchange  # noqa: E402
+from essence.data.selection import SectionBounds, select  # noqa: E402
 from essence.data.token_table import TokenRow, TokenTable  # noqa: E402
-from essence.data.truncation import Example, SectionBounds, SkipReason, make_examples, span_windows  # noqa: E402
+from essence.data.truncation import Example, SkipReason, make_examples  # noqa: E402
 from essence.settings import ViewSettings  # noqa: E402
 from essence.stages import tokenize  # noqa: E402
 from essence.stages.tiny.tokenizer import TURN_END, write_tokenizer  # noqa: E402
@@ -266,7 +267,7 @@ def test_any_text_gives_a_view_inside_its_row(
     if not 0 <= start <= end:
         assert found in (SkipReason.NO_MARKER, SkipReason.MARKERS_OUT_OF_ORDER)
         return
-    windows = span_windows(SectionBounds.of(length, start, end), asked)
+    windows = select(SectionBounds.of(length, start, end), asked)
     first, label, stop = windows.first_read[0], windows.first_label[0], windows.stop[0]
     assert 0 <= first <= label < stop <= length
     if asked.span == "cot-lead":

@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from essence.data.truncation import (
-    Example,
-    SectionBounds,
-    SkipReason,
-    fingerprint,
-    kept_length,
-    kept_lengths,
-    make_examples,
-    span_windows,
-    within_budget,
-)
+from essence.data.selection import SectionBounds, kept_length, kept_lengths, select
+from essence.data.truncation import Example, SkipReason, fingerprint, make_examples, within_budget
 from essence.errors import InputError
 from essence.settings import ViewSettings
 
@@ -133,7 +124,7 @@ def test_many_lengths_at_once_are_plain_python_floats(lengths: list[int], lsp: f
 def test_left_half_is_lsp_one_half_and_halves_meet() -> None:
     bounds, found = SectionBounds.of(11, 2, 6), {}
     for span in SPANS:
-        windows = span_windows(bounds, view(lsp=0.5, span=span))
+        windows = select(bounds, view(lsp=0.5, span=span))
         found[span] = (windows.first_read[0], windows.first_label[0], windows.stop[0])
     assert found == {
         "left": (0, 0, 5),

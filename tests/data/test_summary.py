@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from essence.data.selection import SectionBounds
 from essence.data.token_statistics import LSPS, TokenStatistics, first_statement
-from essence.data.truncation import SectionBounds
 
 Row = tuple[int, int, int, int]
 

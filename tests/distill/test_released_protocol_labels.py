@@ -19,7 +19,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from safetensors.torch import save_file  # noqa: E402
 from torch.nn.functional import pad as pad_with_zeros  # noqa: E402
 
-from essence.data.truncation import Example, SectionBounds, SkipReason, make_examples  # noqa: E402
+from essence.data.selection import SectionBounds  # noqa: E402
+from essence.data.truncation import Example, SkipReason, make_examples  # noqa: E402
 from essence.distill.attention import use_row_attention  # noqa: E402
 from essence.distill.batches import Batch, states_at, states_of_pads, states_of_rows  # noqa: E402
 from essence.distill.module import objective_from_states  # noqa: E402

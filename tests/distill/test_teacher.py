@@ -104,6 +104,11 @@ def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Pa
         {"view": view(span="right-with-context")},
         {"view": view(span="cot-lead", sections="cot")},
         {"view": view(span="middle", keep_context=True)},
+        {"view": view(lsp=1.0, span="first-9")},
+        {"view": view(span="random-span", draw_seed=3), "packing": False},
+        {"view": view(span="random-tokens", draw_seed=3)},
+        {"view": view(lsp=1.0, span="to-first-answer")},
+        {"view": view(lsp=0.625, span="schedule")},
     ],
     ids=[
         "lead 0.3 packed",
@@ -114,6 +119,11 @@ def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Pa
         "right with context",
         "cot lead",
         "middle with context",
+        "first k",
+        "random span",
+        "random tokens",
+        "to first answer",
+        "schedule",
     ],
 )
 def test_one_cache_gives_every_cell_the_live_curve(

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from essence.data.selection import SectionBounds
 from essence.data.token_statistics import TokenStatistics
-from essence.data.truncation import SectionBounds
 from essence.files import GIB
 from essence.plan.cells import train_settings
 from essence.plan.estimate import Estimate, download_gib, estimate, mean_row

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from essence.data.selection import SectionBounds
 from essence.data.token_statistics import TokenStatistics
-from essence.data.truncation import SectionBounds
 from essence.report.page.tokens import histogram_svg, tokens_lines, tokens_view
 
 

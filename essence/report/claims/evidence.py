@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from essence.record.trace_record import TraceRecord
 from essence.report.claims.definition import Claim
-from essence.report.results.records import is_whole
+from essence.settings import is_whole
 
 LEVEL = 0.95
 """Of the intervals that verdicts go by."""

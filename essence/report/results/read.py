@@ -23,9 +23,9 @@ from essence.report.results.records import (
     Pooled,
     Results,
     Score,
-    is_whole,
 )
 from essence.report.results.stage_reader import StageEvidence, read_stage
+from essence.settings import is_whole
 
 AXES = (
     "name",

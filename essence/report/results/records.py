@@ -24,11 +24,6 @@ Evaluation = tuple[str, str]
 """(benchmark, checkpoint)."""
 
 
-def is_whole(lsp: float, span: str) -> bool:
-    """True when this part of a row is all of it; a `cot-lead` of 1.0 lacks the answer."""
-    return lsp == FULL and span != "cot-lead"
-
-
 @dataclass(frozen=True)
 class Cost:
     """What the training of a cell took; None where its manifest does not say."""
