@@ -112,10 +112,10 @@ class TokenTable:
         self._batches = np.repeat(np.arange(len(batches)), [batch.num_rows for batch in batches])
         self._starts = np.concatenate([np.zeros(0, np.int32), *(each[:-1] for each in offsets)])
         self.lengths: Indices = np.concatenate([np.zeros(0, np.int64), *(np.diff(each) for each in offsets)])
-        markers = (_column(batches, name, np.int64) for name in ("think_start", "think_end"))
+        starts, ends = (_column(batches, name, np.int64) for name in ("think_start", "think_end"))
         known = "answer" in reader.schema.names
         answers = _column(batches, "answer", np.int64) if known else None
-        self.bounds = SectionBounds(self.lengths, *markers, answers)
+        self.bounds = SectionBounds(self.lengths, starts, ends, answers)
         self._path = path
 
     def __len__(self) -> int:

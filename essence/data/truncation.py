@@ -74,8 +74,8 @@ class Places:
     rows: int
     """Rows there were."""
     readings: bool = False
-    """True when the examples are not rows but readings of them, which differ: places are then counted through the orders
-    of all epochs."""
+    """True when the examples are readings of rows, which differ: places are then counted through the orders of all
+    epochs."""
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "Places":
@@ -194,7 +194,7 @@ def has_sections(bounds: SectionBounds, view: ViewSettings) -> Mask:
 
 
 def trains_misordered(view: ViewSettings) -> bool:
-    """True when rows with `</think>` before `<think>` are trained on; they have no thought whose lead could be taken."""
+    """True when rows with `</think>` before `<think>` are trained on; they have no thought to lead."""
     leads = view.span in ("cot-lead", "lead+answer") or first_tokens(view.span) is not None
     return view.misordered_markers == "train" and not leads
 
