@@ -8,7 +8,7 @@ from rich.text import Text
 
 from essence.errors import RecordError
 from essence.record.run_directory import RunDirectory
-from essence.report.claims.verdict import judge, judged_record
+from essence.report.claims.verdict import judge, judged_record, record_verdicts
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.results.read import read_results
 from essence.report.results.run_facts import builtin_sources
@@ -23,6 +23,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     real = [results for results in read if not builtin_sources(results)]
     used = read if experiment else real or read
     judged = judge(used)
+    record_verdicts(used, judged)
     refused = {stage.id: stage.problem for one in used for stage in one.refused}
     if as_json:
         record = {

@@ -16,7 +16,7 @@ from essence.record.run_directory import RunDirectory
 from essence.record.trace_record import read_trace_records
 from essence.report.claims.definition import CLAIMS_FILE
 from essence.report.claims.kept import read_with_retention
-from essence.report.claims.verdict import judge, judged_record
+from essence.report.claims.verdict import ClaimVerdict, judge, judged_record, record_verdicts
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
@@ -72,6 +72,8 @@ def _shown(run: RunDirectory, stage_id: str) -> str:
 
 def write_results(results: Results) -> Path:
     """Write the report of results that were read before."""
+    verdicts = judge([results])
+    record_verdicts([results], verdicts)
     figures = _figures(results)
     folder = RunDirectory(results.run_dir).report(results.experiment)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -81,19 +83,23 @@ def write_results(results: Results) -> Path:
         (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (partial / "figures" / f"{figure.name}.png").write_bytes(figure.png)
     pieces = write_pieces(results, partial, folder)
-    (partial / "report.html").write_text(render_page(results, figures, pieces), encoding="utf-8")
-    (partial / "report.md").write_text(markdown_report(results, figures), encoding="utf-8")
+    (partial / "report.html").write_text(render_page(results, figures, pieces, verdicts), encoding="utf-8")
+    (partial / "report.md").write_text(markdown_report(results, figures, verdicts), encoding="utf-8")
     files = {p.relative_to(partial).as_posix(): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-    record = {**report_record(results, figures), "files": files}
+    record = {**report_record(results, figures, verdicts), "files": files}
     text = json.dumps({**record, "seal": seal_of(record)}, indent=2, ensure_ascii=False, allow_nan=False)
     (partial / "report.json").write_text(text + "\n", encoding="utf-8")
     _replace_folder(folder, partial)
     return folder / "report.html"
 
 
-def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]] | None = None) -> dict[str, Any]:
+def report_record(
+    results: Results,
+    figures: Mapping[GroupKey, Sequence[Figure]] | None = None,
+    verdicts: Sequence[ClaimVerdict] | None = None,
+) -> dict[str, Any]:
     """report.json, and what `invoke report --json` prints: the rows of every table as plain numbers."""
-    drawn = figures or {}
+    drawn, judged = figures or {}, judge([results]) if verdicts is None else verdicts
     return {
         "schema_version": SCHEMA_VERSION,
         "made_from": made_from(results.run_dir, results.experiment),
@@ -103,8 +109,8 @@ def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]
         "statement": statement(results),
         "done": results.done,
         "records": {s.id: sha256_file(s.folder.manifest) for s in results.stages if s.folder.done},
-        "claims": [judged_record(one) for one in judge([results])],
-        "groups": [_group_record(results, group, drawn.get(group.key, ())) for group in results.groups],
+        "claims": [judged_record(one) for one in judged],
+        "groups": [_group_record(results, group, drawn.get(group.key, ()), judged) for group in results.groups],
         "computed_costs": [
             {"title": table.title, "finding": table.finding, "rows": as_json(list(table.costs))}
             for table in claim_tables(results)
@@ -114,7 +120,9 @@ def report_record(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]
     }
 
 
-def _group_record(results: Results, group: Group, figures: Sequence[Figure]) -> dict[str, Any]:
+def _group_record(
+    results: Results, group: Group, figures: Sequence[Figure], verdicts: Sequence[ClaimVerdict]
+) -> dict[str, Any]:
     return {
         **vars(group.key),
         "reference": vars(group.reference) if group.reference else None,
@@ -122,7 +130,7 @@ def _group_record(results: Results, group: Group, figures: Sequence[Figure]) -> 
             {
                 "benchmark": evaluation[0],
                 "checkpoint": evaluation[1],
-                "findings": findings(results, group, evaluation),
+                "findings": findings(results, group, evaluation, verdicts),
                 "rows": [row_record(row) for row in arm_rows(results, group, evaluation)],
                 "cells": [row_record(row) for row in cell_rows(group, evaluation)],
             }

@@ -15,6 +15,7 @@ from essence.record.manifest import seal_of
 from essence.record.run_directory import RunDirectory
 from essence.report.build import own_files, report_is_current, write_report
 from essence.report.claims.kept import read_with_retention
+from essence.report.claims.verdict import judge
 from essence.report.page.endings import ENDING_COLUMNS, ending_rows
 from essence.report.page.findings import findings
 from essence.report.page.table import arm_rows, cell_rows, missing_lines, print_results
@@ -43,7 +44,7 @@ def files(report: Path) -> set[str]:
 
 def sentences(run: SyntheticRun) -> str:
     results = read(run)
-    return " ".join(findings(results, results.groups[0], EVALUATION)).replace(SPACE, " ")
+    return " ".join(findings(results, results.groups[0], EVALUATION, judge([results]))).replace(SPACE, " ")
 
 
 def test_cells_that_differ_in_lsp_and_seed_form_a_group(run: SyntheticRun) -> None:
@@ -362,18 +363,19 @@ def test_the_terminal_table_fits_eighty_columns(run: SyntheticRun, capsys: pytes
 def test_the_papers_value_stands_beside_ours_and_only_the_claims_judge(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, accuracy={0.25: 0.15, 0.5: 0.2, 0.75: 0.71, 1.0: 0.72}).write()
     found = sentences(run)
-    assert "The paper reports about 91 %, a mean over 30 settings" in found and "table of claims" in found
+    assert "The paper reports about 91 %, a mean over 30 settings" in found
+    assert "no interval published (shown, not judged)." in found and "time 0.64 × (shown, not judged)" in found
     assert "differs, its whole interval" not in found and "includes that value" not in found
 
 
 def test_an_order_that_differs_is_said(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, accuracy={0.25: 0.9, 0.5: 0.3, 0.75: 0.7, 1.0: 0.72}).write()
-    assert "Accuracy falls from 0.25 to 0.50, with intervals apart" in sentences(run)
+    assert "Accuracy falls from 0.25 to 0.50. Over all settings" in sentences(run)
 
 
 def test_an_arm_below_the_untrained_student_is_said(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, accuracy={0.25: 0.0, 0.5: 0.6, 0.75: 0.7, 1.0: 0.72}, untrained=0.4).write()
-    assert "At LSP 0.25 training leaves it clearly below its untrained self" in sentences(run)
+    assert "At LSP 0.25 it scores below its untrained self" in sentences(run)
 
 
 def test_two_checkpoints_get_a_table_each(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from functools import lru_cache
 import numpy as np
 
 from essence.evaluation.statistics import BOOTSTRAP_SEED, student_t
+from essence.report.claims.looks import level_of
 from essence.report.claims.measured import Measured, Replicates
 
 ASSURANCE = 0.8
 MOST_TIMES = 1000
 """Beyond this many times as many, no number is given."""
 DRAWS = 4_000
-CONFIDENCE = 0.95
 ONE_PAIR = "no interval: one pair of runs"
 DECLARE = "a second seed of each arm would measure that, or training_sd_points in experiments/claims.toml declare it"
 Band = tuple[float, float]
@@ -44,7 +44,8 @@ def advise(measured: Measured, band: Band) -> Advice:
     if now is None:
         one = "one training of each arm" if measured.trainings == 1 else "contrasts that must all hold"
         return Advice(f"how many trainings would decide cannot be said from {one}", {})
-    count = _fewest(estimate.value, now, band)
+    level = level_of(measured.look + 1)  # what is added is judged at the next look
+    count = _fewest(estimate.value, now, band, level)
     if count is None:
         return Advice("too near the edge of what is accepted for any number of runs worth naming to decide", {})
     name = "runs" if now.unit == "pairs of runs" else "seeds"
@@ -52,29 +53,29 @@ def advise(measured: Measured, band: Band) -> Advice:
     return Advice(f"{instead} would decide with {ASSURANCE:.0%} assurance", {name: count})
 
 
-def _fewest(value: float, now: Replicates, band: Band) -> int | None:
+def _fewest(value: float, now: Replicates, band: Band, level: float) -> int | None:
     """The smallest number above those that are there which decides often enough."""
     low, high = now.count, now.count
-    while assurance(value, now, band, high) < ASSURANCE:
+    while assurance(value, now, band, high, level) < ASSURANCE:
         low, high = high, high * 2
         if high > now.count * MOST_TIMES:
             return None
     high = max(high, now.count + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if assurance(value, now, band, middle) >= ASSURANCE else (middle, high)
+        low, high = (low, middle) if assurance(value, now, band, middle, level) >= ASSURANCE else (middle, high)
     return high
 
 
 @lru_cache(maxsize=4096)
-def assurance(value: float, now: Replicates, band: Band, count: int) -> float:
+def assurance(value: float, now: Replicates, band: Band, count: int, level: float) -> float:
     """Chance that new data of `count` replicates decide, over what the truth and the variance may be."""
     rng = np.random.default_rng(BOOTSTRAP_SEED)
     degrees = max(1, round(now.degrees * (count - 1) / (now.count - 1)))
     spread = now.standard_deviation * np.sqrt(now.degrees / rng.chisquare(now.degrees, DRAWS))
     truth = value + spread / np.sqrt(now.count) * rng.standard_normal(DRAWS)
     found = truth + spread / np.sqrt(count) * rng.standard_normal(DRAWS)
-    margin = student_t(CONFIDENCE, degrees) * spread * np.sqrt(rng.chisquare(degrees, DRAWS) / degrees / count)
+    margin = student_t(level, degrees) * spread * np.sqrt(rng.chisquare(degrees, DRAWS) / degrees / count)
     inside = (found - margin >= band[0]) & (found + margin <= band[1])
     outside = (found + margin < band[0]) | (found - margin > band[1])
     return float((inside | outside).mean())

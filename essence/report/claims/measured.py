@@ -40,6 +40,8 @@ class Measured:
     """Two-sided p of the nearest value that counts as reproduced."""
     other_problems: Estimate | None = None
     """The same on other problems like these: wider, and not what the verdict goes by."""
+    look: int = 1
+    """How often these trainings were judged, this time included: the interval is as wide as that asks for."""
     rests_on: tuple[str, ...] = ()
     """Ids of the trainings."""
     counted: str = ""

@@ -9,7 +9,16 @@ from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import Evidence
 from essence.report.claims.gather import gather
-from essence.report.claims.measured import Measured
+from essence.report.claims.looks import (
+    Look,
+    Looks,
+    level_of,
+    look_at,
+    read_looks,
+    record_looks,
+    share_of,
+)
+from essence.report.claims.measured import Measured, Outcome
 from essence.report.claims.measures import MEASURES
 from essence.report.results.records import Results
 
@@ -18,7 +27,9 @@ FAILURES = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a measure can meet in results that nobody foresaw: its claim is undecided then, and says so."""
 PROXY = "a proxy, counted by a stated rule, where the paper had a language model judge"
 QUESTION = "no claim of the paper’s, so there is nothing to reproduce"
+DECIDABLE = ("reproduced", "not reproduced", "undecided")
 LEVEL = 0.05
+NO_LOOKS = Looks()
 HOLM = "outside what is accepted when judged alone, but not among {count} claims (Holm)"
 
 
@@ -44,28 +55,43 @@ class ClaimVerdict:
         return f"in {settings} of {self.claim.settings} settings"
 
 
-def judge(results: Iterable[Results]) -> list[ClaimVerdict]:
-    """Every claim under every protocol that anything was run under, in the order of the file."""
+def judge(results: Iterable[Results], claims: Sequence[Claim] | None = None) -> list[ClaimVerdict]:
+    """Every claim under every protocol that anything was run under, in the order of the claims.
+
+    claims: those of the paper (`experiments/claims.toml`) unless others are given; they are one family. Looks that the
+    run directory has recorded count; this one is recorded by whoever shows it (`record_verdicts`).
+    """
     read = list(results)
-    evidence = gather(read)
+    evidence, looks = gather(read), read_looks(read)
     refused = len({stage.id for one in read for stage in one.refused})
     protocols = dict.fromkeys(group.key.protocol for one in read for group in one.groups)
-    claims = load_claims()
-    under = {name: [_judge(claim, name, evidence.under(name), refused) for claim in claims] for name in protocols}
+    asked = load_claims() if claims is None else claims
+    under = {name: [_judge(one, name, evidence.under(name), refused, looks) for one in asked] for name in protocols}
     corrected = {name: allow_for_number(verdicts) for name, verdicts in under.items()}
-    return [corrected[name][place] for place in range(len(claims)) for name in protocols]
+    return [corrected[name][place] for place in range(len(asked)) for name in protocols]
 
 
-def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> ClaimVerdict:
+def record_verdicts(results: Sequence[Results], verdicts: Iterable[ClaimVerdict]) -> None:
+    """Write down in the run directory that these were shown: the next look at more of the same is another one."""
+    record_looks(results, looks_of(verdicts))
+
+
+def looks_of(verdicts: Iterable[ClaimVerdict]) -> list[Look]:
+    """The looks that verdicts are; what was only shown is none."""
+    given = (one for one in verdicts if one.measured and one.word in DECIDABLE)
+    return [look for one in given if one.measured and (look := look_at(one.claim.id, one.protocol, one.measured))]
+
+
+def _judge(claim: Claim, protocol: str, evidence: Evidence, refused: int = 0, looks: Looks = NO_LOOKS) -> ClaimVerdict:
     """One claim in a guard of its own: where it cannot be judged, the others and the page still stand."""
     try:
-        return _judged(claim, protocol, evidence, refused)
+        return _judged(claim, protocol, evidence, refused, looks)
     except FAILURES as error:
         return ClaimVerdict(claim, protocol, "undecided", None, f"could not be judged: {error!r}; please report this")
 
 
-def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> ClaimVerdict:
-    outcome = MEASURES[claim.measure](claim, evidence)
+def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int, looks: Looks) -> ClaimVerdict:
+    outcome = at_this_look(claim, protocol, evidence, looks)
     if isinstance(outcome, str):
         elsewhere = MEASURES[claim.measure](claim.anywhere, evidence)
         if isinstance(elsewhere, Measured) and not evidence.inside(claim):
@@ -85,12 +111,24 @@ def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int) -> Cl
     return ClaimVerdict(claim, protocol, word, outcome, advice.sentence, advice.wanted)
 
 
+def at_this_look(claim: Claim, protocol: str, evidence: Evidence, looks: Looks) -> Outcome:
+    """What was measured, with the interval that this look has."""
+    outcome = MEASURES[claim.measure](claim, evidence)
+    look = look_at(claim.id, protocol, outcome) if isinstance(outcome, Measured) else None
+    number = looks.number(look) if look else 1
+    if number == 1:
+        return outcome
+    again = MEASURES[claim.measure](claim, evidence.at(level_of(number)))
+    assert isinstance(again, Measured)
+    return replace(again, look=number, outside=min(1.0, again.outside / share_of(number)))
+
+
 def allow_for_number(verdicts: Sequence[ClaimVerdict]) -> list[ClaimVerdict]:
     """The primary claim at its own level; of the others, those fail that Holm's procedure leaves failing.
 
     Of many claims that all hold, one fails by chance more often than not if each is judged alone.
     """
-    judged = [one for one in verdicts if one.measured and one.word in ("reproduced", "not reproduced", "undecided")]
+    judged = [one for one in verdicts if one.measured and one.word in DECIDABLE]
     family = sorted((one for one in judged if not one.claim.primary), key=lambda one: one.measured.outside)  # type: ignore[union-attr]
     kept: set[str] = set()
     for place, one in enumerate(family):
@@ -140,6 +178,8 @@ def judged_record(judged: ClaimVerdict) -> dict[str, Any]:
         "on_other_problems": None if not (measured and measured.other_problems) else vars(measured.other_problems),
         "trainings": 0 if measured is None else measured.trainings,
         "samples": 0 if measured is None else measured.samples,
+        "look": 1 if measured is None else measured.look,
+        "confidence": level_of(1 if measured is None else measured.look),
         "outside_p": None if measured is None else measured.outside,
         "primary": claim.primary,
         "settings": 0 if measured is None else measured.settings,

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from essence import text
 from essence.report.claims.definition import Claim
+from essence.report.claims.looks import level_of
 from essence.report.claims.verdict import ClaimVerdict, Verdict
 
 STYLES: dict[Verdict, str] = {
@@ -32,6 +33,8 @@ class ClaimRow:
     protocol: str
     grade: str
     """Where the claim is known from."""
+    source: str
+    """Its place there."""
     reported: str
     accepted: str
     """Values of ours that count as reproduced."""
@@ -67,12 +70,13 @@ def claims_lead(judged: Sequence[ClaimVerdict]) -> str:
 
 def _row(judged: ClaimVerdict) -> ClaimRow:
     claim, measured = judged.claim, judged.measured
-    details = [judged.advice, _rests_on(judged), measured.note if measured else ""]
+    details = [judged.advice, _rests_on(judged), _look(judged), measured.note if measured else ""]
     return ClaimRow(
         id=claim.id,
         title=claim.title,
         protocol=judged.protocol,
         grade=GRADE_WORDS[claim.grade],
+        source=claim.source,
         reported="; ".join(one for one in (_reported(claim), claim.also_reported) if one),
         accepted=band_text(claim),
         ours=_ours(judged),
@@ -128,6 +132,16 @@ def _rests_on(judged: ClaimVerdict) -> str:
         return ""
     ends = [value_text(judged.claim, end) for end in (measured.other_problems.low, measured.other_problems.high)]
     return f"on other problems like these [{ends[0]}, {ends[1]}]"
+
+
+def _look(judged: ClaimVerdict) -> str:
+    """How often the same trainings were judged before, and the interval that this asks for."""
+    measured = judged.measured
+    if measured is None or measured.look == 1:
+        return ""
+    before = "once" if measured.look == 2 else f"{measured.look - 1} times"
+    level = text.percent(level_of(measured.look), 2)
+    return f"judged {before} before on less or other data, so this is a {level} interval"
 
 
 def _ours(judged: ClaimVerdict) -> str:

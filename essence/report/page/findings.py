@@ -1,24 +1,32 @@
 """What the numbers say, in sentences computed from them, beside what the paper reports."""
 
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from essence import text
 from essence.evaluation.statistics import Estimate
+from essence.report.claims.verdict import ClaimVerdict
 from essence.report.page import reported
 from essence.report.results.records import COST_UNITS, FULL, Arm, Evaluation, Group, Results
 
 COST_NAMES = {"time": "time", "memory": "memory", "flops": "FLOPs"}
-CLOSE_TO_REPORTED = 0.05
-"""A cost ratio this near to the reported half is called about half."""
+Words = Mapping[str, ClaimVerdict]
+"""Verdicts of one protocol by claim."""
+SHAPE = {"shape-rise": ("rise", "more than 0 %"), "shape-plateau": ("kept", "at least 95 %")}
+"""Claims on the curve: what they measure, and what is wanted."""
 
 
-def findings(results: Results, group: Group, evaluation: Evaluation) -> list[str]:
-    """The sentences of one group on one benchmark; one that lacks its numbers is left out."""
+def findings(results: Results, group: Group, evaluation: Evaluation, verdicts: Sequence[ClaimVerdict]) -> list[str]:
+    """The sentences of one group on one benchmark; one that lacks its numbers is left out.
+
+    Numbers are of the group; what they mean for the paper is the verdict of its claim, and nothing else.
+    """
+    words = {one.claim.id: one for one in verdicts if one.protocol == group.key.protocol}
     sentences = (
         _training_effect(results, group, evaluation),
-        _retention(group, evaluation),
-        _shape(group, evaluation),
-        _cost(group),
+        _retention(group, evaluation, words),
+        _shape(group, evaluation, words),
+        _cost(group, words),
         _doubts(group, evaluation),
     )
     return [sentence for sentence in sentences if sentence]
@@ -41,18 +49,17 @@ def _training_effect(results: Results, group: Group, evaluation: Evaluation) -> 
         return ""
     assert full.value is not None
     points = 100 * (full.value - untrained.accuracy.value)
-    worse = [lsp for lsp, e in _accuracies(group, evaluation) if _apart(untrained.accuracy, e)]
+    below = [lsp for lsp, found in _accuracies(group, evaluation) if (found.value or 0.0) < untrained.accuracy.value]
     effect = (
         f"Trained on full sequences the student scores {text.with_interval(full)}, untrained "
         f"{text.with_interval(untrained.accuracy)}: {points:+.1f} points."
     )
-    if worse:
-        listed = _listed([f"{lsp:g}" for lsp in worse])
-        effect += f" At LSP {listed} training leaves it clearly below its untrained self."
+    if below:
+        effect += f" At LSP {_listed([f'{lsp:g}' for lsp in below])} it scores below its untrained self."
     return effect
 
 
-def _retention(group: Group, evaluation: Evaluation) -> str:
+def _retention(group: Group, evaluation: Evaluation, words: Words) -> str:
     mark = reported.RETENTION
     arm = arm_at(group, mark.lsp)
     kept = arm.pooled[evaluation].retention if arm and evaluation in arm.pooled else None
@@ -62,45 +69,46 @@ def _retention(group: Group, evaluation: Evaluation) -> str:
         return f"Retention at LSP {mark.lsp:g} cannot be said: {kept.method}."
     return (
         f"At LSP {mark.lsp:g} the student keeps {text.with_interval(kept)} of the accuracy at LSP 1.0. The paper "
-        f"reports {mark.words}, {reported.OVER}: the table of claims says whether this run decides it."
+        f"reports {mark.words}, {reported.OVER}{_verdict(words, reported.RETENTION_CLAIM)}."
     )
 
 
-def _shape(group: Group, evaluation: Evaluation) -> str:
+def _shape(group: Group, evaluation: Evaluation, words: Words) -> str:
+    """Which steps fall, and the verdicts on the paper's curve, each with its number."""
     points = _accuracies(group, evaluation)
     if len(points) < 2 or not any(accuracy.value for _, accuracy in points):
         return ""
-    falls = [(a, b) for a, b in pairwise(points) if (b[1].value or 0.0) < (a[1].value or 0.0)]
-    if not falls:
-        return "Accuracy rises with LSP at every step or stays level, the ordering that the paper shows."
-    clear = [(a, b) for a, b in falls if _apart(a[1], b[1])]
-    steps = ", ".join(f"from {text.proportion(a[0])} to {text.proportion(b[0])}" for a, b in clear or falls)
-    if clear:
-        return f"Accuracy falls {steps}, with intervals apart: the ordering differs from the paper's rising curve."
-    return (
-        f"Accuracy falls {steps}, but the intervals overlap: a difference from the paper's rising curve cannot be told "
-        "from chance."
-    )
+    falls = [(a[0], b[0]) for a, b in pairwise(points) if (b[1].value or 0.0) < (a[1].value or 0.0)]
+    steps = _listed([f"from {text.proportion(a)} to {text.proportion(b)}" for a, b in falls]) if falls else ""
+    shape = f"Accuracy falls {steps}" if falls else "Accuracy rises with LSP at every step or stays level"
+    judged = [shown for name, (what, wanted) in SHAPE.items() if (shown := _shown(words, name, what, wanted))]
+    return f"{shape}. Over all settings: {'; '.join(judged)}." if judged else f"{shape}."
 
 
-def _apart(higher: Estimate, lower: Estimate) -> bool:
-    return higher.low is not None and lower.high is not None and lower.high < higher.low
+def _shown(words: Words, claim: str, what: str, wanted: str) -> str:
+    """`kept at LSP 0.75: 90.2 % (at least 95 % wanted): undecided`."""
+    one = words.get(claim)
+    if one is None or one.measured is None or one.measured.estimate.value is None:
+        return ""
+    number = text.percent(one.measured.estimate.value)
+    return f"{what} {one.measured.note}: {number} ({wanted} wanted), {one.word}"
 
 
-def _cost(group: Group) -> str:
+def _cost(group: Group, words: Words) -> str:
     mark = reported.COST
     arm = arm_at(group, mark.lsp)
     ratios = {word: arm.ratio[word] for word in COST_UNITS if word in COST_NAMES and word in arm.ratio} if arm else {}
     if not ratios:
         return ""
-    parts = ", ".join(f"{COST_NAMES[word]} {text.times(ratio)}" for word, ratio in ratios.items())
-    above = [COST_NAMES[w] for w, ratio in ratios.items() if ratio > mark.value + CLOSE_TO_REPORTED]
-    below = [COST_NAMES[w] for w, ratio in ratios.items() if ratio < mark.value - CLOSE_TO_REPORTED]
-    notes = [f"{_listed(above)} above that"] if above else []
-    notes += [f"{_listed(below)} below that"] if below else []
-    return f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each" + (
-        f"; here {' and '.join(notes)}." if notes else ", as here."
+    parts = _listed(
+        [f"{COST_NAMES[word]} {text.times(ratio)}{_verdict(words, f'{word}-half')}" for word, ratio in ratios.items()]
     )
+    return f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each."
+
+
+def _verdict(words: Words, claim: str) -> str:
+    """` (undecided)`, nothing where the claim has no verdict."""
+    return f" ({words[claim].word})" if claim in words else ""
 
 
 def _doubts(group: Group, evaluation: Evaluation) -> str:

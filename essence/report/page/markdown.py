@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from essence.report.claims.verdict import judge
+from essence.report.claims.verdict import ClaimVerdict
 from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
 from essence.report.page.findings import findings
@@ -14,14 +14,16 @@ from essence.report.results.records import Evaluation, Figure, Group, GroupKey, 
 from essence.text import NOTHING
 
 
-def markdown_report(results: Results, figures: Mapping[GroupKey, Sequence[Figure]]) -> str:
+def markdown_report(
+    results: Results, figures: Mapping[GroupKey, Sequence[Figure]], verdicts: Sequence[ClaimVerdict]
+) -> str:
     """The whole file; figures are linked as `figures/<name>.png` with their values as alt text."""
     parts = [f"# {markdown_text(results.title)}", markdown_text(results.note), *map(markdown_text, statement(results))]
-    parts += ["## Claims of the paper", markdown_claims(results)]
+    parts += ["## Claims of the paper", markdown_claims(verdicts)]
     for group in results.groups:
         parts.append(f"## {markdown_text(group.key.label)}")
         for evaluation in group.evaluations:
-            parts += _evaluation_parts(results, group, evaluation)
+            parts += _evaluation_parts(results, group, evaluation, verdicts)
         parts += [_image(figure) for figure in figures.get(group.key, [])]
     views = rows_views(results)
     if views:
@@ -63,21 +65,23 @@ def _markdown_tokens(view: TokensView) -> list[str]:
     return ["", *head, *(_markdown_line(row) for row in rows)]
 
 
-def markdown_claims(results: Results) -> str:
+def markdown_claims(verdicts: Sequence[ClaimVerdict]) -> str:
     """The claims as a GitHub table."""
-    head = ["Claim", "Verdict", "Protocol", "Reported", "Accepted", "Ours", "Measured on", ""]
+    head = ["Verdict", "Claim", "Protocol", "Reported", "Accepted", "Ours", "Measured on", ""]
     lines = [_markdown_line(head), _markdown_line([":--"] * len(head))]
-    for row in claim_rows(judge([results])):
+    for row in claim_rows(verdicts):
         title = f"{row.title} ({row.grade})"
         shown = (row.protocol, row.reported, row.accepted, row.ours, row.count, row.detail)
-        cells = (title, row.verdict, *shown)
+        cells = (row.verdict, title, *shown)
         lines.append(_markdown_line([markdown_text(cell) for cell in cells]))
     return "\n".join(lines)
 
 
-def _evaluation_parts(results: Results, group: Group, evaluation: Evaluation) -> list[str]:
+def _evaluation_parts(
+    results: Results, group: Group, evaluation: Evaluation, verdicts: Sequence[ClaimVerdict]
+) -> list[str]:
     benchmark, checkpoint = map(markdown_text, evaluation)
-    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in findings(results, group, evaluation))
+    sentences = "\n".join(f"- {markdown_text(sentence)}" for sentence in findings(results, group, evaluation, verdicts))
     return [
         f"### {benchmark}, {checkpoint} checkpoint",
         sentences,

@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from essence import text
-from essence.report.claims.verdict import judge
+from essence.report.claims.verdict import ClaimVerdict, judge
 from essence.report.page import reported
 from essence.report.page.browse import browser_data
 from essence.report.page.claims_table import claim_rows, claims_lead
@@ -76,14 +76,21 @@ class GroupView:
     losses: list[Figure]
 
 
-def render_page(results: Results, figures: Mapping[GroupKey, Sequence[Figure]], pieces: Pieces | None = None) -> str:
+def render_page(
+    results: Results,
+    figures: Mapping[GroupKey, Sequence[Figure]],
+    pieces: Pieces | None = None,
+    verdicts: Sequence[ClaimVerdict] | None = None,
+) -> str:
     """The page as HTML; links lead from `<run_dir>/<experiment>/report/` to `<run_dir>/stages/`.
 
-    Without `pieces` there is no sample browser.
+    Without `pieces` there is no sample browser; without `verdicts` they are computed.
     """
     pieces = pieces or Pieces()
-    verdicts = judge([results])
-    views = [_group_view(results, g, f"g{i}", figures.get(g.key, [])) for i, g in enumerate(results.groups, 1)]
+    verdicts = judge([results]) if verdicts is None else verdicts
+    views = [
+        _group_view(results, g, f"g{i}", figures.get(g.key, []), verdicts) for i, g in enumerate(results.groups, 1)
+    ]
     context: dict[str, Any] = {
         "results": results,
         "claims": claim_rows(verdicts),
@@ -178,13 +185,15 @@ def _number_link(row: Row, column: Column, anchor: str) -> str:
     return links[0] if len(links) == 1 else f"#{anchor}"
 
 
-def _group_view(results: Results, group: Group, id: str, figures: Sequence[Figure]) -> GroupView:
+def _group_view(
+    results: Results, group: Group, id: str, figures: Sequence[Figure], verdicts: Sequence[ClaimVerdict]
+) -> GroupView:
     evaluations = group.evaluations
     return GroupView(
         id=id,
         key=group.key,
         evaluations=[
-            _evaluation_view(results, group, evaluation, f"{id}-e{index}", figures)
+            _evaluation_view(results, group, evaluation, f"{id}-e{index}", figures, verdicts)
             for index, evaluation in enumerate(evaluations, 1)
         ],
         costs=[figure for figure in figures if figure.kind == "cost"],
@@ -193,14 +202,19 @@ def _group_view(results: Results, group: Group, id: str, figures: Sequence[Figur
 
 
 def _evaluation_view(
-    results: Results, group: Group, evaluation: Evaluation, id: str, figures: Sequence[Figure]
+    results: Results,
+    group: Group,
+    evaluation: Evaluation,
+    id: str,
+    figures: Sequence[Figure],
+    verdicts: Sequence[ClaimVerdict],
 ) -> EvaluationView:
     benchmark, checkpoint = evaluation
     return EvaluationView(
         id=id,
         title=f"{benchmark}, {checkpoint} checkpoint",
         tiles=_tiles(group, evaluation),
-        sentences=findings(results, group, evaluation),
+        sentences=findings(results, group, evaluation, verdicts),
         rows=arm_rows(results, group, evaluation),
         cells=cell_rows(group, evaluation),
         endings=ending_rows(results, group, evaluation),

@@ -25,7 +25,8 @@ def _reported(name: str) -> Reported:
     return Reported(claim.lsp, claim.reported, claim.reported_words)
 
 
-RETENTION = _reported("retention-half")
+RETENTION_CLAIM = "retention-half"
+RETENTION = _reported(RETENTION_CLAIM)
 """Mean share of full-sequence accuracy kept when training on the first half."""
 COST = _reported("flops-half")
 """Training cost against the full sequence; the paper says the same of time, memory and FLOPs."""
