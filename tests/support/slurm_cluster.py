@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, ImageRecipe, recipe
-from essence.engines.sif_files import SifRecord, record_file
+from essence.engines.sif_files import DIGEST_LABEL, SifRecord, record_file
 from essence.files import sha256_file
 from support.project import MICRO, PROJECT, invoke
 from support.slurm_node import SlurmNode
@@ -101,7 +101,12 @@ def stand_in_sif(file: Path, image: ImageRecipe) -> None:
         modified_ns=found.st_mtime_ns,
         config_digest=DIGEST,
         apptainer_version="1",
-        labels={LOCK_LABEL: image.lock_sha256, BASE_LABEL: image.base, SOURCE_LABEL: image.source_sha256},
+        labels={
+            DIGEST_LABEL: DIGEST,
+            LOCK_LABEL: image.lock_sha256,
+            BASE_LABEL: image.base,
+            SOURCE_LABEL: image.source_sha256,
+        },
         definition_sha256=None,
     )
     record_file(file).write_text(record.model_dump_json())
