@@ -27,7 +27,7 @@ from essence.evaluation.benchmarks import Problem  # noqa: E402
 from essence.evaluation.decoders import DecodeSettings  # noqa: E402
 from essence.evaluation.decoders.vllm import VllmDecoder  # noqa: E402
 from essence.evaluation.requests import Request, plan_requests, render_prompts  # noqa: E402
-from essence.evaluation.sample_lines import read_lines  # noqa: E402
+from essence.evaluation.sample_lines import SampleLine, read_lines  # noqa: E402
 from essence.evaluation.sampling import (  # noqa: E402
     Recorder,
     check_as_declared,
@@ -86,7 +86,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             path.unlink(missing_ok=True)
             for _ in generate_samples(requests, [], decoder, record, path):
                 pass
-            samples = put_in_order(path, read_lines(path), requests)
+            samples = put_in_order(path, read_lines(path, SampleLine), requests)
             check_as_declared(samples, requests, STOP_IDS)
             return [sample["tokens"] for sample in samples]
 

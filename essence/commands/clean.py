@@ -10,7 +10,8 @@ from rich.console import Console
 from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import has_jobs, stage_jobs
 from essence.errors import HeldError, RecordError, SchedulerError, disk_error
-from essence.files import GIB, read_json
+from essence.files import GIB
+from essence.record.live_records import read_spec
 from essence.record.removal import OF_AN_EXPERIMENT, REMOVING, Removable, kept_by_others, leftovers, removable
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, hold, holder_alive
 
@@ -58,8 +59,9 @@ def _lines(found: Removable, left: list[Path]) -> Iterator[str]:
 
 
 def _title(folder: Path) -> str:
-    with contextlib.suppress(RecordError, KeyError):
-        return f"{read_json(folder / 'spec.json')['title']}; "
+    with contextlib.suppress(RecordError):
+        if title := read_spec(folder / "spec.json").title:
+            return f"{title}; "
     return ""
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -17,13 +16,13 @@ from rich.text import Text
 
 from essence.errors import RecordError
 from essence.evaluation.statistics import Estimate, difference, student_t, student_two_sided
-from essence.files import read_json
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
 from essence.record.archive import unpack
 from essence.record.comparison import (
     Chain,
     Difference,
+    Value,
     built_on_earlier,
     edited,
     likely_causes,
@@ -31,7 +30,9 @@ from essence.record.comparison import (
     read_chain,
     result_differences,
 )
+from essence.record.plan_record import CellEntry, PlanRecord, read_plan
 from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import GradeManifest, GradeResults
 from essence.text import interval, percent
 
 EXPERIMENT_END = ": "
@@ -62,7 +63,7 @@ class Compared:
     retrained: bool = False
     """True when the two sides are trainings of one arm that differ in their seed, or in nothing that is recorded."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**vars(self), "change": vars(self.change) if self.change else None}
 
 
@@ -165,23 +166,19 @@ def _cells(folder: Path) -> Iterator[tuple[str, Chain]]:
     """Cells and baselines of an experiment, or of all in a run directory, that have anything finished."""
     plans = [folder / "plan.json"] if (folder / "plan.json").is_file() else sorted(folder.glob("*/plan.json"))
     for file in plans:
-        plan = read_json(file)
         before = f"{file.parent.name}{EXPERIMENT_END}" if len(plans) > 1 else ""
-        try:
-            yield from ((before + name, chain) for name, chain in _cells_of(RunDirectory(file.parent.parent), plan))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RecordError(f"{file}: not a plan of this kit, at {error!r}: see invoke verify") from error
+        found = _cells_of(RunDirectory(file.parent.parent), read_plan(file))
+        yield from ((before + name, chain) for name, chain in found)
 
 
-def _cells_of(run_directory: RunDirectory, plan: dict[str, Any]) -> Iterator[tuple[str, Chain]]:
-    for entry in [*plan["cells"], *plan["baselines"]]:
-        train = entry.get("stages", {}).get("train", "")
-        chains = read_chain(run_directory, train, "train") if train else {}
-        for evaluation in entry["evaluations"]:
-            place = f"grade {evaluation['benchmark']} {evaluation['checkpoint']}"
-            chains |= read_chain(run_directory, evaluation["grade"], place)
+def _cells_of(run_directory: RunDirectory, plan: PlanRecord) -> Iterator[tuple[str, Chain]]:
+    for entry in plan.entries:
+        trained = isinstance(entry, CellEntry)
+        chains = read_chain(run_directory, entry.stages["train"], "train") if trained else {}
+        for evaluation in entry.evaluations:
+            chains |= read_chain(run_directory, evaluation.grade, f"grade {evaluation.name}")
         if chains:
-            yield entry.get("name") or f"{entry['role']} {entry['model']} ({entry['protocol']})", chains
+            yield entry.title if trained else f"{entry.title} ({entry.protocol})", chains
 
 
 def pair(first: Side, second: Side) -> list[tuple[str, Chain, Chain]]:
@@ -242,7 +239,7 @@ def over_all(pairs: Sequence[tuple[Chain, Chain]]) -> Overall | None:
     confidence = 1.0 - LEVEL
     for first, second in pairs:
         for place in _graded(first, second):
-            sides = [_shares(chain[place]["results"]) for chain in (first, second)]
+            sides = [_shares(graded) for graded in _both(first, second, place)]
             for problem in sides[0].keys() & sides[1].keys():
                 benchmark = place.removeprefix("grade ").split()[0]
                 found.setdefault((benchmark, problem), []).append(sides[1][problem] - sides[0][problem])
@@ -256,11 +253,17 @@ def over_all(pairs: Sequence[tuple[Chain, Chain]]) -> Overall | None:
 
 
 def _graded(first: Chain, second: Chain) -> list[str]:
-    return [place for place in first if "per_problem" in first[place]["results"] and place in second]
+    return [place for place in first if len(_both(first, second, place)) == 2]
 
 
-def _shares(results: dict[str, Any]) -> dict[str, float]:
-    return {str(p["problem"]): p["correct"] / p["samples"] for p in results["per_problem"] if p["samples"]}
+def _both(first: Chain, second: Chain, place: str) -> list[GradeResults]:
+    """The results at a place of both chains, as far as grade stages are there."""
+    manifests = (chain[place] for chain in (first, second) if place in chain)
+    return [manifest.results for manifest in manifests if isinstance(manifest, GradeManifest)]
+
+
+def _shares(results: GradeResults) -> dict[str, float]:
+    return {one.problem: one.correct / one.samples for one in results.per_problem if one.samples}
 
 
 def _p(value: float, error: float, problems: int) -> float:
@@ -275,25 +278,23 @@ def _scores(name: str, first: Chain, second: Chain) -> Iterator[Compared]:
     trained = [_trainings(chain) for chain in (first, second)]
     retrained = trained[0] != trained[1] and causes <= set(TRAININGS)
     for place in places:
-        results = first[place]["results"], second[place]["results"]
-        change, word, p = _change(*results)
-        accuracies = tuple(r["accuracy"] for r in results)
-        yield Compared(name, place.removeprefix("grade "), accuracies, change, word, p, retrained)
+        a, b = _both(first, second, place)
+        change, word, p = _change(a, b)
+        yield Compared(name, place.removeprefix("grade "), (a.accuracy, b.accuracy), change, word, p, retrained)
 
 
 def _trainings(chain: Chain) -> set[str]:
-    identities = [record["identity"] for record in chain.values()]
-    return {str(identity.get("key")) for identity in identities if identity["stage"] == "train"}
+    return {manifest.identity.key for manifest in chain.values() if manifest.identity.stage == "train"}
 
 
-def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | None, str, float]:
+def _change(first: GradeResults, second: GradeResults) -> tuple[Estimate | None, str, float]:
     """B minus A on the problems that both have, whether that alone is more than chance, and its p."""
     shares = [_shares(results) for results in (first, second)]
     problems = [problem for problem in shares[0] if problem in shares[1]]
     if not problems:
         return None, UNKNOWN, 1.0
     matrices = [[[side[problem] for problem in problems]] for side in shares]
-    estimate = difference(matrices[1], matrices[0], first["confidence"])
+    estimate = difference(matrices[1], matrices[0], first.confidence)
     if matrices[0] == matrices[1]:
         return estimate, SAME, 1.0
     if len(problems) == 1:  # no interval, so any difference may be chance
@@ -304,7 +305,7 @@ def _change(first: dict[str, Any], second: dict[str, Any]) -> tuple[Estimate | N
     return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND, p
 
 
-def _print_numbers(numbers: list[tuple[Any, ...]], console: Console) -> None:
+def _print_numbers(numbers: list[tuple[str, str, str, Value, Value]], console: Console) -> None:
     """Of one pair of cells all that differ; of a matrix how many, since the JSON has them."""
     cells = dict.fromkeys(row[0] for row in numbers)
     if not numbers:

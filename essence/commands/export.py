@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from essence.commands.matrix_state import not_run_here
 from essence.commands.report import write
-from essence.commands.status import not_run_here
 from essence.files import sha256_file
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
@@ -24,7 +24,7 @@ def write_archive(
     write(run_directory, experiment, console)
     target = typed_path("--output", output) if output else Path.cwd() / f"{experiment}.tar.gz"
     contents = export(run_directory, experiment, PROJECT, target, weights)
-    left = sum(entry["bytes"] for entry in contents.left_out)
+    left = sum(entry.bytes for entry in contents.left_out)
     console.print(
         f"{target}: {len(contents.manifests)} stages, {len(contents.files)} files, "
         f"{target.stat().st_size / MIB:.1f} MiB, sha256 {sha256_file(target)}\n"

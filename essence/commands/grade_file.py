@@ -5,13 +5,14 @@ import os
 import sys
 from collections import Counter
 from contextlib import closing
-from typing import Any, get_args
+from dataclasses import asdict, dataclass
+from typing import get_args
 
 from rich.console import Console
 
 from essence.commands.graded_lines import Lines
 from essence.errors import InputError, nearest
-from essence.evaluation.doubts import doubt_words, sample_doubts, verdict_doubts
+from essence.evaluation.doubts import DoubtCounts, doubt_words, sample_doubts, verdict_doubts
 from essence.evaluation.golds import check_golds
 from essence.evaluation.graders import PACKAGE
 from essence.evaluation.graders_apart import grader_version, installed_graders, require_installed
@@ -19,6 +20,17 @@ from essence.evaluation.grading_pool import grade_by_each
 from essence.plan.experiment import EXPERIMENTS
 from essence.settings import GraderName
 from essence.settings.toml import read_toml
+
+
+@dataclass(frozen=True)
+class GradedLine:
+    """A line of the output."""
+
+    correct: bool
+    status: str
+    extracted: str | None
+    boxed: bool
+    others: dict[str, bool]
 
 
 def grade(file: str, grader: str, console: Console) -> int:
@@ -39,26 +51,21 @@ def grade(file: str, grader: str, console: Console) -> int:
     records = []
     with closing(grade_by_each(lines.items, graders, timeout_s, workers)) as graded:
         for verdict, *others in graded:
-            record: dict[str, Any] = {
-                name: getattr(verdict, name) for name in ("correct", "status", "extracted", "boxed")
-            }
-            record["others"] = {name: other.correct for name, other in zip(graders[1:], others, strict=True)}
+            said = {name: other.correct for name, other in zip(graders[1:], others, strict=True)}
+            record = GradedLine(verdict.correct, verdict.status, verdict.extracted, verdict.boxed, said)
             # Escaped, so that no terminal and no lone surrogate can stop it.
-            sys.stdout.write(json.dumps(record) + "\n")
+            sys.stdout.write(json.dumps(asdict(record)) + "\n")
             records.append(record)
     sys.stdout.flush()
     _summarise(lines, records, grader, console)
     return 0
 
 
-def _summarise(lines: Lines, records: list[dict[str, Any]], grader: str, console: Console) -> None:
-    correct = sum(record["correct"] for record in records)
-    statuses = Counter(record["status"] for record in records)
+def _summarise(lines: Lines, records: list[GradedLine], grader: str, console: Console) -> None:
+    correct = sum(record.correct for record in records)
+    statuses = Counter(record.status for record in records)
     counts = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
-    doubts = {
-        **verdict_doubts(records),
-        **sample_doubts([{"completion": item.completion} for item in lines.items]),
-    }
+    doubts: DoubtCounts = {**verdict_doubts(records), **sample_doubts(item.completion for item in lines.items)}
     told = [
         f"{correct} of {len(records)} correct ({correct / len(records):.1%}); {counts}; {grader}, "
         f"{PACKAGE} {grader_version(grader)}",

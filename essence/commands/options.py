@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from essence.engines import ENGINES, FLAVOURS, make_engine
@@ -11,11 +10,12 @@ from essence.engines.choice import choose as choose_engine
 from essence.engines.choice import site_of
 from essence.engines.selected_run import Options, Run, flavour_of
 from essence.errors import ExperimentError, RecordError, nearest
-from essence.files import read_json
 from essence.paths import check_folder, typed_path
 from essence.plan.experiment import PROJECT, Cell, available, choose, load
 from essence.plan.stage_plan import ONLY, Plan, make_plan
+from essence.record.live_records import LastRun, ResolvedFile, look_at
 from essence.record.local_sources import LocalSources
+from essence.record.plan_record import plan_of
 from essence.record.run_directory import EVALUATION, RunDirectory
 
 DEFAULT_EXPERIMENT = "bespoke"
@@ -60,11 +60,8 @@ def _meant(root: RunDirectory) -> tuple[str | None, str]:
     here = [name for name in here if not name.startswith(EVALUATION)] or here
     if len(here) == 1:
         return here[0], f"the only one in {root.root}"
-    try:
-        last = read_json(root.last_run)["experiment"]
-    except (RecordError, KeyError, TypeError):
-        return None, ""
-    return (last, f"the last one run in {root.root}") if last in here else (None, "")
+    last = look_at(root.last_run, LastRun)
+    return (last.experiment, f"the last one run in {root.root}") if last and last.experiment in here else (None, "")
 
 
 def _say_meant(name: str, why: str) -> None:
@@ -75,11 +72,8 @@ def _loadable(root: RunDirectory, name: str) -> str:
     """What names an experiment of a run directory to the planner: its name, or the file that it was read from."""
     if name in available():
         return name
-    try:
-        file = Path(str(read_json(root.resolved(name))["file"]["path"]))
-    except (RecordError, KeyError, TypeError):
-        return name
-    return str(file)
+    resolved = look_at(root.resolved(name), ResolvedFile)
+    return resolved.file.path if resolved else name
 
 
 def select(words: Options, baselines: bool) -> Run:
@@ -116,10 +110,9 @@ def whole_plan(selection: Run) -> Plan:
 
 def _earlier_cells(selection: Run) -> list[Cell]:
     try:
-        plan = read_json(selection.run_directory.plan(selection.name))
+        plan = plan_of(selection.run_directory, selection.name)
     except RecordError:
         return []
-    names = Cell.__dataclass_fields__
-    cells = [Cell(**{name: entry[name] for name in names}) for entry in plan["cells"]]
+    cells = [Cell.model_validate(cell.axes()) for cell in plan.cells]
     known = selection.loaded.experiment.data.keys()
     return [cell for cell in cells if cell.dataset in known]

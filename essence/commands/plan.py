@@ -2,7 +2,6 @@
 
 import json
 import sys
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +16,8 @@ from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
-from essence.record.finished import Earlier, accepted_sentences
+from essence.record.finished import Earlier
+from essence.record.plan_record import accepted_sentences
 from essence.report.page.rows import rows_lines
 from essence.settings import StageName
 
@@ -101,7 +101,7 @@ def _acceptance(selection: Run) -> list[str]:
     acceptable = sum(earlier.acceptable for _, earlier in _renewed(selection))
     if acceptable:
         return [f"{acceptable} of them can be taken as they are, and records will say so: add --accept-earlier"]
-    return accepted_sentences(stage.as_json() for stage in selection.wanted)
+    return accepted_sentences(stage.entry() for stage in selection.wanted)
 
 
 def _stored(selection: Run) -> list[StoredTeacher]:
@@ -117,7 +117,7 @@ def _rows_lines(selection: Run) -> list[str]:
     return lines
 
 
-def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str, Any]:
+def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str, object]:
     machine = this_machine(selection.run_directory.root)
     return {
         "experiment": selection.name,
@@ -136,7 +136,11 @@ def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str,
         "renewed": [{"kind": stage, **earlier.as_json()} for stage, earlier in _renewed(selection)],
         "accepted": {s.id: s.earlier.as_json() for s in selection.wanted if s.accepted and s.earlier},
         "disk_gib": disk_gib(selection),
-        "machine": {"gpus": machine.gpus, "memory_gib": machine.memory_gib, "disk_gib": machine.disk_gib},
+        "machine": {
+            "gpus": [gpu.model_dump() for gpu in machine.gpus],
+            "memory_gib": machine.memory_gib,
+            "disk_gib": machine.disk_gib,
+        },
         "assumptions": ASSUMPTIONS,
     }
 

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from essence.engines.secrets import token
 from essence.errors import ExperimentError, MachineError, RecordError
 from essence.files import sha256_file, sha256_text
 from essence.record.model_card import model_card
+from essence.record.plan_record import CellEntry, PlanRecord
 from essence.record.run_directory import RunDirectory
 from essence.record.verification import verify
 
@@ -33,12 +33,12 @@ def push(run_directory: RunDirectory, asked: Upload, yes: bool, console: Console
     plan, entry = _one_cell(run_directory, asked)
     card = model_card(run_directory, plan, entry).text()
     _refuse_findings(run_directory, entry)
-    folder = run_directory.stage(entry["stages"]["train"]).output / asked.checkpoint
+    folder = run_directory.stage(entry.train).output / asked.checkpoint
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     files.pop(CARD_FILE, None)
     if not files:
         raise RecordError(f"{folder}: holds no file, so there is no model to upload: copy the run with its weights")
-    console.print(f"{entry['name']} ({asked.checkpoint}) to {asked.repository}:", highlight=False, soft_wrap=True)
+    console.print(f"{entry.name} ({asked.checkpoint}) to {asked.repository}:", highlight=False, soft_wrap=True)
     for name, file in files.items():
         _say(console, name, file.stat().st_size, sha256_file(file))
     _say(console, CARD_FILE, len(card.encode()), sha256_text(card))
@@ -59,19 +59,18 @@ def _check(asked: Upload) -> None:
         raise ExperimentError(f"--repository {asked.repository}: must read owner/name")
 
 
-def _one_cell(run_directory: RunDirectory, asked: Upload) -> tuple[dict[str, Any], dict[str, Any]]:
+def _one_cell(run_directory: RunDirectory, asked: Upload) -> tuple[PlanRecord, CellEntry]:
     plan, chosen = cells_named(run_directory, asked.experiment, asked.cell)
     if len(chosen) > 1:
         raise ExperimentError(
-            f"--cell {asked.cell}: {len(chosen)} cells have it in their names, wanted: one, as {chosen[0]['name']}"
+            f"--cell {asked.cell}: {len(chosen)} cells have it in their names, wanted: one, as {chosen[0].name}"
         )
     return plan, chosen[0]
 
 
-def _refuse_findings(run_directory: RunDirectory, entry: dict[str, Any]) -> None:
+def _refuse_findings(run_directory: RunDirectory, cell: CellEntry) -> None:
     """RecordError where the training, or an evaluation that the card quotes, is not as recorded."""
-    stages = [entry["stages"]["train"]]
-    stages += [evaluation[stage] for evaluation in entry["evaluations"] for stage in ("generate", "grade")]
+    stages = [cell.train, *(name for evaluation in cell.evaluations for name in evaluation.stages.values())]
     done = [name for name in stages if run_directory.stage(name).done]
     if findings := verify(run_directory, stages=done).findings:
         raise RecordError(f"{findings[0]} ({len(findings)} findings in all): not uploaded", "see invoke verify")

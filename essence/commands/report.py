@@ -6,7 +6,7 @@ import sys
 from rich.console import Console
 
 from essence.commands.card import write_cards_beside
-from essence.commands.status import not_run_here
+from essence.commands.matrix_state import not_run_here
 from essence.files import read_json
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory

@@ -18,11 +18,11 @@ from essence.commands.save_plan import save_plan
 from essence.commands.screen import RunDisplay
 from essence.engines.engine import surroundings
 from essence.engines.readiness import require
-from essence.engines.runner import Runner, Summary, last_lines
+from essence.engines.runner import Runner, Summary
 from essence.engines.selected_run import Options, Run
-from essence.errors import ExitCode, RecordError, disk_error
-from essence.files import read_json
+from essence.errors import ExitCode, disk_error
 from essence.plan.stage_plan import Plan, PlannedStage
+from essence.record.live_records import FailureRecord, look_at
 from essence.record.run_directory import RunDirectory, StageFolder, hold
 from essence.report.page.rows import rows_lines
 
@@ -117,18 +117,9 @@ def to_go_on(command: str) -> Text:
 
 def _why(folder: StageFolder) -> list[str]:
     """The sentence of a failure that can be cured; for any other, the last lines of the log."""
-    sentence = _sentence(folder)
-    return sentence.splitlines() if sentence else last_lines(folder.log, LOG_LINES)
-
-
-def _sentence(folder: StageFolder) -> str | None:
-    """What a stage that failed says of a failure that can be cured; None for any other."""
-    try:
-        failure = read_json(folder.failure)
-    except RecordError:
-        failure = {}
-    if failure.get("curable"):
-        return str(failure["message"])
+    failure = look_at(folder.failure, FailureRecord)
+    if failure and failure.curable:
+        return failure.message.splitlines()
     if shutil.disk_usage(folder.path).free < SMALLEST_FREE_BYTES:
         return str(disk_error(OSError(errno.ENOSPC, ""), folder.path))
     return None

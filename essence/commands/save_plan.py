@@ -1,7 +1,6 @@
 """What is written down before anything runs: the plan, every setting as resolved, the code as it differs from git."""
 
 from pathlib import Path
-from typing import Any
 
 from essence.commands.beforehand import check_beforehand, whereabouts
 from essence.engines.selected_run import Run
@@ -9,10 +8,12 @@ from essence.errors import RecordError
 from essence.files import read_json, write_atomically, write_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import Plan
-from essence.record.facts import code_facts
+from essence.record.facts import CodeFacts, code_facts
+from essence.record.plan_record import plan_of
+from essence.record.run_directory import RunDirectory
 
 
-def save_plan(plan: Plan, selection: Run) -> dict[str, Any]:
+def save_plan(plan: Plan, selection: Run) -> CodeFacts:
     """Write plan.json, experiment.json and the diff of uncommitted code; what the specs say of the code.
 
     Downloads are the same stages under every engine: fetching alone leaves a plan that names them as it is, since it
@@ -25,10 +26,10 @@ def save_plan(plan: Plan, selection: Run) -> dict[str, Any]:
     saved = selection.run_directory.code / f"{code['diff_sha256']}.diff"
     if diff and not saved.is_file():
         write_atomically(saved, diff)
-    if selection.words.only == "download" and _names_downloads(selection.run_directory.plan(plan.loaded.name), plan):
+    if selection.words.only == "download" and _names_downloads(selection.run_directory, plan):
         return code
-    _write_changed(selection.run_directory.plan(plan.loaded.name), plan.as_json())
-    resolved = {
+    _write_changed(selection.run_directory.plan(plan.loaded.name), plan.record().as_json())
+    resolved: dict[str, object] = {
         "schema_version": 1,
         "experiment": plan.loaded.experiment.model_dump(mode="json"),
         "catalogue": plan.loaded.catalogue.model_dump(mode="json", exclude_none=True),
@@ -40,15 +41,15 @@ def save_plan(plan: Plan, selection: Run) -> dict[str, Any]:
     return code
 
 
-def _names_downloads(file: Path, plan: Plan) -> bool:
+def _names_downloads(run: RunDirectory, plan: Plan) -> bool:
     downloads = {stage.id for stage in plan.stages.values() if stage.stage == "download"}
     try:
-        return downloads <= set(read_json(file)["stages"])
+        return downloads <= plan_of(run, plan.loaded.name).stages.keys()
     except RecordError:
         return False
 
 
-def _write_changed(file: Path, value: dict[str, Any]) -> None:
+def _write_changed(file: Path, value: dict[str, object]) -> None:
     """A run that changes nothing leaves every file as it is."""
     try:
         if read_json(file) == value:

@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from essence.commands.bars import left_words, seconds_of_rest
 from essence.engines.runner import Event
 from essence.plan.stage_plan import PlannedStage
+from essence.record.live_records import ProgressRecord
 from essence.record.run_directory import StageFolder
 from essence.text import duration
 
@@ -74,11 +75,8 @@ class RunDisplay:
 
     def seconds_left(self) -> float | None:
         """From the mean time of the finished stages of each kind; None while a kind has none."""
-        means = {kind: sum(all_s) / len(all_s) for kind, all_s in self.seconds.items()}
-        kinds = [self.kinds[identifier] for identifier in self.left]
-        if any(kind not in means for kind in kinds):
-            return None
-        return sum(means[kind] for kind in kinds) / self.parallel
+        rest = seconds_of_rest(self.seconds, (self.kinds[identifier] for identifier in self.left))
+        return None if rest is None else rest / self.parallel
 
     def tick(self, running: dict[str, StageFolder]) -> None:
         """Draw the bars again, from the files that the stages write."""
@@ -103,9 +101,8 @@ def _bars(console: Console) -> Progress:
     )
 
 
-def _add_bar(bars: Progress, title: str, record: dict[str, Any] | None) -> TaskID:
+def _add_bar(bars: Progress, title: str, record: ProgressRecord | None) -> TaskID:
     if record is None:
         return bars.add_task(title, total=1, completed=0, note="starting")
-    left = f", {duration(record['seconds_left'])} left" if record["seconds_left"] is not None else ""
-    note = f"{record['phase']}, {record['unit']}{left} {record['note']}".strip()
-    return bars.add_task(title, total=max(1, record["total"]), completed=record["done"], note=note)
+    note = f"{record.phase}, {record.unit}{left_words(record)} {record.note}".strip()
+    return bars.add_task(title, total=max(1, record.total), completed=int(record.done), note=note)

@@ -7,8 +7,7 @@ started again at any moment. A scheduler that has stages of it is asked less oft
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,10 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from essence.commands.status import CELL_COLUMNS, cell_row, collect, job_words, queued_lines, see_queue, who_works
+from essence.commands.bars import left_words, seconds_of_rest
+from essence.commands.matrix_state import CellState, MatrixState, StageView, collect, planned, see_queue
+from essence.commands.status import CELL_COLUMNS, cell_row, queued_lines
 from essence.engines.slurm.snapshot import QueueSnapshot
-from essence.files import read_json
+from essence.record.live_records import GpuUse
 from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import read_manifest
 from essence.text import duration
 
 REFRESH_S = 2.0
@@ -43,10 +45,10 @@ class Watch:
     _view: QueueSnapshot | None = None
     """What the scheduler said then."""
 
-    def look(self) -> dict[str, Any]:
-        """State of the matrix, and how long it will still take as far as stages report."""
+    def look(self) -> "Seen":
+        """State of the matrix, and how long it will still take as far as stages say."""
         state = collect(self.run_directory, self.experiment, self._queue())
-        return {**state, "seconds_left": self._seconds_left(state)}
+        return Seen(state, self._seconds_left(state))
 
     def _queue(self) -> QueueSnapshot | None:
         if self._asked is None or time.monotonic() - self._asked > ASK_SCHEDULER_S:
@@ -54,28 +56,38 @@ class Watch:
             self._asked = time.monotonic()
         return self._view
 
-    def _seconds_left(self, state: dict[str, Any]) -> float | None:
+    def _seconds_left(self, state: MatrixState) -> float | None:
         """What running stages say, and for the others the mean time of the finished ones of their kind.
 
         None while a kind has no finished stage. At least as long as the longest of those that run.
         """
-        running = state["running"]
-        told: dict[str, float] = {s["stage"]: s["seconds_left"] for s in running if s.get("seconds_left") is not None}
-        plan = read_json(self.run_directory.plan(self.experiment))["stages"]
+        told = {s.id: s.progress.seconds_left for s in state.running if s.progress}
+        known = {identifier: seconds for identifier, seconds in told.items() if seconds is not None}
         left = []
-        for identifier, entry in plan.items():
+        for identifier, entry in planned(self.run_directory, self.experiment).stages.items():
             if identifier not in self._walls and self.run_directory.stage(identifier).done:
-                wall = read_json(self.run_directory.stage(identifier).manifest)["cost"]["wall_s"]
-                self._walls[identifier] = (entry["stage"], float(wall))
-            if identifier not in self._walls and identifier not in told:
-                left.append(entry["stage"])
+                self._walls[identifier] = (entry.stage, self._wall_s(identifier))
+            if identifier not in self._walls and identifier not in known:
+                left.append(entry.stage)
         times: dict[str, list[float]] = {}
         for kind, wall in self._walls.values():
             times.setdefault(kind, []).append(wall)
-        if any(kind not in times for kind in left):
+        rest = seconds_of_rest(times, left)
+        if rest is None:
             return None
-        seconds = sum(sum(times[kind]) / len(times[kind]) for kind in left) + sum(told.values())
-        return max(seconds / max(1, len(running)), *told.values(), 0.0)
+        return max((rest + sum(known.values())) / max(1, len(state.running)), *known.values(), 0.0)
+
+    def _wall_s(self, identifier: str) -> float:
+        return read_manifest(self.run_directory.stage(identifier).manifest).cost.wall_s
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One look."""
+
+    matrix: MatrixState
+    seconds_left: float | None
+    """None while a kind of stage has none finished."""
 
 
 def watch(
@@ -86,40 +98,27 @@ def watch(
 ) -> int:
     """Draw until everything is done or Ctrl-C; 0 when everything is done, 1 when nothing runs and something failed."""
     watched = Watch(run_directory, experiment)
-    state = watched.look()
-    with Live(
-        screen(state, console.height, console.width), console=console, refresh_per_second=2, screen=False
-    ) as live:
-        while not is_over(state):
+    seen = watched.look()
+    with Live(screen(seen, console.height, console.width), console=console, refresh_per_second=2, screen=False) as live:
+        while not seen.matrix.is_over:
             pause(REFRESH_S)
-            state = watched.look()
-            live.update(screen(state, console.height, console.width))
-    return 1 if state["failed"] else 0
+            seen = watched.look()
+            live.update(screen(seen, console.height, console.width))
+    return 1 if seen.matrix.failed else 0
 
 
-def is_over(state: dict[str, Any]) -> bool:
-    """True when no stage can change state: all are done, or one failed and nothing runs or is queued.
-
-    False while the scheduler does not answer: what waits there is unknown.
-    """
-    counts = state["counts"]
-    left = sum(number for name, number in counts.items() if name != "done")
-    silent = state["scheduler"] is not None and not state["scheduler"]["answers"]
-    works = state["held_by"] or state["running"] or state["queued"] or silent
-    return left == 0 or (counts["failed"] > 0 and not works)
-
-
-def screen(state: dict[str, Any], height: int, width: int) -> RenderableType:
+def screen(seen: Seen, height: int, width: int) -> RenderableType:
     """The whole view in as many lines as the terminal has: failures before what runs, and that before the cells."""
-    short = short_names([cell["name"] for cell in state["cells"]])
+    state = seen.matrix
+    short = short_names([cell.name for cell in state.cells])
     room = height - LINES_AROUND_CELLS - FEWEST_CELLS
-    failures = _fitting([_failure(stage, short, width) for stage in state["failed"]], room // 2, "failed")
-    queued = _queued(state["queued"], short)
+    failures = _fitting([_failure(stage, short, width) for stage in state.failed], room // 2, "failed")
+    queued = _queued(state.queued, short)
     left = room - len(failures) - len(queued)
-    running = _fitting([_running(stage, short) for stage in state["running"]], left, "running")
+    running = _fitting([_running(stage, short) for stage in state.running], left, "running")
     return Group(
         _head(state),
-        _all_stages(state),
+        _all_stages(seen),
         *running,
         *queued,
         *failures,
@@ -146,36 +145,36 @@ def _fitting(blocks: list[list[RenderableType]], most: int, what: str) -> list[R
     return lines
 
 
-def _head(state: dict[str, Any]) -> Text:
-    counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
-    head = Text(f"{state['experiment']}  ", style="bold")
-    head.append(f"{time.strftime('%H:%M:%S')}  {counts}", style="dim")
-    head.append(f"\n{who_works(state)}", style="dim")
+def _head(state: MatrixState) -> Text:
+    head = Text(f"{state.experiment}  ", style="bold")
+    head.append(f"{time.strftime('%H:%M:%S')}  {state.count_words}", style="dim")
+    head.append(f"\n{state.who_works}", style="dim")
     head.no_wrap, head.overflow = True, "ellipsis"
     return head
 
 
-def _all_stages(state: dict[str, Any]) -> Progress:
-    left = state["seconds_left"]
+def _all_stages(seen: Seen) -> Progress:
+    left, counts = seen.seconds_left, seen.matrix.counts
     note = f"stages, about {duration(left)} left" if left else "stages"
-    return _bar(state["counts"]["done"], sum(state["counts"].values()), note)
+    return _bar(counts["done"], sum(counts.values()), note)
 
 
-def _running(stage: dict[str, Any], short: dict[str, str]) -> list[RenderableType]:
+def _running(stage: StageView, short: dict[str, str]) -> list[RenderableType]:
     """What runs; phase, how far, how long still, and its own note (loss, tokens a second, memory); its GPUs."""
-    known = stage.get("seconds_left")
-    left = f", {duration(known)} left" if known is not None else ""
-    note = f"{stage.get('unit', '')} {stage.get('phase', 'starting')}{left}  {stage.get('note', '')}".strip()
-    title = _line(f"▶ {_shortened(stage['title'], short)}{job_words(stage)}", "cyan")
-    gpus = [_line(f"  {gpu_words(stage['gpus'])}", "dim")] if stage.get("gpus") else []
-    return [title, _bar(stage.get("done", 0), max(1, stage.get("total", 1)), note), *gpus]
+    at = stage.progress
+    title = _line(f"▶ {_shortened(stage.title, short)}{stage.job_words}", "cyan")
+    if at is None:
+        return [title, _bar(0, 1, "starting")]
+    note = f"{at.unit} {at.phase}{left_words(at)}  {at.note}".strip()
+    gpus = [_line(f"  {gpu_words(at.gpus)}", "dim")] if at.gpus else []
+    return [title, _bar(at.done, max(1, at.total), note), *gpus]
 
 
-def gpu_words(gpus: list[dict[str, float]]) -> str:
+def gpu_words(gpus: list[GpuUse]) -> str:
     """`GPU 93 % busy, 31.2 of 79.6 GiB`; of several the mean, and the memory of the fullest."""
-    busy = sum(gpu["busy_percent"] for gpu in gpus) / len(gpus)
-    fullest = max(gpus, key=lambda gpu: gpu["memory_gib"])
-    memory = f"{fullest['memory_gib']:.1f} of {fullest['total_gib']:.1f} GiB"
+    busy = sum(gpu.busy_percent for gpu in gpus) / len(gpus)
+    fullest = max(gpus, key=lambda gpu: gpu.memory_gib)
+    memory = f"{fullest.memory_gib:.1f} of {fullest.total_gib:.1f} GiB"
     if len(gpus) == 1:
         return f"GPU {busy:.0f} % busy, {memory}"
     return f"{len(gpus)} GPUs {busy:.0f} % busy on average, the fullest {memory}"
@@ -191,49 +190,48 @@ def _line(text: str, style: str) -> Text:
     return Text(text, style=style, overflow="ellipsis", no_wrap=True)
 
 
-def _queued(stages: list[dict[str, Any]], short: dict[str, str]) -> list[Text]:
+def _queued(stages: list[StageView], short: dict[str, str]) -> list[Text]:
     """The first few that wait in a scheduler's queue, with why."""
-    named = [{**stage, "title": _shortened(stage["title"], short)} for stage in stages]
+    named = [replace(stage, title=_shortened(stage.title, short)) for stage in stages]
     return [_line(f"◦ {line}", "blue") for line in queued_lines(named, MOST_QUEUED)]
 
 
-def _bar(done: int, total: int, note: str) -> Progress:
+def _bar(done: float, total: float, note: str) -> Progress:
     columns = (
         BarColumn(bar_width=20),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TextColumn("{task.description}", markup=False),
     )
     bar = Progress(TextColumn(" "), *columns)
-    bar.add_task(note, total=total, completed=done)
+    bar.add_task(note, total=total, completed=int(done))
     return bar
 
 
-def _failure(stage: dict[str, Any], short: dict[str, str], width: int) -> list[RenderableType]:
+def _failure(stage: StageView, short: dict[str, str], width: int) -> list[RenderableType]:
     """What failed, why in a few lines, and its log."""
-    reason = str(stage["message"]).strip().splitlines()[-1]
-    lines = textwrap.wrap(reason, max(20, width - 2), max_lines=LINES_OF_A_REASON, placeholder=" …")
-    log = textwrap.wrap(str(stage["log"]), max(20, width - 2), break_on_hyphens=False)
-    texts = [f"✗ {_shortened(stage['title'], short)}", *(f"  {line}" for line in [*lines, *log])]
+    lines = textwrap.wrap(stage.reason, max(20, width - 2), max_lines=LINES_OF_A_REASON, placeholder=" …")
+    log = textwrap.wrap(stage.log, max(20, width - 2), break_on_hyphens=False)
+    texts = [f"✗ {_shortened(stage.title, short)}", *(f"  {line}" for line in [*lines, *log])]
     return [_line(text, "red") for text in texts]
 
 
-def _cells(state: dict[str, Any], short: dict[str, str], most: int) -> Table:
+def _cells(state: MatrixState, short: dict[str, str], most: int) -> Table:
     """Cells that something happens to first; those that do not fit are counted."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in CELL_COLUMNS:
         table.add_column(heading, no_wrap=True)
-    cells = sorted(state["cells"], key=_urgency)
+    cells = sorted(state.cells, key=_urgency)
     shown = len(cells) if len(cells) <= most else max(FEWEST_CELLS, most) - 1
     for cell in cells[:shown]:
-        table.add_row(*cell_row({**cell, "name": short[cell["name"]]}))
+        table.add_row(*cell_row(replace(cell, name=short[cell.name])))
     if len(cells) > shown:
         table.add_row(Text(f"and {len(cells) - shown} more", style="dim"), "", "", "")
     return table
 
 
-def _urgency(cell: dict[str, Any]) -> int:
+def _urgency(cell: CellState) -> int:
     """Failed and running cells first, then half done ones, then those that wait, then those that are done."""
-    states = set(cell["stages"].values())
+    states = set(cell.stages.values())
     if "failed" in states:
         return 0
     if "running" in states:

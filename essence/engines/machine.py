@@ -11,13 +11,14 @@ import psutil
 from essence.files import GIB
 from essence.progress import visible_gpus
 from essence.record.facts import query_gpus
+from essence.record.manifest import Gpu
 
 
 @dataclass(frozen=True)
 class Machine:
     """What a run can use here."""
 
-    gpus: list[dict[str, object]]
+    gpus: list[Gpu]
     memory_gib: float
     disk_gib: float
     """Free where the run directory lies."""
@@ -25,12 +26,12 @@ class Machine:
     @property
     def gpu_memory_gib(self) -> float:
         """Of the smallest GPU; 0 without one."""
-        return min((float(str(gpu["memory_gib"])) for gpu in self.gpus), default=0.0)
+        return min((float(gpu.memory_gib or 0.0) for gpu in self.gpus), default=0.0)
 
     @property
     def driver(self) -> str:
         """Version of the GPUs' driver; empty without one."""
-        return str(self.gpus[0]["driver_version"]) if self.gpus else ""
+        return (self.gpus[0].driver_version or "") if self.gpus else ""
 
     def describe_gpus(self) -> str:
         return f"{len(self.gpus)} GPUs of {self.gpu_memory_gib:.0f} GiB" if self.gpus else "no GPU"
@@ -46,11 +47,9 @@ def this_machine(run_directory: Path) -> Machine:
     return Machine(gpus, memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
 
 
-def _named(gpu: dict[str, object], names: list[str]) -> bool:
+def _named(gpu: Gpu, names: list[str]) -> bool:
     """Whether one of the names, an index or the start of a UUID, is this GPU's; a part of a GPU is of any."""
-    return any(
-        name.startswith("MIG-") or str(gpu["index"]) == name or str(gpu["uuid"]).startswith(name) for name in names
-    )
+    return any(name.startswith("MIG-") or gpu.index == name or str(gpu.uuid).startswith(name) for name in names)
 
 
 def refusal(folder: Path) -> int | None:

@@ -4,13 +4,44 @@ None of it changes a verdict. A count that is large says that the accuracy measu
 beside the model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypedDict
 
 from essence.data.markers import END_THINK, THINK
 from essence.evaluation.graders import BOX
 
-Rows = Sequence[Mapping[str, Any]]
+
+class VerdictDoubts(TypedDict):
+    """Of verdicts."""
+
+    graders_disagree: int
+    """Verdicts that not all graders share."""
+    disagreeing: dict[str, int]
+    """Other grader -> verdicts that it does not share."""
+    answers_not_from_a_box: int
+
+
+class SampleDoubts(TypedDict):
+    """Of completions."""
+
+    box_in_thought_alone: int
+
+
+class DoubtCounts(VerdictDoubts, SampleDoubts):
+    """Of both."""
+
+
+class Judged(Protocol):
+    """A verdict, with what the other graders say."""
+
+    @property
+    def correct(self) -> bool: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def boxed(self) -> bool: ...
+    @property
+    def others(self) -> dict[str, bool]: ...
 
 
 def in_thought_alone(completion: str) -> bool:
@@ -21,24 +52,24 @@ def in_thought_alone(completion: str) -> bool:
     return BOX in thought and BOX not in answer
 
 
-def verdict_doubts(verdicts: Rows) -> dict[str, Any]:
-    """Of lines of verdicts.jsonl: how many the graders judge differently, and how many answers come from no box."""
-    others = sorted({grader for verdict in verdicts for grader in verdict["others"]})
+def verdict_doubts(verdicts: Sequence[Judged]) -> VerdictDoubts:
+    """How many the graders judge differently, and how many answers come from no box."""
+    others = sorted({grader for verdict in verdicts for grader in verdict.others})
     return {
-        "graders_disagree": sum(_disputed(verdict["correct"], verdict["others"].values()) for verdict in verdicts),
+        "graders_disagree": sum(_disputed(verdict.correct, verdict.others.values()) for verdict in verdicts),
         "disagreeing": {
-            grader: sum(verdict["others"][grader] != verdict["correct"] for verdict in verdicts) for grader in others
+            grader: sum(verdict.others[grader] != verdict.correct for verdict in verdicts) for grader in others
         },
-        "answers_not_from_a_box": sum(verdict["status"] == "graded" and not verdict["boxed"] for verdict in verdicts),
+        "answers_not_from_a_box": sum(verdict.status == "graded" and not verdict.boxed for verdict in verdicts),
     }
 
 
-def sample_doubts(samples: Rows) -> dict[str, Any]:
-    """Of lines of samples.jsonl: how many have their boxes within the thought alone."""
-    return {"box_in_thought_alone": sum(in_thought_alone(sample["completion"]) for sample in samples)}
+def sample_doubts(completions: Iterable[str]) -> SampleDoubts:
+    """How many completions have their boxes within the thought alone."""
+    return {"box_in_thought_alone": sum(in_thought_alone(text) for text in completions)}
 
 
-def doubt_words(doubts: Mapping[str, Any]) -> str:
+def doubt_words(doubts: DoubtCounts) -> str:
     """`graders disagree on 3, answers not taken from a box 12, box inside the thought alone 4`."""
     asked = doubts["disagreeing"]
     disagree = f"graders disagree on {doubts['graders_disagree']}" if asked else "no other grader to compare with"

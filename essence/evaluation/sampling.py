@@ -4,7 +4,6 @@ What finished before a kill is kept and not generated again; when all is there, 
 requests, so that the file does not show who finished first.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,27 +13,27 @@ from essence.errors import StageError
 from essence.evaluation.decoders import Decoder
 from essence.evaluation.loops import LoopRule, loop_end
 from essence.evaluation.requests import Completion, Request
-from essence.evaluation.sample_lines import recover_lines
+from essence.evaluation.sample_lines import SampleLine, recover_lines, text_of
 from essence.files import sha256_text, sync, write_atomically
 
 SYNC_EVERY_S = 5.0
 """A killed process loses no finished sample; a machine that loses its power, at most those of this long."""
 
 
-def present_samples(path: Path) -> list[dict[str, Any]]:
-    """The intact records that earlier attempts left."""
-    return recover_lines(path)
+def present_samples(path: Path) -> list[SampleLine]:
+    """The intact lines that earlier attempts left."""
+    return recover_lines(path, SampleLine)
 
 
 def generate_samples(
     requests: Sequence[Request],
-    present: Sequence[dict[str, Any]],
+    present: Sequence[SampleLine],
     decoder: Decoder,
     record: "Recorder",
     path: Path,
 ) -> Iterator[int]:
     """Append the record of every request that is not `present`; yield now and then how many are there."""
-    keys = {(line["problem"], line["sample"]) for line in present}
+    keys = {(line.problem, line.sample) for line in present}
     with _SampleFile(path) as file:
         for finished in decoder.complete(requests, frozenset(keys)):
             new = [(request, completion) for request, completion in finished if request.key not in keys]
@@ -52,7 +51,7 @@ class Recorder:
         self.stop_ids = frozenset(stop_ids)
         self.loops = loops
 
-    def __call__(self, request: Request, completion: Completion) -> dict[str, Any]:
+    def __call__(self, request: Request, completion: Completion) -> SampleLine:
         """The text is without the stop token, and keeps the think markers."""
         ids, reason = completion.token_ids, completion.finish_reason
         loop_at = loop_end(ids, self.loops)
@@ -61,18 +60,18 @@ class Recorder:
         stop_token = ids[-1] if reason == "stop" else None
         shown = ids if stop_token is None else ids[:-1]
         self._check(request, ids, reason)
-        return {
-            "problem": request.prompt.problem,
-            "sample": request.sample,
-            "seed": request.seed,
-            "prompt_sha256": sha256_text(request.prompt.text),
-            "completion": self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False),
-            "tokens": len(ids),
-            "finish_reason": reason,
-            "stop_token": stop_token,
-            "loop_at": loop_at,
-            "seconds": round(completion.seconds, 3),
-        }
+        return SampleLine(
+            problem=request.prompt.problem,
+            sample=request.sample,
+            seed=request.seed,
+            prompt_sha256=sha256_text(request.prompt.text),
+            completion=self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            tokens=len(ids),
+            finish_reason=reason,
+            stop_token=stop_token,
+            loop_at=loop_at,
+            seconds=round(completion.seconds, 3),
+        )
 
     def _check(self, request: Request, ids: list[int], reason: str) -> None:
         """A completion that ended for another reason than it says is not written down."""
@@ -104,9 +103,8 @@ class _SampleFile:
         self._sync()
         self.file.close()
 
-    def append(self, records: list[dict[str, Any]]) -> None:
-        lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-        self.file.write("".join(lines).encode("utf-8"))
+    def append(self, lines: list[SampleLine]) -> None:
+        self.file.write(text_of(lines).encode("utf-8"))
         self.file.flush()
         if time.monotonic() - self.synced > SYNC_EVERY_S:
             self._sync()
@@ -116,16 +114,16 @@ class _SampleFile:
         self.synced = time.monotonic()
 
 
-def put_in_order(path: Path, samples: list[dict[str, Any]], requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """The records in the order of the requests, in the file too. What no request asked for stays at the end."""
+def put_in_order(path: Path, samples: list[SampleLine], requests: Sequence[Request]) -> list[SampleLine]:
+    """The lines in the order of the requests, in the file too. What no request asked for stays at the end."""
     place = {request.key: number for number, request in enumerate(requests)}
-    ordered = sorted(samples, key=lambda s: place.get((s["problem"], s["sample"]), len(place)))
+    ordered = sorted(samples, key=lambda s: place.get((s.problem, s.sample), len(place)))
     if ordered != samples:
-        write_atomically(path, "".join(json.dumps(s, ensure_ascii=False, allow_nan=False) + "\n" for s in ordered))
+        write_atomically(path, text_of(ordered))
     return ordered
 
 
-def check_as_declared(samples: Sequence[dict[str, Any]], requests: Sequence[Request], stop_ids: Sequence[int]) -> None:
+def check_as_declared(samples: Sequence[SampleLine], requests: Sequence[Request], stop_ids: Sequence[int]) -> None:
     """Every request once: its prompt and seed, within its cap, with a declared stop token; StageError if not."""
     if len(samples) != len(requests):
         raise StageError(f"{len(samples)} samples were generated, declared: {len(requests)}.")
@@ -136,11 +134,11 @@ def check_as_declared(samples: Sequence[dict[str, Any]], requests: Sequence[Requ
             "seed": request.seed,
             "prompt_sha256": sha256_text(request.prompt.text),
         }
-        found = {key: sample.get(key) for key in declared}
-        stopped = sample["stop_token"] is None or sample["stop_token"] in stop_ids
-        if found != declared or not 0 < sample["tokens"] <= request.max_new_tokens or not stopped:
+        found = {key: getattr(sample, key) for key in declared}
+        stopped = sample.stop_token is None or sample.stop_token in stop_ids
+        if found != declared or not 0 < sample.tokens <= request.max_new_tokens or not stopped:
             raise StageError(
                 f"A sample of problem {request.prompt.problem} is not as declared: found {found} with "
-                f"{sample['tokens']} tokens and stop token {sample['stop_token']}, declared: {declared} with at most "
+                f"{sample.tokens} tokens and stop token {sample.stop_token}, declared: {declared} with at most "
                 f"{request.max_new_tokens} tokens and stop tokens {list(stop_ids)}."
             )

@@ -1,34 +1,66 @@
 """What the verdicts of one benchmark come to: accuracy, pass@k, maj@k, and beside them how the completions ended."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from statistics import fmean, median
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.evaluation.doubts import sample_doubts, verdict_doubts
-from essence.evaluation.statistics import accuracy, majority_at_k, pass_at_k
+from essence.evaluation.doubts import DoubtCounts, sample_doubts, verdict_doubts
+from essence.evaluation.sample_lines import SampleLine, VerdictLine
+from essence.evaluation.statistics import Estimate, accuracy, majority_at_k, pass_at_k
 from essence.settings import GradeSettings
 
-Rows = Sequence[Mapping[str, Any]]
 STATUSES = ("graded", "no answer", "timeout")
 FINISH_REASONS = ("stop", "length", "loop")
 """Shown even where no completion ended so."""
 NO_VOTE = -1
 
 
-def summary(settings: GradeSettings, problems: Sequence[str], samples: Rows, verdicts: Rows) -> dict[str, Any]:
-    """The results group of a grade stage's manifest (docs/design.md).
+class ProblemMarks(TypedDict):
+    """The samples of one problem."""
 
-    problems: ids; samples, verdicts: lines of samples.jsonl and verdicts.jsonl, as many of each problem.
-    """
-    of_problem: dict[str, list[Mapping[str, Any]]] = {problem: [] for problem in problems}
+    problem: str
+    correct: int
+    samples: int
+
+
+class CompletionFacts(TypedDict):
+    """How completions ended, and how long they are."""
+
+    finish_reasons: dict[str, int]
+    mean_completion_tokens: float
+    median_completion_tokens: float
+    longest_completion_tokens: int
+
+
+class Summary(CompletionFacts):
+    """The results of a grade stage (docs/design.md)."""
+
+    benchmark: str
+    metric: str
+    accuracy: float | None
+    standard_error: float | None
+    interval: list[float | None]
+    confidence: float
+    method: str
+    pass_at_k: dict[str, Estimate]
+    majority_at_k: dict[str, Estimate]
+    per_problem: list[ProblemMarks]
+    statuses: dict[str, int]
+    doubts: DoubtCounts
+
+
+def summary(
+    settings: GradeSettings, problems: Sequence[str], samples: Sequence[SampleLine], verdicts: Sequence[VerdictLine]
+) -> Summary:
+    """What the verdicts come to. problems: ids; as many samples and verdicts of each."""
+    of_problem: dict[str, list[VerdictLine]] = {problem: [] for problem in problems}
     for verdict in verdicts:
-        of_problem[verdict["problem"]].append(verdict)
-    correct = np.array([[verdict["correct"] for verdict in rows] for rows in of_problem.values()])
+        of_problem[verdict.problem].append(verdict)
+    correct = np.array([[verdict.correct for verdict in rows] for rows in of_problem.values()])
     answers = np.array([answer_numbers(rows) for rows in of_problem.values()])
     estimate = accuracy(correct, settings.confidence)
     name, samples_per_problem = settings.benchmark.name, correct.shape[1]
@@ -41,34 +73,34 @@ def summary(settings: GradeSettings, problems: Sequence[str], samples: Rows, ver
         "interval": [estimate.low, estimate.high],
         "confidence": settings.confidence,
         "method": estimate.method,
-        "pass_at_k": {f"pass@{k}": asdict(pass_at_k(correct, k, settings.confidence)) for k in sizes},
-        "majority_at_k": {f"maj@{k}": asdict(majority_at_k(answers, correct, k, settings.confidence)) for k in sizes},
+        "pass_at_k": {f"pass@{k}": pass_at_k(correct, k, settings.confidence) for k in sizes},
+        "majority_at_k": {f"maj@{k}": majority_at_k(answers, correct, k, settings.confidence) for k in sizes},
         "per_problem": [
             {"problem": problem, "correct": int(marks.sum()), "samples": samples_per_problem}
             for problem, marks in zip(of_problem, correct, strict=True)
         ],
-        "statuses": _counts([verdict["status"] for verdict in verdicts], STATUSES),
-        "doubts": {**verdict_doubts(verdicts), **sample_doubts(samples)},
+        "statuses": _counts([verdict.status for verdict in verdicts], STATUSES),
+        "doubts": {**verdict_doubts(verdicts), **sample_doubts(sample.completion for sample in samples)},
         **completion_facts(samples),
     }
 
 
-def answer_numbers(verdicts: Rows) -> NDArray[np.int64]:
+def answer_numbers(verdicts: Sequence[VerdictLine]) -> NDArray[np.int64]:
     """A number for each distinct answer of one problem, -1 for none, [samples].
 
     Two answers are one where both equal the gold, or where they parse to the same expression; `0.5` and `1/2` are two
     unless right.
     """
     numbers: dict[str | bool, int] = {}
-    found = [True if v["correct"] else v["answer"] for v in verdicts]
+    found = [True if v.correct else v.answer for v in verdicts]
     return np.array([NO_VOTE if key is None else numbers.setdefault(key, len(numbers)) for key in found])
 
 
-def completion_facts(samples: Rows) -> dict[str, Any]:
+def completion_facts(samples: Sequence[SampleLine]) -> CompletionFacts:
     """How completions ended and how long they are: a student that never stops shows here before it does in accuracy."""
-    tokens = [sample["tokens"] for sample in samples]
+    tokens = [sample.tokens for sample in samples]
     return {
-        "finish_reasons": _counts([sample["finish_reason"] for sample in samples], FINISH_REASONS),
+        "finish_reasons": _counts([sample.finish_reason for sample in samples], FINISH_REASONS),
         "mean_completion_tokens": fmean(tokens),
         "median_completion_tokens": median(tokens),
         "longest_completion_tokens": max(tokens),

@@ -6,7 +6,6 @@ After the tokenize stage has run, its counts take the place of the assumed row l
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from essence.data.selection import SectionBounds, select, validation_view
 from essence.errors import InputError, RecordError
@@ -16,6 +15,7 @@ from essence.plan.cells import train_settings
 from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import CellPlan, PlannedStage
 from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import DownloadManifest, RowTokens, TokenizeManifest, read_manifest
 from essence.settings import DownloadSettings, Resources, Source, TrainSettings, ViewSettings, first_tokens
 from essence.sizes.architecture import (
     Architecture,
@@ -144,24 +144,25 @@ def mean_row(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory) ->
     """
     folder = run_directory.stage(plan.stages["tokenize"])
     if folder.done:
-        results = read_json(folder.manifest)["results"]
-        counted, limit = results["statistics"], loaded.experiment.data[plan.cell.dataset].max_row_tokens
-        rows, sections = max(1, results["rows_kept"]), counted["section_tokens"]
-        mean = sum(sections.values()) / rows
-        shorter = _mean_below(counted["row_tokens"], limit, mean) / mean / rows if mean else 0.0
-        tokens = {name: int(number * shorter) for name, number in sections.items()}
-        answer = int(counted.get("tokens_to_first_answer", 0) * shorter) - 1
-        return _row(tokens["prompt"], tokens["cot"] + tokens["unknown"], tokens["answer"], answer), True
+        manifest = read_manifest(folder.manifest)
+        if isinstance(manifest, TokenizeManifest) and (counted := manifest.results.statistics):
+            limit, rows = loaded.experiment.data[plan.cell.dataset].max_row_tokens, max(1, manifest.results.rows_kept)
+            mean = sum(counted.section_tokens.values()) / rows
+            shorter = _mean_below(counted.row_tokens, limit, mean) / mean / rows if mean else 0.0
+            tokens = {name: int(number * shorter) for name, number in counted.section_tokens.items()}
+            thought = tokens.get("cot", 0) + tokens.get("unknown", 0)
+            answer = int((counted.tokens_to_first_answer or 0) * shorter) - 1
+            return _row(tokens.get("prompt", 0), thought, tokens.get("answer", 0), answer), True
     assumed = loaded.catalogue.datasets[plan.cell.dataset].mean_row_tokens
     return (_row(0, assumed, 0) if assumed else None), False
 
 
-def _mean_below(row_tokens: dict[str, Any], limit: int, mean: float) -> float:
+def _mean_below(row_tokens: RowTokens, limit: int, mean: float) -> float:
     """Mean length of the rows shorter than a limit, from bins that count with their middle; `mean` is that of all."""
-    if row_tokens["largest"] is None or row_tokens["largest"] < limit:
+    if row_tokens.largest is None or row_tokens.largest < limit:
         return mean
-    width, weighted, rows = row_tokens["bin_tokens"], 0.0, 0.0
-    for place, count in enumerate(row_tokens["histogram"]):
+    width, weighted, rows = row_tokens.bin_tokens, 0.0, 0.0
+    for place, count in enumerate(row_tokens.histogram):
         first = place * width
         inside = count * min(1.0, max(0.0, (limit - first) / width))
         weighted += inside * (first + min(limit, first + width)) / 2
@@ -180,7 +181,9 @@ def architecture(name: str, stage: str | None, loaded: Experiment, run_directory
     folder, pin = run_directory.stage(stage) if stage else None, loaded.catalogue.models[name]
     try:
         if folder and folder.done:
-            return Architecture.from_config(read_json(folder.manifest)["results"]["config"])
+            manifest = read_manifest(folder.manifest)
+            config = manifest.results.config if isinstance(manifest, DownloadManifest) else None
+            return Architecture.from_config(config) if config else None
         if pin.path and not pin.architecture:
             return Architecture.from_config(read_json(Path(pin.path) / "config.json"))
     except (InputError, RecordError):

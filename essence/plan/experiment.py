@@ -9,7 +9,7 @@ data set under one protocol with one seed; `cell_settings` turns it into the set
 import functools
 import itertools
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,8 @@ from essence.plan.catalogue import (
 )
 from essence.plan.schema import AXES, OPTIONAL_AXES, ExperimentSchema, Matrix
 from essence.record.run_directory import is_reserved
-from essence.settings import (
-    ProtocolName,
-    Sections,
-    Span,
-    draws,
-    is_whole,
-    reads_answer,
-    takes_proportion,
-)
+from essence.settings import draws, is_whole, reads_answer, takes_proportion
+from essence.settings.axes import CellAxes
 from essence.settings.base import LONGEST_NAME
 from essence.settings.protocol import PROTOCOLS
 from essence.settings.toml import checked_name, read_toml, shown, validate
@@ -52,20 +45,8 @@ FULL = 1.0
 LOWEST_OF_SCHEDULE = 0.5
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(CellAxes):
     """One training of the matrix, and what its name is made of."""
-
-    dataset: str
-    teacher: str
-    student: str
-    lsp: float
-    span: Span
-    sections: Sections
-    protocol: ProtocolName
-    seed: int
-    train_rows: int | None
-    token_budget: int | None
 
     @property
     def name(self) -> str:
@@ -192,7 +173,7 @@ def _check_seeds(loaded: Experiment) -> None:
     arms: dict[Cell, set[int]] = {}
     models = loaded.catalogue.models
     for cell in (cell for block in experiment.matrix for cell in _expand_block(block, models, where)):
-        arms.setdefault(replace(cell, seed=0), set()).add(cell.seed)
+        arms.setdefault(cell.model_copy(update={"seed": 0}), set()).add(cell.seed)
     for arm, seeds in arms.items():
         rule = experiment.data[arm.dataset].split_seed
         if len(seeds) > 1 and not draws(arm.span) and "cell" not in (rule, PROTOCOLS[arm.protocol].order_seed):
@@ -274,11 +255,14 @@ def _product(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
     axes = [getattr(block, axis) for axis in AXES if axis not in OPTIONAL_AXES]
     rows: list[int | None] = list(block.train_rows) or [None]
     budgets: list[int | None] = list(block.token_budget) or [None]
-    return [
-        Cell(dataset, *split_pair(pair, models, where), lsp, span, sections, protocol, seed, train_rows, budget)
-        for train_rows, budget in itertools.product(rows, budgets)
-        for dataset, pair, lsp, span, sections, protocol, seed in itertools.product(*axes)
-    ]
+    names = [axis for axis in AXES if axis not in OPTIONAL_AXES]
+    cells = []
+    for train_rows, budget in itertools.product(rows, budgets):
+        for values in itertools.product(*axes):
+            told = dict(zip(names, values, strict=True))
+            teacher, student = split_pair(told.pop("pair"), models, where)
+            cells.append(Cell(teacher=teacher, student=student, train_rows=train_rows, token_budget=budget, **told))
+    return cells
 
 
 def _check_view(cell: Cell, where: str) -> None:

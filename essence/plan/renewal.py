@@ -1,19 +1,18 @@
 """What renewed the stages of a plan, and which finished stages of earlier code take their places."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from essence.record.finished import (
     Earlier,
     FinishedStage,
     FinishedStages,
-    Under,
     module_changes,
     modules_of_earlier_code,
     package_changes,
     setting_changes,
 )
+from essence.record.plan_record import StageEntry, Under
 from essence.record.run_directory import RunDirectory
 from essence.record.source_key import module_hashes
 from essence.record.stage_key import that_count
@@ -26,7 +25,7 @@ class Wanted:
 
     stage: StageName
     title: str
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     inputs: dict[str, str]
     """Input name -> id of the planned stage."""
     environment: dict[str, str]
@@ -91,18 +90,16 @@ class Renewals:
         return Earlier(found.id, found.key, under, tuple(causes), acceptable)
 
 
-def earlier_work(run_directory: RunDirectory, planned: dict[str, dict[str, Any]]) -> list[tuple[StageName, Earlier]]:
+def earlier_work(run_directory: RunDirectory, planned: Mapping[str, StageEntry]) -> list[tuple[StageName, Earlier]]:
     """(Stage, what is finished under earlier code) of the stages of a plan.json, whichever code planned them."""
     found: list[tuple[StageName, Earlier]] = []
     for identifier, entry in planned.items():
         folder = run_directory.stage(identifier)
-        if not folder.done and "earlier" in entry:
-            told = entry["earlier"]
-            earlier = Earlier(told["stage"], "", told["under"], tuple(told["causes"]), told["acceptable"])
-            found.append((entry["stage"], earlier))
-        elif folder.done and "accepted" not in entry and (modules := modules_of_earlier_code(folder)) is not None:
-            causes = tuple(module_changes(modules, module_hashes(entry["stage"])))
-            found.append((entry["stage"], Earlier(identifier, entry["key"], "earlier code", causes, acceptable=True)))
+        if not folder.done and (was := entry.earlier):
+            found.append((entry.stage, Earlier(was.stage, "", was.under, tuple(was.causes), was.acceptable)))
+        elif folder.done and not entry.accepted and (modules := modules_of_earlier_code(folder)) is not None:
+            causes = tuple(module_changes(modules, module_hashes(entry.stage)))
+            found.append((entry.stage, Earlier(identifier, entry.key, "earlier code", causes, acceptable=True)))
     return found
 
 

@@ -5,8 +5,8 @@ machine.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from essence.plan.catalogue import find_pin, to_source
@@ -15,6 +15,7 @@ from essence.plan.experiment import Cell, Experiment
 from essence.plan.renewal import Renewals, Wanted
 from essence.record.finished import Earlier, FinishedStages
 from essence.record.local_sources import LocalSources
+from essence.record.plan_record import BaselineEntry, CellEntry, Checkpoint, EvaluationEntry, PlanRecord, StageEntry
 from essence.record.run_directory import stage_id
 from essence.record.source_key import source_sha256
 from essence.record.stage_key import stage_key
@@ -33,7 +34,6 @@ from essence.settings import (
 )
 from essence.settings.protocol import PROTOCOLS
 
-ModelFolder = Literal["model", "best", "last"]
 VLLM_LOCK = "vllm_lock_sha256"
 """What an engine without images calls the lock of the layer that holds vLLM; an image holds it in any case."""
 GRADER_LOCK = "math_verify_09_lock_sha256"
@@ -75,23 +75,17 @@ class PlannedStage:
     built_on: dict[str, list[str]] = field(default_factory=dict)
     """`accepted` of `Spec`."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Its entry in plan.json."""
-        entry = {"stage": self.stage, "title": self.title, "key": self.key, "inputs": self.inputs}
-        if self.earlier:
-            entry["accepted" if self.accepted else "earlier"] = self.earlier.as_json()
-        return entry
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """One benchmark of one checkpoint: two stages."""
-
-    benchmark: str
-    samples: int
-    checkpoint: ModelFolder
-    generate: str
-    grade: str
+    def entry(self) -> StageEntry:
+        """As plan.json has it."""
+        found = self.earlier.entry() if self.earlier else None
+        return StageEntry(
+            stage=self.stage,
+            title=self.title,
+            key=self.key,
+            inputs=self.inputs,
+            earlier=None if self.accepted else found,
+            accepted=found if self.accepted else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -101,18 +95,7 @@ class CellPlan:
     cell: Cell
     stages: dict[str, str]
     """tokenize, train, student, teacher (the model) -> stage id; `states` where the teacher is paid once."""
-    evaluations: list[EvaluationPlan]
-
-
-@dataclass(frozen=True)
-class BaselinePlan:
-    """A model that is evaluated as it comes."""
-
-    role: Literal["student", "teacher", "model"]
-    """`model`: neither a student nor a teacher of the matrix, but one that was named on its own."""
-    model: str
-    protocol: ProtocolName
-    evaluations: list[EvaluationPlan]
+    evaluations: list[EvaluationEntry]
 
 
 @dataclass(frozen=True)
@@ -121,7 +104,7 @@ class Plan:
 
     loaded: Experiment
     cells: list[CellPlan]
-    baselines: list[BaselinePlan]
+    baselines: list[BaselineEntry]
     stages: dict[str, PlannedStage]
 
     def wanted(self, only: str | None = None) -> list[PlannedStage]:
@@ -136,28 +119,20 @@ class Plan:
                 waiting += self.stages[current].inputs.values()
         return [stage for stage in self.stages.values() if stage.id in needed]
 
-    def as_json(self) -> dict[str, Any]:
+    def record(self) -> PlanRecord:
         """plan.json, as docs/design.md has it."""
         experiment = self.loaded.experiment
-        return {
-            "schema_version": 1,
-            "experiment": self.loaded.name,
-            "title": experiment.title,
-            "note": experiment.note,
-            "cells": [
-                {"name": c.cell.name, **asdict(c.cell), "stages": c.stages, "evaluations": _dicts(c.evaluations)}
+        return PlanRecord(
+            experiment=self.loaded.name,
+            title=experiment.title,
+            note=experiment.note,
+            cells=[
+                CellEntry(name=c.cell.name, **c.cell.model_dump(), stages=c.stages, evaluations=c.evaluations)
                 for c in self.cells
             ],
-            "baselines": [
-                {"role": b.role, "model": b.model, "protocol": b.protocol, "evaluations": _dicts(b.evaluations)}
-                for b in self.baselines
-            ],
-            "stages": {stage.id: stage.as_json() for stage in self.stages.values()},
-        }
-
-
-def _dicts(evaluations: Iterable[EvaluationPlan]) -> list[dict[str, Any]]:
-    return [asdict(evaluation) for evaluation in evaluations]
+            baselines=self.baselines,
+            stages={stage.id: stage.entry() for stage in self.stages.values()},
+        )
 
 
 Environment = Callable[[EnvironmentName], dict[str, str]]
@@ -215,7 +190,12 @@ def make_evaluation_plan(
         planner.evaluation(benchmark, downloaded, "model", protocol, seed, model)
         for benchmark in loaded.experiment.evaluation.benchmarks
     ]
-    return Plan(loaded, [], [BaselinePlan("model", model, protocol, evaluations)], planner.stages)
+    return Plan(
+        loaded,
+        [],
+        [BaselineEntry(role="model", model=model, protocol=protocol, evaluations=evaluations)],
+        planner.stages,
+    )
 
 
 @dataclass
@@ -329,8 +309,8 @@ class _Planner:
         return CellPlan(cell, stages, evaluations)
 
     def evaluation(
-        self, benchmark: str, model: str, folder: ModelFolder, protocol: ProtocolName, seed: int, of: str
-    ) -> EvaluationPlan:
+        self, benchmark: str, model: str, folder: Checkpoint, protocol: ProtocolName, seed: int, of: str
+    ) -> EvaluationEntry:
         section, grading = self.loaded.experiment.evaluation, self.loaded.experiment.grading
         pin = self.loaded.catalogue.benchmarks[benchmark]
         problems = self.download("benchmark", benchmark)
@@ -368,7 +348,9 @@ class _Planner:
             {"samples": generate, "problems": problems},
         )
         self._tell_grader(generate, grade)
-        return EvaluationPlan(benchmark, section.samples, folder, generate, grade)
+        return EvaluationEntry(
+            benchmark=benchmark, samples=section.samples, checkpoint=folder, generate=generate, grade=grade
+        )
 
     def _tell_grader(self, generate: str, grade: str) -> None:
         """Let a generate stage know who judges, so that it tries the golds before it pays for completions."""
@@ -377,9 +359,9 @@ class _Planner:
             graders = {**stage.graders, settings.grader: settings.timeout_s}
             self.stages[generate] = replace(stage, graders=graders)
 
-    def baselines(self, cells: list[Cell]) -> list[BaselinePlan]:
+    def baselines(self, cells: list[Cell]) -> list[BaselineEntry]:
         section = self.loaded.experiment.evaluation
-        plans: dict[tuple[str, str, str], BaselinePlan] = {}
+        plans: dict[tuple[str, str, str], BaselineEntry] = {}
         for cell in cells:
             for role in section.baselines:
                 model = getattr(cell, role)
@@ -389,5 +371,7 @@ class _Planner:
                         self.evaluation(benchmark, downloaded, "model", cell.protocol, cell.seed, model)
                         for benchmark in section.benchmarks
                     ]
-                    plans[role, model, cell.protocol] = BaselinePlan(role, model, cell.protocol, evaluations)
+                    plans[role, model, cell.protocol] = BaselineEntry(
+                        role=role, model=model, protocol=cell.protocol, evaluations=evaluations
+                    )
         return list(plans.values())

@@ -14,13 +14,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from essence.errors import RecordError
-from essence.files import read_json, sha256_file, sha256_text
-from essence.record.checks import inside, schema_findings, seal_findings
+from essence.files import sha256_file, sha256_text
+from essence.record.checks import inside
+from essence.record.manifest import Manifest, OutputFile
+from essence.record.plan_record import plan_of
 from essence.record.ro_crate import crate_metadata
 from essence.record.run_directory import RunDirectory, StageFolder
+from essence.record.stage_records import intact_manifest
+from essence.record.written import Group, read_record
 
 CHECKSUMS, LEFT_OUT, CRATE = "SHA256SUMS", "export.json", "ro-crate-metadata.json"
 NOT_OF_THE_RUN = ("lock", "holder.json")
@@ -30,14 +33,27 @@ KEPT_FREE_BYTES = 1 << 28
 """What unpacking leaves of a disk."""
 
 
+class LeftOutFile(Group):
+    """A file that an export left out."""
+
+    path: str
+
+
+class ExportRecord(Group):
+    """export.json."""
+
+    left_out: list[LeftOutFile]
+
+
 @dataclass
 class Contents:
     """What goes into an archive: by path in it, a file or a text; and what does not."""
 
     files: dict[str, Path] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: list[OutputFile] = field(default_factory=list)
+    """Paths as in the archive."""
+    manifests: dict[str, Manifest] = field(default_factory=dict)
     recorded: dict[str, str] = field(default_factory=dict)
     """sha256 that a manifest states, by path in the archive."""
 
@@ -61,23 +77,24 @@ def export(run_directory: RunDirectory, experiment: str, project: Path, target: 
 
 def collect(run_directory: RunDirectory, experiment: str, project: Path, weights: bool) -> Contents:
     """Choose what the archive holds."""
-    plan = read_json(run_directory.plan(experiment))
+    plan = plan_of(run_directory, experiment)
     contents = Contents()
-    for identifier in sorted(plan["stages"]):
+    for identifier in sorted(plan.stages):
         if run_directory.stage(identifier).done:
             _add_stage(run_directory.stage(identifier), contents, weights)
     if not contents.manifests:
         raise RecordError(f"{run_directory.plan(experiment)}: no stage is finished, nothing to export")
     _add_folder(run_directory.experiment(experiment), experiment, contents)
-    for sha256 in sorted({str(m["code"]["diff_sha256"]) for m in contents.manifests.values()} - {"None"}):
+    for sha256 in sorted({m.code.diff_sha256 for m in contents.manifests.values() if m.code.diff_sha256}):
         contents.files[f"code/{sha256}.diff"] = run_directory.code / f"{sha256}.diff"
     _add_folder(project / "experiments", "experiments", contents)
     _add_folder(project / "locks", "locks", contents)
-    left = {"schema_version": 1, "experiment": experiment, "weights": weights, "left_out": contents.left_out}
+    files = [file.model_dump() for file in contents.left_out]
+    left = {"schema_version": 1, "experiment": experiment, "weights": weights, "left_out": files}
     contents.texts[LEFT_OUT] = _json(left)
     sizes = [(path, file.stat().st_size) for path, file in contents.files.items()]
     sizes += [(path, len(text.encode())) for path, text in contents.texts.items()]
-    metadata = crate_metadata(experiment, str(plan["title"]), str(plan["note"]), sizes, contents.manifests)
+    metadata = crate_metadata(experiment, plan.title, plan.note, sizes, contents.manifests)
     contents.texts[CRATE] = _json(metadata)
     contents.texts[CHECKSUMS] = "".join(f"{digest}  {path}\n" for path, digest in sorted(_hashes(contents)))
     return contents
@@ -85,25 +102,27 @@ def collect(run_directory: RunDirectory, experiment: str, project: Path, weights
 
 def _add_stage(folder: StageFolder, contents: Contents, weights: bool) -> None:
     name = folder.path.name
-    manifest = read_json(folder.manifest)
-    wrong = [*schema_findings(folder.manifest, manifest)] or [*seal_findings(folder, manifest)]
-    wrong = wrong or [
-        f"output {e['path']!r} lies outside of its folder" for e in manifest["outputs"] if not inside(e["path"])
-    ]
-    if wrong:
-        raise RecordError(f"{wrong[0]}: not exported", "`invoke verify` says more")
+    try:
+        manifest = intact_manifest(folder.manifest)
+    except RecordError as error:
+        raise RecordError(f"{error.problem}: not exported", error.cure or "`invoke verify` says more") from None
+    if outside := [file.path for file in manifest.outputs if not inside(file.path)]:
+        raise RecordError(
+            f"{folder.manifest}: output {outside[0]!r} lies outside of its folder: not exported",
+            "`invoke verify` says more",
+        )
     contents.manifests[name] = manifest
     contents.files[f"stages/{name}/manifest.json"] = folder.manifest
     if folder.spec.is_file():
         contents.files[f"stages/{name}/spec.json"] = folder.spec
-    for entry in manifest["outputs"]:
-        path = f"stages/{name}/output/{entry['path']}"
-        file = folder.output / entry["path"]
-        if file.is_file() and _is_exported(manifest["identity"]["stage"], entry["path"], weights):
+    for entry in manifest.outputs:
+        path = f"stages/{name}/output/{entry.path}"
+        file = folder.output / entry.path
+        if file.is_file() and _is_exported(manifest.identity.stage, entry.path, weights):
             contents.files[path] = file
-            contents.recorded[path] = entry["sha256"]
+            contents.recorded[path] = entry.sha256
         else:
-            contents.left_out.append({**entry, "path": path})
+            contents.left_out.append(entry.model_copy(update={"path": path}))
 
 
 def _is_exported(stage: str, path: str, weights: bool) -> bool:
@@ -214,11 +233,10 @@ def _checksum_findings(root: Path) -> Iterator[str]:
 def left_out(root: Path) -> set[str]:
     """Paths below a run directory that its export left out; empty where it is no export."""
     file = root / LEFT_OUT
-    try:
-        return {str(entry["path"]) for entry in read_json(file)["left_out"]} if file.is_file() else set()
-    except (KeyError, TypeError):
-        raise RecordError(f"{file}: not the list of what an export of this kit leaves out") from None
+    if not file.is_file():
+        return set()
+    return {entry.path for entry in read_record(file, ExportRecord, "the list of an export").left_out}
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from essence.errors import RecordError
-from essence.files import append_json_line, read_json, read_json_lines
+from essence.files import append_json_line
+from essence.record.live_records import ProgressRecord, look_at, read_attempt_lines
 from essence.record.manifest import Attempt
 
 Outcome = Literal["finished", "stopped", "failed", "killed"]
@@ -22,9 +22,9 @@ class AttemptJournal:
 
     def __init__(self, file: Path, progress: Path) -> None:
         self.file = file
-        lines = read_json_lines(self.file)
-        if lines and "started" in lines[-1]:
-            append_json_line(self.file, {"ended": "killed", "seconds": _heard_of(progress, lines[-1]["unix"])})
+        lines = list(read_attempt_lines(self.file))
+        if lines and lines[-1].started:
+            append_json_line(self.file, {"ended": "killed", "seconds": _heard_of(progress, lines[-1].unix)})
         self.unix = time.time()
         append_json_line(self.file, {"started": now(), "unix": self.unix})
 
@@ -33,19 +33,17 @@ class AttemptJournal:
 
     def attempts(self) -> list[Attempt]:
         """All attempts, the running one as finished now."""
-        lines = read_json_lines(self.file)
-        last = {"ended": "finished", "seconds": round(time.time() - self.unix, 3)}
-        starts = [line for line in lines if "started" in line]
-        ends = [line for line in lines if "ended" in line]
+        lines = list(read_attempt_lines(self.file))
+        starts = [line.started for line in lines if line.started]
+        ends = [(line.ended, line.seconds) for line in lines if line.ended]
+        ends.append(("finished", round(time.time() - self.unix, 3)))
         return [
-            Attempt(started=start["started"], seconds=end["seconds"], outcome=end["ended"])
-            for start, end in zip(starts, [*ends, last], strict=False)
+            Attempt.model_validate({"started": start, "seconds": seconds, "outcome": outcome})
+            for start, (outcome, seconds) in zip(starts, ends, strict=False)
         ]
 
 
 def _heard_of(progress: Path, started: float) -> float:
     """Seconds from the start of a killed attempt to its last sign of life."""
-    try:
-        return round(max(0.0, float(read_json(progress)["updated"]) - started), 3)
-    except RecordError:
-        return 0.0
+    last = look_at(progress, ProgressRecord)
+    return round(max(0.0, last.updated - started), 3) if last else 0.0

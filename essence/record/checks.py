@@ -4,82 +4,50 @@ The record's own seal, every file of the output, the inputs it read, the key it 
 against counts as declared. Results are computed again in `recount.py`.
 """
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import jsonschema
-
-from essence.files import canonical_json, read_json, sha256_file
-from essence.record.manifest import SCHEMA_FILE, SCHEMA_VERSION, seal_of
+from essence.files import canonical_json, sha256_file
+from essence.record.live_records import read_spec
+from essence.record.manifest import Manifest, OutputFile
 from essence.record.run_directory import StageFolder, stage_id
 from essence.record.stage_key import stage_key
+from essence.record.stage_records import (
+    GenerateManifest,
+    GenerateResolved,
+    GradeManifest,
+    TeacherManifest,
+    TrainManifest,
+)
 
-Manifest = dict[str, Any]
-DECLARED = {
-    "generate": {
-        "settings.executed.samples_per_problem": "samples",
-        "settings.executed.stop_loops": "stop_loops",
-        "settings.executed.dtype": "dtype",
-    },
-    "grade": {
-        "settings.executed.grader": "grader",
-        "settings.executed.samples_per_problem": "samples",
-        "results.benchmark": "benchmark.name",
-        "results.confidence": "confidence",
-    },
-    "teacher": {"settings.executed.dtype": "compute_dtype"},
-    "train": {
-        "settings.executed.dtype": "compute_dtype",
-        "settings.executed.batch_tokens": "optimizer.batch_tokens",
-        "settings.executed.parallel.backend": "parallel",
-        "settings.executed.parallel.processes": "processes",
-    },
-}
-"""Stage -> where its record says what was executed -> the setting that it was told."""
-IMAGE_FIELDS = ("digest", "base_digest", "sif_sha256")
-
-
-def schema_findings(file: Path, manifest: Manifest) -> Iterator[str]:
-    """True when the record has the published shape."""
-    version = manifest.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        yield f"{file}: written by a newer kit (schema {version}, known up to {SCHEMA_VERSION}): update the kit"
-        return
-    errors = sorted(_validator().iter_errors(manifest), key=lambda error: list(map(str, error.path)))
-    for error in errors[:3]:
-        yield f"{file}: {'.'.join(map(str, error.path)) or 'manifest'}: {error.message}"
-
-
-@functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(read_json(SCHEMA_FILE))
+EDITED = "edited after it was written: its content does not give its seal"
+Declaration = tuple[str, object, object]
+"""A setting's name, its value as declared, and as executed; None where the record does not say what was executed."""
 
 
 def seal_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """True when the record was left as it was written."""
-    if seal_of(manifest) != manifest["seal"]:
-        yield f"{folder.manifest}: edited after it was written: its content does not give its seal"
+    """Whether the record was left as it was written."""
+    if not manifest.is_sealed:
+        yield f"{folder.manifest}: {EDITED}"
 
 
-def file_findings(folder: StageFolder, outputs: list[dict[str, Any]], known: dict[str, str]) -> Iterator[str]:
-    """True when every recorded file is there with the recorded content, and no other.
+def file_findings(folder: StageFolder, outputs: list[OutputFile], known: dict[str, str]) -> Iterator[str]:
+    """Whether every recorded file is there with the recorded content, and no other.
 
     outputs: the recorded files that should be here.
     known: sha256 -> where such a file is recorded, to tell a file that was swapped for another one.
     """
-    recorded = {entry["path"]: entry for entry in outputs}
+    recorded = {entry.path: entry for entry in outputs}
     for path, entry in recorded.items():
         file = folder.output / path
         if not inside(path):
             yield f"{folder.manifest}: output {path!r} lies outside of its folder"
         elif not file.is_file():
             yield f"{file}: missing"
-        elif file.stat().st_size != entry["bytes"] and _cut_off(file, entry["bytes"]):
-            yield f"{file}: truncated: {file.stat().st_size} of {entry['bytes']} bytes, ends in the middle of a line"
-        elif (found := sha256_file(file)) != entry["sha256"]:
-            yield _swapped(file, found, known) or f"{file}: content differs from its recorded sha256 " + entry["sha256"]
+        elif file.stat().st_size != entry.bytes and _cut_off(file, entry.bytes):
+            yield f"{file}: truncated: {file.stat().st_size} of {entry.bytes} bytes, ends in the middle of a line"
+        elif (found := sha256_file(file)) != entry.sha256:
+            yield _swapped(file, found, known) or f"{file}: content differs from its recorded sha256 " + entry.sha256
     present = {p.relative_to(folder.output).as_posix() for p in folder.output.rglob("*") if p.is_file()}
     yield from (f"{folder.output / path}: not in the record" for path in sorted(present - recorded.keys()))
 
@@ -102,96 +70,116 @@ def _swapped(file: Path, sha256: str, known: dict[str, str]) -> str:
 
 
 def changed_inputs(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """True when every input is the very stage that was read."""
-    for name, entry in manifest["inputs"]["stages"].items():
-        file = folder.path.parent / stage_id(entry["stage"], entry["key"]) / "manifest.json"
-        if file.is_file() and sha256_file(file) != entry["manifest_sha256"]:
+    """Whether every input is the very stage that was read."""
+    for name, entry in manifest.inputs.stages.items():
+        file = folder.path.parent / stage_id(entry.stage, entry.key) / "manifest.json"
+        if file.is_file() and sha256_file(file) != entry.manifest_sha256:
             yield f"{file}: changed since {folder.path.name} read it as '{name}'"
 
 
 def absent_inputs(folder: StageFolder, manifest: Manifest) -> dict[str, str]:
     """Inputs whose record is not here: name -> stage id."""
-    inputs = {n: stage_id(entry["stage"], entry["key"]) for n, entry in manifest["inputs"]["stages"].items()}
+    inputs = {n: stage_id(entry.stage, entry.key) for n, entry in manifest.inputs.stages.items()}
     return {n: i for n, i in inputs.items() if not StageFolder(folder.path.parent / i).done}
 
 
 def key_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """True when the key is the hash of what spec and record say, and the folder is named after it."""
-    spec = read_json(folder.spec)
-    inputs = {name: entry["key"] for name, entry in manifest["inputs"]["stages"].items()}
-    settings, source = manifest["settings"]["resolved"], manifest["code"]["source_sha256"]
-    key, identity = stage_key(spec["stage"], settings, inputs, spec["environment"], source), manifest["identity"]
-    if key != identity["key"]:
+    """Whether the key is the hash of what spec and record say, and the folder is named after it."""
+    spec, identity = read_spec(folder.spec), manifest.identity
+    source = manifest.code.source_sha256
+    key = stage_key(spec.stage, manifest.resolved_json, manifest.input_keys, spec.environment, source)
+    if key != identity.key:
         yield f"{folder.manifest}: its settings, inputs, environment or source do not give its key"
-    elif folder.path.name != stage_id(identity["stage"], key):
-        yield f"{folder.path}: holds the record of {stage_id(identity['stage'], key)}: two records of one stage"
-    digest, lock = spec["environment"].get("image_digest"), spec["environment"].get("lock_sha256")
-    if digest and digest != manifest["image"]["digest"]:
-        yield f"{folder.manifest}: ran in image {manifest['image']['digest']}, planned for {digest}"
-    if lock and not digest and lock != manifest["software"]["lock_sha256"]:
-        yield f"{folder.manifest}: ran with lock {manifest['software']['lock_sha256']}, planned for {lock}"
+    elif folder.path.name != stage_id(identity.stage, key):
+        yield f"{folder.path}: holds the record of {stage_id(identity.stage, key)}: two records of one stage"
+    digest, lock = spec.environment.get("image_digest"), spec.environment.get("lock_sha256")
+    if digest and digest != manifest.image.digest:
+        yield f"{folder.manifest}: ran in image {manifest.image.digest}, planned for {digest}"
+    if lock and not digest and lock != manifest.software.lock_sha256:
+        yield f"{folder.manifest}: ran with lock {manifest.software.lock_sha256}, planned for {lock}"
 
 
 def executed_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
-    """True when what was executed is what was declared: rows, batch, counts, caps, grader, seeds.
-
-    KeyError or TypeError where the record lacks what such a stage declares.
-    """
-    resolved = manifest["settings"]["resolved"]
-    for executed, setting in DECLARED.get(manifest["identity"]["stage"], {}).items():
-        found, declared = look(manifest, executed), look(resolved, setting)
-        if found is not None and found != declared:
-            yield f"{folder.manifest}: {setting} = {declared} declared, {found} executed"
-    if manifest["identity"]["stage"] == "generate":
-        yield from _cap_findings(folder, manifest["settings"]["executed"], resolved)
-    if manifest["identity"]["stage"] == "train":
-        yield from _row_findings(folder, manifest, resolved["rows"])
-    used = manifest["seeds"].get(manifest["identity"]["stage"])
-    if "seed" in resolved and resolved["seed"] != used:
-        yield f"{folder.manifest}: seed {resolved['seed']} declared, {used} used"
+    """Whether what was executed is what was declared: rows, batch, counts, caps, grader, seeds."""
+    for setting, declared, executed in _declarations(manifest):
+        if executed is not None and executed != declared:
+            yield f"{folder.manifest}: {setting} = {declared} declared, {executed} executed"
+    used, declared = manifest.seeds.get(manifest.identity.stage), manifest.resolved_json.get("seed")
+    if "seed" in manifest.resolved_json and declared != used:
+        yield f"{folder.manifest}: seed {declared} declared, {used} used"
 
 
-def _cap_findings(folder: StageFolder, executed: dict[str, Any], resolved: dict[str, Any]) -> Iterator[str]:
+def _declarations(manifest: Manifest) -> Iterator[Declaration]:
+    if isinstance(manifest, GenerateManifest):
+        yield from _of_generate(manifest)
+    elif isinstance(manifest, GradeManifest):
+        yield from _of_grade(manifest)
+    elif isinstance(manifest, TeacherManifest):
+        yield "compute_dtype", manifest.settings.resolved.compute_dtype, manifest.settings.executed.dtype
+    elif isinstance(manifest, TrainManifest):
+        yield from _of_train(manifest)
+        yield from _rows(manifest)
+
+
+def _of_generate(manifest: GenerateManifest) -> Iterator[Declaration]:
     """Completions may have the tokens declared, and no more than their prompt leaves of the model's."""
-    for cap, prompt in (("max_new_tokens", "shortest"), ("smallest_max_new_tokens", "longest")):
-        room = resolved["max_model_tokens"] - executed[f"{prompt}_prompt_tokens"]
-        declared = min(resolved["max_new_tokens"], room)
-        if executed[cap] != declared:
-            yield f"{folder.manifest}: {cap} = {declared} declared, {executed[cap]} executed"
+    resolved, executed = manifest.settings.resolved, manifest.settings.executed
+    yield "samples", resolved.samples, executed.samples_per_problem
+    yield "stop_loops", resolved.stop_loops, executed.stop_loops
+    yield "dtype", resolved.dtype, executed.dtype
+    caps = {
+        "max_new_tokens": (executed.max_new_tokens, executed.shortest_prompt_tokens),
+        "smallest_max_new_tokens": (executed.smallest_max_new_tokens, executed.longest_prompt_tokens),
+    }
+    for name, (cap, prompt) in caps.items():
+        yield name, _cap(resolved, prompt), "none" if cap is None else cap
 
 
-def _row_findings(folder: StageFolder, manifest: Manifest, rows: dict[str, Any]) -> Iterator[str]:
+def _cap(resolved: GenerateResolved, prompt_tokens: int | None) -> int | None:
+    if resolved.max_new_tokens is None or resolved.max_model_tokens is None or prompt_tokens is None:
+        return None
+    return min(resolved.max_new_tokens, resolved.max_model_tokens - prompt_tokens)
+
+
+def _of_grade(manifest: GradeManifest) -> Iterator[Declaration]:
+    resolved, executed = manifest.settings.resolved, manifest.settings.executed
+    yield "grader", resolved.grader, executed.grader
+    yield "samples", resolved.samples, executed.samples_per_problem
+    yield "benchmark.name", resolved.benchmark.name, manifest.results.benchmark
+    yield "confidence", resolved.confidence, manifest.results.confidence
+
+
+def _of_train(manifest: TrainManifest) -> Iterator[Declaration]:
+    resolved, executed = manifest.settings.resolved, manifest.settings.executed
+    yield "compute_dtype", resolved.compute_dtype, executed.dtype
+    yield "optimizer.batch_tokens", resolved.optimizer.batch_tokens, executed.batch_tokens
+    yield "parallel", resolved.parallel, executed.parallel.backend
+    yield "processes", resolved.processes, executed.parallel.processes
+    declared, data = resolved.optimizer.batch_rows, manifest.inputs.data.train
+    if declared is not None and data is not None:
+        yield "optimizer.batch_rows", min(declared, data.rows), executed.batch_rows
+
+
+def _rows(manifest: TrainManifest) -> Iterator[Declaration]:
     """Rows trained on and rows left out with a reason are together those declared; a token budget has its own."""
-    for part in ("train", "validation"):
-        data = manifest["inputs"]["data"].get(part)
-        if data is None or (part == "train" and rows.get("token_budget")):
-            continue
-        found = data["rows"] + sum(data.get("skipped", {}).values())
-        if found != rows[f"{part}_rows"]:
-            yield f"{folder.manifest}: {part}_rows = {rows[f'{part}_rows']} declared, {found} executed"
-    batch, trained = look(manifest, "settings.executed.batch_rows"), look(manifest, "inputs.data.train.rows")
-    declared = look(manifest, "settings.resolved.optimizer.batch_rows")
-    if None not in (batch, trained, declared) and batch != min(declared, trained):
-        yield f"{folder.manifest}: optimizer.batch_rows = {declared} declared, {batch} executed"
-
-
-def look(value: Any, dotted: str) -> Any:
-    """The value at `a.b.c` of nested objects, or None where it is not there."""
-    for name in dotted.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
+    rows, data = manifest.settings.resolved.rows, manifest.inputs.data
+    if data.train and not rows.token_budget:
+        yield "train_rows", rows.train_rows, data.train.rows + sum(data.train.skipped.values())
+    if data.validation:
+        yield "validation_rows", rows.validation_rows, data.validation.rows + sum(data.validation.skipped.values())
 
 
 def image_findings(records: dict[StageFolder, Manifest]) -> Iterator[str]:
     """True when all stages of an experiment that were planned for one environment ran in one image, base and SIF."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for folder, manifest in records.items():
-        environment = read_json(folder.spec)["environment"] if folder.spec.is_file() else {}
-        for field in IMAGE_FIELDS:
-            found = manifest["image"].get(field)
+        environment = read_spec(folder.spec).environment if folder.spec.is_file() else {}
+        image = manifest.image
+        fields = {"digest": image.digest, "base digest": image.base_digest, "sif sha256": image.sif_sha256}
+        for field, found in fields.items():
             if not environment or found is None:  # a download is the same in any image
                 continue
             other, first = seen.setdefault((canonical_json(environment), field), (folder.path.name, found))
             if found != first:
-                where = f"{folder.manifest}: {field.replace('_', ' ')} of its image is {found}"
+                where = f"{folder.manifest}: {field} of its image is {found}"
                 yield f"{where}, but {other} was planned for the same environment and ran in {first}"

@@ -9,17 +9,23 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from essence.errors import RecordError
-from essence.files import read_json
-from essence.record.checks import look, schema_findings
-from essence.record.manifest import seal_of
+from essence.record.finished import flat_settings
+from essence.record.manifest import Manifest
 from essence.record.run_directory import RunDirectory, stage_id
 from essence.record.stage_key import that_count
+from essence.record.stage_records import (
+    DownloadManifest,
+    GenerateManifest,
+    GradeManifest,
+    TokenizeManifest,
+    TrainManifest,
+    read_manifest,
+)
 from essence.settings.protocol import Protocol
 
-Manifest = dict[str, Any]
 Chain = dict[str, Manifest]
 """Manifests by place: the way from the end of the chain, `grade.samples.model`."""
 Kind = Literal[
@@ -46,22 +52,8 @@ KINDS: dict[Kind, str] = {
 PROTOCOL_FIELDS = {field.name for field in fields(Protocol)}
 GRADER = ("grader", "timeout_s", "math_verify")
 """Settings of a grade stage that can change a verdict."""
-FINGERPRINTS = ("tokens_sha256", "prompts_sha256", "samples_sha256", "train.sha256", "validation.sha256")
-MEASURED = (
-    "inputs.data.train.tokens", "results.steps", "results.last_loss", "results.best_validation_ce",
-    "results.mean_completion_tokens", "cost.flops", "cost.wall_s", "cost.peak_memory_gib", "cost.peak_gpu_memory_gib",
-    "cost.energy_j",
-)  # fmt: skip
-"""Numbers of a record that are shown beside the accuracies, where they differ."""
-RESULTS = ("accuracy", "last_loss", "best_validation_ce")
-HARDWARE: dict[str, Kind] = {
-    "driver": "driver",
-    "cuda": "driver",
-    "nccl": "driver",
-    "cpu": "hardware",
-    "gpus": "hardware",
-    "threads": "hardware",
-}
+Value = str | int | float | None
+"""Of a field that is compared."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +73,7 @@ class Difference:
         where = ", ".join(self.stages)
         return f"{KINDS[self.kind]}: {self.field} is {self.first} in A and {self.second} in B ({where})"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**vars(self), "stages": list(self.stages), "sentence": self.sentence}
 
 
@@ -98,36 +90,33 @@ def read_chain(run_directory: RunDirectory, identifier: str, place: str, readers
         return {}
     if identifier in readers:
         raise RecordError(f"{file}: says that it comes from itself")
-    manifest = _record(file)
+    manifest = _read(file)
     chain = {place: manifest}
-    for name, entry in manifest["inputs"]["stages"].items():
-        below = f"{place.removesuffix('.states')}.{'states' if entry['stage'] == 'teacher' else name}"
-        before = stage_id(entry["stage"], entry["key"])
+    for name, entry in manifest.inputs.stages.items():
+        below = f"{place.removesuffix('.states')}.{'states' if entry.stage == 'teacher' else name}"
+        before = stage_id(entry.stage, entry.key)
         chain |= read_chain(run_directory, before, below, (*readers, identifier))
     return chain
 
 
 @functools.cache
-def _record(file: Path) -> Manifest:
-    """A manifest of the published shape, read once: many cells come from the same downloads."""
-    manifest = read_json(file)
-    if wrong := list(schema_findings(file, manifest)):
-        raise RecordError(wrong[0])
-    return manifest
+def _read(file: Path) -> Manifest:
+    """Read once: many cells come from the same downloads."""
+    return read_manifest(file)
 
 
 def built_on_earlier(chain: Chain) -> list[str]:
     """Accepted stages of earlier code that a chain is built on, by id, with what changed since."""
     accepted: dict[str, list[str]] = {}
     for manifest in chain.values():
-        accepted |= manifest["inputs"].get("accepted", {})
+        accepted |= manifest.inputs.accepted
     return [f"{identifier} ({', '.join(causes)})" for identifier, causes in accepted.items()]
 
 
 def edited(chain: Chain) -> list[str]:
     """Stages of a chain whose record does not give its seal, by id."""
-    wrong = [m["identity"] for m in chain.values() if seal_of(m) != m["seal"]]
-    return list(dict.fromkeys(stage_id(identity["stage"], identity["key"]) for identity in wrong))
+    wrong = [manifest.identity for manifest in chain.values() if not manifest.is_sealed]
+    return list(dict.fromkeys(stage_id(identity.stage, identity.key) for identity in wrong))
 
 
 def likely_causes(first: Chain, second: Chain) -> list[Difference]:
@@ -142,15 +131,62 @@ def likely_causes(first: Chain, second: Chain) -> list[Difference]:
     return merge([found for place in common for found in causes[place]])
 
 
-def result_differences(first: Chain, second: Chain) -> list[tuple[str, str, Any, Any]]:
+def result_differences(first: Chain, second: Chain) -> list[tuple[str, str, Value, Value]]:
     """(Stage, what, in A, in B) of every other number that differs: losses, lengths, tokens and costs."""
-    found = []
+    found: dict[tuple[str, str, Value, Value], None] = {}
     for place in (place for place in first if place in second):
-        for field in MEASURED:
-            both = look(first[place], field), look(second[place], field)
+        if isinstance(first[place], DownloadManifest):
+            continue
+        measured = _measured(first[place]), _measured(second[place])
+        for name in dict.fromkeys([*measured[0], *measured[1]]):
+            both = measured[0].get(name), measured[1].get(name)
             if both[0] != both[1]:
-                found.append((_named(first[place]), field.rsplit(".", 1)[-1], *both))
-    return [row for row in dict.fromkeys(found) if not row[0].startswith("download")]
+                found[_named(first[place]), name, *both] = None
+    return list(found)
+
+
+def _measured(manifest: Manifest) -> dict[str, Value]:
+    """Numbers of a record that are shown beside the accuracies, where they differ."""
+    found: dict[str, Value] = {}
+    if isinstance(manifest, TrainManifest):
+        train, results = manifest.inputs.data.train, manifest.results
+        found = {"tokens": train.tokens if train else None, "steps": results.steps, **_computed(manifest)}
+    elif isinstance(manifest, GenerateManifest | GradeManifest):
+        found = {"mean_completion_tokens": manifest.results.mean_completion_tokens}
+    cost = manifest.cost
+    return {
+        **found,
+        "flops": cost.flops,
+        "wall_s": cost.wall_s,
+        "peak_memory_gib": cost.peak_memory_gib,
+        "peak_gpu_memory_gib": cost.peak_gpu_memory_gib,
+        "energy_j": cost.energy_j,
+    }
+
+
+def _computed(manifest: Manifest) -> dict[str, Value]:
+    """Results that equal inputs give again."""
+    if isinstance(manifest, TrainManifest):
+        results = manifest.results
+        return {"last_loss": results.last_loss, "best_validation_ce": results.best_validation_ce}
+    return {"accuracy": manifest.results.accuracy} if isinstance(manifest, GradeManifest) else {}
+
+
+def _fingerprints(manifest: Manifest) -> dict[str, Value]:
+    """Hashes of what a stage made or read, by their place in `inputs.data`."""
+    if isinstance(manifest, TokenizeManifest):
+        return {"tokens_sha256": manifest.inputs.data.tokens_sha256}
+    if isinstance(manifest, GenerateManifest):
+        return {"prompts_sha256": manifest.inputs.data.prompts_sha256}
+    if isinstance(manifest, GradeManifest):
+        return {"samples_sha256": manifest.inputs.data.samples_sha256}
+    if isinstance(manifest, TrainManifest):
+        train, validation = manifest.inputs.data.train, manifest.inputs.data.validation
+        return {
+            "train.sha256": train.sha256 if train else None,
+            "validation.sha256": validation.sha256 if validation else None,
+        }
+    return {}
 
 
 def merge(differences: Sequence[Difference]) -> list[Difference]:
@@ -166,12 +202,12 @@ def merge(differences: Sequence[Difference]) -> list[Difference]:
 def _causes(place: str, first: Manifest, second: Manifest) -> Iterator[Difference]:
     """Differences of one stage that are nobody's consequence."""
     stage = _named(first)
-    before = [dict(_flat(that_count(manifest["settings"]["resolved"]))) for manifest in (first, second)]
+    before = [dict(flat_settings(that_count(manifest.resolved_json))) for manifest in (first, second)]
     for name in sorted(before[0].keys() | before[1].keys()):
         yield from _difference(
-            _kind(first["identity"]["stage"], place, name), name, (settings.get(name) for settings in before), stage
+            _kind(first.identity.stage, place, name), name, (settings.get(name) for settings in before), stage
         )
-    if first["identity"]["stage"] == "download" and before[0] == before[1]:
+    if isinstance(first, DownloadManifest) and before[0] == before[1]:
         yield from _files(place, first, second)
     yield from _surroundings(first, second)
 
@@ -180,19 +216,33 @@ def _surroundings(first: Manifest, second: Manifest) -> Iterator[Difference]:
     """Image, lock, source and hardware; what a downloaded file holds depends on none of them."""
     stage, both = _named(first), (first, second)
     yield from _difference("image", "image", map(_image, both), stage)
-    locks = [manifest["software"]["lock_sha256"] for manifest in both]
-    packages = _package_changes(first["software"]["packages"], second["software"]["packages"])
+    locks = [manifest.software.lock_sha256 for manifest in both]
+    packages = _package_changes(first.software.packages, second.software.packages)
     if locks[0] != locks[1]:
         yield Difference("lock", "lock", _shown(locks[0]), _shown(locks[1]) + packages, (stage,))
     elif packages:
         yield Difference("lock", "packages", "as locked", packages.strip(" ()"), (stage,))
-    yield from _difference("code", "source", (m["code"]["source_sha256"] for m in both), stage)
+    yield from _difference("code", "source", (manifest.code.source_sha256 for manifest in both), stage)
+    hardware = [_hardware(manifest) for manifest in both]
     for name, kind in HARDWARE.items():
-        yield from _difference(kind, name, (manifest["hardware"].get(name) for manifest in both), stage)
+        yield from _difference(kind, name, (found[name] for found in hardware), stage)
+
+
+HARDWARE: dict[str, Kind] = {
+    "driver": "driver", "cuda": "driver", "nccl": "driver",
+    "cpu": "hardware", "gpus": "hardware", "threads": "hardware",
+}  # fmt: skip
+
+
+def _hardware(manifest: Manifest) -> dict[str, object]:
+    found = manifest.hardware
+    gpus = [gpu.model_dump() for gpu in found.gpus]
+    return {"driver": found.driver, "cuda": found.cuda, "nccl": found.nccl, "cpu": found.cpu, "gpus": gpus,
+            "threads": found.threads}  # fmt: skip
 
 
 def _image(manifest: Manifest) -> str:
-    return str(manifest["image"].get("digest") or manifest["image"]["engine"])
+    return manifest.image.digest or manifest.image.engine
 
 
 def _package_changes(first: dict[str, str], second: dict[str, str]) -> str:
@@ -207,22 +257,20 @@ def _package_changes(first: dict[str, str], second: dict[str, str]) -> str:
 
 def _files(place: str, first: Manifest, second: Manifest) -> Iterator[Difference]:
     """Files of a download that hold other bytes under the same name."""
-    hashes = [{entry["path"]: entry["sha256"] for entry in manifest["outputs"]} for manifest in (first, second)]
+    hashes = [{entry.path: entry.sha256 for entry in manifest.outputs} for manifest in (first, second)]
     for path in sorted(hashes[0].keys() | hashes[1].keys()):
         yield from _difference(_source_kind(place), path, (found.get(path) for found in hashes), _named(first))
 
 
 def _outputs(first: Manifest, second: Manifest) -> Iterator[Difference]:
     """Fingerprints and results that differ although nothing before them does."""
-    data = [dict(_flat(manifest["inputs"]["data"])) for manifest in (first, second)]
-    for name in FINGERPRINTS:
-        yield from _difference("unexplained", name, (found.get(name) for found in data), _named(first))
-    for name in RESULTS:
-        values = first["results"].get(name), second["results"].get(name)
-        yield from _difference("unexplained", name, values, _named(first))
+    for of in (_fingerprints, _computed):
+        found = of(first), of(second)
+        for name in dict.fromkeys([*found[0], *found[1]]):
+            yield from _difference("unexplained", name, (one.get(name) for one in found), _named(first))
 
 
-def _difference(kind: Kind, name: str, values: Iterable[Any], stage: str) -> Iterator[Difference]:
+def _difference(kind: Kind, name: str, values: Iterable[object], stage: str) -> Iterator[Difference]:
     first, second = values
     if first != second:
         yield Difference(kind, name, _shown(first), _shown(second), (stage,))
@@ -230,8 +278,9 @@ def _difference(kind: Kind, name: str, values: Iterable[Any], stage: str) -> Ite
 
 def _named(manifest: Manifest) -> str:
     """`train`; of a download also what: `download bespoke`."""
-    source = manifest["settings"]["resolved"].get("source")
-    return f"download {source['name']}" if source else str(manifest["identity"]["stage"])
+    if isinstance(manifest, DownloadManifest) and manifest.source.name:
+        return f"download {manifest.source.name}"
+    return manifest.identity.stage
 
 
 def _kind(stage: str, place: str, name: str) -> Kind:
@@ -254,14 +303,6 @@ def _source_kind(place: str) -> Kind:
     return "data" if place.rsplit(".", 1)[-1] in ("rows", "problems") or ".problems" in place else "model"
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
-
-
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = str(value) if value is not None else "nothing"
     return f"{text[:12]}..." if len(text) == 64 and Path(text).name == text else text

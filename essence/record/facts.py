@@ -10,13 +10,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from essence import __version__
 from essence.files import GIB, sha256_file, sha256_text
-from essence.record.manifest import Hardware, Software
+from essence.record.manifest import Gpu, Hardware, Software
 
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -40,9 +39,8 @@ GPU_QUERY = "index,name,uuid,memory.total,driver_version"
 QUERY_TIMEOUT_S = 20
 
 
-def lock_file() -> Path:
-    """The lock that the running environment was made from, as its installation left it; it may be absent."""
-    return Path(sys.prefix) / "essence-lock.txt"
+CodeFacts = dict[str, str | bool | None]
+"""Version, commit, dirty flag and hash of the uncommitted changes, as `Spec.code` has them."""
 
 
 def lock_sha256() -> str:
@@ -96,7 +94,7 @@ def hardware(threads: int) -> Hardware:
         threads=threads,
         memory_gib=round(psutil.virtual_memory().total / GIB, 2),
         gpus=gpus,
-        driver=gpus[0]["driver_version"] if gpus else None,
+        driver=gpus[0].driver_version if gpus else None,
         cuda=torch.version.cuda if torch and cuda else None,
         nccl=".".join(str(n) for n in torch.cuda.nccl.version()) if torch and cuda else None,
         scheduler={name: os.environ[name] for name in SCHEDULER_VARIABLES if name in os.environ},
@@ -104,8 +102,8 @@ def hardware(threads: int) -> Hardware:
 
 
 @functools.cache
-def query_gpus() -> list[dict[str, Any]]:
-    """One record a GPU as nvidia-smi tells; empty where there is none."""
+def query_gpus() -> list[Gpu]:
+    """One record per GPU, as nvidia-smi reports it; empty where there is none."""
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
@@ -113,10 +111,13 @@ def query_gpus() -> list[dict[str, Any]]:
     if done.returncode:
         return []
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-    gpus: list[dict[str, Any]] = [dict(zip(GPU_QUERY.split(","), row, strict=True)) for row in rows]
-    for gpu in gpus:
-        gpu["memory_gib"] = round(float(gpu.pop("memory.total")) / 1024, 2)
-    return gpus
+    found = [dict(zip(GPU_QUERY.split(","), row, strict=True)) for row in rows]
+    return [_gpu(gpu) for gpu in found]
+
+
+def _gpu(found: dict[str, str]) -> Gpu:
+    facts = {name: value for name, value in found.items() if name != "memory.total"}
+    return Gpu.model_validate({**facts, "memory_gib": round(float(found["memory.total"]) / 1024, 2)})
 
 
 def _cpu_name() -> str | None:
@@ -127,9 +128,9 @@ def _cpu_name() -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
-def code_facts(project: Path) -> tuple[dict[str, Any], str]:
+def code_facts(project: Path) -> tuple[CodeFacts, str]:
     """(version, commit, dirty flag and diff hash; the diff itself). Nulls where there is no git or no checkout."""
-    facts: dict[str, Any] = {"version": __version__, "commit": None, "dirty": None, "diff_sha256": None}
+    facts: CodeFacts = {"version": __version__, "commit": None, "dirty": None, "diff_sha256": None}
     commit = _git(project, "rev-parse", "HEAD")
     if commit is None:
         return facts, ""

@@ -5,20 +5,19 @@ stage, and the plan says which change it was and what is there already.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from essence.errors import RecordError
-from essence.files import read_json
 from essence.record import facts
-from essence.record.manifest import seal_of
+from essence.record.live_records import read_spec
+from essence.record.plan_record import EarlierEntry, Under
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.source_key import ENTRY, source_sha256
 from essence.record.stage_key import stage_key, that_count
+from essence.record.stage_records import read_manifest
 
 MOST_NAMED = 3
-Under = Literal["earlier code", "another environment", "earlier code with other settings"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class FinishedStage:
     stage: str
     title: str
     key: str
-    settings: dict[str, Any]
+    settings: Mapping[str, object]
     inputs: dict[str, str]
     """Input name -> key."""
     environment: dict[str, str]
@@ -52,8 +51,12 @@ class Earlier:
     acceptable: bool
     """True when settings, inputs and environment are equal, so that it may be taken in the place of the planned one."""
 
-    def as_json(self) -> dict[str, Any]:
-        return {"stage": self.id, "under": self.under, "causes": list(self.causes), "acceptable": self.acceptable}
+    def entry(self) -> EarlierEntry:
+        """As plan.json has it."""
+        return EarlierEntry(stage=self.id, under=self.under, causes=list(self.causes), acceptable=self.acceptable)
+
+    def as_json(self) -> dict[str, object]:
+        return self.entry().model_dump()
 
 
 class FinishedStages:
@@ -82,39 +85,35 @@ class FinishedStages:
 def read_finished(folder: StageFolder) -> FinishedStage | None:
     """What the record of a finished stage says; None where it does not give the key and the seal that it has."""
     try:
-        spec, manifest = read_json(folder.spec), read_json(folder.manifest)
-        inputs = {name: entry["key"] for name, entry in manifest["inputs"]["stages"].items()}
-        settings, code, identity = manifest["settings"]["resolved"], manifest["code"], manifest["identity"]
-        found = FinishedStage(
-            id=folder.path.name,
-            stage=identity["stage"],
-            title=identity["title"],
-            key=identity["key"],
-            settings=settings,
-            inputs=inputs,
-            environment=spec["environment"],
-            source_sha256=code["source_sha256"],
-            modules=code.get("modules", {}),
-            packages=manifest["software"]["packages"],
-            finished=identity["finished"],
-        )
-        key = stage_key(found.stage, settings, inputs, found.environment, found.source_sha256)
-        whole = key == found.key and seal_of(manifest) == manifest["seal"]
-    except (RecordError, LookupError, TypeError, AttributeError):
+        spec, manifest = read_spec(folder.spec), read_manifest(folder.manifest)
+    except RecordError:
         return None
-    return found if whole else None
+    found = FinishedStage(
+        id=folder.path.name,
+        stage=manifest.identity.stage,
+        title=manifest.identity.title,
+        key=manifest.identity.key,
+        settings=manifest.resolved_json,
+        inputs=manifest.input_keys,
+        environment=spec.environment,
+        source_sha256=manifest.code.source_sha256,
+        modules=manifest.code.modules,
+        packages=manifest.software.packages,
+        finished=manifest.identity.finished,
+    )
+    key = stage_key(found.stage, found.settings, found.inputs, found.environment, found.source_sha256)
+    return found if key == found.key and manifest.is_sealed else None
 
 
 def modules_of_earlier_code(folder: StageFolder) -> dict[str, str] | None:
     """Module -> hash, as recorded by a finished stage whose source is not that of this code; None for any other."""
     if not (folder.done and folder.spec.is_file()):
         return None
-    spec = read_json(folder.spec)
-    recorded, stage = spec.get("source_sha256"), spec.get("stage")
-    if not recorded or stage not in ENTRY or recorded == source_sha256(stage):
+    spec = read_spec(folder.spec)
+    stage = next((name for name in ENTRY if name == spec.stage), None)
+    if not spec.source_sha256 or stage is None or spec.source_sha256 == source_sha256(stage):
         return None
-    modules = spec.get("modules", {})
-    return modules if isinstance(modules, dict) else {}
+    return spec.modules
 
 
 def module_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -138,9 +137,9 @@ def package_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return shortened(changes) or ["another lock or base of equal packages"]
 
 
-def setting_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def setting_changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """`optimizer.epochs 2 -> 3`, for each setting that differs."""
-    flat = [dict(_flat(that_count(settings))) for settings in (before, now)]
+    flat = [dict(flat_settings(that_count(settings))) for settings in (before, now)]
     names = [name for name in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(name) != flat[1].get(name)]
     return shortened([f"{name} {_shown(flat[0], name)} -> {_shown(flat[1], name)}" for name in names])
 
@@ -149,28 +148,15 @@ def shortened(words: list[str]) -> list[str]:
     return words if len(words) <= MOST_NAMED else [*words[:MOST_NAMED], f"{len(words) - MOST_NAMED} more"]
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_settings(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(`optimizer.max_lr`, value) of each setting; an empty table is a value."""
     for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{name}.")
+        if isinstance(inner, Mapping) and inner:
+            yield from flat_settings(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
 
 
-def _shown(settings: dict[str, Any], name: str) -> str:
+def _shown(settings: Mapping[str, object], name: str) -> str:
     text = str(settings[name]) if name in settings else "absent"
     return text if len(text) <= 24 else f"{text[:21]}..."
-
-
-def accepted_sentences(planned: Iterable[dict[str, Any]]) -> list[str]:
-    """What `--accept-earlier` took in, from the stages of plan.json: a sentence for each kind of stage and cause."""
-    counts: dict[tuple[str, str], int] = {}
-    for entry in planned:
-        if accepted := entry.get("accepted"):
-            group = (str(entry["stage"]), ", ".join(accepted["causes"]))
-            counts[group] = counts.get(group, 0) + 1
-    return [
-        f"Accepted from earlier code (--accept-earlier): {count} finished {stage} "
-        f"stage{'s' if count > 1 else ''}; since then: {causes}."
-        for (stage, causes), count in counts.items()
-    ]

@@ -9,7 +9,9 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text, write_json
@@ -27,13 +29,24 @@ def cache_file() -> Path:
     return (told if told.is_absolute() else Path("~/.cache").expanduser()) / "essence" / "hashes.json"
 
 
+class Hashed(TypedDict):
+    """A file when it was hashed."""
+
+    seen: list[int]
+    """Bytes, times of change of content and of status in ns, device, inode."""
+    sha256: str
+
+
+FILES = TypeAdapter(dict[str, Hashed])
+
+
 @dataclass
 class HashCache:
     """`sha256` of files; `save` writes down what was hashed."""
 
     file: Path = field(default_factory=cache_file)
-    _known: dict[str, Any] | None = None
-    _fresh: dict[str, Any] = field(default_factory=dict)
+    _known: dict[str, Hashed] | None = None
+    _fresh: dict[str, Hashed] = field(default_factory=dict)
 
     def sha256(self, path: Path) -> str:
         """Hex sha256 of a file, read only where it is small or was changed since it was hashed."""
@@ -45,7 +58,7 @@ class HashCache:
         seen = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
         entry = self._fresh.get(str(path)) or self._known.get(str(path))
         if entry and entry["seen"] == seen:
-            return str(entry["sha256"])
+            return entry["sha256"]
         digest = sha256_file(path)
         if max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - SETTLED_NS:
             self._fresh[str(path)] = {"seen": seen, "sha256": digest}
@@ -60,15 +73,15 @@ class HashCache:
             write_json(self.file, {"files": files, "seal": _seal(files)})
         self._known, self._fresh = files, {}
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Hashed]:
         """The whole cache as it was written, or nothing."""
         with contextlib.suppress(RecordError, OSError, ValueError):
             record = read_json(self.file)
-            files = record.get("files")
-            if isinstance(files, dict) and record.get("seal") == _seal(files):
+            files = FILES.validate_python(record.get("files"))
+            if record.get("seal") == _seal(files):
                 return files
         return {}
 
 
-def _seal(files: dict[str, Any]) -> str:
+def _seal(files: dict[str, Hashed]) -> str:
     return sha256_text(canonical_json(files))

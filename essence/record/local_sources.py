@@ -5,14 +5,17 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import Field
 
 from essence.errors import RecordError
-from essence.files import read_json
 from essence.paths import check_outside
 from essence.record.content import CONTENT, content_of
 from essence.record.hash_cache import HashCache
+from essence.record.live_records import Live
 from essence.record.run_directory import RunDirectory, StageFolder
+from essence.record.stage_records import DownloadManifest, SourceRecord, read_manifest
+from essence.record.written import read_record
 from essence.settings import Source
 
 
@@ -49,15 +52,16 @@ class LocalSources:
         if self.run_directory is None:
             return {}
         done = {folder.path.name: folder for folder in _downloads(self.run_directory)}
-        manifests = sorted((read_json(folder.manifest) for folder in done.values()), key=_finished)
-        sources = [manifest["settings"]["resolved"].get("source", {}) for manifest in manifests]
+        manifests = [read_manifest(folder.manifest) for folder in done.values()]
+        manifests.sort(key=lambda manifest: manifest.identity.finished)
+        sources = [manifest.source for manifest in manifests if isinstance(manifest, DownloadManifest)]
         # A source that was moved has its new path in the settings of the experiments alone.
         for settings in _resolved(self.run_directory):
-            sources += [told.get("source", {}) for name, told in settings.items() if name in done]
+            sources += [one.source for name, one in settings.items() if name in done and one.source]
         return {
-            (str(source["kind"]), str(source["path"])): str(source["path_state"])
+            (str(source.kind), source.path): source.path_state
             for source in sources
-            if source.get("path") and str(source.get("path_state")).startswith(CONTENT)
+            if source.path and source.path_state and source.path_state.startswith(CONTENT)
         }
 
 
@@ -67,15 +71,23 @@ def _downloads(run_directory: RunDirectory) -> Iterator[StageFolder]:
             yield folder
 
 
-def _finished(manifest: dict[str, Any]) -> str:
-    return str(manifest["identity"]["finished"])
+class SettingsOfSource(Live):
+    """Settings of a stage as far as they name a source."""
+
+    source: SourceRecord | None = None
 
 
-def _resolved(run_directory: RunDirectory) -> Iterator[dict[str, Any]]:
+class ResolvedExperiment(Live):
+    """experiment.json: settings by stage."""
+
+    settings: dict[str, SettingsOfSource] = Field(default_factory=dict)
+
+
+def _resolved(run_directory: RunDirectory) -> Iterator[dict[str, SettingsOfSource]]:
     """Settings by stage of each experiment, those written last at the end."""
     files = [run_directory.resolved(name) for name in run_directory.experiments()]
     for file in sorted((file for file in files if file.is_file()), key=lambda file: file.stat().st_mtime_ns):
         try:
-            yield read_json(file).get("settings", {})
+            yield read_record(file, ResolvedExperiment, "the resolved settings of an experiment").settings
         except RecordError:
             continue

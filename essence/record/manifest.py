@@ -1,25 +1,22 @@
 """The manifest: the record of one finished stage. `manifest.schema.json` beside this file is made from it.
 
-Null means that this machine could not tell. A group is never left out.
+Null means that this machine could not tell. A group is never left out. What a stage adds to the groups that all have
+is in `stage_records.py`, which also reads a manifest.
 """
 
+import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, PrivateAttr, model_validator
 
-from essence.files import canonical_json, sha256_text
-from essence.settings import Record, StageName
+from essence.record.written import Group, Number, Written, gives_seal, seal_of
+from essence.settings import StageName
 
 SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
-
-
-class Written(Record):
-    """A part of a manifest: stages write it, not people, so NumPy integers are numbers and old records stay legible."""
-
-    model_config = ConfigDict(strict=False)
 
 
 class Attempt(Written):
@@ -75,16 +72,33 @@ class StageInput(Written):
     manifest_sha256: str
 
 
-class Inputs(Written):
+AnyData = TypeVar("AnyData", bound=Group, covariant=True)
+AnyResolved = TypeVar("AnyResolved", bound=Group, covariant=True)
+AnyExecuted = TypeVar("AnyExecuted", bound=Group, covariant=True)
+
+
+class Inputs(Written, Generic[AnyData]):
     stages: dict[str, StageInput]
-    data: dict[str, Any]
+    data: AnyData
     accepted: dict[str, list[str]] = Field(default_factory=dict)
     """Stages of earlier code that the result is built on (`--accept-earlier`), by id -> what changed since."""
 
 
-class StageSettings(Written):
-    resolved: dict[str, Any]
-    executed: dict[str, Any]
+class StageSettings(Written, Generic[AnyResolved, AnyExecuted]):
+    resolved: AnyResolved
+    """As the stage was asked; of earlier code perhaps with settings that are no longer there."""
+    executed: AnyExecuted
+    """As they came out in the run."""
+
+
+class Gpu(Group):
+    """As nvidia-smi names it."""
+
+    index: str | None = None
+    name: str | None = None
+    uuid: str | None = None
+    driver_version: str | None = None
+    memory_gib: Number | None = None
 
 
 class Hardware(Written):
@@ -93,7 +107,7 @@ class Hardware(Written):
     cpu_count: int | None
     threads: int
     memory_gib: float
-    gpus: list[dict[str, Any]]
+    gpus: list[Gpu]
     driver: str | None
     cuda: str | None
     nccl: str | None
@@ -113,7 +127,8 @@ class Cost(Written):
     tokens: int | None
     flops: float | None
     flops_formula: str | None
-    more: dict[str, Any]
+    more: Group
+    """What this stage alone counts."""
 
 
 class OutputFile(Written):
@@ -128,25 +143,56 @@ class Manifest(Written):
     code: Code
     image: Image
     software: Software
-    inputs: Inputs
-    settings: StageSettings
+    inputs: Inputs[Group]
+    settings: StageSettings[Group, Group]
     hardware: Hardware
     seeds: dict[str, int]
-    results: dict[str, Any]
+    results: Group
     cost: Cost
     outputs: list[OutputFile]
     seal: str
     """sha256 of the canonical JSON of everything else: an edited record does not give its seal any more."""
+    _read: dict[str, Any] | None = PrivateAttr(default=None)
 
-    def sealed(self) -> dict[str, Any]:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember(cls, value: Any, handler: Any) -> Self:
+        """Seal and key are hashes of the JSON itself, so that is kept as it was read."""
+        made: Self = handler(value)
+        if isinstance(value, dict) and isinstance(value.get("identity"), dict):
+            made._read = value
+        return made
+
+    @classmethod
+    def of(cls, **groups: object) -> Self:
+        """A record made of its groups, each an object or as a stage reports it."""
+        return cls.model_validate(groups)
+
+    @functools.cached_property
+    def as_written(self) -> dict[str, Any]:
+        """The JSON that was read; of a record that was made here, that which is written."""
+        return self.model_dump(mode="json") if self._read is None else self._read
+
+    @property
+    def resolved_json(self) -> Mapping[str, object]:
+        """`settings.resolved` as JSON: what the key is a hash of."""
+        resolved: dict[str, object] = self.as_written["settings"]["resolved"]
+        return resolved
+
+    @functools.cached_property
+    def is_sealed(self) -> bool:
+        """True when the record is as it was written."""
+        return gives_seal(self.as_written)
+
+    @property
+    def input_keys(self) -> dict[str, str]:
+        """Input name -> key of the stage that was read."""
+        return {name: entry.key for name, entry in self.inputs.stages.items()}
+
+    def sealed(self) -> dict[str, object]:
         """The record as it is written."""
-        record = self.model_dump(mode="json")
+        record: dict[str, object] = self.model_dump(mode="json")
         return {**record, "seal": seal_of(record)}
-
-
-def seal_of(record: dict[str, Any]) -> str:
-    """The seal that a record should have; hex sha256."""
-    return sha256_text(canonical_json({name: value for name, value in record.items() if name != "seal"}))
 
 
 def json_schema() -> str:

@@ -3,197 +3,262 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from essence.distill.checkpoint_choice import choose
 from essence.errors import RecordError
 from essence.evaluation.doubts import sample_doubts, verdict_doubts
+from essence.evaluation.sample_lines import SampleLine, VerdictLine, read_lines
 from essence.evaluation.scores import answer_numbers, completion_facts
 from essence.evaluation.statistics import accuracy, majority_at_k, pass_at_k
-from essence.files import read_json, sha256_file
+from essence.files import sha256_file
+from essence.record.live_records import Live
+from essence.record.manifest import Manifest
 from essence.record.run_directory import StageFolder, stage_id
+from essence.record.stage_records import (
+    EstimateRecord,
+    GenerateManifest,
+    GenerateResults,
+    GradeManifest,
+    GradeResults,
+    TrainManifest,
+    read_manifest,
+)
+from essence.record.training_records import TrainResults
+from essence.record.written import Number
 
-Manifest = dict[str, Any]
-Line = dict[str, Any]
 CLOSE = 1e-9
+SAMPLES, VERDICTS, METRICS = "samples.jsonl", "verdicts.jsonl", "metrics.jsonl"
+
+
+class StepLine(Live):
+    """A line of metrics.jsonl: one optimiser step."""
+
+    kind: Literal["step"]
+    step: int
+    loss: Number | None = None
+    seconds: Number | None = None
+
+
+class ValidationLine(Live):
+    """A line of metrics.jsonl: one look at the validation rows."""
+
+    kind: Literal["validation"]
+    step: int
+    ce: Number | None = None
+    parts: list[Number] | None = None
+
+
+MetricLine = StepLine | ValidationLine
+METRIC_LINE: TypeAdapter[MetricLine] = TypeAdapter(MetricLine)
 
 
 def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
     """True when the results follow from the lines that were written; nothing where these are not here.
 
-    KeyError, TypeError or ValueError where results or lines are not those of such a stage.
+    RecordError or InputError for a line that is damaged.
     """
-    stage, results = manifest["identity"]["stage"], manifest["results"]
-    if stage not in LINES or not (folder.output / LINES[stage]).is_file():
-        return
-    lines = _read(folder.output / LINES[stage])
-    where = f"{folder.manifest}: "
-    if stage == "train":
-        yield from (where + finding for finding in _training(results, lines))
-        return
-    yield from _twice(folder.output / LINES[stage], lines)
-    if stage == "generate":
-        yield from (where + finding for finding in _completions(results, lines))
-        return
-    samples = _samples_read(folder, manifest)
-    found = [*_verdicts(results, lines), *_votes(results, lines), *_endings(results, samples)]
-    found += _doubts(results, lines, samples)
-    yield from (where + finding for finding in found)
+    found: list[str] = []
+    if isinstance(manifest, TrainManifest) and (folder.output / METRICS).is_file():
+        found += _training(manifest.results, read_metrics(folder.output / METRICS))
+    elif isinstance(manifest, GenerateManifest) and (folder.output / SAMPLES).is_file():
+        lines = read_lines(folder.output / SAMPLES, SampleLine)
+        yield from _twice(folder.output / SAMPLES, lines)
+        found += _completions(manifest.results, lines)
+    elif isinstance(manifest, GradeManifest) and (folder.output / VERDICTS).is_file():
+        verdicts = read_lines(folder.output / VERDICTS, VerdictLine)
+        yield from _twice(folder.output / VERDICTS, verdicts)
+        samples = _samples_read(folder, manifest)
+        found += [*_verdicts(manifest.results, verdicts), *_votes(manifest.results, verdicts)]
+        found += [*_endings(manifest.results, samples), *_doubts(manifest.results, verdicts, samples)]
+    yield from (f"{folder.manifest}: {finding}" for finding in found)
 
 
-LINES = {"generate": "samples.jsonl", "grade": "verdicts.jsonl", "train": "metrics.jsonl"}
+def read_metrics(file: Path) -> list[MetricLine]:
+    """The lines of metrics.jsonl; RecordError for one that is damaged."""
+    lines: list[MetricLine] = []
+    for number, line in enumerate(metric_lines(file), 1):
+        if line is None:
+            raise RecordError(f"{file}: line {number} is damaged, wanted: a step or a validation")
+        lines.append(line)
+    return lines
 
 
-def _read(file: Path) -> list[Line]:
-    """Records by line; bytes, since a text is also split at U+2028 and U+0085, which completions hold."""
-    return [json.loads(line) for line in file.read_bytes().splitlines()]
+def metric_lines(file: Path) -> Iterator[MetricLine | None]:
+    """The lines of metrics.jsonl, None for one that is damaged; OSError where there is no file."""
+    for line in file.read_bytes().splitlines():
+        try:
+            yield METRIC_LINE.validate_python(json.loads(line), strict=True)
+        except (ValueError, RecursionError):  # ValidationError is a ValueError
+            yield None
 
 
-def _samples_read(folder: StageFolder, manifest: Manifest) -> list[Line]:
-    """The completions that were graded; none where they are not here or differ, which is reported elsewhere."""
-    entry = manifest["inputs"]["stages"].get("samples")
+def _samples_read(folder: StageFolder, manifest: GradeManifest) -> list[SampleLine]:
+    """The completions that were graded; none where they are not here or not as recorded."""
+    entry = manifest.inputs.stages.get("samples")
     if entry is None:
         return []
-    read = StageFolder(folder.path.parent / stage_id(entry["stage"], entry["key"]))
-    file = read.output / LINES["generate"]
+    read = StageFolder(folder.path.parent / stage_id(entry.stage, entry.key))
+    file = read.output / SAMPLES
     try:
-        recorded = {output["path"]: output["sha256"] for output in read_json(read.manifest)["outputs"]}
-        intact = recorded[file.name] == sha256_file(file)
-    except (RecordError, OSError, KeyError, TypeError):
+        recorded = {output.path: output.sha256 for output in read_manifest(read.manifest).outputs}
+        intact = recorded.get(file.name) == sha256_file(file)
+    except (RecordError, OSError):
         return []
-    return _read(file) if intact else []
+    return read_lines(file, SampleLine) if intact else []
 
 
-def _twice(file: Path, lines: list[Line]) -> Iterator[str]:
-    samples = Counter((str(line["problem"]), line["sample"]) for line in lines)
+def _twice(file: Path, lines: Sequence[SampleLine | VerdictLine]) -> Iterator[str]:
+    samples = Counter((line.problem, line.sample) for line in lines)
     name, count = max(samples.items(), key=lambda item: item[1], default=(("", 0), 0))
     if count > 1:
         yield f"{file}: sample {name[1]} of problem {name[0]} is there {count} times"
 
 
-def _training(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
+def _training(results: TrainResults, lines: Sequence[MetricLine]) -> Iterator[str]:
     """Of a step written twice, after a resume, the later counts."""
-    steps = {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
-    validations = {line["step"]: line for line in lines if line["kind"] == "validation"}
-    checks = {step: line["ce"] for step, line in validations.items()}
-    yield from _differs("steps", results["steps"], max(steps, default=0), "metrics.jsonl")
-    yield from _differs("last_loss", results["last_loss"], steps.get(results["steps"]), "metrics.jsonl")
-    recorded = {check["step"]: check["ce"] for check in results["validations"]}
+    steps = {line.step: line.loss for line in lines if isinstance(line, StepLine)}
+    validations = {line.step: line for line in lines if isinstance(line, ValidationLine)}
+    checks = {step: line.ce for step, line in validations.items()}
+    yield from _differs("steps", results.steps, max(steps, default=0), METRICS)
+    yield from _differs("last_loss", results.last_loss, steps.get(results.steps), METRICS)
+    recorded = {check.step: check.ce for check in results.validations}
     for step in sorted(recorded.keys() | checks.keys()):
-        yield from _differs(f"validation at step {step}", recorded.get(step), checks.get(step), "metrics.jsonl")
-    best = recorded.get(results["best_step"])
-    yield from _differs("best_validation_ce", results["best_validation_ce"], best, "the validations")
+        yield from _differs(f"validation at step {step}", recorded.get(step), checks.get(step), METRICS)
+    best = None if results.best_step is None else recorded.get(results.best_step)
+    yield from _differs("best_validation_ce", results.best_validation_ce, best, "the validations")
     yield from _chosen(results, [validations[step] for step in sorted(validations)])
 
 
-def _chosen(results: dict[str, Any], validations: list[Line]) -> Iterator[str]:
+def _chosen(results: TrainResults, validations: list[ValidationLine]) -> Iterator[str]:
     """The step that is kept and that of the lowest mean, by their rules, from the losses that were written down.
 
     Records of an earlier version hold no losses by rank; nothing can be said of them.
     """
-    if not validations or not all("parts" in line for line in validations):
+    parts = [line.parts for line in validations if line.parts is not None]
+    means = [line.ce for line in validations if line.ce is not None]
+    if not validations or not len(parts) == len(means) == len(validations):
         return
-    kept = choose([line["parts"] for line in validations])
-    lowest = min(validations, key=lambda line: line["ce"])
+    kept, lowest = choose(parts), min(range(len(means)), key=means.__getitem__)
     counted = {
-        "best_step": None if kept is None else validations[kept]["step"],
-        "lowest_step": lowest["step"],
-        "lowest_validation_ce": lowest["ce"],
+        "best_step": (results.best_step, None if kept is None else validations[kept].step),
+        "lowest_step": (results.lowest_step, validations[lowest].step),
+        "lowest_validation_ce": (results.lowest_validation_ce, means[lowest]),
     }
-    for name, value in counted.items():
-        yield from _differs(name, results[name], value, "metrics.jsonl")
+    for name, (recorded, value) in counted.items():
+        yield from _differs(name, recorded, value, METRICS)
 
 
-def _completions(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
-    reasons = Counter(str(line["finish_reason"]) for line in lines)
-    tokens = sum(line["tokens"] for line in lines) / len(lines) if lines else 0.0
-    counted = {
-        "samples": len(lines),
-        "problems": len({str(line["problem"]) for line in lines}),
-        "mean_completion_tokens": tokens,
-    }
-    for name, value in counted.items():
-        yield from _differs(name, results[name], value, "samples.jsonl")
-    for reason in sorted(results["finish_reasons"].keys() | reasons.keys()):
-        recorded = results["finish_reasons"].get(reason, 0)
-        yield from _differs(f"finish reason {reason}", recorded, reasons[reason], "samples.jsonl")
+def _completions(results: GenerateResults, lines: Sequence[SampleLine]) -> Iterator[str]:
+    tokens = sum(line.tokens for line in lines) / len(lines) if lines else 0.0
+    problems = len({line.problem for line in lines})
+    yield from _differs("samples", results.samples, len(lines), SAMPLES)
+    yield from _differs("problems", results.problems, problems, SAMPLES)
+    yield from _differs("mean_completion_tokens", results.mean_completion_tokens, tokens, SAMPLES)
+    reasons = Counter(line.finish_reason for line in lines)
+    yield from _counts("finish reason", results.finish_reasons, reasons, SAMPLES)
 
 
-def _verdicts(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
-    marks: dict[str, list[bool]] = {}
+def _counts(what: str, recorded: Mapping[str, int], counted: Mapping[str, int], source: str) -> Iterator[str]:
+    for name in sorted(recorded.keys() | counted.keys()):
+        yield from _differs(f"{what} {name}", recorded.get(name, 0), counted.get(name, 0), source)
+
+
+def _by_problem(lines: Sequence[VerdictLine]) -> dict[str, list[VerdictLine]]:
+    found: dict[str, list[VerdictLine]] = {}
     for line in lines:
-        marks.setdefault(str(line["problem"]), []).append(bool(line["correct"]))
-    recorded = {str(p["problem"]): (p["correct"], p["samples"]) for p in results["per_problem"]}
+        found.setdefault(line.problem, []).append(line)
+    return found
+
+
+def _verdicts(results: GradeResults, lines: Sequence[VerdictLine]) -> Iterator[str]:
+    marks = {problem: [line.correct for line in found] for problem, found in _by_problem(lines).items()}
+    recorded = {one.problem: (one.correct, one.samples) for one in results.per_problem}
     counted = {problem: (sum(found), len(found)) for problem, found in marks.items()}
     for problem in sorted(recorded.keys() | counted.keys()):
         if recorded.get(problem) != counted.get(problem):
-            first = f"{recorded.get(problem)} recorded, {counted.get(problem)} in verdicts.jsonl"
+            first = f"{recorded.get(problem)} recorded, {counted.get(problem)} in {VERDICTS}"
             yield f"problem {problem}: (correct, samples) {first}"
             break
-    statuses = Counter(str(line["status"]) for line in lines)
-    for status in sorted(results["statuses"].keys() | statuses.keys()):
-        yield from _differs(f"status {status}", results["statuses"].get(status, 0), statuses[status], "verdicts.jsonl")
+    yield from _counts("status", results.statuses, Counter(line.status for line in lines), VERDICTS)
     yield from _score(results, list(marks.values()))
 
 
-def _score(results: dict[str, Any], marks: list[list[bool]]) -> Iterator[str]:
+def _score(results: GradeResults, marks: list[list[bool]]) -> Iterator[str]:
     """Accuracy, its error and interval, and by what method."""
     if not marks or len({len(found) for found in marks}) != 1:
         return
-    estimate = accuracy(marks, results["confidence"])
-    yield from _differs("accuracy", results["accuracy"], estimate.value, "verdicts.jsonl")
-    yield from _differs("method", results["method"], estimate.method, "verdicts.jsonl")
-    yield from _differs("standard_error", results["standard_error"], estimate.standard_error, "verdicts.jsonl")
-    for name, recorded, value in zip(("low", "high"), results["interval"], (estimate.low, estimate.high), strict=True):
-        yield from _differs(f"interval {name}", recorded, value, "verdicts.jsonl")
+    estimate, (low, high) = accuracy(marks, results.confidence), results.interval
+    yield from _differs("accuracy", results.accuracy, estimate.value, VERDICTS)
+    yield from _differs("method", results.method, estimate.method, VERDICTS)
+    yield from _differs("standard_error", results.standard_error, estimate.standard_error, VERDICTS)
+    yield from _differs("interval low", low, estimate.low, VERDICTS)
+    yield from _differs("interval high", high, estimate.high, VERDICTS)
 
 
-def _votes(results: dict[str, Any], lines: list[Line]) -> Iterator[str]:
-    """pass@k and maj@k, as many as are recorded."""
-    of_problem: dict[str, list[Line]] = {}
-    for line in lines:
-        of_problem.setdefault(str(line["problem"]), []).append(line)
-    recorded = {**results.get("pass_at_k", {}), **results.get("majority_at_k", {})}
-    if not recorded or not lines or len({len(found) for found in of_problem.values()}) != 1:
+def _votes(results: GradeResults, lines: Sequence[VerdictLine]) -> Iterator[str]:
+    """pass@k and maj@k, those that are recorded."""
+    of_problem = _by_problem(lines)
+    if not lines or len({len(found) for found in of_problem.values()}) != 1:
         return
-    correct = [[bool(line["correct"]) for line in found] for found in of_problem.values()]
+    correct = [[line.correct for line in found] for found in of_problem.values()]
     answers = [answer_numbers(found) for found in of_problem.values()]
-    for name, estimate in recorded.items():
-        measure, _, k = name.partition("@")
-        if measure == "pass":
-            computed = pass_at_k(correct, int(k), results["confidence"])
+    for name, k, recorded in _recorded_votes(results):
+        if name.startswith("pass"):
+            computed = pass_at_k(correct, k, results.confidence)
         else:
-            computed = majority_at_k(answers, correct, int(k), results["confidence"])
-        for part in ("value", "standard_error", "low", "high"):
-            yield from _differs(f"{name} {part}", estimate[part], getattr(computed, part), "verdicts.jsonl")
+            computed = majority_at_k(answers, correct, k, results.confidence)
+        yield from _differs(f"{name} value", recorded.value, computed.value, VERDICTS)
+        yield from _differs(f"{name} standard_error", recorded.standard_error, computed.standard_error, VERDICTS)
+        yield from _differs(f"{name} low", recorded.low, computed.low, VERDICTS)
+        yield from _differs(f"{name} high", recorded.high, computed.high, VERDICTS)
 
 
-def _endings(results: dict[str, Any], samples: list[Line]) -> Iterator[str]:
+def _recorded_votes(results: GradeResults) -> Iterator[tuple[str, int, EstimateRecord]]:
+    """(`pass@4`, 4, what is recorded)."""
+    for name, recorded in {**results.pass_at_k, **results.majority_at_k}.items():
+        _, _, k = name.partition("@")
+        if not k.isdecimal() or len(k) > 9:
+            raise RecordError(f"{name}: found where pass@k or maj@k is wanted")
+        yield name, int(k), recorded
+
+
+def _endings(results: GradeResults, samples: Sequence[SampleLine]) -> Iterator[str]:
     """How completions ended and how long they are."""
     if not samples:
         return
     counted = completion_facts(samples)
-    reasons = counted.pop("finish_reasons")
-    for reason in sorted(results["finish_reasons"].keys() | reasons.keys()):
-        yield from _differs(f"finish reason {reason}", results["finish_reasons"].get(reason, 0),
-                            reasons.get(reason, 0), "samples.jsonl")  # fmt: skip
-    for name, value in counted.items():
-        yield from _differs(name, results[name], value, "samples.jsonl")
+    yield from _counts("finish reason", results.finish_reasons, counted["finish_reasons"], SAMPLES)
+    for name, recorded, value in (
+        ("mean_completion_tokens", results.mean_completion_tokens, counted["mean_completion_tokens"]),
+        ("median_completion_tokens", results.median_completion_tokens, counted["median_completion_tokens"]),
+        ("longest_completion_tokens", results.longest_completion_tokens, counted["longest_completion_tokens"]),
+    ):
+        yield from _differs(name, recorded, value, SAMPLES)
 
 
-def _doubts(results: dict[str, Any], lines: list[Line], samples: list[Line]) -> Iterator[str]:
+def _doubts(results: GradeResults, lines: Sequence[VerdictLine], samples: Sequence[SampleLine]) -> Iterator[str]:
     """What speaks against the accuracy; records of earlier versions have none of it."""
-    if "doubts" not in results:
+    doubts = results.doubts
+    if doubts is None:
         return
-    sources = {"verdicts.jsonl": verdict_doubts(lines), "samples.jsonl": sample_doubts(samples) if samples else {}}
-    for source, counted in sources.items():
-        for name, value in counted.items():
-            yield from _differs(name, results["doubts"][name], value, source)
+    of = verdict_doubts(lines)
+    yield from _differs("graders_disagree", doubts.graders_disagree, of["graders_disagree"], VERDICTS)
+    yield from _differs("disagreeing", doubts.disagreeing, of["disagreeing"], VERDICTS)
+    yield from _differs("answers_not_from_a_box", doubts.answers_not_from_a_box, of["answers_not_from_a_box"], VERDICTS)
+    if samples:
+        counted = sample_doubts(sample.completion for sample in samples)["box_in_thought_alone"]
+        yield from _differs("box_in_thought_alone", doubts.box_in_thought_alone, counted, SAMPLES)
 
 
-def _differs(name: str, recorded: Any, value: Any, source: str) -> Iterator[str]:
-    numbers = isinstance(recorded, int | float) and isinstance(value, int | float)
-    if recorded != value and not (numbers and math.isclose(recorded, value, rel_tol=CLOSE, abs_tol=CLOSE)):
+def _differs(name: str, recorded: object, value: object, source: str) -> Iterator[str]:
+    if isinstance(recorded, int | float) and isinstance(value, int | float):
+        equal = math.isclose(recorded, value, rel_tol=CLOSE, abs_tol=CLOSE)
+    else:
+        equal = recorded == value
+    if not equal:
         yield f"{name} {recorded} recorded, {value} from {source}"

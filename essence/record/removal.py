@@ -4,12 +4,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import Field
 
 from essence.errors import RecordError
-from essence.files import read_json
 from essence.record.finished import modules_of_earlier_code
+from essence.record.live_records import Live, SettingsSpec, read_spec
+from essence.record.plan_record import EarlierEntry
 from essence.record.run_directory import RunDirectory, StageFolder
+from essence.record.written import read_record
 
 STAGE = re.compile(r"(download|tokenize|teacher|train|generate|grade)-[0-9a-f]{16}")
 """Folders of `stages/` that are the kit's; others are somebody's own and stay."""
@@ -19,6 +23,30 @@ OF_AN_EXPERIMENT = (".*.partial", ".*.tmp", "report", "cards", "experiment.json"
 """What the kit writes into an experiment's folder, as patterns; the plan goes last: by it the experiment is found."""
 REMOVING = ".removing-"
 """How a folder is called while it is being removed: a kill leaves it under this name, never half under its own."""
+
+
+class StageNames(Live):
+    """A stage in a plan of any version, as far as a removal looks."""
+
+    earlier: EarlierEntry | None = None
+
+
+class PlanNames(Live):
+    """Stages that a plan names."""
+
+    stages: dict[str, StageNames]
+
+
+class ReportNames(Live):
+    """Stages that a report was made from, with the hashes of their records."""
+
+    records: dict[str, str]
+
+
+class ResolvedNames(Live):
+    """experiment.json: settings by stage."""
+
+    settings: dict[str, SettingsSpec] = Field(default_factory=dict)
 
 
 @dataclass
@@ -72,9 +100,9 @@ def needed(run_directory: RunDirectory, experiments: Iterable[str]) -> set[str]:
     """Stages that the plans and reports of these experiments name, and all that those were or will be made of."""
     waiting: list[str] = []
     for name in experiments:
-        waiting += _named(run_directory.plan(name), "stages")
+        waiting += read_named(run_directory.plan(name), PlanNames, "a plan").stages
         if (report := run_directory.report(name) / "report.json").is_file():
-            waiting += _named(report, "records")
+            waiting += read_named(report, ReportNames, "a report").records
         if (resolved := run_directory.resolved(name)).is_file():
             waiting += _sources(run_directory, resolved)
     return _with_inputs(run_directory, waiting)
@@ -107,8 +135,8 @@ def _replaced(run_directory: RunDirectory) -> set[str]:
     """Finished stages in whose place a plan has others."""
     found: set[str] = set()
     for name in run_directory.planned():
-        stages = read_json(run_directory.plan(name))["stages"].values()
-        found |= {stage["earlier"]["stage"] for stage in stages if "earlier" in stage}
+        stages = read_named(run_directory.plan(name), PlanNames, "a plan").stages.values()
+        found |= {stage.earlier.stage for stage in stages if stage.earlier}
     return {name for name in found if run_directory.stage(name).done}
 
 
@@ -122,14 +150,15 @@ def _stages(run_directory: RunDirectory) -> list[Path]:
     return sorted(found, key=lambda path: (ORDER.index(path.name.split("-")[0]), path.name))
 
 
-def _named(file: Path, key: str) -> list[str]:
+AnyNames = TypeVar("AnyNames", bound=Live)
+
+
+def read_named(file: Path, kind: type[AnyNames], what: str) -> AnyNames:
+    """A record that names stages; RecordError with what to do where it cannot be read."""
     try:
-        names = read_json(file).get(key)
-        if not isinstance(names, dict):
-            raise RecordError(f"{file}: not a record of this kit, it has no {key}")
+        return read_record(file, kind, what)
     except RecordError as error:
         raise RecordError(str(error), "nothing is removed while it cannot be read: put it back, or remove it") from None
-    return list(names)
 
 
 def _inputs(run_directory: RunDirectory, stage: str) -> list[str]:
@@ -138,14 +167,13 @@ def _inputs(run_directory: RunDirectory, stage: str) -> list[str]:
     linked = [folder.path.resolve().name] if folder.path.is_symlink() else []
     if not folder.spec.is_file():
         return linked
-    inputs = read_json(folder.spec).get("inputs", {})
-    return linked + [Path(str(place)).name for place in inputs.values()]
+    return linked + [Path(place).name for place in read_spec(folder.spec).inputs.values()]
 
 
 def _sources(run_directory: RunDirectory, resolved: Path) -> list[str]:
     """Stages of this run directory whose outputs are sources that were not taken in yet."""
-    settings: dict[str, Any] = read_json(resolved).get("settings", {})
-    left = [told for name, told in settings.items() if not run_directory.stage(name).done]
-    paths = [Path(path).resolve() for told in left if (path := told.get("source", {}).get("path"))]
+    settings = read_record(resolved, ResolvedNames, "the resolved settings of an experiment").settings
+    sources = [one.source for name, one in settings.items() if not run_directory.stage(name).done]
+    paths = [Path(source.path).resolve() for source in sources if source and source.path]
     stages = run_directory.stages.resolve()
     return [path.relative_to(stages).parts[0] for path in paths if stages in path.parents]

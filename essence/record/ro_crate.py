@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
-from rocrate.model import ContextEntity
+from rocrate.model import ContextEntity, File
 from rocrate.rocrate import ROCrate
 
+from essence.record.manifest import Manifest
 from essence.record.run_directory import stage_id
 
-Manifest = dict[str, Any]
 PROFILES = {
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
@@ -41,7 +41,7 @@ STAGE_WORDS = {
 
 def crate_metadata(
     experiment: str, title: str, note: str, files: Iterable[tuple[str, int]], manifests: dict[str, Manifest]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The content of ro-crate-metadata.json.
 
     Args:
@@ -54,7 +54,7 @@ def crate_metadata(
     crate = ROCrate(version="1.1")
     crate.name, crate.description = title, note or title
     crate.license = _entity(crate, LICENSE, "CreativeWork", name="BSD 2-Clause License")
-    crate.datePublished = max((m["identity"]["finished"] for m in manifests.values()), default="1970-01-01")
+    crate.datePublished = max((m.identity.finished for m in manifests.values()), default="1970-01-01")
     crate.root_dataset["conformsTo"] = [
         _entity(crate, url, "CreativeWork", name=name, version=version) for url, (name, version) in PROFILES.items()
     ]
@@ -75,24 +75,24 @@ def _entity(crate: ROCrate, identifier: str, kind: str, **properties: Any) -> Co
     return crate.add(ContextEntity(crate, identifier, {"@type": kind, **properties}))
 
 
-def _file(crate: ROCrate, path: str, size: int, types: str | list[str]) -> Any:
+def _file(crate: ROCrate, path: str, size: int, types: str | list[str]) -> File:
     name = PurePosixPath(path)
     kind = MEDIA_TYPES.get(name.suffix, "application/octet-stream")
     properties = {"@type": types, "name": name.name, "contentSize": str(size), "encodingFormat": kind}
     return crate.add_file(dest_path=path, properties=properties)
 
 
-def _action(crate: ROCrate, identifier: str, manifest: Manifest, here: dict[str, Any]) -> ContextEntity:
-    identity = manifest["identity"]
-    inputs = [stage_id(entry["stage"], entry["key"]) for entry in manifest["inputs"]["stages"].values()]
+def _action(crate: ROCrate, identifier: str, manifest: Manifest, here: dict[str, File]) -> ContextEntity:
+    identity = manifest.identity
+    inputs = [stage_id(entry.stage, entry.key) for entry in manifest.inputs.stages.values()]
     action = _entity(
         crate,
         f"#{identifier}",
         "CreateAction",
-        name=identity["title"],
-        description=f"{identity['title']}: {STAGE_WORDS.get(identity['stage'], identity['stage'])}",
-        startTime=identity["started"],
-        endTime=identity["finished"],
+        name=identity.title,
+        description=f"{identity.title}: {STAGE_WORDS.get(identity.stage, identity.stage)}",
+        startTime=identity.started,
+        endTime=identity.finished,
         actionStatus=COMPLETED,
     )
     action["instrument"] = _instrument(crate, manifest)
@@ -105,7 +105,11 @@ def _action(crate: ROCrate, identifier: str, manifest: Manifest, here: dict[str,
 
 
 def _workflow(
-    crate: ROCrate, experiment: str, here: dict[str, Any], actions: dict[str, Any], manifests: dict[str, Manifest]
+    crate: ROCrate,
+    experiment: str,
+    here: dict[str, File],
+    actions: dict[str, ContextEntity],
+    manifests: dict[str, Manifest],
 ) -> None:
     """The plan as workflow with a step for each kind of stage, its run, and which stages each step consisted of."""
     plan = here[f"{experiment}/plan.json"]
@@ -114,10 +118,10 @@ def _workflow(
         crate, "#essence-plan", "ComputerLanguage", name="plan.json of essence", alternateName="essence plan"
     )
     crate.root_dataset["mainEntity"] = plan
-    kinds = [kind for kind in STAGE_WORDS if any(m["identity"]["stage"] == kind for m in manifests.values())]
+    kinds = [kind for kind in STAGE_WORDS if any(m.identity.stage == kind for m in manifests.values())]
     controls = []
     for position, kind in enumerate(kinds, 1):
-        mine = [actions[name] for name, m in sorted(manifests.items()) if m["identity"]["stage"] == kind]
+        mine = [actions[name] for name, m in sorted(manifests.items()) if m.identity.stage == kind]
         tools = list({action["instrument"].id: action["instrument"] for action in mine}.values())
         step = _entity(crate, f"#step-{kind}", "HowToStep", name=f"{kind}: {STAGE_WORDS[kind]}", position=str(position))
         step["workExample"] = tools
@@ -133,12 +137,12 @@ def _workflow(
     organize["result"] = _whole_run(crate, experiment, here, list(manifests.values()))
 
 
-def _whole_run(crate: ROCrate, experiment: str, here: dict[str, Any], manifests: list[Manifest]) -> ContextEntity:
+def _whole_run(crate: ROCrate, experiment: str, here: dict[str, File], manifests: list[Manifest]) -> ContextEntity:
     """The run of the plan: from resolved settings to the report."""
     run = _entity(crate, "#run", "CreateAction", name=f"run of {experiment}", actionStatus=COMPLETED)
     run["description"] = "every finished stage of the plan, and the report made from their records"
-    run["startTime"] = min(manifest["identity"]["started"] for manifest in manifests)
-    run["endTime"] = max(manifest["identity"]["finished"] for manifest in manifests)
+    run["startTime"] = min(manifest.identity.started for manifest in manifests)
+    run["endTime"] = max(manifest.identity.finished for manifest in manifests)
     run["instrument"] = here[f"{experiment}/plan.json"]
     if settings := here.get(f"{experiment}/experiment.json"):
         run["object"] = settings
@@ -150,15 +154,15 @@ def _whole_run(crate: ROCrate, experiment: str, here: dict[str, Any], manifests:
 
 
 def _paths(identifier: str, manifest: Manifest) -> list[str]:
-    """Where a stage's record and outputs are in the crate."""
-    outputs = [f"stages/{identifier}/output/{entry['path']}" for entry in manifest["outputs"]]
+    """Where a stage's record and outputs lie in the crate."""
+    outputs = [f"stages/{identifier}/output/{entry.path}" for entry in manifest.outputs]
     return [f"stages/{identifier}/manifest.json", *outputs]
 
 
 def _instrument(crate: ROCrate, manifest: Manifest) -> ContextEntity:
     """The stage as software: the same source in the same environment is the same instrument."""
-    stage, code = manifest["identity"]["stage"], manifest["code"]
-    identifier = f"#{stage}-{code['source_sha256'][:16] or code['version']}"
+    stage, code = manifest.identity.stage, manifest.code
+    identifier = f"#{stage}-{code.source_sha256[:16] or code.version}"
     known = crate.dereference(identifier)
     if known is not None:
         return known
@@ -168,5 +172,5 @@ def _instrument(crate: ROCrate, manifest: Manifest) -> ContextEntity:
         "SoftwareApplication",
         name=f"essence {stage}",
         description=STAGE_WORDS.get(stage, stage),
-        softwareVersion=" ".join(str(part) for part in (code["version"], code["commit"]) if part),
+        softwareVersion=" ".join(str(part) for part in (code.version, code.commit) if part),
     )

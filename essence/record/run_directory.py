@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
-from essence.errors import HeldError, MachineError, RecordError
-from essence.files import flush_to_disk, read_json, write_json
+from essence.errors import HeldError, MachineError
+from essence.files import flush_to_disk, write_json
+from essence.record.live_records import Holder, ProgressRecord, look_at
 
 State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
 """`queued`: a scheduler has it and has not started it; no look at the files tells that."""
@@ -116,10 +117,9 @@ class StageFolder:
             return "failed"
         return "interrupted" if self.attempts.is_file() else "left"
 
-    def progress_record(self) -> dict[str, Any] | None:
-        with contextlib.suppress(RecordError):
-            return read_json(self.progress)
-        return None
+    def progress_record(self) -> ProgressRecord | None:
+        """How far the stage is; None while it has not said so."""
+        return look_at(self.progress, ProgressRecord)
 
 
 @dataclass(frozen=True)
@@ -235,39 +235,33 @@ def _try_lock(file: Path, what: str) -> int | None:
 
 def describe_holder(folder: Path) -> str:
     """Who holds a folder, for a message."""
-    try:
-        holder = read_json(folder / "holder.json")
-    except RecordError:
+    holder = look_at(folder / "holder.json", Holder)
+    if holder is None:
         return "another process"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
-    return f"process {holder['pid']} on {holder['host']} since {since} ({holder['command']})"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
+    return f"process {holder.pid} on {holder.host} since {since} ({holder.command})"
 
 
 def held_from_here(folder: Path) -> bool:
-    """True when the process that last held a folder is one of this machine."""
-    try:
-        return bool(read_json(folder / "holder.json")["host"] == socket.gethostname())
-    except RecordError:
-        return False
+    """Whether the process that last held a folder is one of this machine."""
+    holder = look_at(folder / "holder.json", Holder)
+    return holder is not None and holder.host == socket.gethostname()
 
 
 def holder_alive(folder: Path) -> bool:
-    """True when the process that last held a folder still lives; elsewhere, whether it was heard of lately."""
-    try:
-        holder = read_json(folder / "holder.json")
-    except RecordError:
+    """Whether the process that last held a folder still lives; elsewhere, whether it was heard of lately."""
+    holder = look_at(folder / "holder.json", Holder)
+    if holder is None:
         return False
-    here = _pid_namespace()
-    if holder["host"] != socket.gethostname() or holder.get("pid_namespace", here) != here:
-        heard = float(holder["since"])
-        with contextlib.suppress(RecordError):
-            # It may still be that of an earlier holder.
-            heard = max(heard, float(read_json(folder / "progress.json")["updated"]))
+    if holder.host != socket.gethostname() or holder.pid_namespace not in (None, _pid_namespace()):
+        progress = look_at(folder / "progress.json", ProgressRecord)
+        # It may still be that of an earlier holder.
+        heard = max(holder.since, progress.updated) if progress else holder.since
         return time.time() - heard < HOLDER_SILENT_S
     try:
         # A process with this number that started after the folder was taken is another one.
-        return bool(psutil.Process(holder["pid"]).create_time() <= holder["since"])
-    except psutil.Error:
+        return bool(psutil.Process(holder.pid).create_time() <= holder.since)
+    except (psutil.Error, OverflowError, ValueError):
         return False
 
 

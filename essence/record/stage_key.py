@@ -1,13 +1,13 @@
 """The key of a stage: one hash of all that determines its result."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from essence.files import canonical_json, sha256_text
 from essence.record.content import CONTENT
 
 
 def stage_key(
-    stage: str, settings: dict[str, Any], inputs: dict[str, str], environment: dict[str, str], source: str
+    stage: str, settings: Mapping[str, object], inputs: dict[str, str], environment: dict[str, str], source: str
 ) -> str:
     """settings: as in the record; inputs: name -> key of the stage that is read; source: hash of the modules."""
     determines = {
@@ -20,7 +20,7 @@ def stage_key(
     return sha256_text(canonical_json(determines))
 
 
-def that_count(settings: dict[str, Any]) -> dict[str, Any]:
+def that_count(settings: Mapping[str, object]) -> Mapping[str, object]:
     """Of a local source its content counts, neither where it lies nor what it is called.
 
     The seed of a draw counts where something is drawn: earlier versions had no such field.

@@ -6,29 +6,25 @@ where only the records were copied and not the data, is named and is no finding.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from essence.errors import RecordError
-from essence.files import read_json, sha256_file
+from essence.errors import InputError, RecordError
+from essence.files import sha256_file
 from essence.record.archive import left_out
 from essence.record.checks import (
-    Manifest,
     absent_inputs,
     changed_inputs,
     executed_findings,
     file_findings,
     image_findings,
     key_findings,
-    schema_findings,
     seal_findings,
 )
-from essence.record.finished import accepted_sentences
+from essence.record.manifest import Manifest
+from essence.record.plan_record import accepted_sentences
 from essence.record.planned import Plans, plan_findings, read_plans, unfinished_lines
 from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory, StageFolder
-
-ODD = (RecordError, KeyError, TypeError, ValueError, AttributeError)
-"""What reading a record of another shape than its stage writes ends in."""
+from essence.record.stage_records import read_manifest
 
 
 @dataclass
@@ -46,7 +42,7 @@ class Verification:
     accepted: list[str] = field(default_factory=list)
     """What was taken from earlier code; no finding."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**vars(self), "ok": not self.findings}
 
 
@@ -62,28 +58,25 @@ def verify(run_directory: RunDirectory, experiment: str | None = None, stages: l
         raise RecordError(f"{run_directory.root}: holds no stages", "is it a run directory?")
     absent = left_out(run_directory.root)
     records = dict(_records(done, found))
-    known, planned = _known_files(records), {name for plan in plans.values() for name in plan["stages"]}
+    known, planned = _known_files(records), {name for plan in plans.values() for name in plan.stages}
     for folder, manifest in records.items():
         _verify_stage(folder, manifest, known, absent, found)
         _verify_chain(folder, manifest, planned, found)
     if stages is None:
         asked = {name: plan for name, plan in plans.items() if experiment in (None, name)}
         _verify_plans(run_directory, asked, records, found)
-        try:
-            found.unfinished += unfinished_lines(run_directory, asked, names)
-            for name, plan in asked.items():
-                found.accepted += [f"{name}: {line}" for line in accepted_sentences(plan["stages"].values())]
-        except ODD as error:
-            found.findings.append(f"{run_directory.root}: a plan in it has another shape, at {error!r}")
+        found.unfinished += unfinished_lines(run_directory, asked, names)
+        for name, plan in asked.items():
+            found.accepted += [f"{name}: {line}" for line in accepted_sentences(plan.stages.values())]
     found.findings += _code_findings(run_directory, records)
     return found
 
 
 def _stage_ids(run_directory: RunDirectory, plans: Plans, experiment: str | None) -> list[str]:
     if experiment is not None:
-        return sorted(plans[experiment]["stages"]) if experiment in plans else []
+        return sorted(plans[experiment].stages) if experiment in plans else []
     present = {p.name for p in run_directory.stages.glob("*-*") if p.is_dir()}
-    return sorted(present.union(*(plan["stages"] for plan in plans.values())))
+    return sorted(present.union(*(plan.stages for plan in plans.values())))
 
 
 def _records(folders: list[StageFolder], found: Verification) -> Iterator[tuple[StageFolder, Manifest]]:
@@ -91,21 +84,17 @@ def _records(folders: list[StageFolder], found: Verification) -> Iterator[tuple[
     for folder in folders:
         found.stages += 1
         try:
-            manifest = read_json(folder.manifest)
-            wrong = list(schema_findings(folder.manifest, manifest))
+            yield folder, read_manifest(folder.manifest)
         except RecordError as error:
-            wrong = [str(error)]
-        found.findings += wrong
-        if not wrong:
-            yield folder, manifest
+            found.findings.append(str(error))
 
 
 def _known_files(records: dict[StageFolder, Manifest]) -> dict[str, str]:
     """sha256 of every recorded file -> `train-3fa9.../last/model.safetensors`."""
     return {
-        entry["sha256"]: f"{folder.path.name}/{entry['path']}"
+        entry.sha256: f"{folder.path.name}/{entry.path}"
         for folder, manifest in records.items()
-        for entry in manifest["outputs"]
+        for entry in manifest.outputs
     }
 
 
@@ -113,16 +102,16 @@ def _verify_stage(
     folder: StageFolder, manifest: Manifest, known: dict[str, str], absent: set[str], found: Verification
 ) -> None:
     findings = list(seal_findings(folder, manifest))
-    expected = [e for e in manifest["outputs"] if f"stages/{folder.path.name}/output/{e['path']}" not in absent]
-    not_here = [entry for entry in manifest["outputs"] if entry not in expected]
+    expected = [e for e in manifest.outputs if f"stages/{folder.path.name}/output/{e.path}" not in absent]
+    not_here = [entry for entry in manifest.outputs if entry not in expected]
     if not folder.output.is_dir():
-        expected, not_here = [], manifest["outputs"]
+        expected, not_here = [], manifest.outputs
     if not_here:
-        size = sum(entry["bytes"] for entry in not_here)
+        size = sum(entry.bytes for entry in not_here)
         found.unchecked.append(f"{folder.path.name}: {len(not_here)} files of its output, {size} bytes")
     findings += file_findings(folder, expected, known)
     found.files += len(expected)
-    found.bytes += sum(entry["bytes"] for entry in expected)
+    found.bytes += sum(entry.bytes for entry in expected)
     if folder.spec.is_file():
         findings += _sentences(folder, manifest, key_findings)
     else:
@@ -136,13 +125,12 @@ def _verify_stage(
 def _sentences(
     folder: StageFolder, manifest: Manifest, check: Callable[[StageFolder, Manifest], Iterable[str]]
 ) -> list[str]:
-    """What a check finds; a record without what its stage writes is a finding itself."""
+    """What a check finds; a file of the stage that cannot be read is a finding itself."""
     sentences: list[str] = []
     try:
         sentences.extend(check(folder, manifest))
-    except ODD as error:
-        stage = manifest["identity"]["stage"]
-        sentences.append(f"{folder.path}: not the record of a {stage} stage: {type(error).__name__}: {error}")
+    except (RecordError, InputError) as error:
+        sentences.append(f"{folder.path}: {error}")
     return sentences
 
 
@@ -161,17 +149,17 @@ def _verify_plans(
     run_directory: RunDirectory, plans: Plans, records: dict[StageFolder, Manifest], found: Verification
 ) -> None:
     for name, plan in plans.items():
-        mine = {folder: manifest for folder, manifest in records.items() if folder.path.name in plan["stages"]}
+        mine = {folder: manifest for folder, manifest in records.items() if folder.path.name in plan.stages}
+        found.findings += plan_findings(run_directory.plan(name), plan, {f.path.name: m for f, m in mine.items()})
         try:
-            found.findings += plan_findings(run_directory.plan(name), plan, {f.path.name: m for f, m in mine.items()})
             found.findings += image_findings(mine)
-        except ODD as error:
-            found.findings.append(f"{run_directory.plan(name)}: not a plan of this kit, at {error!r}")
+        except RecordError as error:  # a spec
+            found.findings.append(str(error))
 
 
 def _code_findings(run_directory: RunDirectory, records: dict[StageFolder, Manifest]) -> Iterator[str]:
-    """True when the uncommitted changes that a stage ran with are the ones that were kept."""
-    for sha256 in sorted({str(m["code"]["diff_sha256"]) for m in records.values() if m["code"]["diff_sha256"]}):
+    """Whether the uncommitted changes that a stage ran with are the ones that were kept."""
+    for sha256 in sorted({m.code.diff_sha256 for m in records.values() if m.code.diff_sha256}):
         file = run_directory.code / f"{sha256}.diff"
         if not file.is_file():
             yield f"{file}: missing: the uncommitted changes that stages ran with"

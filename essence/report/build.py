@@ -6,14 +6,13 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
 from essence.plan.cost_table import as_json
-from essence.record.manifest import seal_of
+from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
-from essence.record.trace_record import read_trace_records
+from essence.record.written import gives_seal, seal_of
 from essence.report.claims.definition import CLAIMS_FILE
 from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import ClaimVerdict, judge, judged_record, record_verdicts
@@ -27,6 +26,8 @@ from essence.report.results.records import Figure, Group, GroupKey, Results
 from essence.report.results.stage_reader import read_stage
 
 SCHEMA_VERSION = 2
+OWN_FILES = (".py", ".html", ".jinja", ".js", ".css")
+"""Endings of the files of this package that a report is made with."""
 
 
 def write_report(run_dir: Path, experiment: str) -> Path:
@@ -42,7 +43,7 @@ def report_is_current(run_dir: Path, experiment: str) -> bool:
     folder = RunDirectory(run_dir).report(experiment)
     try:
         record = read_json(folder / "report.json")
-        whole = record.get("seal") == seal_of(record) and (folder / "report.html").is_file()
+        whole = gives_seal(record) and (folder / "report.html").is_file()
         return whole and bool(record.get("made_from") == made_from(run_dir, experiment))
     except RecordError:
         return False
@@ -51,23 +52,17 @@ def report_is_current(run_dir: Path, experiment: str) -> bool:
 def made_from(run_dir: Path, experiment: str) -> str:
     """One hash of all that a report comes from: plan, manifests, what is said of unfinished stages, its own code."""
     run = RunDirectory(run_dir)
-    plan = read_json(run.plan(experiment))
-    stages = {name: run.stage(name) for name in plan.get("stages", {})}
-    seen = {name: sha256_file(s.manifest) if s.done else _shown(run, name) for name, s in stages.items()}
-    own = hashlib.sha256(b"".join(file.read_bytes() for file in own_files()))
-    traces = [record.seal for record in read_trace_records(run.experiment(experiment))[0]]
-    return sha256_text(canonical_json([plan, seen, own.hexdigest(), traces]))
-
-
-def own_files() -> list[Path]:
-    """What decides how a report looks and what it says: the files of this package, and the claims."""
-    found = (file for kind in ("py", "html", "js") for file in Path(__file__).parent.rglob(f"*.{kind}"))
-    return [*sorted(found), CLAIMS_FILE]
-
-
-def _shown(run: RunDirectory, stage_id: str) -> str:
-    """State and reason of an unfinished stage, as the report's tables have them."""
-    return read_stage(run, stage_id, {"stage": "", "title": ""}).state_words
+    plan = plan_of(run, experiment)
+    stages = {name: (run.stage(name), entry) for name, entry in plan.stages.items()}
+    seen = {
+        name: sha256_file(folder.manifest) if folder.done else read_stage(run, name, entry).state_words
+        for name, (folder, entry) in stages.items()
+    }
+    own = [
+        file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".html", ".jinja", ".js", ".css")
+    ]
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted([*own, CLAIMS_FILE])))
+    return sha256_text(canonical_json([plan.as_json(), seen, code.hexdigest()]))
 
 
 def write_results(results: Results) -> Path:
@@ -97,7 +92,7 @@ def report_record(
     results: Results,
     figures: Mapping[GroupKey, Sequence[Figure]] | None = None,
     verdicts: Sequence[ClaimVerdict] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """report.json, and what `invoke report --json` prints: the rows of every table as plain numbers."""
     drawn, judged = figures or {}, judge([results]) if verdicts is None else verdicts
     return {
@@ -122,7 +117,7 @@ def report_record(
 
 def _group_record(
     results: Results, group: Group, figures: Sequence[Figure], verdicts: Sequence[ClaimVerdict]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         **vars(group.key),
         "reference": vars(group.reference) if group.reference else None,

@@ -63,12 +63,18 @@ def validate(record: type[AnyRecord], data: dict[str, Any], where: str, layers: 
     try:
         return record.model_validate(data)
     except ValidationError as error:
-        errors = error.errors()
-        telling = _telling(errors)
-        location = _place_in(data, telling)
+        location = _place_in(data, _telling(error.errors()))
         named = next((name for name, tables in reversed(layers) if _holds(tables, location)), where)
-        also = [e for e in errors if e["type"] != "missing" and _place_in(data, e) == location]
-        raise ExperimentError(f"{named}: {_sentence(record, telling, location, also or [telling])}") from None
+        raise ExperimentError(f"{named}: {first_fault(record, data, error)}") from None
+
+
+def first_fault(record: object, data: object, error: ValidationError) -> str:
+    """One sentence for the first thing that is wrong in `data`, which was to be a `record`: place, found, wanted."""
+    errors = error.errors()
+    telling = _telling(errors)
+    location = _place_in(data, telling)
+    also = [e for e in errors if e["type"] != "missing" and _place_in(data, e) == location]
+    return _sentence(record, telling, location, also or [telling])
 
 
 def _telling(errors: list[ErrorDetails]) -> ErrorDetails:
@@ -104,7 +110,7 @@ def _holds(tables: Any, location: Location) -> bool:
     return True
 
 
-def _sentence(record: type[BaseModel], error: ErrorDetails, location: Location, also: list[ErrorDetails]) -> str:
+def _sentence(record: object, error: ErrorDetails, location: Location, also: list[ErrorDetails]) -> str:
     """What is wrong at a place; `also` are the errors there, one for each type that the value could have had."""
     key = _dotted(location)
     if error["type"] == "extra_forbidden":
@@ -150,8 +156,8 @@ def _dotted(location: Location) -> str:
     return text
 
 
-def _known_keys(record: type[BaseModel], location: Location) -> list[str]:
-    """Field names of the record that is at `location` below `record`."""
+def _known_keys(record: object, location: Location) -> list[str]:
+    """Field names of the record that lies at `location` below `record`."""
     current: Any = record
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
@@ -161,6 +167,5 @@ def _known_keys(record: type[BaseModel], location: Location) -> list[str]:
             if not arguments:
                 break
             current = next((a for a in reversed(arguments) if a is not type(None)), None)
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return list(record.model_fields)
+    known = current if isinstance(current, type) and issubclass(current, BaseModel) else record
+    return list(getattr(known, "model_fields", ()))

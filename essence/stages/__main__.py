@@ -35,10 +35,10 @@ from essence.progress import (
 )
 from essence.record.attempts import AttemptJournal, now
 from essence.record.facts import hardware, software
-from essence.record.manifest import Code, Cost, Identity, Image, Inputs, Manifest, OutputFile, StageInput
-from essence.record.manifest import StageSettings as ManifestSettings
+from essence.record.manifest import Code, Cost, Identity, Image, OutputFile, StageInput
 from essence.record.run_directory import StageFolder, hold
 from essence.record.source_key import source_sha256
+from essence.record.stage_records import MANIFESTS, read_manifest
 from essence.record.untouched import check_untouched, own_names
 from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
@@ -152,7 +152,7 @@ def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: Att
     """Name the output finally and write the manifest, last."""
     folder.commit()
     attempts = journal.attempts()
-    manifest = Manifest(
+    manifest = MANIFESTS[spec.stage].of(
         identity=Identity(
             stage=spec.stage,
             key=spec.key,
@@ -165,8 +165,8 @@ def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: Att
         code=Code.model_validate({**spec.code, "source_sha256": spec.source_sha256, "modules": spec.modules}),
         image=Image.model_validate(spec.image),
         software=software(),
-        inputs=Inputs(stages=_stage_inputs(folder, spec), data=outcome.data, accepted=spec.accepted),
-        settings=ManifestSettings(resolved=spec.settings, executed=outcome.executed),
+        inputs={"stages": _stage_inputs(folder, spec), "data": outcome.data, "accepted": spec.accepted},
+        settings={"resolved": spec.settings, "executed": outcome.executed},
         hardware=hardware(spec.resources.threads),
         seeds=outcome.seeds,
         results=outcome.results,
@@ -191,8 +191,8 @@ def _stage_inputs(folder: StageFolder, spec: Spec) -> dict[str, StageInput]:
     inputs = {}
     for name, place in spec.inputs.items():
         manifest = (folder.path / place).resolve() / "manifest.json"
-        identity = read_json(manifest)["identity"]
-        inputs[name] = StageInput(stage=identity["stage"], key=identity["key"], manifest_sha256=sha256_file(manifest))
+        identity = read_manifest(manifest).identity
+        inputs[name] = StageInput(stage=identity.stage, key=identity.key, manifest_sha256=sha256_file(manifest))
     return inputs
 
 

@@ -19,7 +19,7 @@ from essence.evaluation.requests import (
     render_prompts,
     stop_token_ids,
 )
-from essence.evaluation.sample_lines import read_lines
+from essence.evaluation.sample_lines import SampleLine, read_lines
 from essence.evaluation.sampling import Recorder, check_as_declared, generate_samples, present_samples, put_in_order
 from essence.files import canonical_json, sha256_text
 from essence.models.loading import check_model, load_tokenizer
@@ -42,7 +42,7 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     folder = context.inputs["model"] / settings.model_folder
     present = present_samples(context.partial / SAMPLES_FILE)
     declared = {(problem.id, sample) for problem in problems for sample in range(settings.samples)}
-    complete = {(line["problem"], line["sample"]) for line in present} >= declared
+    complete = {(line.problem, line.sample) for line in present} >= declared
     if not complete:
         check_model(folder, context.scratch)
     tokenizer = open_tokenizer(folder)
@@ -56,7 +56,7 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     if not complete:
         facts = _generate(requests, present, told, Recorder(tokenizer, stop_ids, told.loops), context)
     path = context.partial / SAMPLES_FILE
-    samples = put_in_order(path, read_lines(path), requests)
+    samples = put_in_order(path, read_lines(path, SampleLine), requests)
     check_as_declared(samples, requests, stop_ids)
     executed = {
         **facts,
@@ -77,7 +77,7 @@ def open_tokenizer(folder: Path) -> Any:
 
 def _generate(
     requests: Sequence[Request],
-    present: Sequence[dict[str, Any]],
+    present: Sequence[SampleLine],
     told: DecodeSettings,
     record: Recorder,
     context: StageContext,
@@ -95,12 +95,12 @@ def _outcome(
     settings: GenerateSettings,
     prompts: list[Prompt],
     requests: list[Request],
-    samples: list[dict[str, Any]],
+    samples: list[SampleLine],
     executed: dict[str, Any],
 ) -> StageOutcome:
     caps = [request.max_new_tokens for request in requests]
     lengths = [len(prompt.token_ids) for prompt in prompts]
-    completion_tokens = sum(sample["tokens"] for sample in samples)
+    completion_tokens = sum(sample.tokens for sample in samples)
     return StageOutcome(
         results=_results(prompts, samples),
         data={"prompts_sha256": sha256_text(canonical_json([[p.problem, p.token_ids] for p in prompts]))},
@@ -121,11 +121,11 @@ def _outcome(
     )
 
 
-def _results(prompts: list[Prompt], samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _results(prompts: list[Prompt], samples: list[SampleLine]) -> dict[str, Any]:
     """Counts of what came out; loops and runs to the cap are what an evaluation's bill is made of."""
-    reasons = Counter(sample["finish_reason"] for sample in samples)
-    stops = Counter(str(sample["stop_token"]) for sample in samples if sample["stop_token"] is not None)
-    loops = sum(sample["loop_at"] is not None for sample in samples)
+    reasons = Counter(sample.finish_reason for sample in samples)
+    stops = Counter(str(sample.stop_token) for sample in samples if sample.stop_token is not None)
+    loops = sum(sample.loop_at is not None for sample in samples)
     return {
         "samples": len(samples),
         "problems": len(prompts),
@@ -133,5 +133,5 @@ def _results(prompts: list[Prompt], samples: list[dict[str, Any]]) -> dict[str, 
         "stop_tokens": dict(sorted(stops.items())),
         "loops": {"count": loops, "share": loops / len(samples), "cut": reasons["loop"]},
         "at_cap": {"count": reasons["length"], "share": reasons["length"] / len(samples)},
-        "mean_completion_tokens": sum(sample["tokens"] for sample in samples) / len(samples),
+        "mean_completion_tokens": sum(sample.tokens for sample in samples) / len(samples),
     }

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
+from dataclasses import asdict
 
 from essence.errors import InputError, StageError
 from essence.evaluation.benchmarks import Problem, read_problems
@@ -11,8 +11,8 @@ from essence.evaluation.golds import check_golds, golds_of
 from essence.evaluation.graders import GRADERS, PACKAGE, Verdict
 from essence.evaluation.graders_apart import APART, grader_lock_sha256, grader_version
 from essence.evaluation.grading_pool import Item, grade_by_each
-from essence.evaluation.sample_lines import append_lines, read_lines, recover_lines
-from essence.evaluation.scores import summary
+from essence.evaluation.sample_lines import SampleLine, VerdictLine, append_lines, read_lines, recover_lines
+from essence.evaluation.scores import Summary, summary
 from essence.files import sha256_file
 from essence.progress import StageContext, StageOutcome
 from essence.settings import GradeSettings
@@ -31,7 +31,7 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     """
     _check_grader(settings)
     samples_file = context.inputs["samples"] / SAMPLES_FILE
-    samples = read_lines(samples_file)
+    samples = read_lines(samples_file, SampleLine)
     problems = read_problems(context.inputs["problems"] / "problems", settings.benchmark)
     samples_per_problem = _samples_per_problem(samples, problems)
     if samples_per_problem != settings.samples:
@@ -46,11 +46,11 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     others = tuple(grader for grader in GRADERS if grader != settings.grader and grader not in APART)
     of_problem = dict(zip((problem.id for problem in problems), golds, strict=True))
     _grade(samples, of_problem, (settings.grader, *others), settings.timeout_s, context)
-    verdicts = read_lines(context.partial / VERDICTS_FILE)
-    if [(v["problem"], v["sample"]) for v in verdicts] != [(s["problem"], s["sample"]) for s in samples]:
+    verdicts = read_lines(context.partial / VERDICTS_FILE, VerdictLine)
+    if [(v.problem, v.sample) for v in verdicts] != [(s.problem, s.sample) for s in samples]:
         raise StageError(f"{VERDICTS_FILE} is not of the samples in {samples_file}: delete the stage's folder.")
     return StageOutcome(
-        results=summary(settings, [problem.id for problem in problems], samples, verdicts),
+        results=_results(summary(settings, [problem.id for problem in problems], samples, verdicts)),
         data={"samples_sha256": sha256_file(samples_file)},
         executed={
             "grader": settings.grader,
@@ -60,6 +60,12 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
             "samples_per_problem": samples_per_problem,
         },
     )
+
+
+def _results(found: Summary) -> dict[str, object]:
+    votes = {"pass_at_k": found["pass_at_k"], "majority_at_k": found["majority_at_k"]}
+    plain = {name: {k: asdict(estimate) for k, estimate in of.items()} for name, of in votes.items()}
+    return {name: plain.get(name, value) for name, value in found.items()}
 
 
 def _check_grader(settings: GradeSettings) -> None:
@@ -72,9 +78,9 @@ def _check_grader(settings: GradeSettings) -> None:
         )
 
 
-def _samples_per_problem(samples: Sequence[dict[str, Any]], problems: Sequence[Problem]) -> int:
+def _samples_per_problem(samples: Sequence[SampleLine], problems: Sequence[Problem]) -> int:
     """How many samples every problem has; InputError unless each has the same, one or more."""
-    marked = {(sample["problem"], sample["sample"]) for sample in samples}
+    marked = {(sample.problem, sample.sample) for sample in samples}
     if len(marked) != len(samples):
         raise InputError(f"{SAMPLES_FILE} has {len(samples) - len(marked)} samples twice, wanted: each once.")
     counts = Counter(problem for problem, _ in marked)
@@ -90,7 +96,7 @@ def _samples_per_problem(samples: Sequence[dict[str, Any]], problems: Sequence[P
 
 
 def _grade(
-    samples: Sequence[dict[str, Any]],
+    samples: Sequence[SampleLine],
     golds: dict[str, Item],
     graders: tuple[str, ...],
     timeout_s: float,
@@ -98,11 +104,11 @@ def _grade(
 ) -> None:
     """Append the verdicts that are missing to verdicts.jsonl, in the order of the samples; the first grader's count."""
     path = context.partial / VERDICTS_FILE
-    done = len(recover_lines(path))
+    done = len(recover_lines(path, VerdictLine))
     rest = samples[done:]
-    items = [golds[sample["problem"]]._replace(completion=sample["completion"]) for sample in rest]
+    items = [golds[sample.problem]._replace(completion=sample.completion) for sample in rest]
     context.progress.update("grade", done, len(samples), "samples")
-    records: list[dict[str, Any]] = []
+    records: list[VerdictLine] = []
     with closing(grade_by_each(items, graders, timeout_s, context.resources.threads)) as graded:
         for sample, item, verdicts in zip(rest, items, graded, strict=True):
             records.append(_record(sample, item.gold, dict(zip(graders, verdicts, strict=True))))
@@ -114,17 +120,17 @@ def _grade(
                 context.stop.check()
 
 
-def _record(sample: dict[str, Any], gold: str, verdicts: dict[str, Verdict]) -> dict[str, Any]:
-    """A line of verdicts.jsonl: the first verdict, and of the other graders whether they call it right."""
+def _record(sample: SampleLine, gold: str, verdicts: dict[str, Verdict]) -> VerdictLine:
+    """The first verdict, and of the other graders whether they call the completion right."""
     verdict, *_ = verdicts.values()
-    return {
-        "problem": sample["problem"],
-        "sample": sample["sample"],
-        "gold": gold,
-        "extracted": verdict.extracted,
-        "answer": verdict.answer,
-        "correct": verdict.correct,
-        "status": verdict.status,
-        "boxed": verdict.boxed,
-        "others": {grader: other.correct for grader, other in list(verdicts.items())[1:]},
-    }
+    return VerdictLine(
+        problem=sample.problem,
+        sample=sample.sample,
+        gold=gold,
+        extracted=verdict.extracted,
+        answer=verdict.answer,
+        correct=verdict.correct,
+        status=verdict.status,
+        boxed=verdict.boxed,
+        others={grader: other.correct for grader, other in list(verdicts.items())[1:]},
+    )

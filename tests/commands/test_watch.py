@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from essence import progress
-from essence.commands.watch import Watch, is_over, screen, short_names, watch
+from essence.commands.watch import Watch, screen, short_names, watch
 from essence.engines.slurm import queue
 from essence.engines.slurm.queue import JobState
 from essence.errors import SchedulerError
@@ -126,7 +126,7 @@ def test_it_goes_on_while_somebody_works(run: SyntheticRun) -> None:
     run.fail(run.stage_of(0, "grade"), "no space left")
     run.leave(run.stage_of(1, "train"))
     start(run, run.stage_of(1, "train"))
-    assert not is_over(Watch(RunDirectory(run.root), run.experiment).look())
+    assert not Watch(RunDirectory(run.root), run.experiment).look().matrix.is_over
 
 
 def test_it_goes_on_while_slurm_does_not_answer(run: SyntheticRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_it_goes_on_while_slurm_does_not_answer(run: SyntheticRun, monkeypatch: 
         raise SchedulerError("squeue: Slurm has not answered for 120 s; try again later")
 
     monkeypatch.setattr(queue, "queue", silent)
-    assert not is_over(Watch(RunDirectory(run.root), run.experiment).look())
+    assert not Watch(RunDirectory(run.root), run.experiment).look().matrix.is_over
 
 
 def test_the_command_watches_a_finished_run_and_ends(run: SyntheticRun) -> None:

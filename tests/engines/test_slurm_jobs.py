@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from essence.commands.status import collect_with_queue
+from essence.commands.matrix_state import collect, see_queue
 from essence.engines.slurm import queue
 from essence.files import read_json, sha256_file
 from essence.record.run_directory import RunDirectory
@@ -37,7 +37,8 @@ def nothing_else(cluster: Cluster) -> Iterator[None]:
 
 
 def status(runs: Path, experiment: str = "micro") -> dict[str, Any]:
-    return collect_with_queue(RunDirectory(runs), experiment)
+    run = RunDirectory(runs)
+    return collect(run, experiment, see_queue(run, experiment)).as_json()
 
 
 def wait_for(condition: Callable[[], Any], runs: Path | None = None) -> Any:

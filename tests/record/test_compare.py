@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from essence.commands.compare import AMONG_MANY, BEYOND, RETRAINED, Compared, _change, allow_for_number, over_all
-from essence.record.comparison import likely_causes
+from essence.record.comparison import Chain, likely_causes
+from essence.record.manifest import Manifest
+from essence.record.stage_records import MANIFESTS, GradeResults
+from essence.settings import StageName
 from support.project import MICRO, PROJECT, invoke
 from support.synthetic_run import SyntheticRun
+from support.synthetic_run import manifest as synthetic
 
 HALF = """
 extends = {micro}
@@ -138,35 +142,37 @@ def test_another_lock_is_named_first(runs: Path, tmp_path: Path) -> None:
     assert {one["word"] for one in record["results"]} == {"equal"}
 
 
-def manifest(stage: str, **changes: Any) -> dict[str, Any]:
-    """As much of a manifest as a comparison looks at."""
-    base: dict[str, Any] = {
-        "identity": {"stage": stage},
-        "settings": {"resolved": {"seed": 1}},
-        "image": {"digest": "sha256:1", "engine": "docker"},
-        "software": {"lock_sha256": "a", "packages": {"torch": "2.12.1"}},
-        "code": {"source_sha256": "s"},
-        "hardware": {"cpu": "c", "driver": "580", "gpus": [], "threads": 1},
-        "inputs": {"data": {}},
-        "results": {"accuracy": 0.5},
-        "outputs": [],
-    }
-    return {**base, **changes}
+RESULTS: dict[str, Any] = {
+    "generate": {"samples": 4, "problems": 1, "finish_reasons": {"stop": 4}, "mean_completion_tokens": 9.0},
+    "grade": {
+        "benchmark": "b", "metric": "b avg@4", "accuracy": 0.5, "standard_error": None, "interval": [None, None],
+        "confidence": 0.95, "method": "none", "per_problem": [], "finish_reasons": {"stop": 4},
+        "mean_completion_tokens": 9.0,
+    },
+}  # fmt: skip
+
+
+def manifest(stage: StageName, results: dict[str, Any] | None = None, **changes: Any) -> Manifest:
+    """A record whose results, and fields of whose other groups, are these."""
+    record = synthetic("ab" * 32, stage, stage, {"seed": 1}, {**RESULTS[stage], **(results or {})}, {}, {})
+    for group, fields in changes.items():
+        record[group] = {**record[group], **fields}
+    return MANIFESTS[stage].model_validate(record)
 
 
 def test_causes_are_ranked_and_consequences_left_out() -> None:
     first = {"grade": manifest("grade"), "grade.samples": manifest("generate")}
-    hardware = {"cpu": "d", "driver": "590", "gpus": [], "threads": 1}
+    hardware = {"cpu": "d", "driver": "590"}
     second = {
         "grade": manifest("grade", results={"accuracy": 0.1}),
         "grade.samples": manifest(
             "generate", hardware=hardware, image={"digest": "sha256:2", "engine": "docker"},
-            software={"lock_sha256": "b", "packages": {"torch": "2.13.0"}}, settings={"resolved": {"seed": 2}},
+            software={"lock_sha256": "b", "packages": {"torch": "2.14.0"}}, settings={"resolved": {"seed": 2}},
         ),
     }  # fmt: skip
     causes = likely_causes(first, second)
     assert [cause.kind for cause in causes] == ["image", "lock", "seed", "driver", "hardware"]
-    assert "torch 2.12.1 -> 2.13.0" in causes[1].sentence
+    assert "torch 2.13.0 -> 2.14.0" in causes[1].sentence
 
 
 def test_equal_inputs_with_other_results_are_said_to_be_unexplained() -> None:
@@ -176,26 +182,26 @@ def test_equal_inputs_with_other_results_are_said_to_be_unexplained() -> None:
 
 def test_of_one_problem_nothing_can_be_told() -> None:
     """Without an interval a difference may be chance."""
-    first, second = (
-        {"confidence": 0.95, "per_problem": [{"problem": "1", "correct": correct, "samples": 4}]} for correct in (1, 2)
-    )
+    first, second = (graded_results([{"problem": "1", "correct": correct, "samples": 4}]) for correct in (1, 2))
     assert _change(first, second)[1] == "cannot be told"
     assert _change(first, first)[1] == "equal"
 
 
-def graded(shares: np.ndarray[Any, Any]) -> dict[str, Any]:
+def graded_results(counts: list[dict[str, Any]], accuracy: float = 0.5) -> GradeResults:
+    return GradeResults.model_validate({**RESULTS["grade"], "per_problem": counts, "accuracy": accuracy})
+
+
+def graded(shares: np.ndarray[Any, Any]) -> Chain:
     """The chain of a cell whose problems were solved so many times of 64."""
     counts = [{"problem": str(i), "correct": int(c), "samples": 64} for i, c in enumerate(shares)]
     accuracy = float(np.mean(shares)) / 64
-    return {
-        "grade b best": manifest("grade", results={"per_problem": counts, "accuracy": accuracy, "confidence": 0.95})
-    }
+    return {"grade b best": manifest("grade", results={"per_problem": counts, "accuracy": accuracy})}
 
 
-def words_of(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+def words_of(pairs: list[tuple[Chain, Chain]]) -> list[str]:
     found = []
     for number, (a, b) in enumerate(pairs):
-        change, word, p = _change(a["grade b best"]["results"], b["grade b best"]["results"])
+        change, word, p = _change(*(chain["grade b best"].results for chain in (a, b)))
         found.append(Compared(str(number), "b", (None, None), change, word, p))
     return [one.word for one in allow_for_number(found)]
 

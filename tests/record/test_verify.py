@@ -11,10 +11,11 @@ import pytest
 
 from essence.commands.compare import resolve
 from essence.errors import RecordError
-from essence.record.manifest import seal_of
 from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import read_manifest
 from essence.record.verification import Verification, verify
+from essence.record.written import seal_of
 from support.project import invoke
 from support.synthetic_run import SyntheticRun
 
@@ -314,7 +315,7 @@ def test_completions_with_separators_of_lines_are_read_whole(tmp_path: Path) -> 
     run = SyntheticRun(tmp_path, lsps=(1.0,), seeds=(1,)).write()
     folder = RunDirectory(tmp_path).stage(run.stage_of(0, "generate"))
     file = folder.output / "samples.jsonl"
-    manifest = json.loads(folder.manifest.read_text(encoding="utf-8"))
+    manifest = read_manifest(folder.manifest)
     before = list(result_findings(folder, manifest))
     lines = [json.loads(line) for line in file.read_bytes().splitlines()]
     lines[0]["completion"] = "one\u2028two\u2029three\u0085four"

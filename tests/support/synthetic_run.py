@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from essence.evaluation.statistics import accuracy as estimate
-from essence.record.manifest import Manifest, seal_of
+from essence.record.stage_records import MANIFESTS
+from essence.record.written import seal_of
 
 ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
 REAL: dict[str, Any] = {
@@ -336,7 +337,7 @@ def manifest(
                      "memory_gib": 16.0, "gpus": [], "scheduler": {}, **gpu},
         "seeds": {}, "results": results, "cost": full_cost, "outputs": [], "seal": "",
     }  # fmt: skip
-    return Manifest.model_validate(record).sealed()
+    return MANIFESTS[stage].model_validate(record).sealed()
 
 
 def full_size_run(root: Path) -> SyntheticRun:

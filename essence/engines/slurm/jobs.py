@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from essence.engines.slurm.job_text import KEEPS_NOTHING
 from essence.engines.slurm.queue import NEVER, JobState, ended, ran_out_of_memory
@@ -69,7 +68,7 @@ class StageJob:
             words += f" ({state.nodes})"
         return f"{words}; {CURES[str(self.cause)]}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         told = {name: value for name, value in dataclasses.asdict(self.state).items() if name != "folder"}
         return {**told, "cause": self.cause, "submitted": self.submitted}
 

@@ -2,19 +2,31 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from essence.engines.runner import last_lines
 from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import NEVER_STARTED, UNKNOWN, StageJob, has_jobs, stage_jobs
 from essence.engines.slurm.slurm_engine import SlurmEngine
-from essence.errors import RecordError, SchedulerError
-from essence.files import read_json
+from essence.errors import SchedulerError
+from essence.record.live_records import FailureRecord, Live, look_at
 from essence.record.run_directory import RunDirectory, StageFolder, State, held_from_here
 
 LOG_LINES = 8
 OF_SLURM = ("srun:", "slurmstepd")
 """How lines of a log begin that tell of an end and not of its reason."""
+
+
+class EngineName(Live):
+    """experiment.json: the engine that an experiment was run with."""
+
+    engine: str | None = None
+
+
+class JobFailure(FailureRecord):
+    """Why a job left no result."""
+
+    job: str
+    cause: str | None
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class QueueSnapshot:
     silent: str | None = None
     """Why no Slurm answers."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {"answers": self.silent is None, "message": self.silent}
 
 
@@ -43,10 +55,8 @@ def look_at_scheduler(run_directory: RunDirectory, experiment: str, stages: Iter
 
 
 def _engine(run_directory: RunDirectory, experiment: str) -> str | None:
-    try:
-        return str(read_json(run_directory.resolved(experiment)).get("engine"))
-    except RecordError:
-        return None
+    resolved = look_at(run_directory.resolved(experiment), EngineName)
+    return resolved.engine if resolved else None
 
 
 def state_with_job(folder: StageFolder, job: StageJob | None) -> State:
@@ -64,17 +74,16 @@ def state_with_job(folder: StageFolder, job: StageJob | None) -> State:
     return "failed"
 
 
-def failure_of_job(folder: StageFolder, job: StageJob) -> dict[str, Any]:
+def failure_of_job(folder: StageFolder, job: StageJob) -> JobFailure:
     """What `failure.json` says, if this job wrote it, or else the scheduler; with the cause by name."""
-    told = {"kind": "Job", "curable": True, "message": job.sentence, "time": None}
-    if job.cause == "job failure":
-        try:
-            failure = read_json(folder.failure)
-        except RecordError:
-            failure = {}
-        if failure and (failure["time"] or "") >= (job.submitted or ""):
-            last = str(failure["message"]).strip().splitlines()[-1]
-            told = {**failure, "message": f"{last} ({job.sentence})"}
-        elif lines := [line for line in last_lines(folder.log, LOG_LINES) if not line.startswith(OF_SLURM)]:
-            told["message"] = f"{job.sentence}: {lines[-1]}"
-    return {**told, "job": job.state.job, "cause": job.cause}
+    number, cause = job.state.job, job.cause
+    told = JobFailure(kind="Job", curable=True, message=job.sentence, time=None, job=number, cause=cause)
+    if cause != "job failure":
+        return told
+    failure = look_at(folder.failure, FailureRecord)
+    if failure and (failure.time or "") >= (job.submitted or ""):
+        message = f"{failure.last_line} ({job.sentence})"
+        return JobFailure.model_validate({**failure.model_dump(), "message": message, "job": number, "cause": cause})
+    if lines := [line for line in last_lines(folder.log, LOG_LINES) if not line.startswith(OF_SLURM)]:
+        return told.model_copy(update={"message": f"{job.sentence}: {lines[-1]}"})
+    return told

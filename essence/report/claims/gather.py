@@ -120,7 +120,7 @@ def _hash(settings: dict[str, Any]) -> str:
 
 def _median_time(train: StageEvidence) -> float | None:
     """Median of its steps x their number, in s: a step that other work held up weighs like any other."""
-    steps = [float(step["seconds"]) for step in train.metrics("step") if step.get("seconds")]
+    steps = [float(step.seconds) for step in train.steps() if step.seconds]
     return median(steps) * len(steps) if steps else None
 
 

@@ -50,7 +50,7 @@ def _arm(arm: Arm, reference: Arm) -> Arm:
 
 def _cell(cell: CellResult, reference: CellResult) -> CellResult:
     scores = (replace(one, retention=_kept([cell], [reference], one.evaluation)) for one in cell.scores)
-    return replace(cell, scores=tuple(scores))
+    return cell.model_copy(update={"scores": tuple(scores)})
 
 
 def _kept(cells: Iterable[CellResult], reference: Iterable[CellResult], evaluation: Evaluation) -> Estimate | None:

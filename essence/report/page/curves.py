@@ -42,8 +42,8 @@ def smoothed(points: Sequence[tuple[float, float]]) -> Curve:
 
 
 def _training(train: StageEvidence) -> Curve:
-    return smoothed([(r["step"], r["loss"]) for r in train.metrics("step") if r.get("loss") is not None])
+    return smoothed([(line.step, line.loss) for line in train.steps() if line.loss is not None])
 
 
 def _validation(train: StageEvidence) -> Curve:
-    return [(r["step"], r["ce"]) for r in train.metrics("validation") if r.get("ce") is not None]
+    return [(line.step, line.ce) for line in train.validations() if line.ce is not None]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from essence.errors import InputError, RecordError
 from essence.evaluation.benchmarks import read_problems
-from essence.evaluation.sample_lines import read_lines
+from essence.evaluation.sample_lines import SampleLine, VerdictLine, read_lines
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
 from essence.record.run_directory import RunDirectory
 from essence.report.results.records import Results
@@ -106,20 +106,20 @@ def sample_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:
 
     `text` is a completion or its beginning, `end` its end and `left_out` the characters between where it is cut.
     """
-    samples = read_lines(run.stage(grade.inputs["samples"]).output / "samples.jsonl")
-    verdicts = read_lines(grade.folder.output / "verdicts.jsonl")
-    if [(s["problem"], s["sample"]) for s in samples] != [(v["problem"], v["sample"]) for v in verdicts]:
+    samples = read_lines(run.stage(grade.inputs["samples"]).output / "samples.jsonl", SampleLine)
+    verdicts = read_lines(grade.folder.output / "verdicts.jsonl", VerdictLine)
+    if [(s.problem, s.sample) for s in samples] != [(v.problem, v.sample) for v in verdicts]:
         raise ValueError(f"the verdicts in {grade.folder.output} are not those of its samples")
-    golds = {v["problem"]: v["gold"] for v in verdicts}
+    golds = {v.problem: v.gold for v in verdicts}
     number = {problem: place for place, problem in enumerate(golds)}
-    texts = [str(s["completion"]) for s in samples]
+    texts = [s.completion for s in samples]
     kept = longest_kept([len(text) for text in texts], PIECE_CHARACTERS)
     cut = [_cut(text, kept) for text in texts]
     return {
         "problems": list(golds.items()),
-        "problem": [number[v["problem"]] for v in verdicts],
-        **{name: [v[name] for v in verdicts] for name in VERDICT_COLUMNS},
-        **{name: [s.get(name) for s in samples] for name in SAMPLE_COLUMNS},
+        "problem": [number[v.problem] for v in verdicts],
+        **{name: [getattr(v, name) for v in verdicts] for name in VERDICT_COLUMNS},
+        **{name: [getattr(s, name) for s in samples] for name in SAMPLE_COLUMNS},
         "text": [begin for begin, _, _ in cut],
         "left_out": [middle for _, middle, _ in cut],
         "end": [end for _, _, end in cut],

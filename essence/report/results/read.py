@@ -3,14 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from essence.errors import RecordError
 from essence.evaluation.statistics import Estimate, pooled_accuracy
-from essence.files import read_json
-from essence.record.finished import accepted_sentences
+from essence.record.plan_record import BaselineEntry, CellEntry, EvaluationEntry, accepted_sentences, plan_of
 from essence.record.run_directory import RunDirectory
-from essence.record.trace_record import read_trace_records
+from essence.record.stage_records import GradeResults
 from essence.report.results.records import (
     COST_UNITS,
     FULL,
@@ -27,19 +25,6 @@ from essence.report.results.records import (
 from essence.report.results.stage_reader import StageEvidence, read_stage
 from essence.settings import is_whole
 
-AXES = (
-    "name",
-    "dataset",
-    "teacher",
-    "student",
-    "lsp",
-    "span",
-    "sections",
-    "protocol",
-    "seed",
-    "train_rows",
-    "token_budget",
-)
 CONFIDENCE = 0.95
 """Where a manifest does not say."""
 
@@ -47,82 +32,56 @@ CONFIDENCE = 0.95
 def read_results(run_dir: Path, experiment: str) -> Results:
     """Everything the run directory has of an experiment; RecordError when its plan is missing or damaged."""
     run = RunDirectory(run_dir)
-    plan = read_json(run.plan(experiment))
-    try:
-        stages = {name: read_stage(run, name, entry) for name, entry in plan["stages"].items()}
-        cells = [_cell(entry, stages) for entry in plan["cells"]]
-        refuse_twins(run.plan(experiment), plan)
-        baselines = tuple(_baseline(entry, stages) for entry in plan["baselines"])
-        accepted = tuple(accepted_sentences(plan["stages"].values()))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{run.plan(experiment)}: not a plan of this kit, at {error}") from error
-    traces, refused = read_trace_records(run.experiment(experiment))
+    plan = plan_of(run, experiment)
+    for twin in plan.twins():
+        raise RecordError(f"{run.plan(experiment)}: {twin}")
+    stages = {name: read_stage(run, name, entry) for name, entry in plan.stages.items()}
     return Results(
         run_dir=run_dir,
         experiment=experiment,
-        title=str(plan.get("title") or experiment),
-        note=str(plan.get("note") or ""),
-        groups=group_cells(cells),
-        baselines=baselines,
+        title=plan.title or experiment,
+        note=plan.note,
+        groups=group_cells(_cell(entry, stages) for entry in plan.cells),
+        baselines=tuple(_baseline(entry, stages) for entry in plan.baselines),
         stages=tuple(stages.values()),
-        accepted=(*accepted, *refused),
-        traces=tuple(traces),
+        accepted=tuple(accepted_sentences(plan.stages.values())),
     )
 
 
-def refuse_twins(file: Path, plan: dict[str, Any]) -> None:
-    """RecordError where a plan has one cell twice: its trainings would count as two seeds."""
-    trainings: dict[str, str] = {}
-    for name, train in ((entry["name"], entry["stages"]["train"]) for entry in plan["cells"]):
-        if name in trainings:
-            raise RecordError(f"{file}: two records for one cell, {name}: {trainings[name]} and {train}")
-        trainings[name] = train
+def _cell(entry: CellEntry, stages: dict[str, StageEvidence]) -> CellResult:
+    used = [*entry.stages.values(), *(name for one in entry.evaluations for name in one.stages.values())]
+    train = stages[entry.train]
+    scores = tuple(_score(evaluation, stages, train) for evaluation in entry.evaluations)
+    parts = {"train": train, "scores": scores, "stages": tuple(stages[name] for name in dict.fromkeys(used))}
+    return CellResult.model_validate({**entry.axes(), "name": entry.name, **parts})
 
 
-def _cell(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> CellResult:
-    used = list(entry["stages"].values())
-    used += [e[stage] for e in entry["evaluations"] for stage in ("generate", "grade")]
-    train = stages[entry["stages"]["train"]]
-    return CellResult(
-        **{axis: entry[axis] for axis in AXES},
-        train=train,
-        scores=tuple(_score(evaluation, stages, train) for evaluation in entry["evaluations"]),
-        stages=tuple(stages[name] for name in dict.fromkeys(used)),
-    )
+def _baseline(entry: BaselineEntry, stages: dict[str, StageEvidence]) -> Baseline:
+    scores = tuple(_score(evaluation, stages) for evaluation in entry.evaluations)
+    return Baseline(entry.role, entry.model, entry.protocol, scores)
 
 
-def _baseline(entry: dict[str, Any], stages: dict[str, StageEvidence]) -> Baseline:
-    scores = tuple(_score(evaluation, stages) for evaluation in entry["evaluations"])
-    return Baseline(entry["role"], entry["model"], entry["protocol"], scores)
-
-
-def _score(entry: dict[str, Any], stages: dict[str, StageEvidence], *trained: StageEvidence) -> Score:
+def _score(entry: EvaluationEntry, stages: dict[str, StageEvidence], *trained: StageEvidence) -> Score:
     """The score of one evaluation; without a number where a record that it rests on counts for nothing."""
-    generate, grade = stages[entry["generate"]], stages[entry["grade"]]
-    score = Score(entry["benchmark"], entry["checkpoint"], generate, grade)
-    rests_on = (generate, grade, *trained)
-    if grade.number("results", "accuracy") is None or any(stage.problem for stage in rests_on):
+    generate, grade = stages[entry.generate], stages[entry.grade]
+    score = Score(entry.benchmark, entry.checkpoint, generate, grade)
+    if grade.graded is None or any(stage.problem for stage in (generate, grade, *trained)):
         return score
-    try:
-        return _graded_score(score, grade.manifest["results"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecordError(f"{grade.folder.manifest}: not the results of a grade stage, at {error}") from error
+    return _graded_score(score, grade.graded.results)
 
 
-def _graded_score(score: Score, results: dict[str, Any]) -> Score:
-    counts, reasons = results["per_problem"], results["finish_reasons"]
-    low, high = results["interval"]
+def _graded_score(score: Score, results: GradeResults) -> Score:
+    counts, reasons = results.per_problem, results.finish_reasons
+    low, high = results.interval
     completions = sum(reasons.values())
     return replace(
         score,
-        accuracy=Estimate(
-            results["accuracy"], results["standard_error"], low, high, len(counts), str(results["method"])
-        ),
-        shares={str(c["problem"]): c["correct"] / c["samples"] for c in counts if c["samples"]},
-        samples=sum(c["samples"] for c in counts),
+        accuracy=Estimate(results.accuracy, results.standard_error, low, high, len(counts), results.method),
+        shares={one.problem: one.correct / one.samples for one in counts if one.samples},
+        samples=sum(one.samples for one in counts),
         capped_share=reasons.get("length", 0) / completions if completions else None,
-        mean_tokens=results["mean_completion_tokens"],
-        finish_reasons=dict(reasons),
+        mean_tokens=results.mean_completion_tokens,
+        finish_reasons=reasons,
     )
 
 

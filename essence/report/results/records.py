@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ConfigDict, Field, SkipValidation
+
 from essence.evaluation.statistics import Estimate
 from essence.record.run_directory import State
 from essence.record.trace_record import TraceRecord
 from essence.report.results.stage_reader import StageEvidence
 from essence.settings import ProtocolName, Sections, Span
+from essence.settings.axes import CellAxes
 
 COST_UNITS = {
     "time": "wall_s", "memory": "peak_memory_gib", "flops": "flops", "energy": "energy_j", "tokens": "kept_tokens",
@@ -72,27 +75,18 @@ class Score:
     @property
     def confidence(self) -> float | None:
         """Level of the interval, `0.95`."""
-        return self.grade.number("results", "confidence")
+        return self.grade.graded.results.confidence if self.grade.graded else None
 
 
-@dataclass(frozen=True)
-class CellResult:
+class CellResult(CellAxes):
     """One training, its evaluations, and the stages it consists of."""
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     name: str
-    dataset: str
-    teacher: str
-    student: str
-    lsp: float
-    span: Span
-    sections: Sections
-    protocol: ProtocolName
-    seed: int
-    train_rows: int | None
-    token_budget: int | None
-    train: StageEvidence
-    scores: tuple[Score, ...]
-    stages: tuple[StageEvidence, ...] = field(repr=False)
+    train: SkipValidation[StageEvidence]
+    scores: SkipValidation[tuple[Score, ...]]
+    stages: SkipValidation[tuple[StageEvidence, ...]] = Field(repr=False)
     """All stages of the cell, first to last; shared ones too."""
 
     @property
@@ -114,14 +108,17 @@ class CellResult:
 
     @property
     def cost(self) -> Cost:
-        train = self.train
-        device = train.number("cost", "peak_gpu_memory_gib")
+        manifest = self.train.training
+        if manifest is None:
+            return Cost()
+        cost, rows = manifest.cost, manifest.inputs.data.train
+        device = cost.peak_gpu_memory_gib
         return Cost(
-            wall_s=train.number("cost", "wall_s"),
-            peak_memory_gib=device if device is not None else train.number("cost", "peak_memory_gib"),
-            flops=train.number("cost", "flops"),
-            energy_j=train.number("cost", "energy_j"),
-            kept_tokens=train.number("inputs", "data", "train", "tokens"),
+            wall_s=cost.wall_s,
+            peak_memory_gib=device if device is not None else cost.peak_memory_gib,
+            flops=cost.flops,
+            energy_j=cost.energy_j,
+            kept_tokens=rows.tokens if rows else None,
         )
 
     @property
@@ -130,9 +127,10 @@ class CellResult:
 
         None after several attempts: processor time is that of the last one, wall time that of all.
         """
-        wall, processor = (self.train.number("cost", name) for name in ("wall_s", "cpu_s"))
-        attempts = self.train.look("identity", "attempts") or []
-        return processor / wall if wall and processor and len(attempts) < 2 else None
+        manifest = self.train.training
+        if manifest is None or len(manifest.identity.attempts) > 1 or not manifest.cost.wall_s:
+            return None
+        return manifest.cost.cpu_s / manifest.cost.wall_s or None
 
     def score(self, evaluation: Evaluation) -> Score | None:
         """One evaluation, if the plan has it."""

@@ -1,18 +1,26 @@
 """What a run directory holds of each stage: state, manifest, metrics. What is missing is reported, not an error."""
 
 import contextlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import ValidationError
-
 from essence.errors import RecordError
-from essence.files import read_json
-from essence.record.manifest import SCHEMA_VERSION, Manifest, seal_of
+from essence.record.checks import EDITED
+from essence.record.live_records import read_failure
+from essence.record.manifest import Manifest
+from essence.record.plan_record import StageEntry
+from essence.record.recount import METRICS, MetricLine, StepLine, ValidationLine, metric_lines
 from essence.record.run_directory import RunDirectory, StageFolder, State
+from essence.record.stage_records import (
+    DownloadManifest,
+    GenerateManifest,
+    GradeManifest,
+    TokenizeManifest,
+    TrainManifest,
+    read_manifest,
+)
+from essence.settings import StageName
 
 STATE_WORDS: dict[State, str] = {
     "done": "done",
@@ -21,6 +29,7 @@ STATE_WORDS: dict[State, str] = {
     "interrupted": "interrupted",
     "left": "not run",
 }
+AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,12 @@ class StageEvidence:
     """One stage of the plan, as its folder shows it."""
 
     id: str
-    stage: str
+    stage: StageName
     title: str
     folder: StageFolder
     state: State
-    manifest: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Empty unless the stage is done."""
+    manifest: Manifest | None = field(default=None, repr=False)
+    """None unless the stage is done."""
     problem: str = ""
     """What is wrong with a manifest that is there; it then counts for nothing."""
     inputs: dict[str, str] = field(default_factory=dict, repr=False)
@@ -41,7 +50,7 @@ class StageEvidence:
 
     def look(self, *keys: str) -> Any:
         """The value at `manifest[keys[0]][keys[1]]...`, or None where a group or key is missing."""
-        value: Any = self.manifest
+        value: Any = self.manifest.as_written if self.manifest else {}
         for key in keys:
             if not isinstance(value, dict) or key not in value:
                 return None
@@ -52,6 +61,35 @@ class StageEvidence:
         """The number at a place of the manifest, or None."""
         value = self.look(*keys)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+    def of(self, kind: type[AnyManifest]) -> AnyManifest | None:
+        """The manifest, where it is one of this kind."""
+        return self.manifest if isinstance(self.manifest, kind) else None
+
+    @property
+    def download(self) -> DownloadManifest | None:
+        """The manifest of a finished download."""
+        return self.of(DownloadManifest)
+
+    @property
+    def tokenized(self) -> TokenizeManifest | None:
+        """The manifest of a finished tokenize stage."""
+        return self.of(TokenizeManifest)
+
+    @property
+    def training(self) -> TrainManifest | None:
+        """The manifest of a finished training."""
+        return self.of(TrainManifest)
+
+    @property
+    def generated(self) -> GenerateManifest | None:
+        """The manifest of finished completions."""
+        return self.of(GenerateManifest)
+
+    @property
+    def graded(self) -> GradeManifest | None:
+        """The manifest of a finished grade stage."""
+        return self.of(GradeManifest)
 
     @property
     def link(self) -> str:
@@ -69,61 +107,47 @@ class StageEvidence:
         if self.problem or self.state == "done":
             return self.problem
         with contextlib.suppress(RecordError):
-            message = str(read_json(self.folder.failure).get("message", ""))
-            return message.strip().splitlines()[-1] if message.strip() else ""
+            return read_failure(self.folder.failure).last_line
         with contextlib.suppress(OSError):
             lines = self.folder.log.read_text(encoding="utf-8", errors="replace").splitlines()
             return next((line.strip() for line in reversed(lines) if line.strip()), "")
         return ""
 
-    def metrics(self, kind: Literal["step", "validation"]) -> list[dict[str, Any]]:
-        """The records of one kind in `metrics.jsonl`, by step; of a step written twice (after a resume) the later."""
-        records = {r["step"]: r for r in self._metric_lines() if r.get("kind") == kind and "step" in r}
-        return [records[step] for step in sorted(records)]
+    def steps(self) -> list[StepLine]:
+        """Optimiser steps in `metrics.jsonl`, in order; of a step written twice (after a resume) the later."""
+        return _in_order([line for line in self._metrics() if isinstance(line, StepLine)])
 
-    def _metric_lines(self) -> Iterator[dict[str, Any]]:
-        """Objects of the file; a line that is no JSON object is left out."""
-        try:
-            lines = (self.folder.output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return
-        for line in lines:
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value
+    def validations(self) -> list[ValidationLine]:
+        """As `steps`, of validations."""
+        return _in_order([line for line in self._metrics() if isinstance(line, ValidationLine)])
+
+    def _metrics(self) -> list[MetricLine]:
+        """The lines of the file that can be read."""
+        with contextlib.suppress(OSError):
+            return [line for line in metric_lines(self.folder.output / METRICS) if line]
+        return []
 
 
-def read_stage(run: RunDirectory, stage_id: str, entry: dict[str, Any]) -> StageEvidence:
-    """What a stage's folder shows; `entry` is the stage's object in plan.json."""
+AnyMetric = TypeVar("AnyMetric", StepLine, ValidationLine)
+
+
+def _in_order(lines: list[AnyMetric]) -> list[AnyMetric]:
+    records = {line.step: line for line in lines}
+    return [records[step] for step in sorted(records)]
+
+
+def read_stage(run: RunDirectory, stage_id: str, entry: StageEntry) -> StageEvidence:
+    """What a stage's folder shows; `entry` is the stage in plan.json."""
     folder = run.stage(stage_id)
     state = folder.state()
-    inputs = dict(entry.get("inputs", {}))
-    common = (stage_id, str(entry["stage"]), str(entry["title"]), folder)
+    found = StageEvidence(stage_id, entry.stage, entry.title, folder, state, inputs=entry.inputs)
     if state != "done":
-        return StageEvidence(*common, state, inputs=inputs)
+        return found
     try:
-        manifest = read_json(folder.manifest)
+        manifest = read_manifest(folder.manifest)
     except RecordError as error:
-        return StageEvidence(*common, "failed", problem=str(error), inputs=inputs)
-    problem = _problem(manifest)
-    if problem:
-        return StageEvidence(*common, "failed", problem=problem, inputs=inputs)
-    return StageEvidence(*common, state, manifest, inputs=inputs)
-
-
-def _problem(manifest: dict[str, Any]) -> str:
-    """Why no number of a manifest may be used: of a newer kit, of another shape, or not as it was written."""
-    version = manifest.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        return f"manifest.json: written by a newer kit (schema {version}, known up to {SCHEMA_VERSION}): update the kit"
-    try:
-        Manifest.model_validate(manifest)
-    except ValidationError as error:
-        first = error.errors()[0]
-        return f"manifest.json: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    if seal_of(manifest) != manifest["seal"]:
-        return "manifest.json: edited after it was written, so it is not counted: `invoke verify` says more"
-    return ""
+        return replace(found, state="failed", problem=str(error))
+    if not manifest.is_sealed:
+        problem = f"manifest.json: {EDITED}, so it is not counted: `invoke verify` says more"
+        return replace(found, state="failed", problem=problem)
+    return replace(found, manifest=manifest)
