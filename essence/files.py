@@ -11,6 +11,8 @@ from typing import IO, Any
 from essence.errors import RecordError
 
 GIB = 1 << 30
+MOST_DIGITS = 300
+"""Of an integer in a record: what has more does not fit into a float."""
 MOST_BYTES = 1 << 28
 """Of a record: the plan of 500 cells takes under 1 % of it."""
 
@@ -62,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if size > MOST_BYTES:
             raise RecordError(f"{path}: {size} bytes, no record is larger than {MOST_BYTES}: not of this kit")
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_int=_integer)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except FileNotFoundError:
@@ -73,6 +75,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path}: damaged, not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise RecordError(f"{path}: damaged, holds {type(value).__name__} where an object is expected")
+    return value
+
+
+def _integer(text: str) -> int:
+    """An integer that arithmetic can take on; a larger one is damage."""
+    value = int(text)
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
     return value
 
 

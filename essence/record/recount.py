@@ -1,5 +1,6 @@
 """Results computed again from the files that a stage wrote: samples, verdicts, training metrics."""
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -256,9 +257,9 @@ def _doubts(results: GradeResults, lines: Sequence[VerdictLine], samples: Sequen
 
 
 def _differs(name: str, recorded: object, value: object, source: str) -> Iterator[str]:
-    if isinstance(recorded, int | float) and isinstance(value, int | float):
-        equal = math.isclose(recorded, value, rel_tol=CLOSE, abs_tol=CLOSE)
-    else:
-        equal = recorded == value
+    equal = recorded == value
+    if not equal and isinstance(recorded, int | float) and isinstance(value, int | float):
+        with contextlib.suppress(OverflowError):  # an integer that no float holds is close to none
+            equal = math.isclose(recorded, value, rel_tol=CLOSE, abs_tol=CLOSE)
     if not equal:
         yield f"{name} {recorded} recorded, {value} from {source}"
