@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from essence.errors import KitError
 
@@ -26,7 +25,7 @@ class Requirement:
         """What is wrong, without its cure."""
         return f"needs {self.wanted} (here: {self.found})" if self.wanted else self.found
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**asdict(self), "ok": self.met}
 
 

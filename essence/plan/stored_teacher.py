@@ -5,7 +5,6 @@ Given whatever `teacher` says now, so that a plan says if a change would save ti
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from essence.data.selection import reads_prefix
 from essence.files import GIB
@@ -49,7 +48,7 @@ class StoredTeacher:
     saved_gpu_hours: float
     """Of the trainings, which do not read the rows with the teacher; the one reading taken off."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return asdict(self)
 
     def sentence(self) -> str:

@@ -64,7 +64,7 @@ def test_a_running_training_is_shown_with_its_note(run: SyntheticRun) -> None:
 def test_what_is_left_is_estimated_from_what_is_finished(run: SyntheticRun) -> None:
     run.leave(run.stage_of(0, "generate"), run.stage_of(0, "grade"))
     state = Watch(RunDirectory(run.root), run.experiment).look()
-    assert state["seconds_left"] == pytest.approx(9.0 + 2.0)
+    assert state.seconds_left == pytest.approx(9.0 + 2.0)
 
 
 def test_what_runs_counts_with_what_it_says_itself(run: SyntheticRun) -> None:
@@ -72,7 +72,7 @@ def test_what_runs_counts_with_what_it_says_itself(run: SyntheticRun) -> None:
     run.leave(train, run.stage_of(0, "generate"), run.stage_of(0, "grade"))
     start(run, train)
     state = Watch(RunDirectory(run.root), run.experiment).look()
-    assert state["seconds_left"] == pytest.approx(600.0 + 9.0 + 2.0)
+    assert state.seconds_left == pytest.approx(600.0 + 9.0 + 2.0)
 
 
 def test_a_failure_is_shown_first_with_its_log(run: SyntheticRun) -> None:

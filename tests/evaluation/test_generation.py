@@ -219,7 +219,7 @@ def test_a_sample_that_is_not_as_declared_fails_the_stage(
 def test_a_completion_that_ended_for_another_reason_is_not_written(inputs: dict[str, Path]) -> None:
     record = Recorder(byte_tokenizer(), [256], LoopRule(tokens=12, repeats=4, cut=False))
     request = Request(Prompt("p", "text", (1, 2)), sample=0, seed=1, max_new_tokens=3)
-    assert record(request, Completion([5, 256], "stop", 0.1))["completion"] == byte_tokenizer().decode([5])
+    assert record(request, Completion([5, 256], "stop", 0.1)).completion == byte_tokenizer().decode([5])
     for ids, reason in (([5, 6], "stop"), ([5, 6], "length"), ([5, 6, 7, 8], "length"), ([5, 5], "loop")):
         with pytest.raises(StageError, match=f"Sample 0 of problem p ended with reason {reason}"):
             record(request, Completion(ids, reason, 0.1))

@@ -17,7 +17,8 @@ from essence.plan.stage_plan import make_plan
 from essence.record.run_directory import RunDirectory
 from essence.sizes.architecture import adapter_parameters, forward_flops
 from essence.sizes.memory import estimate_memory, load_of
-from support.paper_sizes import QWEN3
+from support.paper_sizes import GIB, QWEN3
+from support.synthetic_run import manifest as made_up
 
 
 def planned(folder: Path, text: str) -> tuple[Estimate, ...]:
@@ -101,8 +102,10 @@ def test_the_mean_row_is_that_of_the_rows_that_are_trained_on(tmp_path: Path) ->
     statistics.add(SectionBounds(lengths, np.full(lengths.size, 100), lengths - 50), none)
     manifest = run_directory.stage(plan.stages["tokenize"]).manifest
     manifest.parent.mkdir(parents=True)
-    results = {"rows_kept": statistics.rows, "statistics": statistics.as_dict()}
-    manifest.write_text(json.dumps({"results": results}), encoding="utf-8")
+    rows, counted = statistics.rows, statistics.as_dict()
+    results = {"rows_read": rows, "rows_kept": rows, "tokens": counted["tokens"], "statistics": counted}
+    record = made_up("ab" * 32, "tokenize", "tokenize", {}, results, {}, {})
+    manifest.write_text(json.dumps(record), encoding="utf-8")
     row, counted = mean_row(plan, loaded, run_directory)
     trained = lengths[lengths < 4096]
     assert counted and row is not None and 0.3 < trained.size / lengths.size < 0.7

@@ -11,6 +11,7 @@ from essence.commands.card import write_cards
 from essence.commands.report import write as write_report
 from essence.errors import ExperimentError, RecordError
 from essence.record.model_card import cell, front_matter, model_card
+from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
 from support.synthetic_run import SyntheticRun
 
@@ -33,7 +34,9 @@ def run(tmp_path: Path) -> SyntheticRun:
 
 
 def _text(run: SyntheticRun, cell_number: int = 0) -> str:
-    return model_card(RunDirectory(run.root), run.plan, run.plan["cells"][cell_number]).text()
+    directory = RunDirectory(run.root)
+    plan = plan_of(directory, run.experiment)
+    return model_card(directory, plan, plan.cells[cell_number]).text()
 
 
 def test_the_card_says_what_the_records_say(run: SyntheticRun) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 from essence.errors import InputError, StageError
 from essence.evaluation.graders_apart import grader_version
+from essence.evaluation.sample_lines import SampleLine, text_of
 from essence.progress import Progress, StageContext, Stopped, StopRequest
 from essence.settings import BenchmarkSettings, GradeSettings
 from essence.stages import grade
@@ -34,10 +35,10 @@ def inputs(folder: Path, samples: list[tuple[str, str]]) -> dict[str, Path]:
     (folder / "problems" / "problems" / "p.json").write_text(json.dumps(rows))
     (folder / "samples").mkdir()
     records = [
-        {"problem": id, "sample": i % 2, "completion": text, "tokens": 10 + i, "finish_reason": "stop"}
+        SampleLine(id, i % 2, i, "ef" * 32, text, 10 + i, "stop", stop_token=None, loop_at=None, seconds=0.1)
         for i, (id, text) in enumerate(samples)
     ]
-    (folder / "samples" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (folder / "samples" / "samples.jsonl").write_text(text_of(records))
     return {"problems": folder / "problems", "samples": folder / "samples"}
 
 
