@@ -117,9 +117,15 @@ def to_go_on(command: str) -> Text:
 
 def _why(folder: StageFolder) -> list[str]:
     """The sentence of a failure that can be cured; for any other, the last lines of the log."""
+    sentence = _sentence(folder)
+    return sentence.splitlines() if sentence else last_lines(folder.log, LOG_LINES)
+
+
+def _sentence(folder: StageFolder) -> str | None:
+    """What a stage that failed says of a failure that can be cured; None for any other."""
     failure = look_at(folder.failure, FailureRecord)
     if failure and failure.curable:
-        return failure.message.splitlines()
+        return failure.message
     if shutil.disk_usage(folder.path).free < SMALLEST_FREE_BYTES:
         return str(disk_error(OSError(errno.ENOSPC, ""), folder.path))
     return None

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from essence.commands.status import not_run_here
+from essence.commands.matrix_state import not_run_here
 from essence.data.accept import AcceptedRows
 from essence.data.reasons import Exchange
 from essence.data.trace_counts import TENTHS, Worked, by_tenth, cue_places, first_appearance, worked
@@ -20,10 +20,12 @@ from essence.errors import ExperimentError, RecordError
 from essence.evaluation.graders import Verdict
 from essence.evaluation.graders_apart import grader_version, require_installed
 from essence.evaluation.grading_pool import Item, answers
-from essence.files import read_json, sha256_file
+from essence.files import sha256_file
 from essence.plan.experiment import EXPERIMENTS
 from essence.record.manifest import Manifest
+from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import TokenizeManifest, read_manifest
 from essence.record.trace_record import CountedMean, TraceRecord, write_trace_record
 from essence.settings import TokenizeSettings
 from essence.settings.toml import read_toml
@@ -96,17 +98,19 @@ def count_traces(run: RunDirectory, experiment: str, rows: int, as_json: bool, c
 def _tokenized(run: RunDirectory, experiment: str) -> dict[str, str]:
     """Data set -> its first tokenize stage that is done."""
     found: dict[str, str] = {}
-    for entry in read_json(run.plan(experiment))["cells"]:
-        stage = entry["stages"]["tokenize"]
-        if run.stage(stage).done:
-            found.setdefault(entry["dataset"], stage)
+    for cell in plan_of(run, experiment).cells:
+        stage = cell.stages.get("tokenize")
+        if stage and run.stage(stage).done:
+            found.setdefault(cell.dataset, stage)
     return found
 
 
 def _record(run: RunDirectory, dataset: str, stage: str, rows: int) -> TraceRecord:
     folder = run.stage(stage)
-    manifest = Manifest.model_validate(read_json(folder.manifest))
-    kept = int(manifest.results["rows_kept"])
+    manifest = read_manifest(folder.manifest)
+    if not isinstance(manifest, TokenizeManifest):
+        raise RecordError(f"{folder.manifest}: the record of another stage, wanted: tokenize")
+    kept = manifest.results.rows_kept
     tally = Tally()
     for exchange in _spaced(_rows(run, folder.path / "spec.json", manifest), kept, min(rows, kept)):
         tally.add(worked(exchange))
@@ -133,7 +137,7 @@ def _record(run: RunDirectory, dataset: str, stage: str, rows: int) -> TraceReco
 
 def _rows(run: RunDirectory, spec: Path, manifest: Manifest) -> Iterator[tuple[int, Exchange]]:
     """The rows as the stage took them, in its order; RecordError where a download of its is gone."""
-    settings = TokenizeSettings.model_validate(manifest.settings.resolved)
+    settings = TokenizeSettings.model_validate(manifest.resolved_json)
     inputs = {name: run.stage(f"{one.stage}-{one.key[:16]}") for name, one in manifest.inputs.stages.items()}
     gone = [str(folder.path) for folder in inputs.values() if not folder.output.is_dir()]
     if gone:

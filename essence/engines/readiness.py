@@ -143,7 +143,7 @@ def _driver(selection: Run, machine: Machine) -> Requirement:
 
 def _forward_compatible(machine: Machine) -> bool:
     """Whether the CUDA libraries of the image can serve an older driver: all GPUs are of data centres."""
-    of_data_centres = all(DATA_CENTRE.search(str(gpu["name"])) for gpu in machine.gpus)
+    of_data_centres = all(DATA_CENTRE.search(str(gpu.name)) for gpu in machine.gpus)
     return of_data_centres and _version(machine.driver) >= _version(COMPATIBLE_DRIVER)
 
 

@@ -43,6 +43,11 @@ CodeFacts = dict[str, str | bool | None]
 """Version, commit, dirty flag and hash of the uncommitted changes, as `Spec.code` has them."""
 
 
+def lock_file() -> Path:
+    """The lock that the running environment was made from, as its installation left it; it may be absent."""
+    return Path(sys.prefix) / "essence-lock.txt"
+
+
 def lock_sha256() -> str:
     """Identity of the running environment: its lock file, or without one the list of its packages."""
     lock = lock_file()

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from essence.errors import RecordError
 from essence.files import read_json, write_json
-from essence.record.manifest import Written, seal_of
+from essence.record.written import Written, seal_of
 
 TRACES = "traces"
 """Folder of these records within an experiment's."""

@@ -12,6 +12,7 @@ from essence.files import canonical_json, read_json, sha256_file, sha256_text
 from essence.plan.cost_table import as_json
 from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
+from essence.record.trace_record import read_trace_records
 from essence.record.written import gives_seal, seal_of
 from essence.report.claims.definition import CLAIMS_FILE
 from essence.report.claims.kept import read_with_retention
@@ -26,8 +27,6 @@ from essence.report.results.records import Figure, Group, GroupKey, Results
 from essence.report.results.stage_reader import read_stage
 
 SCHEMA_VERSION = 2
-OWN_FILES = (".py", ".html", ".jinja", ".js", ".css")
-"""Endings of the files of this package that a report is made with."""
 
 
 def write_report(run_dir: Path, experiment: str) -> Path:
@@ -58,11 +57,15 @@ def made_from(run_dir: Path, experiment: str) -> str:
         name: sha256_file(folder.manifest) if folder.done else read_stage(run, name, entry).state_words
         for name, (folder, entry) in stages.items()
     }
-    own = [
-        file for file in Path(__file__).parent.rglob("*") if file.suffix in (".py", ".html", ".jinja", ".js", ".css")
-    ]
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted([*own, CLAIMS_FILE])))
-    return sha256_text(canonical_json([plan.as_json(), seen, code.hexdigest()]))
+    own = hashlib.sha256(b"".join(file.read_bytes() for file in own_files()))
+    traces = [record.seal for record in read_trace_records(run.experiment(experiment))[0]]
+    return sha256_text(canonical_json([plan.as_json(), seen, own.hexdigest(), traces]))
+
+
+def own_files() -> list[Path]:
+    """What decides how a report looks and what it says: the files of this package, and the claims."""
+    found = (file for kind in ("py", "html", "js") for file in Path(__file__).parent.rglob(f"*.{kind}"))
+    return [*sorted(found), CLAIMS_FILE]
 
 
 def write_results(results: Results) -> Path:

@@ -17,7 +17,7 @@ from essence.plan.stage_plan import make_plan
 from essence.record.run_directory import RunDirectory
 from essence.sizes.architecture import adapter_parameters, forward_flops
 from essence.sizes.memory import estimate_memory, load_of
-from support.paper_sizes import GIB, QWEN3
+from support.paper_sizes import QWEN3
 from support.synthetic_run import manifest as made_up
 
 

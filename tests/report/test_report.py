@@ -13,7 +13,7 @@ from rich.console import Console
 from essence.errors import RecordError
 from essence.record.run_directory import RunDirectory
 from essence.record.written import seal_of
-from essence.report.build import report_is_current, write_report
+from essence.report.build import own_files, report_is_current, write_report
 from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import judge
 from essence.report.page.endings import ENDING_COLUMNS, ending_rows

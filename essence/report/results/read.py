@@ -9,6 +9,7 @@ from essence.evaluation.statistics import Estimate, pooled_accuracy
 from essence.record.plan_record import BaselineEntry, CellEntry, EvaluationEntry, accepted_sentences, plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import GradeResults
+from essence.record.trace_record import read_trace_records
 from essence.report.results.records import (
     COST_UNITS,
     FULL,
@@ -36,6 +37,7 @@ def read_results(run_dir: Path, experiment: str) -> Results:
     for twin in plan.twins():
         raise RecordError(f"{run.plan(experiment)}: {twin}")
     stages = {name: read_stage(run, name, entry) for name, entry in plan.stages.items()}
+    traces, refused = read_trace_records(run.experiment(experiment))
     return Results(
         run_dir=run_dir,
         experiment=experiment,
@@ -44,7 +46,8 @@ def read_results(run_dir: Path, experiment: str) -> Results:
         groups=group_cells(_cell(entry, stages) for entry in plan.cells),
         baselines=tuple(_baseline(entry, stages) for entry in plan.baselines),
         stages=tuple(stages.values()),
-        accepted=tuple(accepted_sentences(plan.stages.values())),
+        accepted=(*accepted_sentences(plan.stages.values()), *refused),
+        traces=tuple(traces),
     )
 
 
