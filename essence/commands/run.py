@@ -18,7 +18,7 @@ from essence.commands.save_plan import save_plan
 from essence.commands.screen import RunDisplay
 from essence.engines.engine import surroundings
 from essence.engines.readiness import require
-from essence.engines.runner import Runner, Summary
+from essence.engines.runner import Runner, Summary, last_lines
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExitCode, disk_error
 from essence.plan.stage_plan import Plan, PlannedStage

@@ -247,7 +247,7 @@ def _expand_block(block: Matrix, models: Collection[str], where: str) -> list[Ce
     cells = _product(block, models, where)
     for cell in cells:
         _check_view(cell, where)
-    whole = (replace(cell, span="left") if is_whole(cell.lsp, cell.span) else cell for cell in cells)
+    whole = (cell.model_copy(update={"span": "left"}) if is_whole(cell.lsp, cell.span) else cell for cell in cells)
     return list({cell.name: cell for cell in whole}.values())
 
 
