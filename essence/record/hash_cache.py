@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from typing_extensions import TypedDict
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text, write_json
+from essence.record.live_records import Live
 
 LEAST_BYTES = 1 << 20
 """Smaller files are read as fast as they are looked up."""
@@ -29,7 +29,7 @@ def cache_file() -> Path:
     return (told if told.is_absolute() else Path("~/.cache").expanduser()) / "essence" / "hashes.json"
 
 
-class Hashed(TypedDict):
+class Hashed(Live):
     """A file when it was hashed."""
 
     seen: list[int]
@@ -57,11 +57,11 @@ class HashCache:
             self._known = self._read()
         seen = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_dev, status.st_ino]
         entry = self._fresh.get(str(path)) or self._known.get(str(path))
-        if entry and entry["seen"] == seen:
-            return entry["sha256"]
+        if entry and entry.seen == seen:
+            return entry.sha256
         digest = sha256_file(path)
         if max(status.st_mtime_ns, status.st_ctime_ns) < time.time_ns() - SETTLED_NS:
-            self._fresh[str(path)] = {"seen": seen, "sha256": digest}
+            self._fresh[str(path)] = Hashed(seen=seen, sha256=digest)
         return digest
 
     def save(self) -> None:
@@ -70,7 +70,7 @@ class HashCache:
             return
         files = dict(list({**self._read(), **self._fresh}.items())[-MOST_FILES:])
         with contextlib.suppress(OSError):
-            write_json(self.file, {"files": files, "seal": _seal(files)})
+            write_json(self.file, {"files": FILES.dump_python(files), "seal": _seal(files)})
         self._known, self._fresh = files, {}
 
     def _read(self) -> dict[str, Hashed]:
@@ -84,4 +84,4 @@ class HashCache:
 
 
 def _seal(files: dict[str, Hashed]) -> str:
-    return sha256_text(canonical_json(files))
+    return sha256_text(canonical_json(FILES.dump_python(files)))
