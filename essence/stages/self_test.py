@@ -16,10 +16,8 @@ import warnings
 from pathlib import Path
 from typing import get_args
 
-from essence.record.facts import lock_file, lock_sha256
-from essence.record.third_party import OPTIONAL, third_party_imports
-from essence.settings import EnvironmentName
-
+NEEDED = ("psutil", "pydantic")
+"""What the kit's modules that are used here need: tried before they are imported, and told as all others are."""
 DRIVER = re.compile(
     r"\b(libcuda|libnvcuvid|libnvidia-[a-z-]+|libnvoptix)\.so|NVIDIA driver|no NVIDIA GPU|No CUDA GPUs", re.IGNORECASE
 )
@@ -30,21 +28,36 @@ FAILED = 1
 
 def main(words: list[str]) -> int:
     warnings.simplefilter("ignore")
+    if [module for module in NEEDED if not _imports(module, quiet=True)]:
+        return FAILED
+    # Imported here: they need what was just tried.
+    from essence.record.facts import lock_sha256
+    from essence.record.third_party import third_party_imports
+    from essence.settings import EnvironmentName
+
     environments = [name for name in get_args(EnvironmentName) if not words or name in words]
     if len(words) > 1 or not environments:
         print(f"which environment: {', '.join(get_args(EnvironmentName))} (typed: {' '.join(words)})", file=sys.stderr)
         return 2
     print(f"python {platform.python_version()} ({sys.executable}), lock {lock_sha256()}")
     modules = dict.fromkeys(module for name in environments for module in third_party_imports(name))
-    return FAILED if [module for module in modules if not _imports(module)] else 0
+    return FAILED if [module for module in modules if not (_is_left_out(module) or _imports(module))] else 0
 
 
-def _imports(module: str) -> bool:
-    """Import one module and say what came of it; False for a failure."""
+def _is_left_out(module: str) -> bool:
+    """Say so where a module is of a package that this environment may lack, and lacks."""
+    from essence.record.third_party import OPTIONAL
+
     top = module.split(".")[0]
-    if OPTIONAL.get(top) and importlib.util.find_spec(top) is None and not is_locked(OPTIONAL[top]):
-        print(f"{module}: not part of this environment")
-        return True
+    if top not in OPTIONAL or importlib.util.find_spec(top) is not None or is_locked(OPTIONAL[top]):
+        return False
+    print(f"{module}: not part of this environment")
+    return True
+
+
+def _imports(module: str, quiet: bool = False) -> bool:
+    """Import one module and say what came of it, or with `quiet` a failure alone; False for a failure."""
+    top = module.split(".")[0]
     try:
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001  whatever an import raises is what is to be told
@@ -54,7 +67,8 @@ def _imports(module: str) -> bool:
             return True
         print(f"FAILED {module} ({version(top)}): {reason}")
         return False
-    print(f"{module}: {version(top)}")
+    if not quiet:
+        print(f"{module}: {version(top)}")
     return True
 
 
@@ -69,6 +83,8 @@ def version(top: str) -> str:
 
 def is_locked(distribution: str) -> bool:
     """Whether the lock that was installed names a distribution."""
+    from essence.record.facts import lock_file
+
     file = lock_file()
     return file.is_file() and bool(re.search(rf"^{re.escape(distribution)}==", file.read_text("utf-8"), re.MULTILINE))
 

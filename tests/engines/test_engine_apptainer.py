@@ -193,11 +193,14 @@ def test_without_a_sif_or_with_a_wrong_one_there_is_one_sentence(
     for name in ("eval-cpu.sif", "train-cpu.sif"):
         (folder / name).write_bytes(b"no SIF")
     assert f"{folder}/eval-cpu.sif: no SIF that Apptainer can read" in one_sentence(invoke(*run))
-    labels = {"eval": {}, "train": {LOCK_LABEL: "another"}}
-    for name, more in labels.items():
-        empty_sif(apptainer, folder / f"{name}-cpu.sif", more)
-    assert "its label essence.config-digest does not say which Docker image" in one_sentence(invoke(*run))
-    empty_sif(apptainer, folder / "eval-cpu.sif", {LOCK_LABEL: "another", "essence.config-digest": "sha256:0"})
+    empty_sif(apptainer, folder / "eval-cpu.sif", {})
+    said = one_sentence(invoke(*run))
+    assert (
+        f"{folder}/eval-cpu.sif was built from another state of the project: its label {LOCK_LABEL} is absent" in said
+    )
+    empty_sif(apptainer, folder / "eval-cpu.sif", {"essence.config-digest": "sha256:0"})
+    assert "its label essence.config-digest is sha256:0, which nothing here has computed" in one_sentence(invoke(*run))
+    empty_sif(apptainer, folder / "eval-cpu.sif", {LOCK_LABEL: "another"})
     said = one_sentence(invoke(*run))
     assert (
         f"{folder}/eval-cpu.sif was built from another state of the project: its label {LOCK_LABEL} is another" in said

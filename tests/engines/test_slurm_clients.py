@@ -68,6 +68,9 @@ def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
     found.put("squeue")
     monkeypatch.setenv("PATH", f"{found.folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(submit, "LOOK_AFTER_S", 0.0)
+    for name in queue.OF_SLURM:
+        # Of the Slurm of other tests in this process.
+        monkeypatch.delenv(name, raising=False)
     return found
 
 

@@ -39,6 +39,28 @@ def test_a_package_that_is_broken_fails_with_its_reason(broken: Path) -> None:
     assert "huggingface_hub.errors: " in done.stdout, "the others are tried, too"
 
 
+LOADED = (
+    "import sys; from essence.record import facts, third_party; print(*{name.split('.')[0] for name in sys.modules})"
+)
+
+
+def test_a_package_that_the_self_test_itself_needs_is_told_as_all_others_are(tmp_path: Path) -> None:
+    """Each package that the kit's own modules bring in, broken one after the other."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    packages = {name for name in done.stdout.split() if not name.startswith("_")} - {
+        *sys.stdlib_module_names,
+        "essence",
+    }
+    assert {"psutil", "pydantic", "pydantic_core"} <= packages
+    for package in packages:
+        folder = tmp_path / package
+        folder.mkdir()
+        (folder / f"{package}.py").write_text("import no_such_module_at_all\n", encoding="utf-8")
+        done = run("download", modules=folder)
+        assert done.returncode == 1 and not done.stderr, done.stderr
+        assert "FAILED p" in done.stdout and "No module named 'no_such_module_at_all'" in done.stdout
+
+
 @pytest.mark.parametrize(
     "said",
     [
