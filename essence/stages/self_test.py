@@ -16,8 +16,8 @@ import warnings
 from pathlib import Path
 from typing import get_args
 
-NEEDED = ("psutil", "pydantic")
-"""What the kit's modules that are used here need: tried before they are imported, and told as all others are."""
+NEEDED = ("psutil", "pydantic", "pydantic.fields")
+"""What the modules used here need: tried before they are imported, and told as all others. pydantic loads lazily."""
 DRIVER = re.compile(
     r"\b(libcuda|libnvcuvid|libnvidia-[a-z-]+|libnvoptix)\.so|NVIDIA driver|no NVIDIA GPU|No CUDA GPUs", re.IGNORECASE
 )
