@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from support.finished_input import write_manifest
 from support.project import PROJECT
 from support.stage_inputs import RESOURCES, context
 from support.tokenize_settings import tokenize_settings
@@ -20,7 +21,6 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 from essence.data import encode as encoding
 from essence.settings import Spec
 from essence.stages import tokenize
-from essence.stages.__main__ import list_outputs
 from essence.stages.tiny.problems import training_rows
 from essence.stages.tiny.tokenizer import TURN_END, write_tokenizer
 
@@ -40,10 +40,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (rows / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_tokenizer(folder / "tokenizer" / "output" / "model", TURN_END)
     for name in ("rows", "tokenizer"):
-        outputs = [entry.model_dump(mode="json") for entry in list_outputs(folder / name / "output")]
-        identity = {"stage": "download", "key": name}
-        manifest = {"identity": identity, "settings": {"resolved": {}}, "outputs": outputs}
-        (folder / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        write_manifest(folder / name)
     return folder
 
 

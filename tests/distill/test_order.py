@@ -19,7 +19,8 @@ from essence.distill.checkpoint_choice import choose, improves, rank_means, reme
 from essence.distill.order import epoch_order, steps_of_training
 from essence.distill.row_split import describe_order
 from essence.plan.experiment import load
-from essence.record.recount import _training
+from essence.record.recount import METRIC_LINE, _training
+from essence.record.training_records import TrainResults
 from essence.settings import OrderSettings, PublishedRows
 from essence.settings.protocol import PROTOCOLS
 from support.small_training import AS_RELEASED, PAD, RESOURCES, TRAIN, ActAfter, examples, model, run, settings
@@ -316,9 +317,9 @@ def test_protocols_differ_in_order_and_choice() -> None:
 def test_a_record_with_another_step_is_found_out() -> None:
     curve = [[1.0] * 4, [0.9] * 4, [0.4, 0.4, 0.4, 1.25], [0.8] * 4, [0.65, 0.65, 0.65, 1.0]]
     checks = [{"step": 10 * n, "ce": sum(losses) / 4, "parts": losses} for n, losses in enumerate(curve, 1)]
-    lines: list[dict[str, Any]] = [{"kind": "step", "step": 50, "loss": 2.0}]
-    lines += [{"kind": "validation", **check} for check in checks]
-    results = {
+    written = [{"kind": "step", "step": 50, "loss": 2.0}, *({"kind": "validation", **check} for check in checks)]
+    lines = [METRIC_LINE.validate_python(line) for line in written]
+    results: dict[str, Any] = {
         "steps": 50,
         "last_loss": 2.0,
         "validations": checks,
@@ -327,7 +328,11 @@ def test_a_record_with_another_step_is_found_out() -> None:
         "lowest_step": 30,
         "lowest_validation_ce": checks[2]["ce"],
     }
-    assert list(_training(results, lines)) == []
-    third = {**results, "best_step": 30, "best_validation_ce": checks[2]["ce"]}
-    assert ["best_step 30 recorded" in finding for finding in _training(third, lines)] == [True]
-    assert ["lowest_step 10 recorded" in f for f in _training({**results, "lowest_step": 10}, lines)] == [True]
+
+    def findings(**changes: Any) -> list[str]:
+        return list(_training(TrainResults.model_validate({**results, **changes}), lines))
+
+    assert findings() == []
+    third = findings(best_step=30, best_validation_ce=checks[2]["ce"])
+    assert ["best_step 30 recorded" in finding for finding in third] == [True]
+    assert ["lowest_step 10 recorded" in finding for finding in findings(lowest_step=10)] == [True]

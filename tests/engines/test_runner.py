@@ -66,7 +66,7 @@ class ScriptedEngine(LocalEngine):
     """Starts such stages; `codes` and `refused` by the beginning of a title."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("cpu")
         self.codes: dict[str, int] = {}
         self.refused: dict[str, Exception] = {}
         self.looks = 2

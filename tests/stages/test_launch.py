@@ -20,8 +20,8 @@ from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
-from essence.stages.__main__ import list_outputs
 from essence.stages.launch import Node, _why, helps, stopped
+from support.finished_input import write_manifest
 from support.stage_inputs import RESOURCES, inputs, train_settings
 
 STEPS = 10
@@ -49,13 +49,7 @@ def make_stage(stages: Path, prepared: dict[str, Path], **changes: Path) -> Path
     for name, output in inputs(prepared, **changes).items():
         (stages / name).mkdir(parents=True)
         (stages / name / "output").symlink_to(output)
-        manifest = {
-            "schema_version": 1,
-            "identity": {"stage": "download", "key": name},
-            "settings": {"resolved": {}},
-            "outputs": [entry.model_dump(mode="json") for entry in list_outputs(output)],
-        }
-        (stages / name / "manifest.json").write_text(json.dumps(manifest))
+        write_manifest(stages / name)
     folder = stages / "train"
     folder.mkdir()
     (folder / "spec.json").write_text(make_spec().model_dump_json())
