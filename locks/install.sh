@@ -3,12 +3,16 @@
 # locks/install.sh host|cpu [dev] [vllm] [math-verify-0.9]
 # or .venv-download, .venv-train and .venv-eval, one for each kind of stage, from the locks of the images:
 # locks/install.sh environments cuda|cpu
+# They lie in the folder that ESSENCE_ENVIRONMENTS names, else here.
 #
 # The environment is Python 3.11 whatever the system's Python is, because the CPU build of torch is locked for it;
 # uv finds a Python 3.11 on the machine or fetches one. Where PIP_FIND_LINKS names a folder of wheels, they are used;
 # otherwise the CPU build of torch comes from PyTorch's own index, whose address uv knows.
 set -euo pipefail
+apart=
+if [ -n "${ESSENCE_ENVIRONMENTS:-}" ]; then mkdir -p "$ESSENCE_ENVIRONMENTS"; apart=$(cd "$ESSENCE_ENVIRONMENTS" && pwd); fi
 cd "$(dirname "$0")/.."
+apart=${apart:-$PWD}
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 2; }
 
@@ -30,16 +34,16 @@ export VIRTUAL_ENV=$PWD/.venv UV_NO_PROGRESS=1
 
 # One environment from one lock; the lock is copied last, so that one that was cut off is made again.
 environment() {
-  local folder=.venv-$1 lock=locks/$2.txt version=3.11
+  local folder=$apart/.venv-$1 lock=locks/$2.txt version=3.11
   case $2 in *-cuda) version=3.12; unset UV_TORCH_BACKEND ;; esac
   if cmp -s "$lock" "$folder/essence-lock.txt"; then echo "setup: $folder is there, of $lock"; return; fi
   echo "setup: $folder from $lock"
   rm -rf "$folder"
   "$uv" venv --quiet --python "$version" "$folder"
-  VIRTUAL_ENV=$PWD/$folder "$uv" pip sync --quiet --require-hashes --build-constraints "$lock" "$lock"
+  VIRTUAL_ENV=$folder "$uv" pip sync --quiet --require-hashes --build-constraints "$lock" "$lock"
   if [ "$1" = eval ]; then
     target=$folder/graders/math-verify-0.9
-    VIRTUAL_ENV=$PWD/$folder "$uv" pip install --quiet --no-deps --require-hashes --compile-bytecode --target "$target" \
+    VIRTUAL_ENV=$folder "$uv" pip install --quiet --no-deps --require-hashes --compile-bytecode --target "$target" \
       -r locks/math-verify-0.9.txt
     cp locks/math-verify-0.9.txt "$target/essence-lock.txt"
   fi

@@ -102,10 +102,15 @@ def test_imports_go_one_way() -> None:
     assert against == []
 
 
+TRIES_IMPORTS = "self_test.py"
+"""It imports what it needs where a broken package becomes a line of its output."""
+
+
 def test_only_what_is_heavy_is_imported_inside_a_function() -> None:
     light = [
         f"{file.relative_to(PROJECT)}:{node.lineno} imports {module}"
         for file in sources()
+        if file.name != TRIES_IMPORTS
         for function in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(function)

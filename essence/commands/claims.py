@@ -6,11 +6,12 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from essence.errors import RecordError
+from essence.errors import RecordError, disk_error
 from essence.record.run_directory import RunDirectory
-from essence.report.claims.verdict import judge, judged_record, record_verdicts
+from essence.report.claims.verdict import ClaimVerdict, judge, judged_record, record_verdicts
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.results.read import read_results
+from essence.report.results.records import Results
 from essence.report.results.run_facts import builtin_sources
 
 
@@ -23,7 +24,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     real = [results for results in read if not builtin_sources(results)]
     used = read if experiment else real or read
     judged = judge(used)
-    record_verdicts(used, judged)
+    unrecorded = _record_looks(used, judged)
     refused = {stage.id: stage.problem for one in used for stage in one.refused}
     if as_json:
         record = {
@@ -37,4 +38,18 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
         for identifier, problem in refused.items():
             console.print(Text.assemble(("not counted:", "bold red"), f" {identifier}: {problem}"), soft_wrap=True)
         console.print(f"Measured on: {', '.join(one.experiment for one in used)}", highlight=False)
+    for sentence in unrecorded:
+        console.print(f"not written down as a look: {sentence}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _record_looks(used: list[Results], judged: list[ClaimVerdict]) -> list[str]:
+    """Write the look down in each experiment; why not, where one refuses: the verdicts stand all the same."""
+    refused = []
+    for one in used:
+        try:
+            record_verdicts([one], judged)
+        except OSError as error:
+            sentence = disk_error(error, one.run_dir)
+            refused.append(sentence.problem if sentence else str(error))
+    return refused

@@ -84,7 +84,8 @@ def select(words: Options, baselines: bool) -> Run:
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     axes = words.axes()
     cells = choose(loaded, axes) if axes else loaded.cells()
-    chosen = choose_engine(words.engine, loaded.experiment.resources.gpus > 0, ENGINES)
+    gpus, fetches = loaded.experiment.resources.gpus > 0, words.only == "download"
+    chosen = choose_engine(words.engine, gpus, ENGINES, fetches)
     engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name))
     root = run_directory(words.runs)
     local = LocalSources(root)

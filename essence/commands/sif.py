@@ -19,7 +19,7 @@ from rich.console import Console
 from essence.commands.images import ENVIRONMENTS
 from essence.commands.options import check_word
 from essence.engines import FLAVOURS
-from essence.engines.engine import NETWORK_VARIABLES
+from essence.engines.engine import CERTIFICATES, NETWORK_VARIABLES
 from essence.engines.recipes import ImageRecipe, config_digest, recipe
 from essence.engines.sif_files import (
     NO_DIGEST,
@@ -157,15 +157,18 @@ def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
 def _make(image: ImageRecipe, source: ImageSource, console: Console) -> None:
     file = sif_file(image)
     definition = PROJECT / "apptainer" / f"{image.environment}.def"
-    wanted = (source.config_digest, sha256_file(definition))
+    definition_sha256 = sha256_file(definition)
     made_of = f"{image.name} {source.config_digest}" if source.config_digest else image.base
     if file.is_file():
         try:
             found = read_sif(file)
         except (MachineError, RecordError):
             found = None
-        if found and (found.config_digest, found.definition_sha256) == wanted and _is_current(file, image):
-            console.print(f"{file}: is there, of {made_of}", highlight=False, soft_wrap=True)
+        # Without a Docker engine one of an image stays: it has more to be known by than one of a base.
+        same = found and source.config_digest in (None, found.config_digest)
+        if found and same and found.definition_sha256 == definition_sha256 and _is_current(file, image):
+            there = f"{image.name} {found.config_digest}" if found.config_digest else made_of
+            console.print(f"{file}: is there, of {there}", highlight=False, soft_wrap=True)
             return
     console.print(f"{file}: of {made_of}", highlight=False, soft_wrap=True)
     temporary = file.with_name(f"{UNFINISHED}{file.name}")
@@ -175,7 +178,7 @@ def _make(image: ImageRecipe, source: ImageSource, console: Console) -> None:
         _run(build_command(temporary, used, image, source), "build")
         # Not during the build: there it asks for privileges that a root user does not have everywhere.
         _run(test_command(temporary), "test")
-        record = make_record(temporary, sha256_file(temporary), wanted[1], source.config_digest)
+        record = make_record(temporary, sha256_file(temporary), definition_sha256, source.config_digest)
         record_file(file).unlink(missing_ok=True)
         temporary.replace(file)
     finally:
@@ -225,7 +228,7 @@ def test_command(file: Path) -> list[str]:
 
 def build_environment() -> dict[str, str]:
     """What Apptainer sees while it builds: `%post` would inherit all of the caller's variables."""
-    names = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", *NETWORK_VARIABLES)
+    names = ("PATH", "HOME", "USER", "LANG", "TMPDIR", "DOCKER_HOST", "DOCKER_CONFIG", CERTIFICATES, *NETWORK_VARIABLES)
     own = {name: os.environ[name] for name in names if name in os.environ}
     return own | {name: value for name, value in os.environ.items() if BUILD_VARIABLE.fullmatch(name)}
 

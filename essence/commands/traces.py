@@ -27,6 +27,7 @@ from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import TokenizeManifest, read_manifest
 from essence.record.trace_record import CountedMean, TraceRecord, write_trace_record
+from essence.record.written import as_record
 from essence.settings import TokenizeSettings
 from essence.settings.toml import read_toml
 from essence.text import percent
@@ -137,7 +138,7 @@ def _record(run: RunDirectory, dataset: str, stage: str, rows: int) -> TraceReco
 
 def _rows(run: RunDirectory, spec: Path, manifest: Manifest) -> Iterator[tuple[int, Exchange]]:
     """The rows as the stage took them, in its order; RecordError where a download of its is gone."""
-    settings = TokenizeSettings.model_validate(manifest.resolved_json)
+    settings = as_record(spec.with_name("manifest.json"), manifest.resolved_json, TokenizeSettings, "tokenize settings")
     inputs = {name: run.stage(f"{one.stage}-{one.key[:16]}") for name, one in manifest.inputs.stages.items()}
     gone = [str(folder.path) for folder in inputs.values() if not folder.output.is_dir()]
     if gone:

@@ -3,11 +3,14 @@
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from essence.engines import environments
 from essence.engines.apptainer import ApptainerEngine
 from essence.engines.local import LocalEngine
+from essence.engines.recipes import recipe
+from essence.engines.sif_files import sif_file
 from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.errors import ExperimentError, nearest
 
@@ -26,20 +29,26 @@ class Choice:
     reason: str = ""
 
 
-def choose(typed: str | None, gpus: bool, known: tuple[str, ...]) -> Choice:
-    """The typed engine, this machine's default, or what an experiment with or without GPUs can run under here."""
+def choose(typed: str | None, gpus: bool, known: tuple[str, ...], fetches: bool = False) -> Choice:
+    """The typed engine, this machine's default, or what an experiment with or without GPUs can run under here.
+
+    fetches: downloads alone, which no queue takes and which need no SIF.
+    """
     if typed is not None:
         return Choice(typed)
     if name := os.environ.get(ENGINE_VARIABLE):
         if name not in known:
             close = nearest(name, known)
             raise ExperimentError(f"{ENGINE_VARIABLE}={name}: unknown engine{close} (known: {', '.join(known)})")
-        return Choice(name, f"{ENGINE_VARIABLE} names it")
+        if not (fetches and name == SlurmEngine.name):
+            return Choice(name, f"{ENGINE_VARIABLE} names it")
     if not gpus:
         return Choice(LocalEngine.name, "")
     if version := docker_version():
         return Choice(DOCKER, f"Docker {version} answers here")
     if found := shutil.which("apptainer") or shutil.which("singularity"):
+        if fetches and find_spec("huggingface_hub") and not sif_file(recipe("download", "cpu")).is_file():
+            return Choice(LocalEngine.name, "no Docker engine answers here, and no SIF of downloads is here")
         return Choice(ApptainerEngine.name, f"no Docker engine answers here, and {found} is installed")
     if environments.are_there("cuda"):
         return Choice(LocalEngine.name, "neither Docker nor Apptainer is here, and the environments for GPUs are")

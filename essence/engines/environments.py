@@ -18,7 +18,7 @@ LOCK = "essence-lock.txt"
 
 def environment_folder(name: EnvironmentName) -> Path:
     """Where an environment is: `.venv-train` of the project, or of the folder that ESSENCE_ENVIRONMENTS names."""
-    return Path(os.environ.get(FOLDER_VARIABLE) or PROJECT) / f".venv-{name}"
+    return Path(os.environ.get(FOLDER_VARIABLE) or PROJECT).absolute() / f".venv-{name}"
 
 
 def environment_python(name: EnvironmentName) -> Path:

@@ -6,10 +6,11 @@ import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from essence.engines.choice import queueing
+from essence.engines.choice import DOCKER, queueing
 from essence.engines.engine import fetches
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
@@ -131,18 +132,23 @@ def _driver(selection: Run, machine: Machine) -> Requirement:
         return Requirement("driver", f"{image.name}, which has no CUDA", "an image with CUDA for these GPUs", cure)
     least = least_driver(cuda)
     wanted = f"driver {least} or newer for CUDA {cuda} of {image.name}"
-    if _version(here) < _version(least) and _forward_compatible(machine):
+    if _version(here) < _version(least) and _forward_compatible(selection, machine):
         return Requirement(
             "driver", f"{here}, older than {least}: works with forward compatibility, to be tried", wanted
         )
     cure = (
-        "" if _version(here) >= _version(least) else "update the driver: this GPU has no forward compatibility with it"
+        "" if _version(here) >= _version(least) else "update the driver: there is no forward compatibility with it here"
     )
     return Requirement("driver", here, wanted, cure)
 
 
-def _forward_compatible(machine: Machine) -> bool:
-    """Whether the CUDA libraries of the image can serve an older driver: all GPUs are of data centres."""
+def _forward_compatible(selection: Run, machine: Machine) -> bool:
+    """Whether the CUDA libraries of the image can serve an older driver: all GPUs are of data centres.
+
+    NVIDIA's toolkit for Docker puts them in place; Apptainer's --nv takes the machine's own.
+    """
+    if selection.engine.name != DOCKER:
+        return False
     of_data_centres = all(DATA_CENTRE.search(str(gpu.name)) for gpu in machine.gpus)
     return of_data_centres and _version(machine.driver) >= _version(COMPATIBLE_DRIVER)
 
@@ -170,7 +176,7 @@ def _size(gib: float) -> str:
 
 
 def _smaller(selection: Run) -> str:
-    queued = queueing(selection.words.typed(whole=False))
+    queued = queueing(replace(selection.words, engine=None, site=None).typed(whole=False))
     return (f"{queued}; " if queued else "") + (
         "the same matrix in miniature runs here: make reproduce-tiny; what this one takes: "
         f"invoke plan --experiment {shlex.quote(selection.words.experiment or selection.name)}"

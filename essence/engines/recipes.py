@@ -31,7 +31,7 @@ LEAST_DRIVERS = {"13.0": "580.65.06"}
 """CUDA of a base image -> the oldest driver for Linux that its release notes name."""
 COMPATIBLE_DRIVER = "535"
 """On data-centre GPUs the base's forward-compatibility libraries (cuda-compat) serve drivers from this branch on."""
-DATA_CENTRE = re.compile(r"\b(V100|T4|A2|A10|A16|A30|A40|A100|L4|L40S?|H20|H100|H200|GH200|B100|B200|GB200|B300)\b")
+DATA_CENTRE = re.compile(r"\b(T4|A2|A10|A16|A30|A40|A100|L4|L40S?|H20|H100|H200|GH200|B100|B200|GB200|B300)\b")
 """Names of GPUs that forward compatibility is for; GeForce and most workstation GPUs are not."""
 LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
     "essence.lock-sha256",

@@ -157,13 +157,16 @@ def _of_train(manifest: TrainManifest) -> Iterator[Declaration]:
     yield "processes", resolved.processes, executed.parallel.processes
     declared, data = resolved.optimizer.batch_rows, manifest.inputs.data.train
     if declared is not None and data is not None:
-        yield "optimizer.batch_rows", min(declared, data.rows), executed.batch_rows
+        yield "optimizer.batch_rows", min(declared, data.readings or data.rows), executed.batch_rows
 
 
 def _rows(manifest: TrainManifest) -> Iterator[Declaration]:
-    """Rows trained on and rows left out with a reason are together those declared; a token budget has its own."""
+    """Rows trained on and rows left out with a reason are together those declared; a token budget has its own.
+
+    Of a schedule the readings are counted that were left out, and not the rows.
+    """
     rows, data = manifest.settings.resolved.rows, manifest.inputs.data
-    if data.train and not rows.token_budget:
+    if data.train and not rows.token_budget and data.train.readings is None:
         yield "train_rows", rows.train_rows, data.train.rows + sum(data.train.skipped.values())
     if data.validation:
         yield "validation_rows", rows.validation_rows, data.validation.rows + sum(data.validation.skipped.values())

@@ -20,6 +20,7 @@ from essence.record.stage_records import (
     TrainManifest,
     intact_manifest,
 )
+from essence.settings import takes_proportion
 
 Row = tuple[str, str]
 Metadata = dict[str, object]
@@ -78,7 +79,7 @@ def model_card(run: RunDirectory, plan: PlanRecord, cell: CellEntry) -> ModelCar
     graded = [(evaluation, _finished(run, evaluation.grade)) for evaluation in cell.evaluations]
     done = [(evaluation, record) for evaluation, record in graded if isinstance(record, GradeManifest)]
     made = f"distilled from {cell.teacher}" if cell.taught else f"fine-tuned on {cell.dataset}"
-    title = f"{cell.student} {made} at LSP {cell.lsp:g}"
+    title = f"{cell.student} {made} at {_view(cell)}"
     index = [_index(run, plan, evaluation, record.results) for evaluation, record in done]
     return ModelCard(
         title=title,
@@ -94,6 +95,12 @@ def model_card(run: RunDirectory, plan: PlanRecord, cell: CellEntry) -> ModelCar
         teacher=cell.teacher if cell.taught else None,
         unfinished=[f"{e.benchmark} ({e.checkpoint})" for e, record in graded if record is None],
     )
+
+
+def _view(cell: CellEntry) -> str:
+    """`LSP 0.5`, `random-span, LSP 0.5`, `first-512`: what of a row was read."""
+    proportion = f"LSP {cell.lsp:g}" if takes_proportion(cell.span) else ""
+    return ", ".join(part for part in (cell.span if cell.span != "left" else "", proportion) if part)
 
 
 def _finished(run: RunDirectory, stage: str) -> Manifest | None:

@@ -19,7 +19,10 @@ STAGE = re.compile(r"(download|tokenize|teacher|train|generate|grade)-[0-9a-f]{1
 """Folders of `stages/` that are the kit's; others are somebody's own and stay."""
 ORDER = ("grade", "generate", "train", "teacher", "tokenize", "download")
 """What is made of others goes first, so that a half done removal leaves nothing without its inputs."""
-OF_AN_EXPERIMENT = (".*.partial", ".*.tmp", "report", "cards", "experiment.json", "holder.json", "lock", "plan.json")
+OF_AN_EXPERIMENT = (
+    *(".*.partial", ".*.tmp", "report", "cards", "traces", "looks.jsonl", "experiment.json", "holder.json", "lock"),
+    "plan.json",
+)
 """What the kit writes into an experiment's folder, as patterns; the plan goes last: by it the experiment is found."""
 REMOVING = ".removing-"
 """How a folder is called while it is being removed: a kill leaves it under this name, never half under its own."""

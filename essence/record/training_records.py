@@ -32,7 +32,9 @@ class RowsRecord(Group):
     supervised_tokens: int | None = None
     sha256: str | None = None
     skipped: dict[str, int] = Field(default_factory=dict)
-    """Reason -> rows left out."""
+    """Reason -> rows left out; of readings, readings left out."""
+    readings: int | None = None
+    """Of a schedule, which reads a row anew in every epoch; None where each row is read as it is."""
 
 
 class TrainData(Group):

@@ -13,6 +13,7 @@ from pydantic import Field, JsonValue
 from essence.errors import RecordError
 from essence.files import read_json, sha256_file
 from essence.record.checks import EDITED, inside
+from essence.record.recount import METRICS
 from essence.record.run_directory import RunDirectory
 from essence.record.written import Group, as_record, gives_seal
 from essence.report.build import SCHEMA_VERSION, made_from, report_record
@@ -56,7 +57,9 @@ def report_findings(run_directory: RunDirectory, experiment: str) -> tuple[list[
             return findings, []
         if report.made_from != made_from(run_directory.root, experiment):
             return [], [f"{file}: its words and numbers, made by another version of the kit or before later stages"]
-        return list(_numbers(run_directory, experiment, file, report)), []
+        gone = without_steps(run_directory, report)
+        unchecked = [f"{file}: its claims, which read {METRICS} of {', '.join(gone)}"] if gone else []
+        return list(_numbers(run_directory, experiment, file, report, bool(gone))), unchecked
     except RecordError as error:
         return [str(error)], []
 
@@ -82,12 +85,21 @@ def _records(run_directory: RunDirectory, file: Path, report: ReportRecord) -> I
             yield f"{manifest}: changed since {file} was made from it"
 
 
-def _numbers(run_directory: RunDirectory, experiment: str, file: Path, report: ReportRecord) -> Iterator[str]:
+def without_steps(run_directory: RunDirectory, report: ReportRecord) -> list[str]:
+    """Trainings whose steps are not here, as where outputs were left out: claims on time are measured on them."""
+    trainings = sorted(identifier for identifier in report.records if identifier.startswith("train-"))
+    return [one for one in trainings if not (run_directory.stage(one).output / METRICS).is_file()]
+
+
+def _numbers(
+    run_directory: RunDirectory, experiment: str, file: Path, report: ReportRecord, without_claims: bool
+) -> Iterator[str]:
     """Figures are named in the report by what was drawn, which is not drawn again here."""
     made = report_record(read_with_retention(run_directory.root, experiment))
     again = as_record(file, json.loads(json.dumps({**made, "files": {}}, allow_nan=False)), ReportRecord, "a report")
     written, computed = (one.model_dump(exclude={"groups": {"__all__": {"figures"}}}) for one in (report, again))
     parts = dict.fromkeys([*computed, *written])
-    differing = [p for p in parts if p not in CHECKED_BEFORE and written.get(p) != computed.get(p)]
+    aside = (*CHECKED_BEFORE, "claims") if without_claims else CHECKED_BEFORE
+    differing = [p for p in parts if p not in aside and written.get(p) != computed.get(p)]
     if differing:
         yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` writes it anew"

@@ -51,7 +51,7 @@ class Stage:
             (self.folder.output / "problems").mkdir(parents=True, exist_ok=True)
             (self.folder.output / "problems" / "problems.jsonl").write_text(PROBLEM)
             spec = read_json(self.folder.spec)
-            record = manifest(spec["key"], spec["stage"], spec["title"], spec["settings"], {}, {}, {})
+            record = manifest(spec["key"], "download", spec["title"], {}, {}, {}, {})
             write_json(self.folder.manifest, record)
         return Exit(self.code, "ended by a test" if self.code else None)
 

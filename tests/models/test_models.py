@@ -152,12 +152,11 @@ def test_a_random_folder_gives_exactly_its_weights_or_is_refused(whole: Path, mo
         disturb(folder, moves)
         try:
             check_model(folder, Path(place))
+            loaded = dict(load_model(folder, torch.float32, CPU).named_parameters())
         except InputError as refused:
             assert "\n" not in str(refused)
-            with pytest.raises(InputError):
-                load_model(folder, torch.float32, CPU)
             return
-        loaded, found = dict(load_model(folder, torch.float32, CPU).named_parameters()), stored(folder)
+        found = stored(folder)
         assert loaded.keys() == found.keys()
         assert sum(t.double().sum() for t in loaded.values()) == sum(t.double().sum() for t in found.values())
         assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in found.items())

@@ -289,7 +289,7 @@ def test_an_interval_of_another_method_is_none_of_this_kit(runs: Path) -> None:
 def test_a_record_of_a_newer_kit(runs: Path) -> None:
     file = folder_of(runs, "grade") / "manifest.json"
     edit(file, lambda record: record.update(schema_version=9))
-    assert only(runs) == f"{file}: written by a newer kit (schema 9, known up to 1): update the kit"
+    assert only(runs) == f"{file}: written by a newer kit (schema 9, known up to 1); update the kit"
 
 
 def test_a_damaged_record(runs: Path) -> None:

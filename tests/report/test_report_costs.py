@@ -41,7 +41,8 @@ def test_a_teacher_that_is_stored_is_looked_up_behind_its_stage(run: SyntheticRu
     results = read_results(run.root, run.experiment)
     train = results.cells[0].train
     stored = replace(train, id="teacher-1", inputs={"teacher": train.inputs["teacher"]}, manifest={})
-    cell = replace(results.cells[0], train=replace(train, inputs={**train.inputs, "teacher": stored.id}))
+    taught = replace(train, inputs={**train.inputs, "teacher": stored.id})
+    cell = results.cells[0].model_copy(update={"train": taught})
     groups = (replace(results.groups[0], arms=(replace(results.groups[0].arms[0], cells=(cell,)),)),)
     changed = replace(results, stages=(*results.stages, stored), groups=groups)
     assert len(claim_tables(changed)) == 1

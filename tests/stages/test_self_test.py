@@ -36,7 +36,7 @@ def test_a_package_that_is_broken_fails_with_its_reason(broken: Path) -> None:
     done = run("download", modules=broken)
     assert done.returncode == 1
     assert "FAILED httpx2" in done.stdout and "No module named 'no_such_module_at_all'" in done.stdout
-    assert "huggingface_hub.errors: " in done.stdout, "the others are tried, too"
+    assert "huggingface_hub: " in done.stdout, "the others are tried, too"
 
 
 LOADED = (
@@ -83,7 +83,7 @@ def test_a_library_that_the_wheels_bring_is_no_driver(tmp_path: Path, library: s
     said = f"{library}: cannot open shared object file: No such file or directory"
     (tmp_path / "httpx2.py").write_text(f"raise OSError({said!r})\n", encoding="utf-8")
     done = run("download", modules=tmp_path)
-    assert done.returncode == 1 and f"FAILED httpx2 (not installed): OSError: {library}" in done.stdout
+    assert done.returncode == 1 and "FAILED httpx2 (" in done.stdout and f"OSError: {library}" in done.stdout
 
 
 @pytest.mark.parametrize("words", [("nothing",), ("train", "eval")])

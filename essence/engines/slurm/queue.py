@@ -223,7 +223,9 @@ def _refused(program: str, errors: str) -> SchedulerError:
         r"unable to contact|connection (refused|reset|timed)|connect failure|configuration source|timed out"
         r"|zero bytes were transmitted|communication|try again|slurm_receive_msg|unexpected message"
     )
-    if re.search(silent, words, re.IGNORECASE) and not takes_no_more(words):
+    # Before Slurm's own sentence a site's plugin may say anything, as in "fix this and try again".
+    own = re.split(r"submission failed: |allocation failure: ", words)[-1]
+    if re.search(silent, own, re.IGNORECASE) and not takes_no_more(words):
         return SilentSchedulerError(
             f"{program}: no Slurm answers ({words.replace('; ', ', ')})",
             "try again later, or ask the cluster's support",

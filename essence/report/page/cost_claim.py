@@ -48,7 +48,12 @@ def claim_tables(results: Results) -> list[ClaimTable]:
 
 
 def row_tokens(cell: CellResult) -> int:
-    """Mean tokens of a whole training row, from those that a training kept; 0 until one is done."""
+    """Mean tokens of a whole training row, from those that a training kept; 0 until one is done.
+
+    Of other spans what is read is no share of the row: they read context too, or an amount.
+    """
+    if cell.span not in ("left", "schedule"):
+        return 0
     kept, rows = (cell.train.number("inputs", "data", "train", name) for name in ("tokens", "rows"))
     return round(kept / rows / cell.lsp) if kept and rows else 0
 

@@ -8,6 +8,7 @@ from essence.evaluation.statistics import Estimate
 from essence.report.claims.verdict import ClaimVerdict
 from essence.report.page import reported
 from essence.report.results.records import COST_UNITS, FULL, Arm, Evaluation, Group, Results
+from essence.settings import is_whole
 
 COST_NAMES = {"time": "time", "memory": "memory", "flops": "FLOPs"}
 Words = Mapping[str, ClaimVerdict]
@@ -44,7 +45,7 @@ def _accuracies(group: Group, evaluation: Evaluation) -> list[tuple[float, Estim
 
 def _training_effect(results: Results, group: Group, evaluation: Evaluation) -> str:
     untrained = results.baseline("student", group.key, evaluation[0])
-    full = dict(_accuracies(group, evaluation)).get(FULL)
+    full = dict(_accuracies(group, evaluation)).get(FULL) if is_whole(FULL, group.key.span) else None
     if untrained is None or untrained.accuracy is None or untrained.accuracy.value is None or full is None:
         return ""
     assert full.value is not None

@@ -9,7 +9,7 @@ from essence.evaluation.statistics import Estimate, pooled_accuracy
 from essence.record.plan_record import BaselineEntry, CellEntry, EvaluationEntry, accepted_sentences, plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import GradeResults
-from essence.record.trace_record import read_trace_records
+from essence.record.trace_record import TRACES, read_trace_records
 from essence.report.results.records import (
     COST_UNITS,
     FULL,
@@ -37,7 +37,14 @@ def read_results(run_dir: Path, experiment: str) -> Results:
     for twin in plan.twins():
         raise RecordError(f"{run.plan(experiment)}: {twin}")
     stages = {name: read_stage(run, name, entry) for name, entry in plan.stages.items()}
-    traces, refused = read_trace_records(run.experiment(experiment))
+    counted, refused = read_trace_records(run.experiment(experiment))
+    traces = [one for one in counted if one.tokenize_stage in stages]
+    refused += [
+        f"Not counted: {one.dataset}.json in {TRACES}/ (of {one.tokenize_stage}, which the plan no longer names: "
+        "`invoke traces` counts again)."
+        for one in counted
+        if one.tokenize_stage not in stages
+    ]
     return Results(
         run_dir=run_dir,
         experiment=experiment,
