@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from essence.data.markers import END_THINK, THINK
 from essence.data.reasons import Exchange
-from essence.data.token_statistics import OPENING, first_statement
+from essence.data.token_statistics import boxes
 
 CUES = re.compile(
     r"\b(?:wait|hmm+|alternatively|hold on|on second thought|double[- ]check(?:ing)?|let me (?:re-?)?check"
@@ -39,10 +39,8 @@ def worked(exchange: Exchange) -> Worked | None:
 
 def final_answer(section: str) -> str | None:
     """Content of the last box that is not empty; None where there is none."""
-    closing = first_statement(section, 0)
-    if closing < 0:
-        return None
-    return section[section.rfind(OPENING, 0, closing) + len(OPENING) : closing].strip()
+    held = [content.strip() for _, content in boxes(section, 0) if content.strip()]
+    return held[-1] if held else None
 
 
 def first_appearance(text: str, answer: str) -> int:

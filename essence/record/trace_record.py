@@ -6,11 +6,11 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from essence.errors import RecordError
 from essence.files import read_json, write_json
-from essence.record.written import Written, seal_of
+from essence.record.written import Written, as_record, gives_seal, seal_of
 
 TRACES = "traces"
 """Folder of these records within an experiment's."""
@@ -78,10 +78,10 @@ def read_trace_records(folder: Path) -> tuple[list[TraceRecord], list[str]]:
     for file in sorted((folder / TRACES).glob("*.json")):
         try:
             found = read_json(file)
-            record = TraceRecord.model_validate(found)
-            if found["seal"] != seal_of(found):
+            record = as_record(file.name, found, TraceRecord, "a count of traces")
+            if not gives_seal(found):
                 raise RecordError("edited after it was written")
             records.append(record)
-        except (RecordError, ValidationError, KeyError, TypeError) as error:
-            refused.append(f"Not counted: {file.name} in {TRACES}/ ({str(error).splitlines()[0]}).")
+        except RecordError as error:
+            refused.append(f"Not counted: {file.name} in {TRACES}/ ({error}).")
     return records, refused

@@ -67,7 +67,7 @@ def test_what_all_looks_may_err_sums_to_twice_the_first() -> None:
 
 def test_a_look_counts_once_and_only_where_it_saw_the_same_trainings() -> None:
     def look(evidence: str, *trainings: str, claim: str = "a") -> Look:
-        return Look(claim, "released", evidence, frozenset(trainings))
+        return Look(claim=claim, protocol="released", evidence=evidence, trainings=list(trainings))
 
     looks = Looks(((look("1", "x", "y"), look("1", "x", "y"), look("2", "x", "y", "z"), look("3", "u")),))
     assert looks.number(look("1", "x", "y")) == 1, "the same evidence again is no second look"
@@ -111,5 +111,5 @@ def test_claims_over_all_experiments_are_a_look_at_each_of_them(tmp_path: Path) 
 def test_a_damaged_list_of_looks_is_one_sentence(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, **REAL).write()
     (tmp_path / "tiny" / "looks.jsonl").write_text('{"claim": "a"}\n')
-    with pytest.raises(RecordError, match=r"looks\.jsonl: damaged, not a list of looks"):
+    with pytest.raises(RecordError, match=r"looks\.jsonl: not a list of looks of this kit: key 'protocol' is missing"):
         judge([read_results(tmp_path, run.experiment)])

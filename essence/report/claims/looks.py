@@ -12,6 +12,7 @@ from pathlib import Path
 from essence.errors import RecordError
 from essence.files import append_json_line, canonical_json, read_json_lines, sha256_text
 from essence.record.run_directory import RunDirectory
+from essence.record.written import Written, as_record
 from essence.report.claims.evidence import LEVEL
 from essence.report.claims.measured import Measured
 from essence.report.results.records import Results
@@ -20,15 +21,15 @@ FILE = "looks.jsonl"
 """In the folder of an experiment: a line for each claim and each new evidence that a word was given on."""
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(Written):
     """One claim judged once."""
 
     claim: str
     protocol: str
     evidence: str
     """Hash of the stages that were judged."""
-    trainings: frozenset[str]
+    trainings: list[str]
+    """Ids, sorted."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def look_at(claim: str, protocol: str, measured: Measured) -> Look | None:
     if measured.why_open or measured.incomparable or open_ended or estimate.standard_error == 0.0:
         return None
     evidence = sha256_text(canonical_json(sorted(measured.stages)))[:16]
-    return Look(claim, protocol, evidence, frozenset(measured.rests_on))
+    return Look(claim=claim, protocol=protocol, evidence=evidence, trainings=sorted(set(measured.rests_on)))
 
 
 def read_looks(results: Iterable[Results]) -> Looks:
@@ -79,14 +80,14 @@ def record_looks(results: Sequence[Results], looks: Sequence[Look]) -> None:
         known = {(look.claim, look.protocol, look.evidence) for look in _read(_file(one))}
         for look in looks:
             if (look.claim, look.protocol, look.evidence) not in known:
-                append_json_line(_file(one), {**vars(look), "trainings": sorted(look.trainings)})
+                append_json_line(_file(one), look.model_dump())
 
 
 def _before(look: Look, recorded: Sequence[Look]) -> list[Look]:
     """Earlier looks of one experiment that judged one of the same trainings on other evidence."""
     same = [one for one in recorded if (one.claim, one.protocol) == (look.claim, look.protocol)]
     place = next((n for n, one in enumerate(same) if one.evidence == look.evidence), len(same))
-    return [one for one in same[:place] if one.trainings & look.trainings]
+    return [one for one in same[:place] if not set(one.trainings).isdisjoint(look.trainings)]
 
 
 def _file(results: Results) -> Path:
@@ -95,14 +96,6 @@ def _file(results: Results) -> Path:
 
 def _read(file: Path) -> tuple[Look, ...]:
     try:
-        lines = read_json_lines(file)
-        return tuple(
-            Look(
-                str(line["claim"]), str(line["protocol"]), str(line["evidence"]), frozenset(map(str, line["trainings"]))
-            )
-            for line in lines
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(
-            f"{file}: damaged, not a list of looks ({error!r})", "restore it: it says how often results were judged"
-        ) from None
+        return tuple(as_record(file, line, Look, "a list of looks") for line in read_json_lines(file))
+    except ValueError as error:
+        raise RecordError(f"{file}: damaged ({error})", "restore it: it says how often results were judged") from None
