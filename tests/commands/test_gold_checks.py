@@ -1,8 +1,10 @@
-"""Golds that no grader can read stop a run before it starts: said by run, doctor and the queueing of jobs alike."""
+"""Golds that no grader can read stop a run before it starts: said by run and doctor alike.
+
+The queueing of jobs is tried on a real Slurm, in tests/engines/test_slurm_jobs.py.
+"""
 
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,37 +14,16 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 from essence.commands.doctor import doctor
 from essence.commands.options import select
-from essence.commands.queue_jobs import queue_left
 from essence.commands.run import run
 from essence.engines.selected_run import Options, Run
-from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.errors import InputError
 from essence.settings import GradeSettings
-from support.project import MICRO
-
-OWN = f"""
-extends = "{MICRO}"
-title = "Answers that are none"
-[evaluation]
-benchmarks = ["own"]
-[decontamination]
-benchmarks = []
-[benchmarks.own]
-path = "own.jsonl"
-problem_field = "problem"
-answer_field = "answer"
-answer_type = "latex"
-prompt = "{{problem}}"
-"""
-SAID = "own, problem 1: the grader {} cannot read the gold answer '?!', wanted: a number or LaTeX"
+from support.unreadable_gold import SAID, write_experiment
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> Options:
-    (tmp_path / "own.toml").write_text(OWN)
-    rows = [{"problem": "1+1?", "answer": "2"}, {"problem": "Why?", "answer": "?!"}]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Options(experiment=str(tmp_path / "own.toml"), runs=str(tmp_path / "runs"), lsp=0.5)
+    return Options(experiment=str(write_experiment(tmp_path)), runs=str(tmp_path / "runs"), lsp=0.5)
 
 
 def sentence(selection: Run) -> str:
@@ -50,19 +31,11 @@ def sentence(selection: Run) -> str:
     return SAID.format(grader)
 
 
-def test_run_and_queue_say_it_before_anything_is_written(
-    words: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(SlurmEngine, "check", lambda _engine, _stages: None)  # there is no Slurm here
+def test_run_says_it_before_anything_is_written(words: Options, tmp_path: Path) -> None:
     said = sentence(select(words, baselines=False))
-    queued = select(replace(words, engine="slurm"), baselines=False)
-    assert isinstance(queued.engine, SlurmEngine)
-    with pytest.raises(InputError) as refused_run:
+    with pytest.raises(InputError) as refused:
         run(words, whole=False, dry_run=False, as_json=False, console=Console(file=io.StringIO()))
-    with monkeypatch.context() as patched, pytest.raises(InputError) as refused_queue:
-        patched.setattr("essence.commands.queue_jobs.check_downloads", lambda _selection: None)  # made here, or copied
-        queue_left(queued, queued.engine, False, False, Console(file=io.StringIO()))
-    assert refused_run.value.problem == refused_queue.value.problem == said
+    assert refused.value.problem == said
     assert not list(tmp_path.glob("runs/*"))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,9 +13,6 @@ from rich.console import Console
 
 from essence import progress
 from essence.commands.watch import Watch, screen, short_names, watch
-from essence.engines.slurm import queue
-from essence.engines.slurm.queue import JobState
-from essence.errors import SchedulerError
 from essence.files import GIB
 from essence.record.run_directory import RunDirectory
 from support.project import invoke
@@ -136,11 +134,13 @@ def test_it_goes_on_while_slurm_does_not_answer(run: SyntheticRun, monkeypatch: 
     note = {"job": "7", "site": "generic", "after": [], "submitted": "2026-01-01T00:00:00+00:00"}
     (run.root / "stages" / waiting / "jobs.jsonl").write_text(json.dumps(note) + "\n")
 
-    def silent() -> list[JobState]:
-        raise SchedulerError("squeue: Slurm has not answered for 120 s; try again later")
-
-    monkeypatch.setattr(queue, "queue", silent)
-    assert not Watch(RunDirectory(run.root), run.experiment).look().matrix.is_over
+    squeue = run.root / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    matrix = Watch(RunDirectory(run.root), run.experiment).look().matrix
+    assert "no scheduler answers" in matrix.who_works and not matrix.is_over
 
 
 def test_the_command_watches_a_finished_run_and_ends(run: SyntheticRun) -> None:

@@ -22,6 +22,7 @@ from support.containers import set_variables
 from support.project import MICRO, invoke
 from support.slurm_cluster import DIGEST, TOKEN, Cluster
 from support.slurm_node import TWO_NODES, host_name, let_go, started_node
+from support.unreadable_gold import SAID, write_experiment
 
 pytestmark = pytest.mark.slurm
 WAIT_S = 240.0
@@ -108,6 +109,13 @@ def test_a_refusal_is_one_sentence_and_leaves_nothing(
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
     wait_for(lambda: all(state.ended for state in queue.queue() if str(tmp_path) in state.folder))
     assert not list(tmp_path.glob("stages/*/jobs.jsonl"))
+
+
+def test_an_answer_that_no_grader_can_read_stops_before_anything_is_queued(cluster: Cluster, tmp_path: Path) -> None:
+    done = cluster.run(tmp_path / "runs", experiment=write_experiment(tmp_path))
+    assert done.returncode == 2 and SAID.format("lighteval-0.10") in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 @contextmanager

@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[str, str, list[str]]] = {
     "path_longer": (PATH, f'"{"a/" * 3000}x"', ["datasets.mine.path", "too long"]),
     "path_dev": (PATH, '"/dev/zero"', ["datasets.mine.path = '/dev/zero'", "device"]),
     "path_pipe": (PATH, '"pipe"', ["datasets.mine.path = 'pipe'", "device, a pipe"]),
-    "path_http": (PATH, '"https://x.y/rows.jsonl"', ["datasets.mine.path", "address"]),
+    "path_http": (PATH, '"https://example.org/rows.jsonl"', ["datasets.mine.path", "address"]),
     "path_empty": (PATH, '""', ["datasets.mine.path = ''", "a path is wanted"]),
     "path_loop": (PATH, '"loop"', ["datasets.mine.path = 'loop'", "cannot be followed"]),
 }
