@@ -15,6 +15,7 @@ from essence.data.final_answer import first_answer
 from essence.data.selection import SectionBounds, kept_length, reads_prefix, select
 from essence.data.truncation import Example, Note, SkipReason, collect, fingerprint, make_examples
 from essence.settings import ViewSettings
+from support.some_resources import some_view
 
 THINK, END, EOS = 1, 2, 3
 SECTIONS = ("a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a")
@@ -32,18 +33,8 @@ RELEASED = {"cot_includes_next_token": True, "supervise_end_of_sequence": False,
 
 
 def view(span: str, lsp: float = 1.0, **changes: object) -> ViewSettings:
-    plain = {
-        "lsp": 1.0 if span.startswith("first-") or span == "to-first-answer" else lsp,
-        "span": span,
-        "sections": "p+cot+a",
-        "cot_includes_next_token": False,
-        "supervise_end_of_sequence": True,
-        "keep_context": False,
-        "left_pad_multiple": 0,
-        "misordered_markers": "skip",
-        "draw_seed": 11,
-    }
-    return ViewSettings.model_validate({**plain, **changes})
+    whole = span.startswith("first-") or span == "to-first-answer"
+    return some_view(span=span, lsp=1.0 if whole else lsp, draw_seed=11, **changes)
 
 
 def row(prompt: int, thought: int, answer: int) -> list[int]:

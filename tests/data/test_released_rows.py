@@ -32,6 +32,7 @@ from essence.data.truncation import Example, SkipReason, make_examples  # noqa: 
 from essence.settings import ViewSettings  # noqa: E402
 from essence.stages import tokenize  # noqa: E402
 from essence.stages.tiny.tokenizer import TURN_END, write_tokenizer  # noqa: E402
+from support.some_resources import some_view  # noqa: E402
 
 TEMPLATES = ["qwen3_chat_template.jinja", "qwen3_chat_template_2025-04.jinja"]
 SECTIONS = ["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
@@ -134,11 +135,8 @@ def released(ids: list[int], p: float, span: str, supervised: str, pad: int) -> 
 
 def view(lsp: float, span: str, sections: str, **changes: bool) -> ViewSettings:
     flags = {"cot_includes_next_token": True, "supervise_end_of_sequence": False, "keep_context": False, **changes}
-    first = {
-        "left_pad_multiple": 0,
-        "misordered_markers": "skip",
-    }  # tests/distill/test_released_protocol_labels.py has them
-    return ViewSettings.model_validate({"lsp": lsp, "span": span, "sections": sections, **first, **flags})
+    # tests/distill/test_released_protocol_labels.py has the first token of a span.
+    return some_view(lsp=lsp, span=span, sections=sections, **flags)
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)

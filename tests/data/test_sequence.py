@@ -14,24 +14,11 @@ from essence.data.selection import SectionBounds, kept_length, kept_lengths, sel
 from essence.data.truncation import Example, SkipReason, fingerprint, make_examples, within_budget
 from essence.errors import InputError
 from essence.settings import ViewSettings
+from support.some_resources import some_view
 
 THINK, END, EOS = 1, 2, 3
 SECTIONS = ("a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a")
 SPANS = ("left", "middle", "right", "right-with-context", "cot-lead")
-
-
-def view(**changes: object) -> ViewSettings:
-    plain = {
-        "lsp": 1.0,
-        "span": "left",
-        "sections": "p+cot+a",
-        "cot_includes_next_token": False,
-        "supervise_end_of_sequence": True,
-        "keep_context": False,
-        "left_pad_multiple": 0,
-        "misordered_markers": "skip",
-    }
-    return ViewSettings.model_validate({**plain, **changes})
 
 
 def row(prompt: int, thought: int, answer: int) -> np.ndarray:
@@ -92,7 +79,7 @@ def plain(ids: Sequence[int], settings: ViewSettings) -> list[tuple[int, bool]]:
 def test_equals_plain_reimplementation(lsp: float, span: str, sections: str) -> None:
     for ids in (row(5, 20, 7), row(0, 0, 0), row(1, 3, 50), row(40, 1, 0)):
         for flags in range(8):
-            settings = view(
+            settings = some_view(
                 lsp=lsp,
                 span=span,
                 sections=sections,
@@ -124,7 +111,7 @@ def test_many_lengths_at_once_are_plain_python_floats(lengths: list[int], lsp: f
 def test_left_half_is_lsp_one_half_and_halves_meet() -> None:
     bounds, found = SectionBounds.of(11, 2, 6), {}
     for span in SPANS:
-        windows = select(bounds, view(lsp=0.5, span=span))
+        windows = select(bounds, some_view(lsp=0.5, span=span))
         found[span] = (windows.first_read[0], windows.first_label[0], windows.stop[0])
     assert found == {
         "left": (0, 0, 5),
@@ -136,8 +123,8 @@ def test_left_half_is_lsp_one_half_and_halves_meet() -> None:
 
 
 def test_off_by_one_of_the_released_sections() -> None:
-    exact, released = make(row(3, 4, 5), view(sections="cot")), None
-    released = make(row(3, 4, 5), view(sections="cot", cot_includes_next_token=True))
+    exact, released = make(row(3, 4, 5), some_view(sections="cot")), None
+    released = make(row(3, 4, 5), some_view(sections="cot", cot_includes_next_token=True))
     assert isinstance(exact, Example)
     assert isinstance(released, Example)
     assert set(np.flatnonzero(released.supervised)) - set(np.flatnonzero(exact.supervised)) == {9}
@@ -147,16 +134,16 @@ def test_off_by_one_of_the_released_sections() -> None:
 def test_missing_and_misplaced_markers_are_named() -> None:
     ids = row(3, 4, 5)
     for span in SPANS:
-        assert one(ids, -1, 8, view(span=span)) is SkipReason.NO_MARKER
-        assert one(ids, 3, -1, view(span=span)) is SkipReason.NO_MARKER
-        assert one(ids, 8, 3, view(span=span)) is SkipReason.MARKERS_OUT_OF_ORDER
-    assert make(ids, view(lsp=0.3, sections="a")) is SkipReason.NOTHING_SUPERVISED
+        assert one(ids, -1, 8, some_view(span=span)) is SkipReason.NO_MARKER
+        assert one(ids, 3, -1, some_view(span=span)) is SkipReason.NO_MARKER
+        assert one(ids, 8, 3, some_view(span=span)) is SkipReason.MARKERS_OUT_OF_ORDER
+    assert make(ids, some_view(lsp=0.3, sections="a")) is SkipReason.NOTHING_SUPERVISED
 
 
 rows = st.builds(row, st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 proportions = st.floats(0.001, 1.0)
 views = st.builds(
-    lambda lsp, span, sections, next_token, eos, context: view(
+    lambda lsp, span, sections, next_token, eos, context: some_view(
         lsp=lsp,
         span=span,
         sections=sections,
@@ -203,14 +190,14 @@ def test_labels_lie_inside_span_and_section(ids: np.ndarray, settings: ViewSetti
 @given(rows, proportions, proportions, st.sampled_from(["left", "cot-lead"]), st.sampled_from(SECTIONS))
 def test_prefix_property(ids: np.ndarray, one: float, other: float, span: str, sections: str) -> None:
     small, large = sorted((one, other))
-    first, second = (make(ids, view(lsp=p, span=span, sections=sections)) for p in (small, large))
+    first, second = (make(ids, some_view(lsp=p, span=span, sections=sections)) for p in (small, large))
     if isinstance(first, Example) and isinstance(second, Example):
         assert np.array_equal(first.input_ids, second.input_ids[: first.input_ids.size])
         assert np.array_equal(first.supervised, second.supervised[: first.input_ids.size])
 
 
 def test_a_token_budget_takes_whole_rows_in_order() -> None:
-    examples = [make(row(3, thought, 5), view()) for thought in (2, 4, 6)]
+    examples = [make(row(3, thought, 5), some_view()) for thought in (2, 4, 6)]
     sizes = [e.input_ids.size for e in examples if isinstance(e, Example)]
     assert sizes == [13, 15, 17]
     outcomes = [SkipReason.NO_MARKER, *examples]

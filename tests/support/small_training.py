@@ -16,7 +16,7 @@ from essence.distill.teachers import LiveTeacher
 from essence.distill.trainer import train
 from essence.progress import Progress, StopRequest
 from essence.settings import Resources, TrainSettings
-from support.some_resources import some_objective, some_resources
+from support.some_resources import some_objective, some_optimizer, some_resources, some_view
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 VOCABULARY = 23
@@ -45,32 +45,10 @@ def settings(**changes: Any) -> TrainSettings:
             "validation_rows": 4,
             "split_seed": 1,
         },
-        "view": {
-            "lsp": 1.0,
-            "span": "left",
-            "sections": "p+cot+a",
-            "cot_includes_next_token": False,
-            "supervise_end_of_sequence": True,
-            "keep_context": False,
-            "left_pad_multiple": 0,
-            "misordered_markers": "skip",
-        },
+        "view": some_view(),
         "validation_view": "same",
         "objective": some_objective(kd_weight=0.5),
-        "optimizer": {
-            "epochs": 2,
-            "batch_rows": 4,
-            "max_lr": 1e-2,
-            "weight_decay": 0.05,
-            "adam_beta2": 0.999,
-            "adam_epsilon": 1e-8,
-            "gradient_clip_norm": 1.0,
-            "warmup_share": 0.3,
-            "start_divisor": 25.0,
-            "end_divisor": 1e4,
-            "beta1_low": 0.85,
-            "beta1_high": 0.95,
-        },
+        "optimizer": some_optimizer(),
         "order": {"seed": 7, "multiple": 1},
         "checkpoint_ranks": 1,
         "validations_per_epoch": 2,

@@ -10,7 +10,7 @@ import pytest
 from essence.progress import Progress, StageContext, StopRequest
 from essence.settings import TrainSettings, ViewSettings
 from essence.stages import tokenize
-from support.some_resources import some_objective, some_resources
+from support.some_resources import some_objective, some_optimizer, some_resources, some_view
 from support.tokenize_settings import tokenize_settings
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -86,17 +86,8 @@ def tokenise(folder: Path, rows: Path, tokenizer: Path, header: bool = True) -> 
 
 
 def view(**changes: Any) -> ViewSettings:
-    plain = {
-        "lsp": 0.5,
-        "span": "left",
-        "sections": "p+cot+a",
-        "cot_includes_next_token": True,
-        "supervise_end_of_sequence": False,
-        "keep_context": False,
-        "left_pad_multiple": 0,
-        "misordered_markers": "skip",
-    }
-    return ViewSettings.model_validate({**plain, **changes})
+    """The first half, labels as the released code has them."""
+    return some_view(**{"lsp": 0.5, "cot_includes_next_token": True, "supervise_end_of_sequence": False, **changes})
 
 
 def train_settings(**changes: Any) -> TrainSettings:
@@ -105,20 +96,7 @@ def train_settings(**changes: Any) -> TrainSettings:
         "view": view(),
         "validation_view": "full",
         "objective": some_objective(kd_weight=0.5),
-        "optimizer": {
-            "epochs": 2,
-            "batch_rows": 4,
-            "max_lr": 1e-2,
-            "weight_decay": 0.05,
-            "adam_beta2": 0.999,
-            "adam_epsilon": 1e-8,
-            "gradient_clip_norm": 1.0,
-            "warmup_share": 0.3,
-            "start_divisor": 25.0,
-            "end_divisor": 1e4,
-            "beta1_low": 0.85,
-            "beta1_high": 0.95,
-        },
+        "optimizer": some_optimizer(),
         "order": {"seed": 42, "multiple": 4},
         "checkpoint_ranks": 4,
         "validations_per_epoch": 2,
