@@ -24,6 +24,7 @@ def run(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
     seed: int | None = None, only: str | None = None, engine: str | None = None, site: str | None = None,
+    account: str | None = None, partition: str | None = None, sif_folder: str | None = None,
     flavour: str | None = None, pins: str | None = None, runs: str | None = None, accept_earlier: bool = False,
     dry_run: bool = False,
     json: bool = False
@@ -38,6 +39,7 @@ def run(
 @command()
 def reproduce(
     _: Context, name: str, only: str | None = None, engine: str | None = None, site: str | None = None,
+    account: str | None = None, partition: str | None = None, sif_folder: str | None = None,
     flavour: str | None = None, pins: str | None = None, runs: str | None = None, accept_earlier: bool = False,
     dry_run: bool = False,
     json: bool = False
@@ -55,6 +57,7 @@ def doctor(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
     seed: int | None = None, only: str | None = None, engine: str | None = None, site: str | None = None,
+    account: str | None = None, partition: str | None = None, sif_folder: str | None = None,
     flavour: str | None = None, pins: str | None = None, runs: str | None = None, offline: bool = False,
     json: bool = False
 ) -> int:  # fmt: skip

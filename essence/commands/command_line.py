@@ -19,6 +19,7 @@ from essence.errors import ExitCode, ExperimentError, KitError, disk_error, near
 
 HELP = {
     "accept_earlier": "take finished stages of earlier code where settings, inputs and environment are equal",
+    "account": "with --engine slurm: the account that pays, instead of that in the site file",
     "accuracy": "with --decide: accuracy expected at LSP 1.0",
     "archives": "folder of archives, train-cuda.tar and so on, that docker save wrote elsewhere",
     "assurance": "with --decide: wanted chance that a true claim is called reproduced",
@@ -50,6 +51,7 @@ HELP = {
     "only": "stop after these stages: download, tokenize, train, generate, grade or evaluate",
     "output": "file or folder to write to",
     "pair": "teacher_student, as in qwen3-8b_qwen3-4b-base",
+    "partition": "with --engine slurm: the partition, instead of that in the site file",
     "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",
     "problems": "take only this number of problems, the first ones",
     "protocol": "released or corrected",
@@ -60,6 +62,7 @@ HELP = {
     "second": "what it is compared with",
     "sections": "a, p+a, cot, cot+a, p+cot or p+cot+a",
     "seed": "seed of the cell",
+    "sif_folder": "with --engine slurm: where the SIFs lie, instead of the folder in the site file",
     "site": "cluster for --engine slurm: a name in experiments/sites/ or a TOML file (default: generic)",
     "span": "left, right, random-span, first-512, ...: docs/arms.md has all",
     "training_sd": "with --decide: points between two trainings of one arm, where measured",

@@ -86,7 +86,7 @@ def select(words: Options, baselines: bool) -> Run:
     cells = choose(loaded, axes) if axes else loaded.cells()
     gpus, fetches = loaded.experiment.resources.gpus > 0, words.only == "download"
     chosen = choose_engine(words.engine, gpus, ENGINES, fetches)
-    engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name))
+    engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name), words.of_the_site())
     root = run_directory(words.runs)
     local = LocalSources(root)
     plan = make_plan(loaded, cells, engine.environment, baselines, local, words.accept_earlier)

@@ -1,6 +1,6 @@
 """How stages are started: the same spec, whatever surrounds it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from essence.engines.apptainer import ApptainerEngine
 from essence.engines.engine import Engine, Flavour
@@ -26,12 +26,18 @@ ENGINES = (*_ON_THIS_MACHINE, SlurmEngine.name)
 FLAVOURS = ("cuda", "cpu")
 
 
-def make_engine(name: str, flavour: Flavour, site: str | None = None) -> Engine:
-    """The engine of that name for a flavour of the images; ExperimentError for a site that it does not have."""
+def make_engine(
+    name: str, flavour: Flavour, site: str | None = None, of_the_site: Mapping[str, str] | None = None
+) -> Engine:
+    """The engine of that name for a flavour of the images; ExperimentError for a site that it does not have.
+
+    of_the_site: key of the site file -> the value that was typed for it.
+    """
     if name == SlurmEngine.name:
-        return SlurmEngine(flavour, site or DEFAULT_SITE)
-    if site:
+        return SlurmEngine(flavour, site or DEFAULT_SITE, of_the_site or {})
+    for key, value in {**({"site": site} if site else {}), **(of_the_site or {})}.items():
+        option = f"--{key.replace('_', '-')} {value}"
         raise ExperimentError(
-            f"--site {site}: only --engine {SlurmEngine.name} has sites, not --engine {name}", "leave it out"
+            f"{option}: only --engine {SlurmEngine.name} has sites, not --engine {name}", "leave it out"
         )
     return _ON_THIS_MACHINE[name](flavour)

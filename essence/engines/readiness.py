@@ -176,7 +176,7 @@ def _size(gib: float) -> str:
 
 
 def _smaller(selection: Run) -> str:
-    queued = queueing(replace(selection.words, engine=None, site=None).typed(whole=False))
+    queued = queueing(replace(selection.words.without_site(), engine=None).typed(whole=False))
     return (f"{queued}; " if queued else "") + (
         "the same matrix in miniature runs here: make reproduce-tiny; what this one takes: "
         f"invoke plan --experiment {shlex.quote(selection.words.experiment or selection.name)}"

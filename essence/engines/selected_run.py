@@ -12,6 +12,8 @@ from essence.record.local_sources import LocalSources
 from essence.record.run_directory import RunDirectory
 
 AXES = ("dataset", "pair", "lsp", "span", "sections", "protocol", "seed")
+OF_THE_SITE = ("account", "partition", "sif_folder")
+"""Keys of a site file that have an option of their own: they differ from user to user of one cluster."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Options:
     runs: str | None = None
     site: str | None = None
     """The cluster, for an engine that queues jobs on one."""
+    account: str | None = None
+    partition: str | None = None
+    sif_folder: str | None = None
+    """As in the site file, whose value it replaces."""
     accept_earlier: bool = False
     """Take finished stages of earlier code where settings, inputs and environment are equal."""
 
@@ -46,6 +52,14 @@ class Options:
             )
         return {axis: value for axis in AXES if (value := getattr(self, axis)) is not None}
 
+    def of_the_site(self) -> dict[str, str]:
+        """Key of the site file -> the value that was typed for it."""
+        return {key: value for key in OF_THE_SITE if (value := getattr(self, key)) is not None}
+
+    def without_site(self) -> "Options":
+        """The same, of no cluster."""
+        return replace(self, site=None, account=None, partition=None, sif_folder=None)
+
     def typed(self, whole: bool, command: str = "run") -> str:
         """The command as it was typed, to be repeated in a message; or another one with the same words."""
         names = [*AXES, "only", "pins", "runs"]
@@ -55,8 +69,9 @@ class Options:
                 start += [f"--{name}", str(value)]
         start += ["--engine", self.engine] if self.engine else []
         start += ["--flavour", self.flavour] if self.flavour else []
-        if self.site:
-            start += ["--site", self.site]
+        for name in ("site", *OF_THE_SITE):
+            if (value := getattr(self, name)) is not None:
+                start += [f"--{name.replace('_', '-')}", value]
         if self.accept_earlier and command == "run":
             start.append("--accept-earlier")
         return shlex.join(start)
@@ -94,7 +109,7 @@ class Run:
 
     def fetching(self) -> str:
         """The command that brings in what the cells need from a network; jobs have none, so it runs here."""
-        words = replace(self.words, only=None, site=None)
+        words = replace(self.words.without_site(), only=None)
         if self.engine.queue:
             words = replace(words, engine=None, flavour=None)
         return words.typed(whole=False, command="download")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from essence.engines import make_engine
 from essence.engines.recipes import recipe
 from essence.engines.slurm.job_text import batch_text, submit_text, task_text
 from essence.engines.slurm.jobs import StageJob
@@ -42,6 +43,20 @@ def test_golden_texts(name: str, nodes: int, monkeypatch: pytest.MonkeyPatch) ->
     if os.environ.get("ESSENCE_RENEW_GOLDEN"):
         file.write_text(text, encoding="utf-8")
     assert text == file.read_text(encoding="utf-8"), f"{file} differs; if it is meant: {RENEW}"
+
+
+def test_options_replace_values_of_the_site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = {"account": "def-somebody", "partition": "gpu", "sif_folder": "images"}
+    site = load_site("alliance-h100", typed)
+    assert site.image(recipe("train", "cuda")) == str(tmp_path / "images" / "train-cuda.sif")
+    text = batch_text(job(), site)
+    assert "#SBATCH --account=def-somebody\n" in text and "#SBATCH --partition=gpu\n" in text
+    assert load_site("alliance-h100").account == ""
+    with pytest.raises(ExperimentError, match="the command line: account = 'a b': must be one word"):
+        load_site("alliance-h100", {"account": "a b"})
+    with pytest.raises(ExperimentError, match="only --engine slurm has sites, not --engine local"):
+        make_engine("local", "cpu", None, typed)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

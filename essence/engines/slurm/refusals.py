@@ -17,7 +17,7 @@ TABLE = {
         "limits.{stage}.time = '{limits.time}' in site {name} is longer than allowed: shorten it"
     ),
     r"Grp\w*Min(ute)?s|GrpWall|RunMin": (
-        "the account '{site.account}' has no hours left for it: set another account in site {name}, or ask for more"
+        "the account '{site.account}' has no hours left: set another one (site {name} or --account), or ask for more"
     ),
     r"QOSMin|MinTRES": (
         "{asked} in site {name} is less than the QOS wants: set another qos or partition (sacctmgr show qos)"
@@ -27,10 +27,12 @@ TABLE = {
     ),
     r"invalid qos|InvalidQOS|QOSNotAllowed": "qos = '{site.qos}' in site {name}: " + USABLE,
     r"invalid account|account or account/partition|account required|InvalidAccount": (
-        "account = '{site.account}', partition = '{site.partition}' in site {name}: " + USABLE
+        "account = '{site.account}', partition = '{site.partition}' in site {name}: "
+        + USABLE
+        + ", there or with --account and --partition"
     ),
     r"invalid partition|PartitionDown|PartitionInactive|partition name": (
-        "partition = '{site.partition}' in site {name}: set one of those here ({partitions})"
+        "partition = '{site.partition}' in site {name}: set one of those here ({partitions}), there or with --partition"
     ),
     r"invalid feature|BadConstraints": (
         "constraint = '{site.constraint}' in site {name}: set features that nodes have (sinfo --format='%N %f')"

@@ -1,6 +1,7 @@
 """A cluster as its site file says: `experiments/sites/<name>.toml`. It changes no result."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -185,8 +186,11 @@ class Site(Record):
         return Path(image) if self.container == "apptainer" or image.startswith("/") else None
 
 
-def load_site(name: str) -> Site:
-    """A site by its name in `experiments/sites/`, or by the path of a file; ExperimentError for a mistake in it."""
+def load_site(name: str, typed: Mapping[str, str] | None = None) -> Site:
+    """A site by its name in `experiments/sites/`, or by the path of a file; ExperimentError for a mistake in it.
+
+    typed: key -> what was typed as an option, which replaces the value of the file.
+    """
     known = sorted(path.stem for path in SITES.glob("*.toml"))
     if name in known:
         file = SITES / f"{name}.toml"
@@ -196,4 +200,11 @@ def load_site(name: str) -> Site:
         )
     else:
         file = typed_path("--site", name)
-    return validate(Site, read_toml(file), str(file))
+    tables, options = read_toml(file), _options(typed or {})
+    return validate(Site, {**tables, **options}, str(file), [(str(file), tables), ("the command line", options)])
+
+
+def _options(typed: Mapping[str, str]) -> dict[str, str]:
+    """Options as a site file would say them; a folder is meant from where the command was typed."""
+    folder = {"sif_folder": str(typed_path("--sif-folder", typed["sif_folder"]))} if "sif_folder" in typed else {}
+    return {**typed, **folder}

@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +33,9 @@ class SlurmEngine(Engine):
 
     name = "slurm"
 
-    def __init__(self, flavour: str, site: str = DEFAULT_SITE) -> None:
+    def __init__(self, flavour: str, site: str = DEFAULT_SITE, typed: Mapping[str, str] | None = None) -> None:
         self.flavour = flavour
-        self.site_name, self.site = site, load_site(site)
+        self.site_name, self.site = site, load_site(site, typed or {})
 
     @property
     def queue(self) -> "SlurmEngine":
