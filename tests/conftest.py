@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ hypothesis_settings.load_profile("essence")
 for name in ("ESSENCE_ENGINE", "ESSENCE_SITE"):
     os.environ.pop(name, None)
 os.environ.setdefault("ESSENCE_ENVIRONMENTS", "/nonexistent")
+# Hundreds of processes are started: one that may not keep bytecode compiles all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node", "support.slurm_cluster"]
 """How tests are dealt to processes, and the fixtures of the engines."""

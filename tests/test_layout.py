@@ -42,6 +42,7 @@ HEAVY_MODULES = {
     "essence.evaluation.decoders.transformers": "torch",
     "essence.evaluation.decoders.vllm": "vllm",
     "essence.evaluation.grading_examples": "the grader of another version, from a folder that is on the path only then",
+    "essence.record.ro_crate": "rocrate and the HTTP client that it brings, for an export alone",
     "essence.report.build": "matplotlib, and a run that finds everything done draws nothing",
     "essence.report.page.figures": "matplotlib",
     "essence.stages.rank": "torch",

@@ -53,12 +53,14 @@ class Output(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """Make the three streams usable, and Ctrl-C the end of a command that has not begun."""
+    """Make the three streams usable, bytecode kept, and Ctrl-C the end of a command that has not begun."""
     for descriptor in STANDARD:
         _open_where_closed(descriptor)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  a descriptor, for the whole process
     sys.stdout, sys.stderr = _output(1, sys.stdout), _output(2, sys.stderr)
+    # invoke keeps Python from writing bytecode, so that every command would compile what was pulled or edited again.
+    sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave)
 

@@ -20,7 +20,6 @@ from essence.files import sha256_file, sha256_text
 from essence.record.checks import inside
 from essence.record.manifest import Manifest, OutputFile
 from essence.record.plan_record import plan_of
-from essence.record.ro_crate import crate_metadata
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.stage_records import intact_manifest
 from essence.record.written import Group, read_record
@@ -94,6 +93,8 @@ def collect(run_directory: RunDirectory, experiment: str, project: Path, weights
     contents.texts[LEFT_OUT] = _json(left)
     sizes = [(path, file.stat().st_size) for path, file in contents.files.items()]
     sizes += [(path, len(text.encode())) for path, text in contents.texts.items()]
+    from essence.record.ro_crate import crate_metadata
+
     metadata = crate_metadata(experiment, plan.title, plan.note, sizes, contents.manifests)
     contents.texts[CRATE] = _json(metadata)
     contents.texts[CHECKSUMS] = "".join(f"{digest}  {path}\n" for path, digest in sorted(_hashes(contents)))

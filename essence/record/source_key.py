@@ -7,9 +7,9 @@ hashed as syntax trees without comments and docstrings, the same under every Pyt
 
 import ast
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from essence.files import canonical_json, sha256_text
 from essence.record.syntax_tree import canonical
@@ -28,6 +28,8 @@ has its bytes, and a change to the trainer that pre-trained it renews trainings,
 ENTRY = {stage: f"essence.stages.{stage}" for stage in get_args(StageName)}
 RUNNER = ("essence.stages.__main__", "essence.stages.rank")
 """The modules that are started inside an environment."""
+BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Fields of a statement that hold further statements."""
 
 
 @functools.cache
@@ -46,14 +48,14 @@ def module_hashes(stage: StageName) -> dict[str, str]:
         package = f"{name}.".split(".")[1]
         return package in COUNTED and name not in WITHOUT_EFFECT and (stage, package) != ("download", "distill")
 
-    trees = {name: _canonical_tree(name) for name in sorted(imported_modules(ENTRY[stage], counts))}
+    trees = {name: _source(name).tree for name in sorted(imported_modules(ENTRY[stage], counts))}
     return {name: sha256_text(tree) for name, tree in trees.items() if tree != EMPTY}
 
 
 def runtime_sha256(stages: tuple[StageName, ...]) -> str:
     """Hash over all modules that run inside an environment of these stages, without those that only hold text."""
     names = set().union(*map(imported_modules, (*RUNNER, *(ENTRY[stage] for stage in stages)))) - {"essence"}
-    return sha256_text(canonical_json({name: sha256_text(_canonical_tree(name)) for name in names}))
+    return sha256_text(canonical_json({name: sha256_text(_source(name).tree) for name in names}))
 
 
 def imported_modules(entry: str, follow: Callable[[str], bool] = lambda _: True) -> set[str]:
@@ -67,14 +69,13 @@ def imported_modules(entry: str, follow: Callable[[str], bool] = lambda _: True)
         name = waiting.pop()
         if name not in found and follow(name):
             found.add(name)
-            waiting += _imports(name)
+            waiting += _source(name).imports
     return found
 
 
-@functools.cache
-def _imports(module: str) -> list[str]:
+def _own_imports(tree: ast.Module) -> tuple[str, ...]:
     names: list[str] = []
-    for node in ast.walk(parsed(module)):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -82,12 +83,32 @@ def _imports(module: str) -> list[str]:
     own = [name for name in names if name.split(".")[0] == "essence" and _exists(name)]
     # Importing a module runs the packages that it is in.
     parents = {name.rsplit(".", depth)[0] for name in own for depth in range(1, name.count(".") + 1)}
-    return [*own, *sorted(parents)]
+    return (*own, *sorted(parents))
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every statement; expressions, most of a tree, hold no import and are passed over."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in BLOCKS:
+            waiting += getattr(node, name, ())
+
+
+class Source(NamedTuple):
+    """What the key needs of one module: a process parses each file once."""
+
+    imports: tuple[str, ...]
+    """Dotted names of the `essence` modules that it imports."""
+    tree: str
+    """The canonical syntax tree, as JSON."""
 
 
 @functools.cache
-def _canonical_tree(module: str) -> str:
-    return canonical_json(canonical(parsed(module)))
+def _source(module: str) -> Source:
+    tree = parsed(module)
+    return Source(_own_imports(tree), canonical_json(canonical(tree)))
 
 
 EMPTY = canonical_json(canonical(ast.parse("")))

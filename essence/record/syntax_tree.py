@@ -5,6 +5,7 @@ Python have fields that earlier ones lack.
 """
 
 import ast
+import functools
 from collections.abc import Iterator
 
 NOT_EXECUTED = {"ctx", "kind", "type_comment", "type_ignores"}
@@ -17,12 +18,16 @@ def canonical(node: object) -> object:
     if isinstance(node, ast.JoinedStr):
         return ["JoinedStr", *_joined(node.values)]
     if isinstance(node, ast.AST):
-        names = sorted(name for name in node._fields if name not in NOT_EXECUTED)
-        fields = ((name, canonical(getattr(node, name, None))) for name in names)
-        return [type(node).__name__, *([name, value] for name, value in fields if value not in (None, []))]
+        fields = ((name, canonical(getattr(node, name, None))) for name in _counted(node._fields))
+        return [type(node).__name__, *([name, value] for name, value in fields if value is not None and value != [])]
     if isinstance(node, list):
         return [canonical(item) for item in node if not _is_idle(item)]
     return node
+
+
+@functools.cache
+def _counted(fields: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in fields if name not in NOT_EXECUTED)
 
 
 def _is_idle(statement: object) -> bool:

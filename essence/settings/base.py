@@ -13,7 +13,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 class Record(BaseModel):
     """A record that refuses unknown keys and values of another type, and is never changed after it was made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        strict=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a command validates few of the hundred kinds: each is built at its first use
+    )
 
 
 LARGEST_COUNT = 2**31 - 1

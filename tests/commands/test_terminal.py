@@ -51,6 +51,16 @@ def test_signs_that_a_terminal_lacks_end_nothing(variables: dict[str, str]) -> N
     assert done.returncode == 0 and b"done" in done.stdout and done.stderr == b"", done.stderr
 
 
+@pytest.mark.parametrize(("variables", "kept"), [({}, True), ({"PYTHONDONTWRITEBYTECODE": "1"}, False)])
+def test_a_command_compiles_the_kit_once(tmp_path: Path, variables: dict[str, str], kept: bool) -> None:
+    """invoke keeps Python from writing bytecode unless it is asked to; the kit does not, unless the caller does."""
+    environment = {**os.environ, **variables, "PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode")}
+    line = command_line("status", "--runs", str(tmp_path / "none"))
+    assert subprocess.run(line, env=environment, cwd=PROJECT, capture_output=True).returncode == 2
+    compiled = {path.name.split(".")[0] for path in tmp_path.glob("bytecode/**/essence/**/*.pyc")}
+    assert ("status" in compiled) == kept, compiled
+
+
 @pytest.mark.parametrize("variables", ENCODINGS)
 def test_json_is_json_in_every_encoding(tmp_path: Path, variables: dict[str, str]) -> None:
     lines = tmp_path / "lines.jsonl"

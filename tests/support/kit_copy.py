@@ -27,7 +27,7 @@ class KitCopy:
             file.write(line)
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        told = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
+        told = {**os.environ, "PYTHONPATH": str(self.root), "COLUMNS": "200"}
         return subprocess.run(
             [sys.executable, *arguments], cwd=self.root, env=told, capture_output=True, text=True, timeout=600
         )
