@@ -1,7 +1,9 @@
 """What the pages say is there: links and their anchors, commands and their flags, make targets, paths."""
 
 import ast
+import dataclasses
 import functools
+import itertools
 import json
 import re
 import runpy
@@ -13,6 +15,7 @@ from invoke import Task
 from pydantic import BaseModel
 
 from essence.record.manifest import Manifest
+from essence.settings.protocol import Protocol
 from support.project import PROJECT
 
 BESIDE = ("README.md", "CONTRIBUTING.md", "DEVIATIONS.md", "CHANGELOG.md")
@@ -112,6 +115,32 @@ def test_every_page_is_in_the_index() -> None:
     linked = set(LINK.findall((PROJECT / "docs" / "README.md").read_text()))
     pages = {page.name for page in (PROJECT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= linked
+
+
+def _fields_of_the_protocol() -> dict[str, set[str]]:
+    """Field -> numbers of the traps that its docstring names."""
+    (table,) = (n for n in _protocol_module().body if isinstance(n, ast.ClassDef) and n.name == "Protocol")
+    found: dict[str, set[str]] = {}
+    for field, text in itertools.pairwise(table.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = set(re.findall(r"Trap (\d+)", ast.literal_eval(text.value)))
+    return found
+
+
+def _protocol_module() -> ast.Module:
+    return ast.parse((PROJECT / "essence" / "settings" / "protocol.py").read_text())
+
+
+def test_every_difference_of_the_protocols_has_its_row_on_both_pages() -> None:
+    fields = _fields_of_the_protocol()
+    assert fields.keys() == {field.name for field in dataclasses.fields(Protocol)}
+    rows = re.findall(r"^\| `(\w+)`", (PROJECT / "docs" / "protocols.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(fields)
+    traps = re.findall(r"^\| (\d+|-) \| .* \| (.*) \|$", (PROJECT / "DEVIATIONS.md").read_text(), re.MULTILINE)
+    for name, numbers in fields.items():
+        settings = [setting for number, setting in traps if number in (numbers or {"-"})]
+        forms = (name, name.replace("_", ".", 1), name.partition("_")[2])
+        assert any(form in setting for form in forms for setting in settings), f"{name} is not at trap {numbers}"
 
 
 def test_the_commands_are_found() -> None:

@@ -10,8 +10,10 @@ from essence.commands.decide import decision_note
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import select
 from essence.engines.machine import this_machine
-from essence.engines.readiness import disk_gib
+from essence.engines.readiness import disk_gib, doctor_command
 from essence.engines.selected_run import Options, Run
+from essence.errors import PinError
+from essence.plan.catalogue import missing
 from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import CellPlan
@@ -19,21 +21,34 @@ from essence.plan.stored_teacher import StoredTeacher, stored_teachers
 from essence.record.finished import Earlier
 from essence.record.plan_record import accepted_sentences
 from essence.report.page.rows import rows_lines
-from essence.settings import StageName
+from essence.settings import DownloadSettings, StageName
 
 
 def print_plan(words: Options, as_json: bool, console: Console) -> int:
-    """Print the plan; nothing is checked but the input, nothing is written."""
+    """Print the plan; nothing is checked but the input, nothing is written.
+
+    Raises:
+        PinError: a local file that a stage is to take in is not there; the plan is printed all the same.
+    """
     selection = select(words, baselines=not words.axes())
     require_readable_golds(selection)
     rows = [(plan, estimate(plan, selection.loaded, selection.run_directory)) for plan in selection.plan.cells]
     if as_json:
         sys.stdout.write(json.dumps(_as_json(selection, rows), indent=2) + "\n")
-        return 0
-    console.print(_table(selection, rows))
-    for line in _notes(selection, rows):
-        console.print(line, highlight=False, soft_wrap=True)
+    else:
+        console.print(_table(selection, rows))
+        for line in _notes(selection, rows):
+            console.print(line, highlight=False, soft_wrap=True)
+    _require_local_sources(selection)
     return 0
+
+
+def _require_local_sources(selection: Run) -> None:
+    sources = [stage.settings.source for stage in selection.left() if isinstance(stage.settings, DownloadSettings)]
+    lacking = [error for source in sources if source.path and (error := missing(source))]
+    if lacking:
+        more = f" (and {len(lacking) - 1} more: {doctor_command(selection)})" if len(lacking) > 1 else ""
+        raise PinError(f"{selection.name}: {lacking[0].problem}", f"{lacking[0].cure}{more}")
 
 
 def _stages(selection: Run, plan: CellPlan) -> tuple[int, int]:

@@ -31,7 +31,8 @@ def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
     batch_rows, batch_tokens = training.batch_rows, training.batch_tokens
     if not protocol.applies_gradient_accumulation:
         batch_rows = max(1, batch_rows // training.gradient_accumulation)
-        batch_tokens //= training.gradient_accumulation
+        # 0 would mean steps of rows.
+        batch_tokens = min(batch_tokens, max(1, batch_tokens // training.gradient_accumulation))
     return TrainSettings(
         rows=RowsSettings(
             max_row_tokens=data.max_row_tokens,

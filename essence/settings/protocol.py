@@ -29,10 +29,10 @@ class Protocol:
     cot_includes_next_token: bool
     """Trap 9: CoT and P+CoT supervise one token of the answer."""
     left_pad_multiple: int
-    """Trap 21: rows are padded on the left to a multiple of this, so the first token of most rows is a label, predicted
+    """Trap 23: rows are padded on the left to a multiple of this, so the first token of most rows is a label, predicted
     from a pad that sees nothing; 0 = the first token is never a label."""
     misordered_markers: Literal["train", "skip"]
-    """Trap 22: rows with `</think>` before `<think>` are trained on."""
+    """Trap 24: rows with `</think>` before `<think>` are trained on."""
     markers: Literal["exact", "lenient"]
     """Trap 18: markers with other newlines around them are not replaced."""
     faulty_rows: Literal["keep", "reject"]

@@ -118,12 +118,19 @@ def _sentence(record: object, error: ErrorDetails, location: Location, also: lis
         return f"unknown key '{key}'{nearest(str(location[-1]), known)} (known: {', '.join(known)})"
     if error["type"] == "missing":
         return f"key '{key}' is missing"
-    reasons = dict.fromkeys(e["msg"].removeprefix("Value error, ").split(", got ")[0] for e in also)
+    reasons = dict.fromkeys(map(_reason, also))
     reason = ", or ".join(r if not n else r.removeprefix("Input should be ") for n, r in enumerate(reasons))
     # The whole of a section says nothing.
     value = "" if isinstance(error["input"], dict | BaseModel) else f" = {shown(error['input'])}"
     found = _found(error["input"]) if error["type"].endswith("_type") else ""
     return f"{key}{value}: {reason[0].lower()}{reason[1:]}{found}"
+
+
+def _reason(error: ErrorDetails) -> str:
+    if error["type"] == "too_short":
+        wanted, found = error["ctx"]["min_length"], error["ctx"]["actual_length"]
+        return f"At least {wanted} {'entry is' if wanted == 1 else 'entries are'} wanted, found {found}"
+    return error["msg"].removeprefix("Value error, ").split(", got ")[0]
 
 
 def shown(value: Any) -> str:

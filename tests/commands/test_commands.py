@@ -13,7 +13,7 @@ import pytest
 from essence.errors import ExitCode
 from essence.files import write_json
 from essence.record.manifest import Cost
-from support.project import PROJECT, invoke
+from support.project import MICRO, PROJECT, invoke
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,28 @@ def test_the_docs_have_every_exit_code() -> None:
 def test_dry_run_as_json(tmp_path: Path) -> None:
     done = invoke("reproduce", "bespoke", "--dry-run", "--json", "--runs", str(tmp_path))
     assert len(json.loads(done.stdout)) == 65
+
+
+@pytest.mark.parametrize(("words", "more"), [((), ""), (("--json",), ""), ((), "problems")])
+def test_a_plan_is_printed_and_names_the_local_file_that_is_not_there(
+    tmp_path: Path, words: tuple[str, ...], more: str
+) -> None:
+    pins, runs = tmp_path / "pins.toml", tmp_path / "runs"
+    pins.write_text(
+        '[datasets.tiny]\npath = "nope.jsonl"\n' + (f'[benchmarks.tiny-sums]\npath = "{more}"\n' if more else "")
+    )
+    options = ("--experiment", str(MICRO), "--pins", str(pins), "--runs", str(runs))
+    done = invoke("plan", *options, *words)
+    assert done.returncode == 2 and not runs.exists()
+    sentence = (
+        f"micro: dataset 'tiny': its local path {tmp_path}/nope.jsonl does not exist; give another with --pins FILE"
+    )
+    assert done.stderr.strip().startswith(sentence) and done.stderr.count("\n") == 1
+    assert ("(and 1 more: " in done.stderr) == bool(more)
+    assert len(json.loads(done.stdout)["cells"]) == 2 if words else "2 cells" in done.stdout
+    if not (words or more):
+        (tmp_path / "nope.jsonl").write_text("{}\n")
+        assert invoke("plan", *options).returncode == 0
 
 
 def test_plan_of_the_full_size(tmp_path: Path) -> None:

@@ -75,9 +75,6 @@ SYNTHETIC = [
     {"prompt": f"{n}+1?", "llm_response": f"<think>a {n}</think>b", "task_type": "verifiable_math"}
     for n in range(COUNT)
 ]
-DICTIONARY = pyarrow.Table.from_pylist(SYNTHETIC).set_column(
-    2, "task_type", pyarrow.array(["verifiable_math"] * COUNT).dictionary_encode()
-)
 
 WORKS: dict[str, Make] = {
     "bom_crlf": text("r.jsonl", "\ufeff" + LINES.replace("\n", "\r\n")),
@@ -226,8 +223,11 @@ def test_what_works(tmp_path: Path, name: str, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_columns_that_are_dictionaries(tmp_path: Path, protocol: str) -> None:
-    parquet(DICTIONARY)(tmp_path)
+def test_parquet_dict(tmp_path: Path, protocol: str) -> None:
+    """Columns of text that Parquet holds as dictionaries."""
+    parquet(
+        pyarrow.table({name: pyarrow.array([r[name] for r in SYNTHETIC]).dictionary_encode() for name in SYNTHETIC[0]})
+    )(tmp_path)
     assert read(tmp_path, protocol, format="synthetic1").kept == COUNT
     with pytest.raises(InputError, match="columns: prompt, llm_response, task_type"):
         read(tmp_path, protocol)
@@ -245,6 +245,46 @@ def test_a_row_is_rejected_with_its_reason(tmp_path: Path, name: str, protocol: 
     with pytest.raises(InputError) as caught:
         read(tmp_path, protocol, max_rejected_share=0.0)
     assert seen in str(caught.value) and reason in str(caught.value)
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+MULTI_TURN_TOOL: list[tuple[str | dict[str, Any], str, str]] = [
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "content": "1"},
+                {"role": "assistant", "content": "<think>a</think>b"},
+            ]
+        },
+        "unknown role",
+        "'tool'",
+    ),
+    (turns(("user", "a"), ("assistant", None)), "content is not text", "content of the answer: null"),
+    ('{"messages": null}', "a column is of a wrong type", "messages: null"),
+    ('{"messages": [null]}', "a column is of a wrong type", "turn: null"),
+    ('{"messages": []}', "not one user turn and one assistant turn", "no turn"),
+    ("null", "not an object with columns", "null"),
+    (turns(("user", "a"), ("ipython", "1"), ("assistant", "b")), "unknown role", "'ipython'"),
+    (turns(("user", "a"), ("assistant", None), tool_calls=[CALL]), "unknown field of a turn", "'tool_calls'"),
+]
+"""Rows of one file, each with its reason and with what was seen."""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_multi_turn_tool(tmp_path: Path, protocol: str) -> None:
+    more(*(found for found, _, _ in MULTI_TURN_TOOL))(tmp_path)
+    rows = read(tmp_path, protocol)
+    expected: dict[str, dict[str, int]] = {}
+    for _, reason, seen in MULTI_TURN_TOOL:
+        expected.setdefault(reason, {})[seen] = 1
+    rejections = rows.results()["rejections"]
+    assert {reason: entry["seen"] for reason, entry in rejections.items()} == expected
+    assert rows.kept == COUNT and sum(entry["count"] for entry in rejections.values()) == len(MULTI_TURN_TOOL)
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, protocol, max_rejected_share=0.0)
+    assert all(reason in str(caught.value) and seen in str(caught.value) for _, reason, seen in MULTI_TURN_TOOL)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

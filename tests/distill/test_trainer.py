@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from essence.distill import checkpoint
 from essence.distill.batches import Batch, states_at
+from essence.distill.module import Distiller
 from essence.distill.storage import TrainResult
+from essence.distill.teachers import LiveTeacher
 from essence.distill.trainer import DivergedError, train
 from essence.progress import Progress, Stopped, StopRequest
 from support.small_training import (
@@ -207,6 +210,41 @@ def test_teacher_and_master_weights(tmp_path: Path) -> None:
     assert_same_bits(before, weights(teacher))
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
     assert np.isfinite(result.last_loss)
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
+            self.dtypes.append(found.dtype)
+        return found
+
+
+def test_what_is_float32_where_the_computation_is_bfloat16() -> None:
+    """Residual stream, norms and loss of the student; its products, logits among them, and the teacher are not."""
+    student, seen = model(0), dict[str, torch.dtype]()
+    for name, module in student.model.named_modules():
+        if name.endswith(("norm", "proj")) or name.removeprefix("layers.").isdigit():
+            module.register_forward_hook(lambda _module, _read, made, name=name: seen.update({name: made.dtype}))
+    teacher = LiveTeacher(model(1, hidden=24).bfloat16(), torch.bfloat16)
+    distiller = Distiller(student, settings().objective, RESOURCES.loss, torch.bfloat16)
+    batch = Batch.of(TRAIN[:3], 16, torch.device("cpu"))
+    taught = teacher.states(batch)
+    with Products() as products:
+        losses = distiller(batch, torch.full((len(batch.labels),), 0.1), taught, teacher.head)
+        losses[0].backward()
+    projections = {dtype for name, dtype in seen.items() if name.endswith("proj")}
+    assert projections == {torch.bfloat16} and len(seen) == 2 * (1 + 2 + 2 + 7) + 1
+    assert {dtype for name, dtype in seen.items() if not name.endswith("proj")} == {torch.float32}
+    assert set(products.dtypes) == {torch.bfloat16} and taught.dtype == teacher.head.dtype == torch.bfloat16
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in student.parameters()} == {torch.float32}
 
 
 def test_larger_teacher_vocabulary(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tomlkit
 from essence.engines.slurm.site import SITES, load_site
 from essence.errors import KitError
 from essence.paths import local_files
+from essence.plan.cells import train_settings
 from essence.plan.experiment import EXPERIMENTS, load
 from essence.report.claims.definition import load_claims
 from support.planned_sources import reasons
@@ -62,16 +63,22 @@ prompt = "{problem}"
 epochs = 1
 validations_per_epoch = 1
 """
+LAST = "validations_per_epoch = 1\n"
 LSP, SEED, EPOCHS, PATH, EXTENDS = "lsp = [0.5]", "seed = [1]", "epochs = 1\n", '"rows.jsonl"', '"tiny"'
 NAMES = "letters, digits"
 
 WORKS: dict[str, tuple[str, str]] = {
     "crlf": ("\n", "\r\n"),
     "a byte-order mark": ("extends", "\ufeffextends"),
-    "one proportion written as an integer": (LSP, "lsp = [1, 0.5]"),
-    "tiny proportions": (LSP, "lsp = [1e-3, 1e-9]"),
-    "proportions that differ in their last digit": (LSP, "lsp = [0.30000000000000004, 0.3]"),
-    "batch in tokens": (EPOCHS, "epochs = 1\nbatch_tokens = 1\n"),
+    "batch_rows_odd": (EPOCHS, "epochs = 1\nbatch_rows = 1\ngradient_accumulation = 8\n"),
+    "batch_tokens_small": (EPOCHS, "epochs = 1\nbatch_tokens = 1\n"),
+    "lora_rank_huge": (LAST, f"{LAST}[training.lora]\nrank = 4096\n"),
+    "lsp_0.005_0.004": (LSP, "lsp = [0.005, 0.004999999]"),
+    "lsp_1e-3": (LSP, "lsp = [1e-3, 1e-9]"),
+    "lsp_float_noise": (LSP, "lsp = [0.30000000000000004, 0.3]"),
+    "lsp_int1": (LSP, "lsp = [1, 0.5]"),
+    "model_underscore": ("myteacher", "my_teacher"),
+    "underscores on both sides": ("myteacher", "my__teacher_"),
     "the largest seed": (SEED, f"seed = [{2**63 - 1}]"),
     "an integer where decimals are allowed": (EPOCHS, "epochs = 1\ntemperature = 1\n"),
     "a name of 64 characters": ("mine", "d" * 64),
@@ -94,6 +101,11 @@ REFUSED: dict[str, tuple[str, str, list[str]]] = {
     "lsp_inf": (LSP, "lsp = [inf]", ["matrix[0].lsp[0] = inf"]),
     "lsp_nan": (LSP, "lsp = [nan]", ["matrix[0].lsp[0] = nan"]),
     "seed_neg": (SEED, "seed = [-1]", ["axes.seed[0] = -1"]),
+    "seed_2_63_lora": (
+        SEED,
+        "seed = [9223372036854775808]\n[training.lora]\nrank = 4",
+        ["axes.seed[0] = 9223372036854775808", "9223372036854775807"],
+    ),
     "seed_2_63": (SEED, "seed = [9223372036854775808]", ["axes.seed[0] = 9223372036854775808", "9223372036854775807"]),
     "split_seed_neg": ("split_seed = 42", "split_seed = -5", ["data.mine.split_seed = -5", "or 'cell'"]),
     "option_inf": (
@@ -132,7 +144,7 @@ REFUSED: dict[str, tuple[str, str, list[str]]] = {
         'epochs = 1\n[training.lora]\ntargets = ["query"]\n',
         ["training.lora.targets[0]", "q_proj"],
     ),
-    "lsp_twice": (LSP, "lsp = [1, 1.0]", ["twice", "lsp-1.00"]),
+    "lsp_int1_and_1.0": (LSP, "lsp = [1, 1.0]", ["twice", "lsp-1.00"]),
     "dup_table": ("[decontamination]", "[axes]\n[decontamination]", ["not valid TOML", "axes"]),
     "data_missing_key": ("validation_rows = 4\n", "", ["'data.mine.validation_rows' is missing"]),
     "data_str": ("[data.mine]", "[data]\nx = 1\n[data.mine]", ["data.x = 1"]),
@@ -242,11 +254,62 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, encoding: str) -> N
         load(str(tmp_path / "mine.toml"))
 
 
-@pytest.mark.parametrize("content", ["", 'title = "x"', 'title = "a"\ntitle = "b"', "x = " + "[" * 100_000])
-def test_files_that_hold_no_experiment(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param("", "matrix = []: at least 1 entry is wanted, found 0", id="empty_file"),
+        pytest.param("# nothing\n\n", "matrix = []: at least 1 entry is wanted, found 0", id="comments"),
+        pytest.param('title = "x"', "matrix = []: at least 1 entry is wanted, found 0", id="only_title"),
+        pytest.param('title = "a"\ntitle = "b"', "not valid TOML: Cannot overwrite a value", id="dup_key"),
+        pytest.param('title = "a"\n"title" = "b"', "not valid TOML: Cannot overwrite a value", id="quoted"),
+        pytest.param("x = " + "[" * 100_000, "not valid TOML", id="deep"),
+    ],
+)
+def test_files_that_hold_no_experiment(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "mine.toml").write_text(content)
-    with pytest.raises(KitError, match=r"mine\.toml: "):
+    with pytest.raises(KitError) as caught:
         load(str(tmp_path / "mine.toml"))
+    assert str(caught.value).startswith(f"{tmp_path}/mine.toml: {words}")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lsp_0.005_0.004", ["0.005", "0.004999999"]),
+        ("lsp_1e-3", ["0.001", "1e-09"]),
+        ("lsp_float_noise", ["0.30000000000000004", "0.30"]),
+        ("lsp_int1", ["1.00", "0.50"]),
+    ],
+)
+def test_proportions_that_are_almost_equal_are_cells_of_their_own(
+    tmp_path: Path, name: str, expected: list[str]
+) -> None:
+    place(tmp_path)
+    cells = load(str(write(tmp_path, *WORKS[name]))).cells()
+    names = [f"mine/myteacher_mystudent/lsp-{lsp}/p+cot+a/released/seed-1" for lsp in expected]
+    assert [cell.name for cell in cells] == names and [cell.lsp for cell in cells] == [float(lsp) for lsp in expected]
+
+
+@pytest.mark.parametrize("name", ["model_underscore", "underscores on both sides"])
+def test_underscores_in_the_name_of_a_model(tmp_path: Path, name: str) -> None:
+    place(tmp_path)
+    (cell,) = load(str(write(tmp_path, *WORKS[name]))).cells()
+    assert (cell.teacher, cell.student) == (WORKS[name][1], "mystudent")
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "accumulation", "expected"),
+    [(1, 0, 8, (1, 0)), (8, 1, 2, (4, 1)), (8, 0, 2, (4, 0)), (8, 4000, 2, (4, 2000)), (8, 3, 1000, (1, 1))],
+)
+def test_a_step_that_released_divides_never_becomes_one_of_another_kind(
+    tmp_path: Path, rows: int, tokens: int, accumulation: int, expected: tuple[int, int]
+) -> None:
+    """batch_tokens = 1, divided by 2, must not be 0, which means steps of rows."""
+    place(tmp_path)
+    batch = f"batch_rows = {rows}\nbatch_tokens = {tokens}\ngradient_accumulation = {accumulation}\n"
+    loaded = load(str(write(tmp_path, EPOCHS, f"epochs = 1\n{batch}")))
+    optimizer = train_settings(loaded.cells()[0], loaded.experiment).optimizer
+    assert (optimizer.batch_rows, optimizer.batch_tokens) == expected
 
 
 def test_a_value_that_was_inherited_is_named_with_its_own_file(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class MadeUp:
     root: Path
     folders: set[str] = field(default_factory=set)
 
-    def stage(self, kind: str, number: int, finished: bool = True) -> str:
+    def stage(self, kind: str, number: int, finished: bool = True, earlier_code: bool = False) -> str:
         identifier, folder = name(kind, number), self.root / "stages" / name(kind, number)
         if identifier in self.folders:
             return identifier
@@ -41,25 +41,43 @@ class MadeUp:
         (folder / "output").mkdir(parents=True)
         before = KINDS.index(kind) - 1
         inputs = {"input": f"../{self.stage(KINDS[before], number % WIDTH)}"} if before >= 0 else {}
-        (folder / "spec.json").write_text(json.dumps({"title": f"{kind} {number}", "inputs": inputs}))
+        code = {"stage": kind, "source_sha256": "0" * 64} if earlier_code else {}
+        (folder / "spec.json").write_text(json.dumps({"title": f"{kind} {number}", "inputs": inputs, **code}))
         (folder / "output" / "result.txt").write_text(identifier)
         if finished:
             (folder / "manifest.json").write_text(json.dumps({"identity": {"stage": kind}}))
         return identifier
 
-    def experiment(self, title: str, planned: list[str], reported: list[str] | None = None) -> Path:
+    def experiment(
+        self,
+        title: str,
+        planned: list[str],
+        reported: list[str] | None = None,
+        replaced: str | None = None,
+    ) -> Path:
+        """`replaced`: what was finished in the place of the first stage of the plan."""
         folder = self.root / title
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plan.json").write_text(json.dumps({"stages": {stage: {} for stage in planned}}))
+        stages: dict[str, Any] = {stage: {} for stage in planned}
+        if replaced and planned:
+            why = {"under": "earlier code", "causes": ["grade.py changed"], "acceptable": True}
+            stages[planned[0]] = {"earlier": {"stage": replaced, **why}}
+        (folder / "plan.json").write_text(json.dumps({"stages": stages}))
         (folder / "experiment.json").write_text(json.dumps({"settings": {}}))
         if reported is not None:
             (folder / "report").mkdir(exist_ok=True)
             (folder / "report" / "report.json").write_text(json.dumps({"records": dict.fromkeys(reported, "0")}))
         return folder
 
-    def clean(self, experiment: str | None = None, confirmed: bool = True) -> str:
-        told = io.StringIO()
-        assert clean(RunDirectory(self.root), experiment, confirmed, Console(file=told, width=10_000)) == 0
+    def clean(
+        self,
+        experiment: str | None = None,
+        confirmed: bool = True,
+        earlier: bool = False,
+        told: io.StringIO | None = None,
+    ) -> str:
+        told = told or io.StringIO()
+        assert clean(RunDirectory(self.root), experiment, confirmed, Console(file=told, width=10_000), earlier) == 0
         return told.getvalue()
 
     def there(self) -> set[str]:
@@ -75,10 +93,15 @@ def run(tmp_path: Path) -> MadeUp:
     return MadeUp(tmp_path / "runs")
 
 
-STAGES = st.tuples(st.sampled_from(KINDS), st.integers(0, 2 * WIDTH), st.booleans())
+STAGES = st.tuples(st.sampled_from(KINDS), st.integers(0, 2 * WIDTH), st.booleans(), st.booleans())
 EXPERIMENTS = st.sampled_from(("alpha", "beta", "Beta-2", "evaluate-best-aime25-0a1b2c3d", "stages", "code"))
-COMMANDS = st.tuples(st.one_of(st.none(), EXPERIMENTS), st.booleans())
-NAMED = st.tuples(st.lists(STAGES, max_size=4), st.one_of(st.none(), st.lists(STAGES, max_size=3)))
+COMMANDS = st.tuples(st.one_of(st.none(), EXPERIMENTS), st.booleans(), st.booleans())
+"""Experiment, `--yes`, `--earlier`."""
+REPLACED = st.tuples(st.sampled_from(KINDS), st.integers(2 * WIDTH + 1, 2 * WIDTH + 2), st.just(True), st.just(False))
+NAMED = st.tuples(
+    st.lists(STAGES, max_size=4), st.one_of(st.none(), st.lists(STAGES, max_size=3)), st.one_of(st.none(), REPLACED)
+)
+"""Stages of the plan, of the report, and what was finished in the place of the first planned one."""
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -88,24 +111,27 @@ NAMED = st.tuples(st.lists(STAGES, max_size=4), st.one_of(st.none(), st.lists(ST
     commands=st.lists(COMMANDS, min_size=5, max_size=5),
 )
 def test_no_clean_removes_what_a_plan_or_a_report_names(
-    plans: dict[str, Any], stale: list[Any], commands: list[tuple[str | None, bool]]
+    plans: dict[str, Any], stale: list[Any], commands: list[tuple[str | None, bool, bool]]
 ) -> None:
     """Five commands an example: two hundred in all."""
     with tempfile.TemporaryDirectory() as folder:
         made = MadeUp(Path(folder) / "runs")
-        named: dict[str, set[str]] = {}
-        for title, (planned, reported) in plans.items():
+        named, replaced = dict[str, set[str]](), dict[str, set[str]]()
+        for title, (planned, reported, before_it) in plans.items():
             stages = [made.stage(*one) for one in planned]
             shown = None if reported is None else [made.stage(*one) for one in reported]
-            made.experiment(title, stages, shown)
-            named[title] = {*stages, *(shown or [])}
+            earlier = made.stage(*before_it) if before_it and planned else None
+            made.experiment(title, stages, shown, earlier)
+            named[title] = with_inputs(made, {*stages, *(shown or [])})
+            replaced[title] = {earlier} - {None}
         for one in stale:
             made.stage(*one)
         finished = {stage for stage in made.there() if (made.root / "stages" / stage / "manifest.json").exists()}
-        for experiment, confirmed in commands:
-            before = made.there()
+        for experiment, confirmed, too in commands:
+            before, kept = made.there(), finished & made.there()
+            paid = paid_earlier(made, set().union(*replaced.values()), kept) & before
             try:
-                made.clean(experiment, confirmed)
+                made.clean(experiment, confirmed, too)
             except RecordError as error:
                 assert "has not run" in str(error)
                 assert made.there() == before
@@ -113,21 +139,55 @@ def test_no_clean_removes_what_a_plan_or_a_report_names(
             if not confirmed:
                 assert made.there() == before
             elif experiment is not None:
-                del named[experiment]
+                del named[experiment], replaced[experiment]
                 assert not (made.root / experiment).exists()
-            for stage in set().union(*named.values()) & finished:
+            needed = set().union(*named.values())
+            for stage in needed & finished:
                 assert made.whole(stage), f"{experiment} removed {stage}"
+            if experiment is None and not too:
+                assert paid <= made.there(), "finished work of earlier code went unasked"
             if confirmed and experiment is None:  # whatever nothing needs is gone
-                assert made.there() <= set().union(*(with_inputs(made, stages) for stages in named.values()))
+                assert made.there() <= needed | (set() if too else paid)
 
 
 def with_inputs(made: MadeUp, stages: set[str]) -> set[str]:
     found, waiting = set[str](), list(stages)
     while waiting:
         found.add(stage := waiting.pop())
-        spec = json.loads((made.root / "stages" / stage / "spec.json").read_text())
-        waiting += [place.removeprefix("../") for place in spec["inputs"].values()]
+        waiting += inputs(made, stage)
     return found
+
+
+def inputs(made: MadeUp, stage: str) -> list[str]:
+    file = made.root / "stages" / stage / "spec.json"
+    read = json.loads(file.read_text())["inputs"].values() if file.is_file() else []
+    return [place.removeprefix("../") for place in read]
+
+
+def paid_earlier(made: MadeUp, replaced: set[str], finished: set[str]) -> set[str]:
+    """Finished stages of earlier code or replaced in a plan, what was made of them, and what all of these read."""
+    found = replaced & finished
+    for kind in KINDS:
+        for stage in (one for one in finished if one.startswith(kind)):
+            spec = json.loads((made.root / "stages" / stage / "spec.json").read_text())
+            if "source_sha256" in spec or found & set(inputs(made, stage)):
+                found.add(stage)
+    return with_inputs(made, found)
+
+
+def test_what_is_planned_while_others_are_removed_stays(run: MadeUp) -> None:
+    """The plan is saved between the look at what nothing names and the removal of the first of these."""
+    first, second = run.stage("grade", 1), run.stage("grade", 2)
+
+    class SavesAPlan(io.StringIO):
+        def write(self, text: str) -> int:
+            if "removing" in text and not (run.root / "new").exists():
+                run.experiment("new", [second])
+            return super().write(text)
+
+    told = run.clean(told=SavesAPlan())
+    assert f"removing {run.root / 'stages' / second}" in told
+    assert run.there() == with_inputs(run, {second}) and run.whole(second) and first not in run.there()
 
 
 @pytest.mark.parametrize("title", ["stages", "code"])
