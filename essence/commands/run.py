@@ -1,5 +1,6 @@
 """`invoke run`, `invoke reproduce`: check, write down what will run, run it, say how it ended."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -16,11 +17,13 @@ from essence.commands.options import select, whole_plan
 from essence.commands.queue_jobs import print_jobs, queue_left
 from essence.commands.save_plan import save_plan
 from essence.commands.screen import RunDisplay
+from essence.commands.terminal import teller
 from essence.engines.engine import surroundings
-from essence.engines.readiness import require
+from essence.engines.image_builds import to_be_made
+from essence.engines.readiness import make_ready
 from essence.engines.runner import Runner, Summary, last_lines
 from essence.engines.selected_run import Options, Run
-from essence.errors import ExitCode, disk_error
+from essence.errors import ExitCode, MachineError, disk_error
 from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.live_records import FailureRecord, look_at
 from essence.record.run_directory import RunDirectory, StageFolder, hold
@@ -42,7 +45,7 @@ def run(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Cons
     command = words.typed(whole)
     if selection.why and not as_json:
         console.print(f"engine {selection.engine.name}: {selection.why}", highlight=False, soft_wrap=True)
-    require(selection)
+    make_ready(selection, teller(console))
     require_readable_golds(selection)
     folder = selection.run_directory.experiment(selection.name)
     with hold(folder, f"run directory {folder}", command):
@@ -136,6 +139,15 @@ def _summary_json(selection: Run, summary: Summary) -> str:
     return json.dumps({"experiment": selection.name, **{name: getattr(summary, name) for name in fields}}, indent=2)
 
 
+def _made_first(selection: Run) -> list[str]:
+    """The images that a run would make, where an engine answers that can be asked."""
+    with contextlib.suppress(MachineError):
+        selection.engine.check([])
+        lacking = selection.engine.lacking(selection.left())
+        return [to_be_made(lacking)] if lacking else []
+    return []
+
+
 def print_dry_run(selection: Run, as_json: bool, console: Console) -> int:
     """Every command line that would be started, in order; nothing is written and nothing is checked but the input."""
     lines: list[dict[str, Any]] = []
@@ -148,6 +160,8 @@ def print_dry_run(selection: Run, as_json: bool, console: Console) -> int:
     for line in lines:
         console.print(f"# {line['title']}", style="dim", highlight=False, soft_wrap=True)
         console.print(line["command"], markup=False, highlight=False, soft_wrap=True)
+    for made in _made_first(selection):
+        console.print(f"# {made}", style="dim", highlight=False, soft_wrap=True)
     done = len(selection.wanted) - len(lines)
     cells = len(selection.plan.cells)
     if selection.why:

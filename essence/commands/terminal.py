@@ -10,8 +10,9 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -114,6 +115,11 @@ def console() -> "Console":
     # Where there is no terminal to ask, lines are as wide as the tables need. What is printed holds messages and paths:
     # brackets in them are no markup.
     return Console(stderr="--json" in sys.argv, width=None if sys.stdout.isatty() else PIPED_WIDTH, markup=False)
+
+
+def teller(console: "Console") -> Callable[[str], None]:
+    """A line as it is, for whoever knows no console."""
+    return partial(console.print, highlight=False, soft_wrap=True)
 
 
 def is_program() -> bool:

@@ -12,14 +12,15 @@ import shlex
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
 from essence.engines.engine import NETWORK_VARIABLES, Engine, Launch, Mount
-from essence.engines.recipes import check_decoder, recipe
+from essence.engines.recipes import ImageRecipe, check_decoder, recipe
 from essence.engines.secrets import Token, token
+from essence.engines.sif_builds import check_disk, make_sifs, sources
 from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, program_name, sif_file, version
 from essence.errors import ExperimentError, MachineError
 from essence.files import sha256_text
@@ -73,6 +74,17 @@ class ApptainerEngine(Engine):
             self.image(name)
         if asking := [stage for stage in stages if stage.resources.gpus]:
             self._try_gpus(asking[0])
+
+    def lacking(self, stages: list[PlannedStage]) -> list[ImageRecipe]:
+        """Absent. One of another state of the project is refused instead: others may be running from that file."""
+        images = [recipe(name, self.flavour) for name in sorted({stage.runs_in for stage in stages})]
+        return [image for image in images if not sif_file(image).is_file()]
+
+    def check_making(self, images: list[ImageRecipe]) -> None:
+        check_disk(images)
+
+    def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
+        make_sifs(sources(images), say)
 
     def _try_gpus(self, stage: PlannedStage) -> None:
         """MachineError when a container gets no GPUs: --nv says nothing where there are none."""

@@ -8,6 +8,7 @@ import functools
 import os
 import shlex
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ from docker.types import DeviceRequest, Mount, Ulimit
 import docker
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import PRIVATE_TMP, Engine, Launch
+from essence.engines.image_builds import bake, check_buildx, to_be_made
 from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, recipe
 from essence.engines.secrets import Token, left_token, token
 from essence.errors import MachineError
@@ -85,6 +87,30 @@ class DockerEngine(Engine):
             self.image(name)
         if asking := [stage for stage in stages if stage.resources.gpus]:
             self.try_gpus(asking[0])
+
+    def lacking(self, stages: list[PlannedStage]) -> list[ImageRecipe]:
+        """Absent, or of another state of the project: their layers are kept, and a change of the code takes seconds."""
+        images = [recipe(name, self.flavour) for name in sorted({stage.runs_in for stage in stages})]
+        return [image for image in images if not self._is_current(image)]
+
+    def _is_current(self, image: ImageRecipe) -> bool:
+        try:
+            self.built(image.environment)
+        except MachineError:
+            return False
+        return True
+
+    def check_making(self, images: list[ImageRecipe]) -> None:
+        try:
+            check_buildx()
+        except MachineError as error:
+            names = " and no image ".join(image.name for image in images)
+            raise MachineError(f"no image {names} here, and {error.problem}", self._cure()) from None
+
+    def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
+        say(to_be_made(images))
+        for name, digest in bake(self.flavour, [image.environment for image in images]).items():
+            say(f"{name}: {digest}")
 
     def try_gpus(self, stage: PlannedStage) -> None:
         """MachineError when a container gets no GPUs, which would otherwise be told hours later, at the first one."""

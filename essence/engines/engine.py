@@ -7,11 +7,13 @@ import os
 import signal
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from essence.engines.image_builds import to_be_made
+from essence.engines.recipes import ImageRecipe
 from essence.engines.requirement import Requirement, asked
 from essence.paths import local_files
 from essence.plan.stage_plan import PlannedStage
@@ -198,12 +200,29 @@ class Engine(ABC):
     def start(self, surroundings: Launch) -> RunningStage:
         """Start a stage, or take over the one that a killed host left running."""
 
+    def lacking(self, stages: list[PlannedStage]) -> list[ImageRecipe]:
+        """Images of these stages that a run makes before it starts them; the engine is there."""
+        del stages
+        return []
+
+    def check_making(self, images: list[ImageRecipe]) -> None:
+        """KitError when these images cannot be made here."""
+        del images
+
+    def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
+        """Make these images; what makes them shows on standard error how far it is."""
+        del images, say
+
     def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
         """What `invoke doctor` lists: the engine, then what it needs for the stages."""
         del run_directory
         engine = asked(f"engine {self.name}", lambda: self.check([]))
         yield engine
-        if engine.met:
+        if not engine.met:
+            return
+        if lacking := self.lacking(stages):
+            yield asked("images", lambda: self.check_making(lacking), to_be_made(lacking))
+        else:
             names = ", ".join(sorted({stage.runs_in for stage in stages}))
             yield asked("environments", lambda: self.check(stages), f"{names} are there")
 

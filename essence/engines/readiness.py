@@ -5,7 +5,7 @@ import os
 import shlex
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,15 @@ def require(selection: Run) -> None:
         rest = f" (and {more} more{'' if selection.evaluated else f': {doctor_command(selection)}'})" if more else ""
         name = selection.name if first.wanted else f"{selection.name}:"
         raise MachineError(f"{name} {first.problem()}", f"{first.cure}{rest}")
+
+
+def make_ready(selection: Run, say: Callable[[str], None]) -> None:
+    """MachineError for what is missing; images that are lacking are made, once everything else is there."""
+    require(selection)
+    left = selection.left()
+    if left and (lacking := selection.engine.lacking(left)):
+        selection.engine.make(lacking, say)
+        selection.engine.check(left)
 
 
 def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Requirement]:

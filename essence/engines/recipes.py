@@ -33,6 +33,14 @@ COMPATIBLE_DRIVER = "535"
 """On data-centre GPUs the base's forward-compatibility libraries (cuda-compat) serve drivers from this branch on."""
 DATA_CENTRE = re.compile(r"\b(T4|A2|A10|A16|A30|A40|A100|L4|L40S?|H20|H100|H200|GH200|B100|B200|GB200|B300)\b")
 """Names of GPUs that forward compatibility is for; GeForce and most workstation GPUs are not."""
+COMPRESSED_GIB: dict[tuple[str, str], float] = {
+    ("download", "cpu"): 0.2,
+    ("train", "cpu"): 0.6,
+    ("eval", "cpu"): 0.6,
+    ("train", "cuda"): 4.0,
+    ("eval", "cuda"): 9.0,
+}
+"""About what an image is as a SIF, and what its layers are in a registry."""
 LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
     "essence.lock-sha256",
     "org.opencontainers.image.base.name",
@@ -73,6 +81,11 @@ class ImageRecipe:
     def base(self) -> str:
         """The pinned base, `name:tag@sha256:...`, as FROM has it."""
         return bases(self.dockerfile)["python" if self.environment == "download" else f"base-{self.flavour}"]
+
+    @property
+    def compressed_gib(self) -> float:
+        """About what it is as a SIF."""
+        return COMPRESSED_GIB[self.environment, self.flavour]
 
     def identity(self) -> dict[str, str]:
         """What every key of a stage counts of its environment."""

@@ -24,12 +24,13 @@ from essence.engines.apptainer import (
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.engine import Exit, Launch, Mount
 from essence.engines.recipes import LOCK_LABEL, recipe
+from essence.engines.sif_builds import check_disk
 from essence.engines.sif_files import sif_file
 from essence.errors import ExperimentError, MachineError
-from essence.files import sha256_file
+from essence.files import GIB, sha256_file
 from essence.record.run_directory import StageFolder
 from support.container_launch import RESOURCES
-from support.containers import Apptainer
+from support.containers import Apptainer, Sifs
 from support.project import MICRO, PROJECT, invoke
 from support.slurm_cluster import stand_in_sif
 
@@ -187,9 +188,6 @@ def test_without_a_sif_or_with_a_wrong_one_there_is_one_sentence(
     folder.mkdir()
     monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(folder))
     run = ("reproduce", str(MICRO), "--engine", "apptainer", "--runs", str(tmp_path / "runs"))
-    said = one_sentence(invoke(*run))
-    assert f"no SIF {folder}/eval-cpu.sif and no SIF {folder}/train-cpu.sif here" in said
-    assert "make sif FLAVOUR=cpu" in said
     for name in ("eval-cpu.sif", "train-cpu.sif"):
         (folder / name).write_bytes(b"no SIF")
     assert f"{folder}/eval-cpu.sif: no SIF that Apptainer can read" in one_sentence(invoke(*run))
@@ -207,6 +205,33 @@ def test_without_a_sif_or_with_a_wrong_one_there_is_one_sentence(
     )
     assert recipe("eval", "cpu").lock_sha256 in said and "make sif FLAVOUR=cpu" in said
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.apptainer
+def test_a_run_makes_the_sifs_that_it_lacks(sifs: Sifs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the images of this session; with too small a disk, and without any image, it ends with a sentence."""
+    del sifs
+    folder = tmp_path / "sif"
+    monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(folder))
+    cells = ("run", "--experiment", str(MICRO), "--only", "download", "--engine", "apptainer")
+    where = ("--runs", str(tmp_path / "runs"))
+    told = "essence-train:cpu: to be made first, about 0.6 GiB compressed"
+    assert f"# {told}" in invoke(*cells, *where, "--dry-run").stdout
+    done = invoke(*cells, *where)
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}/train-cpu.sif: of essence-train:cpu sha256:" in done.stdout
+    assert [file.name for file in sorted(folder.glob("*.sif"))] == ["train-cpu.sif"]
+    found = (folder / "train-cpu.sif").stat().st_mtime_ns
+    assert invoke(*cells, *where).returncode == 0 and (folder / "train-cpu.sif").stat().st_mtime_ns == found
+
+
+def test_too_small_a_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(tmp_path / "sif"))
+    large = recipe("train", "cuda")
+    free = shutil.disk_usage(tmp_path).free / GIB
+    check_disk([recipe("download", "cpu")])
+    with pytest.raises(MachineError, match=r"sif: .* GiB are free, and making essence-train:cuda, .* takes about"):
+        check_disk([large] * (int(free / large.compressed_gib) + 1))
 
 
 def empty_sif(apptainer: Apptainer, file: Path, labels: dict[str, str]) -> None:

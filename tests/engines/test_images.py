@@ -9,9 +9,9 @@ from typing import get_args
 
 import pytest
 
-from essence.commands.images import ENVIRONMENTS, bake_command, bake_variables
 from essence.commands.lock import ARGUMENTS
 from essence.engines import FLAVOURS
+from essence.engines.image_builds import ENVIRONMENTS, bake_command, bake_variables
 from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, bases, recipe
 from essence.errors import MachineError
 from essence.files import sha256_file

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from essence.commands.images import ENVIRONMENTS
-from essence.commands.sif import ImageSource, build_command, definition_text, of_base
+from essence.engines.image_builds import ENVIRONMENTS
 from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, config_digest, recipe
+from essence.engines.sif_builds import ImageSource, build_command, definition_text, of_base
 from essence.engines.sif_files import DIGEST_LABEL, NO_DIGEST, checked_sif, found_sif
 from essence.errors import MachineError
 from essence.files import sha256_file

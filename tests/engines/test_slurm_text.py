@@ -1,5 +1,6 @@
 """Slurm jobs as text: golden files, site files, and the printed text on a Slurm of one node."""
 
+import json
 import os
 import re
 import subprocess
@@ -43,6 +44,25 @@ def test_golden_texts(name: str, nodes: int, monkeypatch: pytest.MonkeyPatch) ->
     if os.environ.get("ESSENCE_RENEW_GOLDEN"):
         file.write_text(text, encoding="utf-8")
     assert text == file.read_text(encoding="utf-8"), f"{file} differs; if it is meant: {RENEW}"
+
+
+@pytest.mark.parametrize(
+    ("expected_s", "asked"),
+    [(None, "1-00:00:00"), (0.0, "03:00:00"), (5401.0, "03:10:00"), (30000.0, "16:40:00"), (43199.0, "1-00:00:00")],
+)
+def test_a_job_asks_for_twice_what_is_expected(expected_s: float | None, asked: str) -> None:
+    """At least three hours, full ten minutes, at most what the site file gives."""
+    site = load_site("alliance-h100")
+    text = batch_text(replace(job(), expected_s=expected_s), site)
+    assert f"#SBATCH --time={asked}\n" in text
+
+
+def test_what_the_estimate_knows_reaches_the_jobs(tmp_path: Path) -> None:
+    done = invoke("run", "--lsp", "0.5", "--engine", "slurm", "--site", "generic", "--dry-run", "--json",
+                  "--runs", str(tmp_path / "runs"))  # fmt: skip
+    asked = {one["id"].split("-")[0]: re.findall(r"--time=(\S+)", one["text"])[0] for one in json.loads(done.stdout)}
+    assert asked["tokenize"] == "02:00:00" and asked["grade"] == "02:00:00"
+    assert asked["train"] < "24:00:00" and asked["generate"] < "24:00:00"
 
 
 def test_options_replace_values_of_the_site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,9 @@ from filelock import FileLock
 from rich.console import Console
 
 import docker
-from essence.commands.images import ENVIRONMENTS, build
+from essence.commands.images import build
 from essence.commands.sif import build as build_sifs
+from essence.engines.image_builds import ENVIRONMENTS, OVERLAY_VARIABLE
 from essence.engines.recipes import bases, recipe
 from essence.settings import EnvironmentName
 from support import debian_tools
@@ -222,9 +223,10 @@ def images(docker_host: DockerHost, base_image: str, tmp_path_factory: pytest.Te
     file = tmp_path_factory.mktemp("bake") / "overlay.hcl"
     file.write_text(overlay(base_image), encoding="utf-8")
     before = names_of_images(docker_host)
-    assert build("cpu", None, Console(stderr=True), file) == 0
     names = [recipe(environment, "cpu").name for environment in ENVIRONMENTS]
-    yield names
+    with set_variables({OVERLAY_VARIABLE: str(file)}):
+        assert build("cpu", None, Console(stderr=True)) == 0
+        yield names
     for name in names:
         if not docker_host.started_here and name not in before:
             docker_host.client.images.remove(name, force=True)

@@ -23,7 +23,7 @@
 {% if memory_mib %}
 #SBATCH --mem={{ memory_mib }}M
 {% endif %}
-#SBATCH --time={{ limits.time }}
+#SBATCH --time={{ time }}
 {% if gpus %}
 #SBATCH --gres=gpu:{% if site.gpu_type %}{{ site.gpu_type }}:{% endif %}{{ gpus }}
 {% endif %}

@@ -51,6 +51,8 @@ class Job:
     image: str
     """What the site's container flavour runs."""
     after: tuple[str, ...]
+    expected_s: float | None = None
+    """How long it is expected to run; None = not known."""
 
 
 def batch_text(job: Job, site: Site) -> str:
@@ -77,6 +79,7 @@ def _job_values(job: Job, site: Site) -> dict[str, Any]:
         "spec_file": str(around.folder.spec),
         "spec": json.dumps(job.spec.model_dump(mode="json"), ensure_ascii=True),
         "limits": limits,
+        "time": limits.asked(job.expected_s),
         "nodes": resources.nodes,
         "gpus": resources.gpus,
         "memory_mib": int(resources.memory_gib * MIB_IN_GIB) or limits.memory_gib * MIB_IN_GIB,

@@ -14,7 +14,8 @@ from essence.errors import SchedulerError
 USABLE = "set one that you may use (sacctmgr show associations user=$USER)"
 TABLE = {
     r"QOSMaxWall|WallDurationPerJobLimit|PartitionTimeLimit|requested time limit is invalid": (
-        "limits.{stage}.time = '{limits.time}' in site {name} is longer than allowed: shorten it"
+        "limits.{stage}.time = '{limits.time}' in site {name}, of which the job asks for {time}, is longer than "
+        "allowed: shorten it"
     ),
     r"Grp\w*Min(ute)?s|GrpWall|RunMin": (
         "the account '{site.account}' has no hours left: set another one (site {name} or --account), or ask for more"
@@ -60,7 +61,8 @@ def cure(site: Site, name: str, job: Job, words: str) -> str:
     known = next((text for reason, text in TABLE.items() if re.search(reason, words, re.IGNORECASE)), "")
     stage, gpus = job.surroundings.stage, job.surroundings.resources.gpus
     limits = site.limits[stage]
-    asked = f"limits.{stage} = {limits.time}, {limits.memory_gib} GiB, {limits.cpus} cores"
+    time = limits.asked(job.expected_s)
+    asked = f"limits.{stage} = {time}, {limits.memory_gib} GiB, {limits.cpus} cores"
     asked += f", gpu_type = '{site.gpu_type}' with {gpus} GPUs" if gpus else ""
     there = ", ".join(queue.partitions()) if "{partitions}" in known else ""
-    return known.format(stage=stage, limits=limits, site=site, name=name, asked=asked, partitions=there)
+    return known.format(stage=stage, limits=limits, site=site, name=name, asked=asked, time=time, partitions=there)

@@ -1,5 +1,6 @@
 """A cluster as its site file says: `experiments/sites/<name>.toml`. It changes no result."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ SET_BY_THE_KIT = {
 """Options of a job that other keys, or the way in which a stage is followed, already decide."""
 SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
 FLAVOUR = "{flavour}"
+MARGIN, LEAST_ASKED_S, ROUNDED_S = 2.0, 3 * 3600, 600
+"""A job that asks for less waits less in the queue, and one that asked for too little goes on in a second one."""
 BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*)?(:(ro|rw))?")
 
 
@@ -39,7 +42,8 @@ class StageLimits(Record):
     """What a job of one kind of stage asks for."""
 
     time: str
-    """`[days-]hours:minutes:seconds`. A training that needs longer writes a checkpoint and queues again."""
+    """`[days-]hours:minutes:seconds`, the most that a job asks for. A training that needs longer writes a checkpoint
+    and queues again."""
     memory_gib: Annotated[int, Field(ge=0, le=1_000_000)]
     """Main memory of each node, where the experiment names none (`resources.memory_gib = 0`); 0 here too = the job asks
     for none, on clusters that give it by cores or whole nodes."""
@@ -58,6 +62,14 @@ class StageLimits(Record):
         days, _, clock = self.time.rpartition("-")
         hours, minutes, seconds = map(int, clock.split(":"))
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+    def asked(self, expected_s: float | None) -> str:
+        """The time that a job asks for: twice what is expected, at least three hours; without an estimate, the most."""
+        wanted = max(MARGIN * expected_s, LEAST_ASKED_S) if expected_s is not None else self.seconds
+        if wanted >= self.seconds:
+            return self.time
+        minutes = math.ceil(wanted / ROUNDED_S) * ROUNDED_S // 60
+        return self.time if minutes * 60 >= self.seconds else f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
 
 class Site(Record):

@@ -114,11 +114,11 @@ class SlurmEngine(Engine):
             if not fetches(stage)
         ]
 
-    def job(self, launch: Launch) -> Job:
-        """The job of a stage."""
+    def job(self, launch: Launch, expected_s: float | None = None) -> Job:
+        """The job of a stage; one that is expected to take so long asks for a time that fits."""
         spec = launch.spec or Spec.model_validate(read_json(launch.folder.spec))
         image = self.site.image(recipe(launch.environment, self.flavour))
-        return Job(launch, spec, image, launch.inputs)
+        return Job(launch, spec, image, launch.inputs, expected_s)
 
     def render(self, surroundings: Launch) -> str:
         """The batch text."""

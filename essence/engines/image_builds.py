@@ -1,0 +1,113 @@
+"""Building the images of Docker: all that a flavour has, or those that a run lacks, with docker buildx."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import get_args
+
+from essence.engines.recipes import ImageRecipe, recipe, remember_digest
+from essence.errors import MachineError
+from essence.paths import typed_path
+from essence.plan.experiment import PROJECT
+from essence.record.facts import code_facts
+from essence.settings import EnvironmentName
+
+ENVIRONMENTS: tuple[EnvironmentName, ...] = get_args(EnvironmentName)
+OVERLAY_VARIABLE = "ESSENCE_BAKE_FILE"
+"""Names a further bake file, as one that takes the bases from a mirror of the registry."""
+UNPACKED = 3
+"""About how many times its compressed size an image takes while it is made."""
+
+
+def to_be_made(images: Iterable[ImageRecipe]) -> str:
+    """Which images a run makes first, and what they take."""
+    images = list(images)
+    names = ", ".join(image.name for image in images)
+    gib = sum(image.compressed_gib for image in images)
+    return f"{names}: to be made first, about {gib:.1f} GiB compressed and {UNPACKED} times that on disk"
+
+
+def bake(flavour: str, targets: Iterable[EnvironmentName], overlay: Path | None = None) -> dict[str, str]:
+    """Build these images; name -> digest of its configuration. buildx itself shows how far it is.
+
+    overlay: a further bake file; without one, that of ESSENCE_BAKE_FILE.
+
+    Raises:
+        MachineError: Docker or buildx is not there, or the build fails.
+    """
+    check_buildx()
+    record = PROJECT / ".cache" / "images.json"
+    record.parent.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [*bake_command(list(targets), overlay or _overlay()), "--metadata-file", str(record)],
+        cwd=PROJECT,
+        env={**os.environ, **bake_variables(flavour)},
+        check=False,
+    )
+    if done.returncode:
+        raise MachineError(f"docker buildx bake ended with code {done.returncode}; what it says is above")
+    digests = {}
+    for built in json.loads(record.read_text(encoding="utf-8")).values():
+        if isinstance(built, dict) and "image.name" in built:
+            digests[built["image.name"]] = built["containerimage.config.digest"]
+            remember_digest(built["containerimage.digest"], built["containerimage.config.digest"])
+    return digests
+
+
+def _overlay() -> Path | None:
+    text = os.environ.get(OVERLAY_VARIABLE)
+    return typed_path(OVERLAY_VARIABLE, text) if text else None
+
+
+def bake_command(targets: list[str], overlay: Path | None = None) -> list[str]:
+    """The build as an argv. Without provenance, which holds times, so that the same input gives the same digest."""
+    files = ["--file", "docker/bake.hcl", *(["--file", str(overlay)] if overlay else [])]
+    return ["docker", "buildx", "bake", *files, "--provenance=false", *targets]
+
+
+def bake_variables(flavour: str) -> dict[str, str]:
+    """What `docker/bake.hcl` is given."""
+    code, _ = code_facts(PROJECT)
+    commit = code["commit"] or "unknown"
+    variables = {
+        "FLAVOUR": flavour,
+        "COMMIT": f"{commit}{' with changes' if code['dirty'] else ''}",
+        "SOURCE_DATE_EPOCH": source_date_epoch(),
+        "BUILDX_BAKE_ENTITLEMENTS_FS": "0",
+        "CERTIFICATES": os.environ.get("SSL_CERT_FILE", ""),
+        "WHEELS": os.environ.get("PIP_FIND_LINKS", ""),
+    }
+    for environment in ENVIRONMENTS:
+        image = recipe(environment, flavour)
+        variables[f"{environment.upper()}_LOCK"] = image.lock_sha256
+        variables[f"{environment.upper()}_BASE"] = image.base
+        variables[f"{environment.upper()}_SOURCE"] = image.source_sha256
+    return variables
+
+
+def source_date_epoch() -> str:
+    """When environments were last changed: the time of everything in an image."""
+    command = ["git", "-C", str(PROJECT), "log", "-1", "--format=%ct", "--", "docker", "locks"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "0"
+
+
+def check_buildx() -> None:
+    """MachineError unless images can be built here."""
+    if not shutil.which("docker"):
+        raise MachineError("building images needs the docker command, which is not installed here")
+    for what, command in (
+        ("docker's plugin buildx, which is not installed", ["docker", "buildx", "version"]),
+        ("a running Docker engine", ["docker", "info"]),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MachineError(f"building images needs {what}: {last_line(done.stderr)}")
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
