@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from essence.engines.slurm.jobs import NEVER_STARTED, StageJob
 from essence.engines.slurm.snapshot import QueueSnapshot, failure_of_job, look_at_scheduler, state_with_job
 from essence.errors import RecordError
-from essence.record.live_records import FailureRecord, ProgressRecord, read_failure
+from essence.record.live_records import FailureRecord, GivenGpus, ProgressRecord, look_at, read_failure
 from essence.record.plan_record import BaselineEntry, CellEntry, PlanRecord, plan_of
 from essence.record.run_directory import RunDirectory, StageFolder, State, describe_holder, holder_alive
 
@@ -24,6 +24,13 @@ class StageView:
     progress: ProgressRecord | None = None
     """Of a running stage, once it has said how far it is."""
     failure: FailureRecord | None = None
+    gpus: tuple[str, ...] = ()
+    """Of a running stage of this machine."""
+
+    @property
+    def gpu_words(self) -> str:
+        """`, on GPUs 4, 5`."""
+        return f", on GPU{'s' * (len(self.gpus) > 1)} {', '.join(self.gpus)}" if self.gpus else ""
 
     @property
     def job_words(self) -> str:
@@ -44,6 +51,8 @@ class StageView:
         record: dict[str, object] = {"stage": self.id, "title": self.title}
         if self.progress:
             record |= self.progress.model_dump()
+        if self.gpus:
+            record["given_gpus"] = list(self.gpus)
         if self.failure:
             record |= {"log": self.log, **self.failure.model_dump(exclude_unset=True)}
         elif self.job:
@@ -165,6 +174,7 @@ def not_run_here(run: RunDirectory, experiment: str) -> RecordError:
 
 def _view(folder: StageFolder, plan: PlanRecord, job: StageJob | None, state: State) -> StageView:
     name = folder.path.name
+    given = look_at(folder.given_gpus, GivenGpus) if state == "running" and job is None else None
     return StageView(
         id=name,
         title=plan.stages[name].title,
@@ -172,6 +182,7 @@ def _view(folder: StageFolder, plan: PlanRecord, job: StageJob | None, state: St
         job=job,
         progress=folder.progress_record() if state == "running" else None,
         failure=_failure(folder, job) if state == "failed" else None,
+        gpus=given.names if given else (),
     )
 
 

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.text import Text
 
@@ -19,11 +20,13 @@ from essence.commands.save_plan import save_plan
 from essence.commands.screen import RunDisplay
 from essence.commands.terminal import teller
 from essence.engines.engine import surroundings
+from essence.engines.gpu_pool import GpuPool
 from essence.engines.image_builds import to_be_made
 from essence.engines.readiness import make_ready
-from essence.engines.runner import Runner, Summary, last_lines
+from essence.engines.runner import Capacity, Runner, Summary, last_lines
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExitCode, MachineError, disk_error
+from essence.files import GIB
 from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.live_records import FailureRecord, look_at
 from essence.record.run_directory import RunDirectory, StageFolder, hold
@@ -57,10 +60,13 @@ def run(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Cons
 def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
     """Write down the plan and the resolved settings, then run what is wanted."""
     code = save_plan(plan, selection)
-    parallel = selection.loaded.experiment.resources.parallel_stages
+    resources = selection.loaded.experiment.resources
+    pool = GpuPool.of_this_machine(selection.engine.gpus_in_use)
+    capacity = Capacity(resources.parallel_stages, pool, psutil.virtual_memory().total / GIB)
+    at_once = max(capacity.parallel, pool.stages_at_once(resources.gpus))
     found = partial(_found, selection.run_directory)
-    with RunDisplay(console, selection.wanted, selection.left(), parallel, found) as display:
-        return Runner(selection.engine, selection.run_directory, selection.wanted, parallel, code, display).run()
+    with RunDisplay(console, selection.wanted, selection.left(), at_once, found) as display:
+        return Runner(selection.engine, selection.run_directory, selection.wanted, capacity, code, display).run()
 
 
 def _found(run_directory: RunDirectory, stage: PlannedStage) -> list[str]:

@@ -73,6 +73,11 @@ class RunDisplay:
         line = f"           {stage.title} waits until {holder} has ended, of an earlier run (11 minutes at most)"
         self.console.print(Text(line, style="yellow"), soft_wrap=True, highlight=False)
 
+    def waits_for_gpus(self, stage: PlannedStage) -> None:
+        """One line for the first stage that finds too few GPUs, where this run itself has none."""
+        line = f"           {stage.title} waits until {stage.resources.gpus} GPUs are free: other runs have them"
+        self.console.print(Text(line, style="yellow"), soft_wrap=True, highlight=False)
+
     def seconds_left(self) -> float | None:
         """From the mean time of the finished stages of each kind; None while a kind has none."""
         rest = seconds_of_rest(self.seconds, (self.kinds[identifier] for identifier in self.left))

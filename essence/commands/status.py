@@ -76,7 +76,7 @@ def _print_running(state: MatrixState, console: Console) -> None:
     for stage in state.running:
         at = stage.progress
         part = f"{at.phase} {at.done}/{at.total} {at.unit}" if at else "starting"
-        line("running", f"{stage.title}: {part}{left_words(at)}{stage.job_words}")
+        line("running", f"{stage.title}: {part}{left_words(at)}{stage.gpu_words}{stage.job_words}")
     for text in queued_lines(state.queued):
         line("queued", text)
     for stage in state.failed:

@@ -162,7 +162,7 @@ def _all_stages(seen: Seen) -> Progress:
 def _running(stage: StageView, short: dict[str, str]) -> list[RenderableType]:
     """What runs; phase, how far, how long still, and its own note (loss, tokens a second, memory); its GPUs."""
     at = stage.progress
-    title = _line(f"▶ {_shortened(stage.title, short)}{stage.job_words}", "cyan")
+    title = _line(f"▶ {_shortened(stage.title, short)}{stage.gpu_words}{stage.job_words}", "cyan")
     if at is None:
         return [title, _bar(0, 1, "starting")]
     note = f"{at.unit} {at.phase}{left_words(at)}  {at.note}".strip()

@@ -25,7 +25,6 @@ from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, progra
 from essence.errors import ExperimentError, MachineError
 from essence.files import sha256_text
 from essence.plan.stage_plan import PlannedStage
-from essence.progress import visible_gpus
 from essence.settings import EnvironmentName
 
 LIFELINE = "ESSENCE_LIFELINE"
@@ -188,7 +187,7 @@ def limit_words(ulimits: Mapping[Any, int]) -> list[str]:
 def gpu_variables(around: Launch) -> dict[str, str]:
     """So many GPUs as the stage asks for: --nv alone shows all of the machine."""
     count = around.resources.gpus
-    chosen = (visible_gpus() or [str(index) for index in range(count)])[:count]
+    chosen = around.chosen_gpus() or [str(index) for index in range(count)]
     return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)} if count else {}
 
 

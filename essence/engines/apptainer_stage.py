@@ -69,8 +69,8 @@ class ApptainerStage:
                     stderr=subprocess.STDOUT,
                     env={**host_variables(), **variables},
                     cwd=self.surroundings.folder.path,
-                    # Should this process be killed, the container's own still holds its folder.
-                    pass_fds=(held,),
+                    # Should this process be killed, the container's own still holds its folder and its GPUs.
+                    pass_fds=(held, *self.surroundings.held_open),
                     # Ctrl-C reaches the host alone, which then asks each stage to stop.
                     start_new_session=True,
                 )

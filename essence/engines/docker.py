@@ -8,7 +8,8 @@ import functools
 import os
 import shlex
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,10 +31,11 @@ from essence.progress import visible_gpus
 from essence.settings import EnvironmentName
 
 API_TIMEOUT_S = 120
-FOLDER, HOST, PROCESS, BORN, LOG_START = (
-    f"essence.{word}" for word in ("folder", "host", "process", "born", "log-start")
+FOLDER, HOST, PROCESS, BORN, LOG_START, GPUS = (
+    f"essence.{word}" for word in ("folder", "host", "process", "born", "log-start", "gpus")
 )
-"""Labels of a container: the stage's folder, who started it and when that process began, where its log begins."""
+"""Labels of a container: the stage's folder, who started it and when that process began, where its log begins, its
+GPUs."""
 TOOLKIT = "GPUs in containers need the NVIDIA Container Toolkit on this machine"
 TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"  # exec: compiled kernels are loaded from there
 
@@ -115,7 +117,8 @@ class DockerEngine(Engine):
     def try_gpus(self, stage: PlannedStage) -> None:
         """MachineError when a container gets no GPUs, which would otherwise be told hours later, at the first one."""
         image = self._found(recipe(stage.runs_in, self.flavour))
-        gpus = [_gpus(stage.resources.gpus)]
+        asked = stage.resources.gpus
+        gpus = [_gpus(asked, visible_gpus()[:asked])]
         container = self.client.containers.create(image.id, ["true"], network_mode="none", device_requests=gpus)
         try:
             container.start()
@@ -162,6 +165,16 @@ class DockerEngine(Engine):
         except (APIError, requests.RequestException) as error:
             raise _cannot_start(surroundings, error) from error
 
+    def gpus_in_use(self) -> dict[str, Path]:
+        """Those of all containers of stages that run on this engine, whoever started them."""
+        running = self.client.containers.list(filters={"label": GPUS})
+        return {
+            name: Path(container.labels[FOLDER])
+            for container in running
+            for name in container.labels[GPUS].split(",")
+            if name
+        }
+
     def _left_behind(self, surroundings: Launch) -> list[Container]:
         labels = [f"{FOLDER}={surroundings.folder.path}"]
         return list(self.client.containers.list(all=True, filters={"label": labels}))
@@ -174,6 +187,7 @@ class DockerEngine(Engine):
         try:
             options = creation(surroundings, secret, self._user(surroundings))
             labels = {**_owner(), FOLDER: str(surroundings.folder.path), LOG_START: str(log_start)}
+            labels[GPUS] = ",".join(surroundings.gpus)
             container = self.client.containers.create(image.id, labels=labels, **options)
             container.start()
         except BaseException:
@@ -221,7 +235,7 @@ def creation(surroundings: Launch, secret: Token | None, user: str) -> dict[str,
         "mem_limit": memory,
         "memswap_limit": memory,
         "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in resources.ulimits.items()],
-        "device_requests": [_gpus(resources.gpus)] if resources.gpus else [],
+        "device_requests": [_gpus(resources.gpus, surroundings.chosen_gpus())] if resources.gpus else [],
     }
 
 
@@ -237,7 +251,7 @@ def argv(surroundings: Launch, image: str) -> list[str]:
         line += [f"--memory={options['mem_limit']}", f"--memory-swap={options['mem_limit']}"]
     line += [f"--ulimit={limit['Name']}={limit['Soft']}" for limit in options["ulimits"]]
     if gpus := surroundings.resources.gpus:
-        chosen = visible_gpus()[:gpus]
+        chosen = surroundings.chosen_gpus()
         line.append(f'--gpus="device={",".join(chosen)}"' if chosen else f"--gpus={gpus}")
     for mount in surroundings.mounts:
         line.append(f"--mount=type=bind,source={mount.source},target={mount.target}{',ro' * mount.read_only}")
@@ -245,10 +259,10 @@ def argv(surroundings: Launch, image: str) -> list[str]:
     return [*line, image, *options["command"]]
 
 
-def _gpus(count: int) -> DeviceRequest:
-    """So many GPUs, of those that the caller has been given when CUDA_VISIBLE_DEVICES says which."""
-    if visible := visible_gpus():
-        return DeviceRequest(device_ids=visible[:count], capabilities=[["gpu"]])
+def _gpus(count: int, names: Sequence[str]) -> DeviceRequest:
+    """These GPUs; where they have no names, so many."""
+    if names:
+        return DeviceRequest(device_ids=list(names), capabilities=[["gpu"]])
     return DeviceRequest(count=count, capabilities=[["gpu"]])
 
 

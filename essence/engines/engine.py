@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from essence.engines.gpu_pool import NO_GPUS, TakenGpus
 from essence.engines.image_builds import to_be_made
 from essence.engines.recipes import ImageRecipe
 from essence.engines.requirement import Requirement, asked
 from essence.paths import local_files
 from essence.plan.stage_plan import PlannedStage
+from essence.progress import visible_gpus
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.settings import DownloadSettings, EnvironmentName, Resources, Spec, StageName
@@ -57,6 +59,10 @@ class Launch:
     """uid and gid of the caller, who is to own the files."""
     inputs: tuple[str, ...] = ()
     """Ids of the stages that it reads."""
+    gpus: tuple[str, ...] = ()
+    """The GPUs that are this stage's alone, as CUDA_VISIBLE_DEVICES names them; empty = the first of the caller's."""
+    held_open: tuple[int, ...] = ()
+    """Descriptors that the stage's processes inherit, and that hold its GPUs while one of them lives."""
     spec: Spec | None = None
     """What a batch text carries to the node; None = the spec is in the stage's folder."""
 
@@ -64,6 +70,10 @@ class Launch:
     def arguments(self) -> list[str]:
         """What follows `python`."""
         return ["-m", "essence.stages", self.stage, "--spec", str(self.folder.spec)]
+
+    def chosen_gpus(self) -> tuple[str, ...]:
+        """Names of the GPUs that the stage gets; empty where it asks for none, or the caller's have no names."""
+        return self.gpus or tuple(visible_gpus()[: self.resources.gpus])
 
     def contained_variables(self) -> dict[str, str]:
         """The whole environment of a stage that inherits nothing: an allow-list, no secrets."""
@@ -85,7 +95,7 @@ class Launch:
         return {**inside, **self.variables}
 
 
-def surroundings(stage: PlannedStage, run_directory: RunDirectory) -> Launch:
+def surroundings(stage: PlannedStage, run_directory: RunDirectory, gpus: TakenGpus = NO_GPUS) -> Launch:
     """What surrounds a planned stage: its own folder to write to, its inputs to read, the network if it fetches."""
     folder = run_directory.stage(stage.id)
     network = stage.stage == "download" and fetches(stage)
@@ -106,6 +116,8 @@ def surroundings(stage: PlannedStage, run_directory: RunDirectory) -> Launch:
         variables=stage_environment(stage.resources, network),
         user=(os.getuid(), os.getgid()),
         inputs=tuple(dict.fromkeys(stage.inputs.values())),
+        gpus=gpus.names,
+        held_open=gpus.descriptors,
     )
 
 
@@ -212,6 +224,10 @@ class Engine(ABC):
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Make these images; what makes them shows on standard error how far it is."""
         del images, say
+
+    def gpus_in_use(self) -> dict[str, Path]:
+        """GPU -> folder of the stage that has it and outlives this process: one in a container."""
+        return {}
 
     def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
         """What `invoke doctor` lists: the engine, then what it needs for the stages."""

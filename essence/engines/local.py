@@ -95,7 +95,8 @@ def check_torch(gpus: bool) -> None:
 def variables(surroundings: Launch) -> dict[str, str]:
     """The whole environment of a stage's process: the caller's without secrets, and what the kit says."""
     own = {"ESSENCE_PARENT": str(os.getpid()), "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUTF8": "1"}
-    return {**inherited(), **surroundings.variables, **own}
+    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(surroundings.gpus)} if surroundings.gpus else {}
+    return {**inherited(), **surroundings.variables, **gpus, **own}
 
 
 class LocalStage:
@@ -113,6 +114,8 @@ class LocalStage:
                 stderr=subprocess.STDOUT,
                 env=variables(surroundings) | told,
                 cwd=surroundings.folder.path,
+                # Should this process be killed, the stage still holds its GPUs until it is gone.
+                pass_fds=surroundings.held_open,
                 # Ctrl-C reaches the host alone, which then asks each stage to stop.
                 start_new_session=True,
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from essence.engines.choice import DOCKER, queueing
 from essence.engines.engine import fetches
+from essence.engines.gpu_pool import GpuPool
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
 from essence.engines.requirement import Requirement, asked, unmet
@@ -65,7 +66,7 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
         yield from _models(selection)
         # Of a cluster's nodes Slurm is asked.
         if not selection.engine.queue:
-            yield from _shares(selection.loaded.experiment.resources, left)
+            yield from _machines(selection.loaded.experiment.resources, left)
             yield from _gpus(selection, left, machine)
             yield from _memory(selection, left, machine)
         yield _disk(selection, machine)
@@ -121,15 +122,12 @@ def _gpus(selection: Run, left: list[PlannedStage], machine: Machine) -> Iterato
         yield _driver(selection, machine)
 
 
-def _shares(resources: ResourcesSection, left: list[PlannedStage]) -> Iterator[Requirement]:
-    """What a machine alone cannot do: be several, or give the same GPUs to several stages at once."""
+def _machines(resources: ResourcesSection, left: list[PlannedStage]) -> Iterator[Requirement]:
+    """What a machine alone cannot do: be several."""
     if any(stage.resources.nodes > 1 for stage in left):
         yield Requirement(
             "machines", "one", f"{resources.nodes} machines", "set nodes = 1, or queue it: --engine slurm"
         )
-    if resources.parallel_stages > 1 and any(stage.resources.gpus for stage in left):
-        found = f"parallel_stages = {resources.parallel_stages}, which would all be given the same GPUs"
-        yield Requirement("stages at once", found, cure="set parallel_stages = 1 in [resources]")
 
 
 def _driver(selection: Run, machine: Machine) -> Requirement:
@@ -200,7 +198,9 @@ def disk_gib(selection: Run) -> float:
     cells = [plan for plan in selection.plan.cells if plan.stages["train"] in left]
     costs = [estimate(plan, loaded, run_directory) for plan in cells]
     scratch = max((cost.scratch_gib or 0.0 for cost in costs), default=0.0)
-    at_once = min(len(cells), loaded.experiment.resources.parallel_stages)
+    resources = loaded.experiment.resources
+    pool = GpuPool.of_this_machine()
+    at_once = min(len(cells), max(resources.parallel_stages, pool.stages_at_once(resources.gpus)))
     downloads = download_gib(stages, loaded, run_directory)
     stored = stored_teachers(selection.plan.cells, loaded, run_directory)
     states = sum(one.disk_gib for one in stored if one.stage in left)

@@ -5,6 +5,7 @@ Benchmarks are read as soon as they are fetched, so that a misspelt field is tol
 """
 
 import importlib.util
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -16,16 +17,19 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from essence.engines.engine import Engine, Exit, RunningStage, surroundings
+from essence.engines.gpu_pool import NO_GPUS, GpuPool, TakenGpus
 from essence.errors import ExitCode, InputError, KitError
 from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
 from essence.plan.stage_plan import PlannedStage
+from essence.record.live_records import GivenGpus
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, holder_alive
 from essence.record.source_key import module_hashes
 from essence.record.untouched import own_names
 from essence.settings import GenerateSettings, Spec
 
 POLL_S = 0.05
+GPU_POLL_S = 1.0
 STOP_GRACE_S = 600.0
 """A checkpoint of a 4B student with its moments is 48 GB; a second Ctrl-C ends the wait."""
 BEFORE_PROBLEMS = ("download", "tokenize")
@@ -39,6 +43,8 @@ class Display(Protocol):
     def event(self, kind: Event, stage: PlannedStage, seconds: float) -> None: ...
 
     def waits(self, stage: PlannedStage, holder: str) -> None: ...
+
+    def waits_for_gpus(self, stage: PlannedStage) -> None: ...
 
     def tick(self, running: dict[str, StageFolder]) -> None: ...
 
@@ -59,6 +65,28 @@ class Summary:
         return not (self.failed or self.blocked or self.interrupted)
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A stage that runs."""
+
+    stage: PlannedStage
+    process: RunningStage
+    at: float
+    gpus: TakenGpus
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What may run at the same time."""
+
+    parallel: int
+    """Stages without GPUs."""
+    gpus: GpuPool = field(default_factory=GpuPool)
+    """Of stages with GPUs as many as find free ones here."""
+    memory_gib: float = math.inf
+    """Main memory of this machine, for those stages together."""
+
+
 @dataclass
 class Runner:
     """Stages, where they lie, and how many may run at the same time."""
@@ -66,12 +94,16 @@ class Runner:
     engine: Engine
     run_directory: RunDirectory
     stages: list[PlannedStage]
-    parallel: int
+    capacity: Capacity
     code: dict[str, Any]
     display: Display
-    _running: dict[str, tuple[RunningStage, float]] = field(default_factory=dict)
+    _running: dict[str, _Started] = field(default_factory=dict)
+    _next_look_s: float = 0.0
+    """When GPUs are looked for again, by the clock of `time.monotonic`."""
     _stopping: bool = False
     _checked: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
+    """Stages of which was told that they wait for GPUs."""
 
     def run(self) -> Summary:
         """Run until nothing is left that can be run; InputError for a benchmark whose problems cannot be read."""
@@ -94,12 +126,14 @@ class Runner:
     def _loop(self, waiting: list[PlannedStage], summary: Summary) -> None:
         while True:
             finished = {*summary.done_before, *summary.finished}
-            for stage in [s for s in waiting if finished.issuperset(s.inputs.values())]:
-                if len(self._running) >= self.parallel:
-                    break
+            without_room = False
+            for stage in [stage for stage in waiting if finished.issuperset(stage.inputs.values())]:
+                if (gpus := self._room(stage)) is None:
+                    without_room = True
+                    continue
                 waiting.remove(stage)
-                self._start(stage, summary)
-            if not self._running:
+                self._start(stage, gpus, summary)
+            if not (self._running or without_room):
                 return
             time.sleep(POLL_S)
             self._collect(summary)
@@ -123,7 +157,28 @@ class Runner:
                 except InputError as error:
                     raise error.reworded(partial(own_names, folders=[fetched])) from error
 
-    def _start(self, stage: PlannedStage, summary: Summary) -> None:
+    def _room(self, stage: PlannedStage) -> TakenGpus | None:
+        """The GPUs of a stage that can start now; None while it has to wait."""
+        if not stage.resources.gpus:
+            busy = sum(not one.stage.resources.gpus for one in self._running.values())
+            return NO_GPUS if busy < self.capacity.parallel else None
+        others = [one for one in self._running.values() if one.stage.resources.gpus]
+        pool = self.capacity.gpus
+        if not pool.identities:
+            # They cannot be told apart here: one stage at a time has all that the engine gives it.
+            return None if others else NO_GPUS
+        memory = sum(one.stage.resources.memory_gib for one in others) + stage.resources.memory_gib
+        if (others and memory > self.capacity.memory_gib) or time.monotonic() < self._next_look_s:
+            return None
+        taken = pool.take(stage.resources.gpus, self._folder(stage).path)
+        if taken is None:
+            self._next_look_s = time.monotonic() + GPU_POLL_S
+            if not self._running and stage.id not in self._told:
+                self._told.add(stage.id)
+                self.display.waits_for_gpus(stage)
+        return taken
+
+    def _start(self, stage: PlannedStage, gpus: TakenGpus, summary: Summary) -> None:
         if stage.stage not in BEFORE_PROBLEMS:
             self._check_problems()
         folder = self._folder(stage)
@@ -132,21 +187,26 @@ class Runner:
         write_json(folder.spec, spec.model_dump(mode="json"))
         # Why an earlier attempt failed is not why this one does, which may end before it can say so.
         folder.failure.unlink(missing_ok=True)
+        if gpus.names:
+            write_json(folder.given_gpus, GivenGpus(names=gpus.names).model_dump(mode="json"))
         self.display.event("started", stage, 0.0)
         if holder_alive(folder.path):
             self.display.waits(stage, describe_holder(folder.path))
         try:
-            running = self.engine.start(surroundings(stage, self.run_directory))
+            process = self.engine.start(surroundings(stage, self.run_directory, gpus))
         except KitError as error:
+            gpus.leave()
             self._ended(stage, Exit(code=1, cause=str(error)), 0.0, summary)
         else:
-            self._running[stage.id] = (running, time.monotonic())
+            self._running[stage.id] = _Started(stage, process, time.monotonic(), gpus)
 
     def _collect(self, summary: Summary) -> None:
-        for stage in self.stages:
-            if stage.id in self._running and (ending := self._running[stage.id][0].poll()) is not None:
-                _, started = self._running.pop(stage.id)
-                self._ended(stage, ending, time.monotonic() - started, summary)
+        for one in list(self._running.values()):
+            if (ending := one.process.poll()) is not None:
+                del self._running[one.stage.id]
+                one.gpus.leave()
+                self._next_look_s = 0.0
+                self._ended(one.stage, ending, time.monotonic() - one.at, summary)
 
     def _ended(self, stage: PlannedStage, ending: Exit, seconds: float, summary: Summary) -> None:
         if ending.code == 0 and self._folder(stage).done:
@@ -169,8 +229,8 @@ class Runner:
     def _stop_all(self, summary: Summary) -> None:
         """Ask the running stages to stop; a second Ctrl-C, or too long a wait, ends them at once."""
         self._stopping = True
-        for stage, _ in self._running.values():
-            stage.stop()
+        for one in self._running.values():
+            one.process.stop()
         deadline = time.monotonic() + STOP_GRACE_S
         try:
             while self._running and time.monotonic() < deadline:
@@ -178,8 +238,8 @@ class Runner:
                 self._collect(summary)
         except KeyboardInterrupt:
             pass
-        for stage, _ in self._running.values():
-            stage.kill()
+        for one in self._running.values():
+            one.process.kill()
         self._collect(summary)
 
     def _folder(self, stage: PlannedStage) -> StageFolder:

@@ -124,7 +124,7 @@ class GradingSection(GradingSettings):
 
 class ResourcesSection(Resources):
     parallel_stages: Annotated[int, Field(gt=0, le=1000)]
-    """Stages that the local engine runs at the same time."""
+    """Stages without GPUs that run at the same time; of those with GPUs as many do as find free ones."""
 
 
 class ExperimentSchema(Record):

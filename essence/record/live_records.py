@@ -43,6 +43,13 @@ class GpuUse(Live):
     total_gib: float
 
 
+class GivenGpus(Live):
+    """gpus.json: which GPUs of its machine a stage was given."""
+
+    names: tuple[str, ...] = ()
+    """As CUDA_VISIBLE_DEVICES names them."""
+
+
 class ProgressRecord(Live):
     """progress.json: how far a stage is."""
 

@@ -73,6 +73,11 @@ class StageFolder:
         return self.path / "jobs.jsonl"
 
     @property
+    def given_gpus(self) -> Path:
+        """Which GPUs of this machine the last attempt was given, where it asked for any."""
+        return self.path / "gpus.json"
+
+    @property
     def partial(self) -> Path:
         return self.path / "partial"
 

@@ -145,15 +145,6 @@ def test_only_the_gpus_that_the_caller_was_given_count(
         assert found["GPUs"]["found"] == f"{found_gpus} GPUs of 80 GiB" and found["GPUs"]["ok"] == (found_gpus == 4)
 
 
-def test_stages_that_would_share_their_gpus_are_refused(doctor: Look, stand_in_gpus: Any, tmp_path: Path) -> None:
-    stand_in_gpus(79.6, "580.95.05")
-    two = written(tmp_path / "two.toml", 'extends = "bespoke"\ntitle = "x"\n[resources]\nparallel_stages = 2\n')
-    _, found = doctor(experiment=two, lsp=0.5, engine="docker", runs=str(tmp_path))
-    assert "the same GPUs" in found["stages at once"]["found"]
-    _, found = doctor(lsp=0.5, engine="docker", runs=str(tmp_path))
-    assert "stages at once" not in found
-
-
 def test_a_login_node_that_downloads_need_not_have_the_memory_of_the_jobs(doctor: Look, tmp_path: Path) -> None:
     more = '[training]\nparallel = "ddp"\nprocesses = 2\n[resources]\nnodes = 2\nmemory_gib = 1e6\n'
     large = written(tmp_path / "large.toml", CHANGED + more)

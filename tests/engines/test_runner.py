@@ -16,7 +16,7 @@ import pytest
 from essence.commands.options import select
 from essence.engines.engine import Exit, Launch
 from essence.engines.local import LocalEngine
-from essence.engines.runner import Runner, Summary
+from essence.engines.runner import Capacity, Runner, Summary
 from essence.engines.selected_run import Options
 from essence.errors import ExitCode, InputError, MachineError
 from essence.files import read_json, write_json
@@ -100,6 +100,9 @@ class Display:
         assert f"process {os.getpid()}" in holder
         self.waited.append(stage.id)
 
+    def waits_for_gpus(self, stage: PlannedStage) -> None:
+        raise AssertionError("no stage here asks for GPUs")
+
     def tick(self, running: dict[str, StageFolder]) -> None:
         self.most = max(self.most, len(running))
         self.act()
@@ -118,7 +121,7 @@ class Bench:
     display: Display = field(default_factory=Display)
 
     def run(self, parallel: int = 2) -> Summary:
-        return Runner(self.engine, self.runs, self.stages, parallel, {"version": "0"}, self.display).run()
+        return Runner(self.engine, self.runs, self.stages, Capacity(parallel), {"version": "0"}, self.display).run()
 
     def named(self, beginning: str) -> list[str]:
         return [stage.id for stage in self.stages if stage.title.startswith(beginning)]

@@ -1,0 +1,101 @@
+"""A host that runs made-up stages on stand-in GPUs: `python -m support.gpu_host RUNS GPUS PARALLEL`.
+
+Each stage is a process of the local engine that writes down which GPUs it was given, and from when to when it had them.
+Killed, it goes on: no stage of these looks for its host.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from essence.engines.engine import Launch
+from essence.engines.gpu_pool import GpuPool
+from essence.engines.local import LocalEngine
+from essence.engines.runner import Capacity, Runner, Summary
+from essence.plan.stage_plan import PlannedStage
+from essence.record.run_directory import RunDirectory, StageFolder
+from essence.settings import Record, StageName
+from support.some_resources import some_resources
+
+WORK = """
+import os, sys, time
+from pathlib import Path
+folder, log, seconds = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+def say(word):
+    line = f"{word} {folder.name} {os.getpid()} {time.monotonic()} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}"
+    with log.open("a") as file:
+        print(line, file=file)
+say("begin")
+time.sleep(seconds)
+say("end")
+(folder / "manifest.json").write_text("{}")
+"""
+GPU_STAGE_S, OTHER_STAGE_S = 0.4, 0.1
+
+
+class Nothing(Record):
+    """The settings of a stage that reads none."""
+
+
+class StandInEngine(LocalEngine):
+    """The local engine with other work."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__("cpu")
+        self.log = log
+
+    def command(self, surroundings: Launch) -> list[str]:
+        seconds = GPU_STAGE_S if surroundings.resources.gpus else OTHER_STAGE_S
+        return [sys.executable, "-S", "-c", WORK, str(surroundings.folder.path), str(self.log), str(seconds)]
+
+
+@dataclass
+class Silent:
+    """Shows nothing."""
+
+    def event(self, kind: str, stage: PlannedStage, seconds: float) -> None: ...
+
+    def waits(self, stage: PlannedStage, holder: str) -> None: ...
+
+    def waits_for_gpus(self, stage: PlannedStage) -> None: ...
+
+    def tick(self, running: dict[str, StageFolder]) -> None: ...
+
+
+def stage(kind: StageName, number: int, gpus: int, inputs: dict[str, str]) -> PlannedStage:
+    name = f"{kind}-{number:016x}"
+    return PlannedStage(
+        id=name,
+        stage=kind,
+        key=f"{number:016x}",
+        title=name,
+        settings=Nothing(),
+        inputs=inputs,
+        resources=some_resources(gpus=gpus),
+        runs_in="train",
+        environment={},
+        source_sha256="",
+    )
+
+
+def matrix(cells: int, gpus: int) -> list[PlannedStage]:
+    """Trainings, and of each a generation on GPUs and a grading without."""
+    stages = []
+    for number in range(cells):
+        trained = stage("train", number, gpus, {})
+        made = stage("generate", number, gpus, {"model": trained.id})
+        stages += [trained, made, stage("grade", number, 0, {"samples": made.id})]
+    return stages
+
+
+def run(runs: Path, stages: list[PlannedStage], gpus: int) -> Summary:
+    capacity = Capacity(1, GpuPool({str(number): f"stand-in {runs.name} {number}" for number in range(gpus)}))
+    return Runner(StandInEngine(runs / "log"), RunDirectory(runs), stages, capacity, {"version": "0"}, Silent()).run()
+
+
+if __name__ == "__main__":
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    place = Path(sys.argv[1])
+    summary = run(place, matrix(6, 4), 8)
+    sys.exit(0 if summary.complete else 1)
