@@ -141,9 +141,16 @@ def code_facts(project: Path) -> tuple[CodeFacts, str]:
         return facts, ""
     diff = _git(project, "diff", "HEAD", "--", ".") or ""
     untracked = _git(project, "ls-files", "--others", "--exclude-standard") or ""
-    diff += "".join(f"untracked: {name} {sha256_file(project / name)}\n" for name in untracked.splitlines())
+    diff += "".join(f"untracked: {name} {_content(project / name)}\n" for name in untracked.splitlines())
     facts.update(commit=commit.strip(), dirty=bool(diff), diff_sha256=sha256_text(diff) if diff else None)
     return facts, diff
+
+
+def _content(path: Path) -> str:
+    """Hash of a file; of a link where it leads, as git has it; nothing of a folder with a repository of its own."""
+    if path.is_symlink():
+        return f"-> {path.readlink()}"
+    return sha256_file(path) if path.is_file() else "no file"
 
 
 def _git(project: Path, *arguments: str) -> str | None:
