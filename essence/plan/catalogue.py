@@ -219,8 +219,9 @@ def missing(source: Source) -> PinError | None:
             "run `invoke pin` on a machine with network, or give a local `path` for it with --pins FILE",
         )
     if source.path and (reason := _unfit(source, Path(source.path))):
+        path = source.path if source.path.isprintable() else repr(source.path)  # a sentence is one line
         return PinError(
-            f"{source.kind} '{source.name}': its local path {source.path} {reason}", "give another with --pins FILE"
+            f"{source.kind} '{source.name}': its local path {path} {reason}", "give another with --pins FILE"
         )
     return None
 

@@ -191,6 +191,7 @@ REFUSED: dict[str, tuple[str, str, list[str]]] = {
 MISSING: dict[str, tuple[str, str, str]] = {
     "path_missing": (PATH, '"nope.jsonl"', "nope.jsonl does not exist"),
     "path_home": (PATH, '"~/nope.jsonl"', "nope.jsonl does not exist"),
+    "path_newline": (PATH, '"a\\nb"', "a\\nb' does not exist"),
     "path_below_a_file": (PATH, '"rows.jsonl/x"', "rows.jsonl/x does not exist"),
     "model_file": ('path = "MODELS"', 'path = "rows.jsonl"', "is a file, wanted: the folder of a model"),
     "files": (PATH, '"own"\nfiles = ["*.parquet"]', "has no file that fits files = ['*.parquet']"),
@@ -258,7 +259,6 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, encoding: str) -> N
     ("content", "words"),
     [
         pytest.param("", "matrix = []: at least 1 entry is wanted, found 0", id="empty_file"),
-        pytest.param("# nothing\n\n", "matrix = []: at least 1 entry is wanted, found 0", id="comments"),
         pytest.param('title = "x"', "matrix = []: at least 1 entry is wanted, found 0", id="only_title"),
         pytest.param('title = "a"\ntitle = "b"', "not valid TOML: Cannot overwrite a value", id="dup_key"),
         pytest.param('title = "a"\n"title" = "b"', "not valid TOML: Cannot overwrite a value", id="quoted"),
