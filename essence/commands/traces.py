@@ -15,7 +15,7 @@ from rich.console import Console
 from essence.commands.matrix_state import not_run_here
 from essence.data.accept import AcceptedRows
 from essence.data.reasons import Exchange
-from essence.data.trace_counts import TENTHS, Worked, by_tenth, cue_places, first_appearance, worked
+from essence.data.trace_counts import TENTHS, Worked, by_tenth, cue_places, first_written, worked
 from essence.errors import ExperimentError, RecordError
 from essence.evaluation.graders import Verdict
 from essence.evaluation.graders_apart import grader_version, require_installed
@@ -61,8 +61,8 @@ class Tally:
             self.without_answer += 1
             return
         self.items.append(Item(f"\\boxed{{{row.answer}}}", row.trace))
-        place = first_appearance(row.trace, row.answer)
-        if first_appearance(row.question, row.answer) >= 0:
+        place = first_written(row.trace, row.answer)
+        if first_written(row.question, row.answer) >= 0:
             self.in_question += 1
         elif place < 0:
             self.nowhere += 1

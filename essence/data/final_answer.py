@@ -1,4 +1,4 @@
-"""Where a row first states its own final answer: by its text alone, without a model.
+"""Where a row first states its own final answer as a result, boxed or not: by its text alone, without a model.
 
 The final answer is what the last box at or behind `<think>` holds. It is *stated* where it stands as a word of its own
 behind a sign or a word of a result (`=`, `is`, `gives`, `answer`, a box). The bare number elsewhere is not: `2` stands
@@ -17,7 +17,7 @@ STATES = re.compile(
 )
 
 
-def first_answer(text: str, start: int) -> int:
+def first_stated_as_result(text: str, start: int) -> int:
     """Index of the last character of the first statement of the final answer at or after `start`; -1 where none is.
 
     `start` is the index of `<think>`, -1 where it is absent: what stands before it (the question) is not looked at.

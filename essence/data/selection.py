@@ -124,7 +124,9 @@ def select(
         free, has_context = bounds.lengths - kept, True
         start = free // 2 if positions is None else drawn_starts(positions, view.draw_seed, free)
     stop = start + kept if stop is kept else stop
-    return Selection(zero if has_context else start, start, stop)
+    # As of `left`, the first token of a drawn part is no label: so both have as many.
+    first_label = start + 1 if view.span == "random-span" and view.lsp < 1.0 else start
+    return Selection(zero if has_context else start, first_label, stop)
 
 
 def _lead_of_thought(bounds: SectionBounds, view: ViewSettings) -> Selection | None:

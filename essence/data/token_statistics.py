@@ -33,7 +33,7 @@ class TokenStatistics:
     rows_with_answer: int = 0
     """Rows whose final answer was found."""
     answer_tokens: int = 0
-    """Tokens up to the first statement of the final answer, of whole rows where it was not found."""
+    """Tokens up to where the final answer is first stated as a result, of whole rows where it is not."""
     section_tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "cot": 0, "answer": 0, "unknown": 0})
     _kept: Counts = field(default_factory=_zeros)
     _thought_ends: Counts = field(default_factory=_zeros)
@@ -42,7 +42,7 @@ class TokenStatistics:
     """Rows of each length."""
 
     def add(self, bounds: SectionBounds, boxed: NDArray[np.int64]) -> None:
-        """Some rows; `boxed` is the index of the token that closes the first statement of the boxed answer, or -1."""
+        """Some rows; `boxed` is the index of the token that closes the first box with the final answer, or -1."""
         self.rows += bounds.lengths.size
         known = (bounds.think_start >= 0) & (bounds.think_end >= bounds.think_start)
         self.rows_with_thought += int(known.sum())
@@ -119,8 +119,11 @@ LONGEST_CONTENT = 500
 """Characters; a brace that is not closed within them is not closed."""
 
 
-def first_statement(text: str, start: int) -> int:
-    """Index of the closing brace of the answer's first statement at or after `start`, -1 where nothing is boxed.
+def first_in_a_box(text: str, start: int) -> int:
+    """Index of the closing brace of the first box at or after `start` that has the final answer, -1 without a box.
+
+    Of three places of an answer this is the latest: `final_answer.first_stated_as_result` needs no box, and
+    `trace_counts.first_written` no sign that it is a result. docs/arms.md has the three.
 
     What comes before `start` (the question, which may ask for a box) is not looked at; empty boxes are no answers.
     """

@@ -43,8 +43,10 @@ def final_answer(section: str) -> str | None:
     return held[-1] if held else None
 
 
-def first_appearance(text: str, answer: str) -> int:
+def first_written(text: str, answer: str) -> int:
     """Index at which an answer first stands in a text as it is written, white space apart; -1 where it does not.
+
+    The earliest of the three places of docs/arms.md: what is written there may be no result yet.
 
     No letter or digit is joined to it, nor a decimal point or a comma with a digit behind it: 5 is not in 15 or 5.3.
     """

@@ -242,7 +242,9 @@ def _example(
         return SkipReason.NOTHING_SUPERVISED
     if view.span == "random-tokens":
         labels = np.flatnonzero(supervised)
-        chosen = drawn_tokens(position, view.draw_seed, labels, kept_length(labels.size, view.lsp))
+        # As `left` keeps of a row whose first token is no label: one of them is the first that is kept.
+        count = max(1, kept_length(labels.size + 1, view.lsp) - 1)
+        chosen = drawn_tokens(position, view.draw_seed, labels, count)
         supervised = np.zeros_like(supervised)
         supervised[chosen] = True
     return Example(position, read, supervised, first_read, eos_id if supervised[0] else None, note)

@@ -16,10 +16,10 @@ import numpy as np
 
 from essence.data.accept import AcceptedRows, Numbered
 from essence.data.encode import Encoded, Encoder, Text
-from essence.data.final_answer import first_answer
+from essence.data.final_answer import first_stated_as_result
 from essence.data.reasons import Exchange
 from essence.data.selection import SectionBounds
-from essence.data.token_statistics import TokenStatistics, first_statement
+from essence.data.token_statistics import TokenStatistics, first_in_a_box
 from essence.data.token_table import TokenRow, TokenWriter
 from essence.data.truncation import Tokens
 from essence.distill.pair import think_token_ids
@@ -103,7 +103,7 @@ class Renderer:
     def _text(self, exchange: Exchange) -> Text:
         text = self.render(exchange)
         start = text.find("<think>")
-        return Text(text, (first_statement(text, start), first_answer(text, start)))
+        return Text(text, (first_in_a_box(text, start), first_stated_as_result(text, start)))
 
     def render(self, exchange: Exchange) -> str:
         """The row's text, as released: user and assistant turn, then, where kept, the stray header of trap 5."""

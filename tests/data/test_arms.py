@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from essence.data.draws import drawn_starts, drawn_tokens, growing_lengths, mixed
-from essence.data.final_answer import first_answer
+from essence.data.final_answer import first_stated_as_result
 from essence.data.selection import SectionBounds, kept_length, reads_prefix, select
 from essence.data.truncation import Example, Note, SkipReason, collect, fingerprint, make_examples
 from essence.settings import ViewSettings
@@ -65,7 +65,7 @@ def plain(
         may = read = {i for i in range(length) if i < opened + int(asked.span[6:]) and i <= closed}
     elif asked.span == "random-span":
         start = ((mix(mix(mix(11) ^ position)) >> 32) * (length - kept + 1)) >> 32
-        read, may = set(range(start + kept)), set(range(start, start + kept))
+        read, may = set(range(start + kept)), set(range(start + (asked.lsp < 1.0), start + kept))
     elif asked.span == "lead+answer":
         lead = max(1, int((closed - opened) * asked.lsp))
         may = read = {i for i in range(length) if i < opened + lead or i >= closed}
@@ -84,7 +84,7 @@ def plain(
             labels.append(i)
     if asked.span == "random-tokens":
         hashes = {i: mix(mix(mix(11) ^ position) + i + 1 & 2**64 - 1) for i in labels}
-        labels = sorted(labels, key=lambda i: hashes[i])[: max(1, int(len(labels) * asked.lsp))]
+        labels = sorted(labels, key=lambda i: hashes[i])[: max(1, int((len(labels) + 1) * asked.lsp) - 1)]
     return [(ids[i], i in labels) for i in sorted(read)]
 
 
@@ -152,10 +152,10 @@ def test_the_prefix_property_of_first_k_and_lead_and_answer(
 
 @given(rows, proportions, positions)
 def test_equal_labels_and_whole_rows_at_one(ids: list[int], lsp: float, position: int) -> None:
-    """Labels of left, random-span and random-tokens differ by less than two tokens: token 0 is none, shares round."""
+    """Left, random-span and random-tokens have as many labels, to the token; where left has none, at most one."""
     found = [make(ids, view(span, lsp), position) for span in ("left", "random-span", "random-tokens")]
     counts = [np.count_nonzero(e.supervised) if isinstance(e, Example) else 0 for e in found]
-    assert max(counts) - min(counts) <= 1
+    assert counts[1] == counts[0] and counts[2] == max(1, counts[0])
     whole = make(ids, view("left"))
     for span in ("random-span", "random-tokens", "lead+answer"):
         same = make(ids, view(span, 1.0), position)
@@ -220,14 +220,14 @@ def test_what_is_said_of_rows_is_counted() -> None:
     ],
 )
 def test_where_the_final_answer_is_first_stated(text: str, found: str | None) -> None:
-    place = first_answer(text, text.find("<think>"))
+    place = first_stated_as_result(text, text.find("<think>"))
     assert place == (-1 if found is None else text.index(found) + len(found) - 1)
 
 
 @given(st.lists(st.text() | st.sampled_from(["<think>", "\\boxed{", "}", "is 1", "=", "1"]), max_size=12).map("".join))
 def test_any_text_has_a_place_inside_it_or_none(text: str) -> None:
     start = text.find("<think>")
-    place = first_answer(text, start)
+    place = first_stated_as_result(text, start)
     assert place == -1 or start < place < len(text)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from essence.data.selection import SectionBounds
-from essence.data.token_statistics import LSPS, TokenStatistics, first_statement
+from essence.data.token_statistics import LSPS, TokenStatistics, first_in_a_box
 
 Row = tuple[int, int, int, int]
 
@@ -78,11 +78,11 @@ def test_no_rows_give_no_shares() -> None:
         (r"<think> \boxed{" + "x" * 600 + "}", None),
     ],
 )
-def test_first_statement_of_the_boxed_answer(text: str, closing: str | None) -> None:
-    assert first_statement(text, max(0, text.find("<think>"))) == (-1 if closing is None else len(closing))
+def test_the_first_box_that_has_the_final_answer(text: str, closing: str | None) -> None:
+    assert first_in_a_box(text, max(0, text.find("<think>"))) == (-1 if closing is None else len(closing))
 
 
 @given(st.text(alphabet="\\boxed{}1 ", max_size=80))
 def test_any_text_is_searched(text: str) -> None:
-    found = first_statement(text, 0)
+    found = first_in_a_box(text, 0)
     assert found == -1 or text[found] == "}"

@@ -8,7 +8,7 @@ import pytest
 from essence.data.markers import replace_exactly
 from essence.data.readers import READERS
 from essence.data.reasons import Exchange
-from essence.data.trace_counts import by_tenth, cue_places, final_answer, first_appearance, worked
+from essence.data.trace_counts import by_tenth, cue_places, final_answer, first_written, worked
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from essence.data.trace_counts import by_tenth, cue_places, final_answer, first_
     ],
 )
 def test_an_answer_appears_as_a_whole(text: str, answer: str, place: int) -> None:
-    assert first_appearance(text, answer) == place
+    assert first_written(text, answer) == place
 
 
 def test_cues_are_whole_words_and_fall_into_tenths() -> None:
@@ -67,5 +67,5 @@ def test_real_traces_state_their_answer_once_they_are_under_way(assets: Path) ->
         row = worked(Exchange(exchange.user, replace_exactly(exchange.assistant)))
         assert row and cue_places(row.trace)
         if row.answer:
-            places.append(first_appearance(row.trace, row.answer) / len(row.trace))
+            places.append(first_written(row.trace, row.answer) / len(row.trace))
     assert places and all(0.0 < place < 1.0 for place in places)
