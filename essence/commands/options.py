@@ -83,7 +83,9 @@ def select(words: Options, baselines: bool) -> Run:
     check_word("--only", "stage", words.only, ONLY)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
     axes = words.axes()
-    cells = choose(loaded, axes) if axes else loaded.cells()
+    cells, left_out = choose(loaded, axes) if axes else (loaded.cells(), [])
+    for sentence in left_out:
+        sys.stderr.write(f"left out: {sentence}\n")
     gpus, fetches = loaded.experiment.resources.gpus > 0, words.only == "download"
     chosen = choose_engine(words.engine, gpus, ENGINES, fetches)
     engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name), words.of_the_site())

@@ -8,10 +8,10 @@ data set under one protocol with one seed; `cell_settings` turns it into the set
 
 import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from essence.errors import ExperimentError, nearest
 from essence.paths import typed_path
@@ -35,7 +35,7 @@ from essence.settings.toml import checked_name, read_toml, shown, validate
 PROJECT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = PROJECT / "experiments"
 DEFAULTS = "defaults"
-NO_EXPERIMENTS = (DEFAULTS, "pins", "claims", "fingerprints")
+NO_EXPERIMENTS = (DEFAULTS, "pins", "claims", "questions", "fingerprints")
 """Files of `experiments/` that hold other data."""
 PIN_FILES = (EXPERIMENTS / "pins.toml", *sorted((EXPERIMENTS / "benchmarks").glob("*.toml")))
 """The catalogue: models and data sets, and a file for each benchmark."""
@@ -232,8 +232,7 @@ def expand(blocks: list[Matrix], models: Collection[str], where: str) -> list[Ce
     """The cells of all blocks in order; an empty matrix or two equal cells are errors."""
     cells = [cell for block in blocks for cell in _expand_block(block, models, where)]
     if not cells:
-        empty = next(axis for axis in AXES if axis not in OPTIONAL_AXES and not all(getattr(b, axis) for b in blocks))
-        raise ExperimentError(f"{where}: the matrix is empty: axis '{empty}' has no values")
+        raise _empty(blocks, where)
     seen: set[str] = set()
     for name in (cell.name for block in blocks for cell in _product(block, models, where)):
         if name in seen:
@@ -247,8 +246,17 @@ def _expand_block(block: Matrix, models: Collection[str], where: str) -> list[Ce
     cells = _product(block, models, where)
     for cell in cells:
         _check_view(cell, where)
-    whole = (cell.model_copy(update={"span": "left"}) if is_whole(cell.lsp, cell.span) else cell for cell in cells)
-    return list({cell.name: cell for cell in whole}.values())
+    return list({cell.name: cell for cell in map(as_whole_rows, cells)}.values())
+
+
+def as_whole_rows(cell: Cell) -> Cell:
+    """The cell of the whole rows where this one sees them under whatever span; else itself."""
+    return cell.model_copy(update={"span": "left"}) if is_whole(cell.lsp, cell.span) else cell
+
+
+def _empty(blocks: list[Matrix], where: str) -> ExperimentError:
+    empty = next(axis for axis in AXES if axis not in OPTIONAL_AXES and not all(getattr(b, axis) for b in blocks))
+    return ExperimentError(f"{where}: the matrix is empty: axis '{empty}' has no values")
 
 
 def _product(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
@@ -291,13 +299,22 @@ def _check_view(cell: Cell, where: str) -> None:
         )
 
 
-def choose(loaded: Experiment, wanted: dict[str, Any]) -> list[Cell]:
+class Chosen(NamedTuple):
+    """The cells that a command line asks for."""
+
+    cells: list[Cell]
+    left_out: list[str]
+    """Why cells of the changed matrix are none: a sentence for each contradiction."""
+
+
+def choose(loaded: Experiment, wanted: Mapping[str, object]) -> Chosen:
     """The cells that the command line asks for: axis -> value.
 
     A value that the matrix has picks its cells; one that it does not have takes the place of the axis, so that
-    `--lsp 0.35` runs a cell beside the published ones.
+    `--lsp 0.35` runs a cell beside the published ones. A cell that this makes contradict itself is left out (a span
+    that takes no proportion has none at 0.35). ExperimentError where no cell is left.
     """
-    blocks, models = loaded.experiment.matrix, loaded.catalogue.models
+    blocks, models, where = loaded.experiment.matrix, loaded.catalogue.models, str(loaded.file)
     for axis, value in wanted.items():
         having = [block for block in blocks if value in getattr(block, axis)]
         tables = [{**block.model_dump(), axis: [value]} for block in having or blocks]
@@ -306,7 +323,16 @@ def choose(loaded: Experiment, wanted: dict[str, Any]) -> list[Cell]:
         loaded.name, loaded.file, loaded.experiment.model_copy(update={"matrix": blocks}), loaded.catalogue
     )
     _check_names(changed)
-    unique = {cell.name: cell for block in blocks for cell in _expand_block(block, models, str(loaded.file))}
-    if not unique:
-        return expand(blocks, models, str(loaded.file))
-    return list(unique.values())
+    found: dict[str, Cell] = {}
+    refused: dict[str, ExperimentError] = {}
+    for cell in (cell for block in blocks for cell in _product(block, models, where)):
+        try:
+            _check_view(cell, where)
+        except ExperimentError as error:
+            refused.setdefault(error.problem, error)
+        else:
+            kept = as_whole_rows(cell)
+            found.setdefault(kept.name, kept)
+    if not found:
+        raise next(iter(refused.values())) if refused else _empty(blocks, where)
+    return Chosen(list(found.values()), list(refused))

@@ -189,14 +189,37 @@ def test_a_file_that_extends_itself_is_refused(tmp_path: Path) -> None:
 
 def test_choosing_a_value_of_the_matrix_picks_its_cells() -> None:
     loaded = load("budget-matched")
-    assert {cell.train_rows for cell in choose(loaded, {"lsp": 0.5})} == {8000, 40000}
-    assert [cell.dataset for cell in choose(loaded, {"lsp": 1.0, "dataset": "bespoke"})] == ["bespoke"]
+    assert {cell.train_rows for cell in choose(loaded, {"lsp": 0.5}).cells} == {8000, 40000}
+    assert [cell.dataset for cell in choose(loaded, {"lsp": 1.0, "dataset": "bespoke"}).cells] == ["bespoke"]
 
 
 def test_choosing_another_value_replaces_the_axis() -> None:
-    assert [cell.lsp for cell in choose(load("bespoke"), {"lsp": 0.35})] == [0.35]
-    seeds = {cell.seed for cell in choose(load("bespoke"), {"seed": 7})}
+    assert [cell.lsp for cell in choose(load("bespoke"), {"lsp": 0.35}).cells] == [0.35]
+    seeds = {cell.seed for cell in choose(load("bespoke"), {"seed": 7}).cells}
     assert seeds == {7}
+
+
+def test_a_value_that_some_spans_contradict_leaves_their_cells_out_and_says_why() -> None:
+    """`--lsp 0.35` of controls: no such share of first-k, and a schedule reads at least half."""
+    chosen = choose(load("controls"), {"lsp": 0.35, "seed": 1})
+    assert {cell.span for cell in chosen.cells} == {"left", "random-span", "random-tokens", "lead+answer"}
+    assert {cell.lsp for cell in chosen.cells} == {0.35}
+    assert len({cell.name for cell in chosen.cells}) == len(chosen.cells) and {
+        cell.token_budget for cell in chosen.cells
+    } == {None, 5_000_000}
+    spans = [
+        span
+        for span in ("first-128", "to-first-answer", "schedule")
+        if any(f"'{span}'" in one for one in chosen.left_out)
+    ]
+    assert spans == ["first-128", "to-first-answer", "schedule"]
+    assert all("lsp = 0.35" in sentence for sentence in chosen.left_out)
+    assert choose(load("controls"), {"span": "schedule"}).cells  # at 0.5 and above
+
+
+def test_a_value_that_every_cell_contradicts_is_one_error() -> None:
+    with pytest.raises(ExperimentError, match="span 'first-64' takes no proportion of a row, so lsp = 0"):
+        choose(load("controls"), {"span": "first-64", "lsp": 0.25})
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 50.0, float("nan")])

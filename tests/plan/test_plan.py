@@ -16,7 +16,7 @@ def environment(stage: StageName) -> dict[str, str]:
 
 def plan_of(name: str, baselines: bool = True, **wanted: object) -> Plan:
     loaded = load(name)
-    return make_plan(loaded, choose(loaded, wanted) if wanted else loaded.cells(), environment, baselines)
+    return make_plan(loaded, choose(loaded, wanted).cells if wanted else loaded.cells(), environment, baselines)
 
 
 def kinds(plan: Plan, only: str | None = None) -> dict[str, int]:
