@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,12 @@ def _results(selection: Run) -> dict[str, Any]:
     }
 
 
+def _length_interval(found: Mapping[str, float | None]) -> str:
+    """` [980, 1,210]`; nothing where there is none, as of a single problem."""
+    low, high = found.get("low"), found.get("high")
+    return "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
+
+
 def result_lines(results: dict[str, Any]) -> list[str]:
     """Accuracy with its interval, how completions ended, how long they were, where to read them."""
     low, high = results["interval"]
@@ -214,8 +221,8 @@ def result_lines(results: dict[str, Any]) -> list[str]:
         f"{results['metric']}: {percent(results['accuracy'])} [{percent(low)}, {percent(high)}] "
         f"({results['confidence']:.0%} interval, {results['method']})",
         f"{completions} completions: {ends}; {loops['count']} loop; "
-        f"{results['mean_completion_tokens']:.0f} tokens on average, cap {executed['max_new_tokens']} "
-        f"({executed['decoder']})",
+        f"{results['mean_completion_tokens']:.0f} tokens on average"
+        f"{_length_interval(results['completion_tokens'])}, cap {executed['max_new_tokens']} ({executed['decoder']})",
         doubt_words(results["doubts"]),
         f"samples: {results['samples_file']}",
         f"verdicts: {results['verdicts_file']}",

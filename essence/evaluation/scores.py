@@ -1,7 +1,7 @@
 """What the verdicts of one benchmark come to: accuracy, pass@k, maj@k, and beside them how the completions ended."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import TypedDict
 
@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from essence.evaluation.doubts import DoubtCounts, sample_doubts, verdict_doubts
 from essence.evaluation.sample_lines import SampleLine, VerdictLine
-from essence.evaluation.statistics import Estimate, accuracy, majority_at_k, pass_at_k
+from essence.evaluation.statistics import (
+    Estimate,
+    accuracy,
+    majority_at_k,
+    pass_at_k,
+    pooled_accuracy,
+    pooled_amount,
+)
 from essence.settings import GradeSettings
 
 STATUSES = ("graded", "no answer", "timeout")
@@ -25,6 +32,20 @@ class ProblemMarks(TypedDict):
     problem: str
     correct: int
     samples: int
+    tokens: int
+    """Of all its completions."""
+    stopped: int
+    """Completions that the model ended itself."""
+    at_cap: int
+    """Completions cut off at the token cap."""
+
+
+class EndingEstimates(TypedDict):
+    """How completions end, with intervals over problems: see `ending_estimates`."""
+
+    completion_tokens: Estimate
+    stop_rate: Estimate
+    cap_rate: Estimate
 
 
 class CompletionFacts(TypedDict):
@@ -36,7 +57,7 @@ class CompletionFacts(TypedDict):
     longest_completion_tokens: int
 
 
-class Summary(CompletionFacts):
+class Summary(CompletionFacts, EndingEstimates):
     """The results of a grade stage (docs/design.md)."""
 
     benchmark: str
@@ -65,6 +86,7 @@ def summary(
     estimate = accuracy(correct, settings.confidence)
     name, samples_per_problem = settings.benchmark.name, correct.shape[1]
     sizes = [k for k in settings.pass_at if k <= samples_per_problem]
+    marks = problem_marks({problem: int(row.sum()) for problem, row in zip(of_problem, correct, strict=True)}, samples)
     return {
         "benchmark": name,
         "metric": f"{name} avg@{samples_per_problem}",
@@ -75,13 +97,42 @@ def summary(
         "method": estimate.method,
         "pass_at_k": {f"pass@{k}": pass_at_k(correct, k, settings.confidence) for k in sizes},
         "majority_at_k": {f"maj@{k}": majority_at_k(answers, correct, k, settings.confidence) for k in sizes},
-        "per_problem": [
-            {"problem": problem, "correct": int(marks.sum()), "samples": samples_per_problem}
-            for problem, marks in zip(of_problem, correct, strict=True)
-        ],
+        "per_problem": marks,
         "statuses": _counts([verdict.status for verdict in verdicts], STATUSES),
         "doubts": {**verdict_doubts(verdicts), **sample_doubts(sample.completion for sample in samples)},
         **completion_facts(samples),
+        **ending_estimates(marks, settings.confidence),
+    }
+
+
+def problem_marks(correct: Mapping[str, int], samples: Sequence[SampleLine]) -> list[ProblemMarks]:
+    """Sums over the samples of each problem. correct: problem -> how many of its samples are right."""
+    of_problem: dict[str, list[SampleLine]] = {problem: [] for problem in correct}
+    for sample in samples:
+        of_problem[sample.problem].append(sample)
+    return [
+        {
+            "problem": problem,
+            "correct": correct[problem],
+            "samples": len(lines),
+            "tokens": sum(line.tokens for line in lines),
+            "stopped": sum(line.finish_reason == "stop" for line in lines),
+            "at_cap": sum(line.finish_reason == "length" for line in lines),
+        }
+        for problem, lines in of_problem.items()
+    ]
+
+
+def ending_estimates(marks: Sequence[ProblemMarks], confidence: float) -> EndingEstimates:
+    """Mean tokens of a completion, share that stopped by itself, share at the cap: means over problems, as accuracy."""
+
+    def means(sums: Sequence[int]) -> NDArray[np.float64]:
+        return np.array([[total / one["samples"] for total, one in zip(sums, marks, strict=True)]])
+
+    return {
+        "completion_tokens": pooled_amount(means([one["tokens"] for one in marks]), confidence),
+        "stop_rate": pooled_accuracy(means([one["stopped"] for one in marks]), confidence),
+        "cap_rate": pooled_accuracy(means([one["at_cap"] for one in marks]), confidence),
     }
 
 

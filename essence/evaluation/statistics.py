@@ -113,6 +113,24 @@ def pooled_accuracy(shares: ArrayLike, confidence: float) -> Estimate:
     return Estimate(value, error, low, high, problems, METHOD_SCORE + _seeds_note(matrix))
 
 
+def pooled_amount(amounts: ArrayLike, confidence: float) -> Estimate:
+    """Mean of an amount that is never below 0 (tokens of a completion), over seeds as `pooled_accuracy`; Student's t.
+
+    amounts: mean over the samples of a problem, [seeds, problems], every seed on the same problems. ValueError for
+    another shape or amounts below 0.
+    """
+    matrix = np.asarray(amounts, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.size == 0 or not (matrix >= 0.0).all():
+        raise ValueError(f"wanted amounts of at least 0, [seeds, problems], found shape {matrix.shape}")
+    value, problems = float(matrix.mean()), matrix.shape[1]
+    error, degrees = _standard_error(matrix)
+    if not error:
+        reason = "one problem only" if error is None else "the same of every problem"
+        return Estimate(value, error, None, None, problems, f"no interval: {reason}")
+    margin = student_t(confidence, degrees) * error
+    return Estimate(value, error, max(0.0, value - margin), value + margin, problems, METHOD_T + _seeds_note(matrix))
+
+
 def difference(cell: ArrayLike, reference: ArrayLike, confidence: float) -> Estimate:
     """Accuracy of a cell minus that of a reference on the same problems.
 

@@ -14,7 +14,7 @@ from essence.distill.checkpoint_choice import choose
 from essence.errors import RecordError
 from essence.evaluation.doubts import sample_doubts, verdict_doubts
 from essence.evaluation.sample_lines import SampleLine, VerdictLine, read_lines
-from essence.evaluation.scores import answer_numbers, completion_facts
+from essence.evaluation.scores import answer_numbers, completion_facts, ending_estimates, problem_marks
 from essence.evaluation.statistics import accuracy, majority_at_k, pass_at_k
 from essence.files import sha256_file
 from essence.record.live_records import Live
@@ -240,6 +240,30 @@ def _endings(results: GradeResults, samples: Sequence[SampleLine]) -> Iterator[s
         ("longest_completion_tokens", results.longest_completion_tokens, counted["longest_completion_tokens"]),
     ):
         yield from _differs(name, recorded, value, SAMPLES)
+    yield from _ending_estimates(results, samples)
+
+
+def _ending_estimates(results: GradeResults, samples: Sequence[SampleLine]) -> Iterator[str]:
+    """Length, stop rate and cap hits of each problem, and their intervals; records of earlier versions have none."""
+    recorded = {name: getattr(results, name) for name in ("completion_tokens", "stop_rate", "cap_rate")}
+    named = {one.problem: one for one in results.per_problem}
+    if None in recorded.values() or {sample.problem for sample in samples} != named.keys():
+        return
+    marks = problem_marks({problem: one.correct for problem, one in named.items()}, samples)
+    for mark in marks:
+        one = named[mark["problem"]]
+        written, counted = (one.tokens, one.stopped, one.at_cap), (mark["tokens"], mark["stopped"], mark["at_cap"])
+        if written != counted:
+            yield f"problem {one.problem}: (tokens, stopped, at cap) {written} recorded, {counted} in {SAMPLES}"
+            return
+    computed = ending_estimates(marks, results.confidence)
+    for name, value in (
+        ("completion_tokens", computed["completion_tokens"]),
+        ("stop_rate", computed["stop_rate"]),
+        ("cap_rate", computed["cap_rate"]),
+    ):
+        for part in ("value", "standard_error", "low", "high", "method"):
+            yield from _differs(f"{name} {part}", getattr(recorded[name], part), getattr(value, part), SAMPLES)
 
 
 def _doubts(results: GradeResults, lines: Sequence[VerdictLine], samples: Sequence[SampleLine]) -> Iterator[str]:

@@ -197,6 +197,10 @@ class ProblemCount(Group):
     problem: str
     correct: int
     samples: int
+    tokens: int | None = None
+    """Of all its completions; this and the next two are not in records of earlier versions."""
+    stopped: int | None = None
+    at_cap: int | None = None
 
 
 class EstimateRecord(Group):
@@ -234,6 +238,10 @@ class GradeResults(Group):
     mean_completion_tokens: Number
     median_completion_tokens: Number | None = None
     longest_completion_tokens: int | None = None
+    completion_tokens: EstimateRecord | None = None
+    """Mean with its interval over problems; this and the next two are not in records of earlier versions."""
+    stop_rate: EstimateRecord | None = None
+    cap_rate: EstimateRecord | None = None
     statuses: Counts = Field(default_factory=dict)
     pass_at_k: dict[str, EstimateRecord] = Field(default_factory=dict)
     majority_at_k: dict[str, EstimateRecord] = Field(default_factory=dict)

@@ -33,6 +33,8 @@ class RowsRecord(Group):
     sha256: str | None = None
     skipped: dict[str, int] = Field(default_factory=dict)
     """Reason -> rows left out; of readings, readings left out."""
+    noted: dict[str, int] = Field(default_factory=dict)
+    """What is said of rows that are there -> of how many; of readings, of how many readings."""
     readings: int | None = None
     """Of a schedule, which reads a row anew in every epoch; None where each row is read as it is."""
 

@@ -13,6 +13,7 @@ from essence.evaluation.graders_apart import APART, grader_lock_sha256, grader_v
 from essence.evaluation.grading_pool import Item, grade_by_each
 from essence.evaluation.sample_lines import SampleLine, VerdictLine, append_lines, read_lines, recover_lines
 from essence.evaluation.scores import Summary, summary
+from essence.evaluation.statistics import Estimate
 from essence.files import sha256_file
 from essence.progress import StageContext, StageOutcome
 from essence.settings import GradeSettings
@@ -64,7 +65,8 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
 
 def _results(found: Summary) -> dict[str, object]:
     votes = {"pass_at_k": found["pass_at_k"], "majority_at_k": found["majority_at_k"]}
-    plain = {name: {k: asdict(estimate) for k, estimate in of.items()} for name, of in votes.items()}
+    plain: dict[str, object] = {name: {k: asdict(one) for k, one in of.items()} for name, of in votes.items()}
+    plain |= {name: asdict(value) for name, value in found.items() if isinstance(value, Estimate)}
     return {name: plain.get(name, value) for name, value in found.items()}
 
 

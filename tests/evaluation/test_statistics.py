@@ -14,6 +14,7 @@ from essence.evaluation.statistics import (
     majority_at_k,
     pass_at_k,
     pooled_accuracy,
+    pooled_amount,
     student_t,
 )
 
@@ -117,6 +118,31 @@ def test_difference_is_paired() -> None:
     same = difference(reference, reference, 0.95)
     assert (same.value, same.low, same.high) == (0.0, None, None)
     assert same.method == "no interval: every problem differs by the same amount"
+
+
+def test_lengths_cover_over_problems_and_trainings_that_differ() -> None:
+    """Tokens of completions: skewed, some problems longer than others, each training with a factor of its own."""
+    rng = np.random.default_rng(4)
+    covered = []
+    for _ in range(1_000):
+        problems, trainings = rng.gamma(4.0, 250.0, PROBLEMS), rng.uniform(0.8, 1.2, (3, 1))
+        tokens = (problems * trainings)[..., None] * rng.lognormal(-0.045, 0.3, (3, PROBLEMS, 4))
+        low, high = interval(pooled_amount(tokens.mean(axis=2), 0.95))
+        covered.append(low <= 1000.0 <= high)
+    assert 0.9 <= np.mean(covered) <= 0.985
+
+
+def test_an_amount_has_the_error_of_a_share_and_no_upper_end() -> None:
+    shares = np.random.default_rng(5).random((2, PROBLEMS))
+    amount, share = pooled_amount(1000.0 * shares, 0.95), pooled_accuracy(shares, 0.95)
+    assert amount.standard_error == pytest.approx(1000.0 * (share.standard_error or 0.0))
+    assert amount.value == pytest.approx(1000.0 * (share.value or 0.0)) and (amount.high or 0.0) > 500.0
+    assert pooled_amount([[0.0, 0.0, 9.0]], 0.95).low == 0.0
+    assert pooled_amount([[7.0, 7.0]], 0.95).low is None and "same of every" in pooled_amount([[7.0, 7.0]], 0.95).method
+    assert pooled_amount([[7.0]], 0.95).method == "no interval: one problem only"
+    for wrong in ([7.0, 8.0], [[]], [[-1.0, 2.0]], [[float("nan"), 2.0]]):
+        with pytest.raises(ValueError, match="wanted amounts of at least 0"):
+            pooled_amount(wrong, 0.95)
 
 
 def test_refused_shapes_and_values() -> None:

@@ -19,6 +19,8 @@ from essence.record.written import seal_of
 from support.project import invoke
 from support.synthetic_run import SyntheticRun
 
+NO_ESTIMATE = {"value": 0.99, "standard_error": 0.1, "low": 0.9, "high": 1.0, "n": 3, "method": "none"}
+
 
 @pytest.fixture
 def runs(micro: Path, tmp_path: Path) -> Path:
@@ -176,6 +178,9 @@ def test_two_images_of_one_environment(runs: Path) -> None:
         ("grade", "results", {"finish_reasons": {"stop": 1}}, "finish reason stop 1 recorded, "),
         ("grade", "results", {"mean_completion_tokens": 1.5}, "mean_completion_tokens 1.5 recorded, "),
         ("grade", "results", {"longest_completion_tokens": 1}, "longest_completion_tokens 1 recorded, "),
+        ("grade", "results", {"stop_rate": NO_ESTIMATE}, "stop_rate value 0.99 recorded, "),
+        ("grade", "results", {"cap_rate": NO_ESTIMATE}, "cap_rate value 0.99 recorded, "),
+        ("grade", "results", {"completion_tokens": NO_ESTIMATE}, "completion_tokens value 0.99 recorded, "),
         ("generate", "results", {"mean_completion_tokens": 1.5}, "mean_completion_tokens 1.5 recorded, "),
         ("train", "results", {"last_loss": 0.5}, "last_loss 0.5 recorded, "),
         ("train", "results", {"best_validation_ce": 0.1}, "best_validation_ce 0.1 recorded, "),
@@ -190,6 +195,13 @@ def test_a_number_that_its_files_do_not_give_even_under_a_new_seal(
     file = folder_of(runs, stage) / "manifest.json"
     edit(file, lambda record: record[group].update(change), reseal=True)
     assert any(f"{file}: {sentence}" in finding for finding in checked(runs).findings), checked(runs).findings
+
+
+@pytest.mark.parametrize("name", ["tokens", "stopped", "at_cap"])
+def test_ends_of_a_problem_that_the_samples_do_not_give_even_under_a_new_seal(runs: Path, name: str) -> None:
+    file = folder_of(runs, "grade") / "manifest.json"
+    edit(file, lambda m: m["results"]["per_problem"][0].update({name: 77}), reseal=True)
+    assert f"{file}: problem " in only(runs) and "(tokens, stopped, at cap)" in only(runs)
 
 
 @pytest.mark.parametrize("measure", ["pass", "majority"])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
@@ -14,6 +15,7 @@ pytest.importorskip("math_verify", reason="math-verify is not installed")
 from essence.errors import InputError, StageError
 from essence.evaluation.graders_apart import grader_version
 from essence.evaluation.sample_lines import SampleLine, text_of
+from essence.evaluation.statistics import student_t
 from essence.progress import Progress, StageContext, Stopped, StopRequest
 from essence.settings import BenchmarkSettings, GradeSettings
 from essence.stages import grade
@@ -27,6 +29,8 @@ SAMPLES = [
     ("c", "none"),
     ("c", r"\boxed{4}"),
 ]
+ENDS = {1: "loop", 5: "length"}
+"""By number of the sample; the others stopped by themselves."""
 
 
 def inputs(folder: Path, samples: list[tuple[str, str]]) -> dict[str, Path]:
@@ -35,7 +39,9 @@ def inputs(folder: Path, samples: list[tuple[str, str]]) -> dict[str, Path]:
     (folder / "problems" / "problems" / "p.json").write_text(json.dumps(rows))
     (folder / "samples").mkdir()
     records = [
-        SampleLine(id, i % 2, i, "ef" * 32, text, 10 + i, "stop", stop_token=None, loop_at=None, seconds=0.1)
+        SampleLine(
+            id, i % 2, i, "ef" * 32, text, 10 + i, ENDS.get(i, "stop"), stop_token=None, loop_at=None, seconds=0.1
+        )
         for i, (id, text) in enumerate(samples)
     ]
     (folder / "samples" / "samples.jsonl").write_text(text_of(records))
@@ -75,10 +81,15 @@ def test_stage(tmp_path: Path) -> None:
     assert results["metric"] == "abc avg@2"
     assert results["accuracy"] == pytest.approx(0.5)
     assert results["per_problem"] == [
-        {"problem": "a", "correct": 2, "samples": 2},
-        {"problem": "b", "correct": 1, "samples": 2},
-        {"problem": "c", "correct": 0, "samples": 2},
+        {"problem": "a", "correct": 2, "samples": 2, "tokens": 21, "stopped": 1, "at_cap": 0},
+        {"problem": "b", "correct": 1, "samples": 2, "tokens": 25, "stopped": 2, "at_cap": 0},
+        {"problem": "c", "correct": 0, "samples": 2, "tokens": 29, "stopped": 1, "at_cap": 1},
     ]
+    assert results["stop_rate"]["value"] == pytest.approx(4 / 6)
+    assert results["cap_rate"]["value"] == pytest.approx(1 / 6)
+    length = results["completion_tokens"]
+    margin = student_t(0.95, 2) * np.std([10.5, 12.5, 14.5], ddof=1) / 3**0.5
+    assert [length[name] for name in ("value", "low", "high")] == pytest.approx([12.5, 12.5 - margin, 12.5 + margin])
     assert results["interval"][0] < 0.5 < results["interval"][1]
     assert results["statuses"] == {"graded": 5, "no answer": 1, "timeout": 0}
     assert results["doubts"]["answers_not_from_a_box"] == results["doubts"]["box_in_thought_alone"] == 0

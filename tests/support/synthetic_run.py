@@ -5,11 +5,12 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from essence.evaluation.scores import ending_estimates
 from essence.evaluation.statistics import accuracy as estimate
 from essence.record.stage_records import MANIFESTS
 from essence.record.written import seal_of
@@ -183,8 +184,12 @@ class SyntheticRun:
         total = PROBLEMS * SAMPLES
         capped = round(total * 0.2 * (1.1 - lsp))
         reasons = {"stop": total - capped, "length": capped}
-        lengths = {"finish_reasons": reasons, "mean_completion_tokens": 61.0 + 20 * lsp}
-        correct = per_problem(accuracy, seed)
+        lengths: dict[str, Any] = {"finish_reasons": reasons, "mean_completion_tokens": 61.0 + 20 * lsp}
+        correct = [
+            {**one, **ends_of(number, round(SAMPLES * lengths["mean_completion_tokens"]), capped)}
+            for number, one in enumerate(per_problem(accuracy, seed))
+        ]
+        endings = {name: asdict(one) for name, one in ending_estimates(correct, 0.95).items()}  # type: ignore[arg-type]
         problems = self._problems()
         self._stage(
             generate, "generate", f"generate with {of}",
@@ -198,7 +203,7 @@ class SyntheticRun:
             "benchmark": self.benchmark, "metric": f"{self.benchmark} avg@{SAMPLES}", "accuracy": found.value,
             "standard_error": found.standard_error, "interval": [found.low, found.high],
             "confidence": 0.95, "method": found.method, "per_problem": correct,
-            "statuses": {"graded": total, "no answer": 0, "timeout": 0}, **lengths,
+            "statuses": {"graded": total, "no answer": 0, "timeout": 0}, **lengths, **endings,
         }  # fmt: skip
         fields = {"problem_field": "problem", "answer_field": "answer", "answer_type": "integer", "prompt": "{problem}"}
         benchmark = {"name": self.benchmark, **fields, "problems": None}
@@ -255,6 +260,12 @@ def per_problem(accuracy: float, seed: int) -> list[dict[str, Any]]:
         {"problem": f"sum-{index:02d}", "correct": sum(chance.random() < p for _ in range(SAMPLES)), "samples": SAMPLES}
         for index, p in enumerate(ease)
     ]
+
+
+def ends_of(number: int, tokens: int, capped: int) -> dict[str, int]:
+    """How the samples of a problem end, as `sample_lines` has it; lengths differ, and not their mean."""
+    at_cap = min(SAMPLES, max(0, (number + 1) * SAMPLES - (PROBLEMS * SAMPLES - capped)))
+    return {"tokens": tokens + 4 * (number % 5 - 2), "stopped": SAMPLES - at_cap, "at_cap": at_cap}
 
 
 def sample_lines(correct: Sequence[dict[str, Any]], capped: int) -> Iterator[dict[str, Any]]:

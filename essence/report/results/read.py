@@ -5,17 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from essence.errors import RecordError
-from essence.evaluation.statistics import Estimate, pooled_accuracy
+from essence.evaluation.statistics import Estimate, pooled_accuracy, pooled_amount
 from essence.record.plan_record import BaselineEntry, CellEntry, EvaluationEntry, accepted_sentences, plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import GradeResults
 from essence.record.trace_record import TRACES, read_trace_records
 from essence.report.results.records import (
     COST_UNITS,
+    ENDINGS,
     FULL,
     Arm,
     Baseline,
     CellResult,
+    Ending,
     Evaluation,
     Group,
     GroupKey,
@@ -92,7 +94,34 @@ def _graded_score(score: Score, results: GradeResults) -> Score:
         capped_share=reasons.get("length", 0) / completions if completions else None,
         mean_tokens=results.mean_completion_tokens,
         finish_reasons=reasons,
+        endings=_endings(results),
+        ending_means=_ending_means(results),
     )
+
+
+def _endings(results: GradeResults) -> dict[Ending, Estimate]:
+    """As recorded; none in records of earlier versions."""
+    recorded = zip(ENDINGS, (results.completion_tokens, results.stop_rate, results.cap_rate), strict=True)
+    return {
+        name: Estimate(one.value, one.standard_error, one.low, one.high, one.n or 0, one.method or "")
+        for name, one in recorded
+        if one
+    }
+
+
+def _ending_means(results: GradeResults) -> dict[Ending, dict[str, float]]:
+    """Of each problem, where every problem has them."""
+    sums: dict[Ending, dict[str, int | None]] = {
+        "length": {one.problem: one.tokens for one in results.per_problem},
+        "stopped": {one.problem: one.stopped for one in results.per_problem},
+        "capped": {one.problem: one.at_cap for one in results.per_problem},
+    }
+    samples = {one.problem: one.samples for one in results.per_problem if one.samples}
+    return {
+        name: {problem: (of[problem] or 0) / count for problem, count in samples.items()}
+        for name, of in sums.items()
+        if samples and None not in of.values()
+    }
 
 
 def group_cells(cells: Iterable[CellResult]) -> tuple[Group, ...]:
@@ -152,6 +181,7 @@ def _pooled(cells: list[CellResult], evaluation: Evaluation) -> Pooled | None:
         scores=tuple(scores),
         capped_share=sum(capped) / len(capped) if capped else None,
         mean_tokens=sum(lengths) / len(lengths) if lengths else None,
+        endings={name: found for name in ENDINGS if (found := _ending(scores, name))},
     )
 
 
@@ -167,6 +197,16 @@ def _accuracy(scores: list[Score]) -> Estimate:
         assert scores[0].accuracy
         return scores[0].accuracy
     return pooled_accuracy(_matrix(scores, problems), _confidence(scores))
+
+
+def _ending(scores: list[Score], name: Ending) -> Estimate | None:
+    """Pooled over seeds as the accuracy is; None where a score has none."""
+    means = [score.ending_means.get(name, {}) for score in scores]
+    problems = [problem for problem in means[0] if all(problem in other for other in means)]
+    if len(scores) == 1 or not problems:
+        return scores[0].endings.get(name) if len(scores) == 1 else None
+    pooled = pooled_amount if name == "length" else pooled_accuracy
+    return pooled([[one[problem] for problem in problems] for one in means], _confidence(scores))
 
 
 def _common_problems(scores: Iterable[Score]) -> list[str]:

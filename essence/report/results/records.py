@@ -4,7 +4,7 @@ A group holds the cells that differ only in LSP and seed; an arm is a group at o
 fills these records from a run directory; everything else in this package only shows them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,9 @@ FULL = 1.0
 """The proportion that everything is compared with."""
 Evaluation = tuple[str, str]
 """(benchmark, checkpoint)."""
+Ending = Literal["length", "stopped", "capped"]
+"""How completions end, with an interval: mean tokens, share that stopped by itself, share at the token cap."""
+ENDINGS: tuple[Ending, ...] = ("length", "stopped", "capped")
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Score:
     mean_tokens: float | None = None
     finish_reasons: dict[str, int] = field(default_factory=dict, repr=False)
     """How many completions ended how: `stop`, `length`, `loop`."""
+    endings: dict[Ending, Estimate] = field(default_factory=dict)
+    """Mean tokens of a completion, share that stopped by itself, share at the cap, as graded; empty in earlier
+    records."""
+    ending_means: dict[Ending, dict[str, float]] = field(default_factory=dict, repr=False)
+    """The same of each problem: a mean over its samples."""
     retention: Estimate | None = None
     """Against the cell of the same seed at LSP 1.0, where `claims/kept.py` computed it."""
 
@@ -178,6 +186,8 @@ class Pooled:
     scores: tuple[Score, ...]
     capped_share: float | None
     mean_tokens: float | None
+    endings: dict[Ending, Estimate] = field(default_factory=dict)
+    """As those of a score, over its seeds."""
     retention: Estimate | None = None
     """Against the pooled LSP 1.0 arm of the reference group, where `claims/kept.py` computed it."""
 
@@ -269,7 +279,7 @@ class Results:
         return next((s for s in found if s.benchmark == benchmark and s.accuracy), None)
 
 
-FigureKind = Literal["accuracy", "retention", "cost", "loss"]
+FigureKind = Literal["accuracy", "retention", "cost", "loss", "picture"]
 
 
 @dataclass(frozen=True)
@@ -287,3 +297,9 @@ class Figure:
     png: bytes = field(repr=False)
     evaluation: Evaluation | None = None
     """What it shows the scores of; None for costs and losses."""
+    data: str = field(default="", repr=False)
+    """CSV of what it shows, a file beside it; empty where the tables have the same."""
+
+    def with_data(self, text: str) -> "Figure":
+        """The figure with its numbers beside it."""
+        return replace(self, data=text)
