@@ -1,4 +1,4 @@
-"""`invoke claims`: the claims of the paper, measured on all experiments of a run directory together."""
+"""`invoke claims`: the claims of the paper, and apart from them the kit's own questions, on a whole run directory."""
 
 import json
 import sys
@@ -8,15 +8,16 @@ from rich.text import Text
 
 from essence.errors import RecordError, disk_error
 from essence.record.run_directory import RunDirectory
-from essence.report.claims.verdict import ClaimVerdict, judge, judged_record, record_verdicts
+from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, judged_record, record_verdicts
 from essence.report.page.claims_table import claim_rows, print_claims
+from essence.report.page.questions_table import print_questions, question_record
 from essence.report.results.read import read_results
 from essence.report.results.records import Results
 from essence.report.results.run_facts import builtin_sources
 
 
 def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_json: bool, console: Console) -> int:
-    """Judge the claims on one experiment, or on all; miniatures are left out where there is anything else."""
+    """Judge claims and questions on one experiment, or on all; miniatures are left out where there is anything else."""
     names = [experiment] if experiment else run_directory.experiments()
     if not names:
         raise RecordError(f"{run_directory.root}: no experiment was run here: invoke reproduce tiny")
@@ -24,17 +25,21 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     real = [results for results in read if not builtin_sources(results)]
     used = read if experiment else real or read
     judged = judge(used)
-    unrecorded = _record_looks(used, judged)
+    questions = judge_questions(used)
+    unrecorded = _record_looks(used, [*judged, *questions])
     refused = {stage.id: stage.problem for one in used for stage in one.refused}
     if as_json:
         record = {
             "experiments": [one.experiment for one in used],
             "not_counted": refused,
             "claims": [judged_record(one) for one in judged],
+            "questions": [question_record(one) for one in questions],
         }
         sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")
     else:
         print_claims(claim_rows(judged), console)
+        console.print()
+        print_questions(questions, console)
         for identifier, problem in refused.items():
             console.print(Text.assemble(("not counted:", "bold red"), f" {identifier}: {problem}"), soft_wrap=True)
         console.print(f"Measured on: {', '.join(one.experiment for one in used)}", highlight=False)

@@ -10,7 +10,7 @@ from essence.commands.matrix_state import not_run_here
 from essence.files import read_json
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory
-from essence.report.page.table import print_results
+from essence.report.page.printed import print_results
 
 
 def print_report(run_directory: RunDirectory, experiment: str, as_json: bool, console: Console) -> int:

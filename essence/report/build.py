@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from essence.errors import RecordError
@@ -14,13 +15,16 @@ from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.trace_record import read_trace_records
 from essence.record.written import gives_seal, seal_of
-from essence.report.claims.definition import CLAIMS_FILE
+from essence.report.claims.definition import CLAIMS_FILE, QUESTIONS_FILE
 from essence.report.claims.kept import read_with_retention
-from essence.report.claims.verdict import ClaimVerdict, judge, judged_record, record_verdicts
+from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, judged_record, record_verdicts
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
 from essence.report.page.page import render_page, statement
+from essence.report.page.picture import Picture, pictures
+from essence.report.page.questions_table import question_record
+from essence.report.page.rows import trained_rows
 from essence.report.page.samples import write_pieces
 from essence.report.page.table import arm_rows, cell_rows, missing_lines, row_record
 from essence.report.results.records import Figure, Group, GroupKey, Results
@@ -63,28 +67,32 @@ def made_from(run_dir: Path, experiment: str) -> str:
 
 
 def own_files() -> list[Path]:
-    """What decides how a report looks and what it says: the files of this package, and the claims."""
+    """What decides how a report looks and what it says: the files of this package, claims and questions."""
     found = (file for kind in ("py", "html", "js") for file in Path(__file__).parent.rglob(f"*.{kind}"))
-    return [*sorted(found), CLAIMS_FILE]
+    return [*sorted(found), CLAIMS_FILE, QUESTIONS_FILE]
 
 
 def write_results(results: Results) -> Path:
     """Write the report of results that were read before."""
-    verdicts = judge([results])
-    record_verdicts([results], verdicts)
-    figures = _figures(results)
+    verdicts, questions = judge([results]), judge_questions([results])
+    record_verdicts([results], [*verdicts, *questions])
+    figures, drawn = _figures(results), _pictures(results)
     folder = RunDirectory(results.run_dir).report(results.experiment)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "figures").mkdir(parents=True)
-    for figure in (figure for drawn in figures.values() for figure in drawn):
+    for figure in (*drawn, *(figure for some in figures.values() for figure in some)):
         (partial / "figures" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
         (partial / "figures" / f"{figure.name}.png").write_bytes(figure.png)
+        if figure.data:
+            (partial / "figures" / f"{figure.name}.csv").write_text(figure.data, encoding="utf-8")
     pieces = write_pieces(results, partial, folder)
-    (partial / "report.html").write_text(render_page(results, figures, pieces, verdicts), encoding="utf-8")
-    (partial / "report.md").write_text(markdown_report(results, figures, verdicts), encoding="utf-8")
+    (partial / "report.html").write_text(
+        render_page(results, figures, pieces, verdicts, questions, drawn), encoding="utf-8"
+    )
+    (partial / "report.md").write_text(markdown_report(results, figures, verdicts, questions, drawn), encoding="utf-8")
     files = {p.relative_to(partial).as_posix(): sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
-    record = {**report_record(results, figures, verdicts), "files": files}
+    record = {**report_record(results, figures, verdicts, questions), "files": files}
     text = json.dumps({**record, "seal": seal_of(record)}, indent=2, ensure_ascii=False, allow_nan=False)
     (partial / "report.json").write_text(text + "\n", encoding="utf-8")
     _replace_folder(folder, partial)
@@ -95,9 +103,11 @@ def report_record(
     results: Results,
     figures: Mapping[GroupKey, Sequence[Figure]] | None = None,
     verdicts: Sequence[ClaimVerdict] | None = None,
+    questions: Sequence[ClaimVerdict] | None = None,
 ) -> dict[str, object]:
     """report.json, and what `invoke report --json` prints: the rows of every table as plain numbers."""
     drawn, judged = figures or {}, judge([results]) if verdicts is None else verdicts
+    asked = judge_questions([results]) if questions is None else questions
     return {
         "schema_version": SCHEMA_VERSION,
         "made_from": made_from(results.run_dir, results.experiment),
@@ -108,11 +118,14 @@ def report_record(
         "done": results.done,
         "records": {s.id: sha256_file(s.folder.manifest) for s in results.stages if s.folder.done},
         "claims": [judged_record(one) for one in judged],
+        "questions": [question_record(one) for one in asked],
+        "pictures": [_picture_record(picture) for picture in pictures(results)],
         "groups": [_group_record(results, group, drawn.get(group.key, ()), judged) for group in results.groups],
         "computed_costs": [
             {"title": table.title, "finding": table.finding, "rows": as_json(list(table.costs))}
             for table in claim_tables(results)
         ],
+        "trained_rows": [asdict(row) for row in trained_rows(results)],
         "traces": [record.model_dump(mode="json") for record in results.traces],
         "missing": missing_lines(results),
     }
@@ -138,6 +151,19 @@ def _group_record(
     }
 
 
+def _picture_record(picture: Picture) -> dict[str, object]:
+    """Where the picture and its numbers are, and its curves in plain numbers."""
+    stem = f"figures/{picture.name}"
+    return {
+        "title": picture.title,
+        "subject": picture.subject,
+        "files": [f"{stem}.{kind}" for kind in ("png", "svg", "csv")],
+        "curves": {name: [asdict(point) for point in points] for name, points in picture.curves.items()},
+        "equal_tokens": [asdict(point) for point in picture.matched],
+        "untrained": asdict(picture.untrained) if picture.untrained else None,
+    }
+
+
 def _figures(results: Results) -> dict[GroupKey, list[Figure]]:
     """Figures by group; names carry the group's number where there are several groups."""
     # matplotlib takes half a second to import: only here, where something is drawn.
@@ -148,6 +174,12 @@ def _figures(results: Results) -> dict[GroupKey, list[Figure]]:
         group.key: draw_figures(results, group, f"group-{number}-" if several else "")
         for number, group in enumerate(results.groups, 1)
     }
+
+
+def _pictures(results: Results) -> list[Figure]:
+    from essence.report.page.picture_drawn import draw_pictures
+
+    return draw_pictures(pictures(results))
 
 
 def _replace_folder(folder: Path, partial: Path) -> None:

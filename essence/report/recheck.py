@@ -99,7 +99,7 @@ def _numbers(
     again = as_record(file, json.loads(json.dumps({**made, "files": {}}, allow_nan=False)), ReportRecord, "a report")
     written, computed = (one.model_dump(exclude={"groups": {"__all__": {"figures"}}}) for one in (report, again))
     parts = dict.fromkeys([*computed, *written])
-    aside = (*CHECKED_BEFORE, "claims") if without_claims else CHECKED_BEFORE
+    aside = (*CHECKED_BEFORE, "claims", "questions") if without_claims else CHECKED_BEFORE
     differing = [p for p in parts if p not in aside and written.get(p) != computed.get(p)]
     if differing:
         yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` writes it anew"

@@ -12,12 +12,12 @@ from essence.errors import ExperimentError
 from essence.evaluation.statistics import Estimate
 from essence.record.trace_record import CountedMean, TraceRecord
 from essence.report.claims.advice import advise
-from essence.report.claims.definition import load_claims
+from essence.report.claims.definition import load_claims, load_questions
 from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.report.claims.gather import gather
 from essence.report.claims.measured import Measured, Replicates
 from essence.report.claims.measures import MEASURES
-from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, decide, judge, judged_record
+from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, decide, judge
 from essence.report.page.claims_table import claim_rows
 from essence.report.results.read import read_results
 from support.project import invoke
@@ -151,16 +151,15 @@ def test_an_equal_number_of_tokens_is_compared_across_numbers_of_rows() -> None:
         return replace(arm, setting=setting, stages=(recipe,), matched="same", tokens=tokens)
 
     arms = [rows(0.5, 0.55, "8000", 1e7), rows(1.0, 0.6, "8000", 2e7), rows(1.0, 0.5, "4000", 1.01e7)]
-    outcome = measure("token-matched", *arms)
+    question = next(one for one in load_questions() if one.id == "token-matched")
+    outcome = MEASURES["token-matched"](question, Evidence(tuple(arms), ()))
     assert value(outcome) == pytest.approx(0.05, abs=0.01)
     assert isinstance(outcome, Measured) and set(outcome.stages) == {"8000", "4000"}
     assert outcome.note == "10,000,000 and 10,100,000 tokens"
-    assert "on as many tokens of fewer rows" in str(measure("token-matched", *arms[:2]))
+    unmatched = MEASURES["token-matched"](question, Evidence(tuple(arms[:2]), ()))
+    assert "on as many tokens of fewer rows" in str(unmatched)
     other = replace(arms[2], matched="another learning rate")
-    assert isinstance(measure("token-matched", *arms[:2], other), str)
-    judged = verdict_of("token-matched", Evidence(tuple(arms), ()))
-    assert judged.word == "shown, not judged" and "no claim of the paper" in judged.advice
-    assert judged_record(judged)["accepted"] is None
+    assert isinstance(MEASURES["token-matched"](question, Evidence((*arms[:2], other), ())), str)
 
 
 def counted(dataset: str, same: float, rows: int = 100) -> TraceRecord:

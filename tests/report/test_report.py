@@ -11,14 +11,16 @@ import pytest
 from rich.console import Console
 
 from essence.errors import RecordError
+from essence.evaluation.statistics import pooled_accuracy
 from essence.record.run_directory import RunDirectory
 from essence.record.written import seal_of
-from essence.report.build import own_files, report_is_current, write_report
+from essence.report.build import own_files, report_is_current, report_record, write_report
 from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import judge
 from essence.report.page.endings import ENDING_COLUMNS, ending_rows
 from essence.report.page.findings import findings
-from essence.report.page.table import arm_rows, cell_rows, missing_lines, print_results
+from essence.report.page.printed import print_results
+from essence.report.page.table import arm_rows, cell_rows, missing_lines
 from essence.report.recheck import report_findings
 from essence.report.results.read import read_results
 from essence.report.results.records import Results
@@ -27,6 +29,9 @@ from essence.text import NOTHING, SPACE, duration, magnitude, memory, percent, p
 from support.synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 
 EVALUATION = ("sums-test", "best")
+ENDING_RESULTS = ("completion_tokens", "stop_rate", "cap_rate")
+EARLIER = ("problem", "correct", "samples")
+"""What records had of each problem before ends of completions were counted by problem."""
 
 
 @pytest.fixture
@@ -100,6 +105,49 @@ def test_how_completions_end_stands_beside_the_accuracy(run: SyntheticRun) -> No
     assert shown["At the cap"] == percent(capped / total)
     assert shown["Stopped"] == percent(1 - capped / total)
     assert (shown["Mean tokens"], shown["Longest"]) == ("66", NOTHING)
+    assert set(rows[1].intervals) == {"Stopped", "At the cap", "Mean tokens"}
+
+
+def test_length_and_stop_rate_have_the_intervals_that_an_accuracy_has(run: SyntheticRun) -> None:
+    results = read(run)
+    arm, score = results.groups[0].arms[0], results.groups[0].arms[0].cells[0].scores[0]
+    stopped, length = arm.pooled[EVALUATION].endings["stopped"], arm.pooled[EVALUATION].endings["length"]
+    means = [one.scores[0].ending_means["stopped"] for one in arm.cells]
+    assert stopped == pooled_accuracy([list(one.values()) for one in means], 0.95)
+    assert stopped.low is not None and stopped.high is not None and stopped.low < 1 - 0.2 * 0.85 < stopped.high
+    assert score.endings["length"].value == pytest.approx(66.0) and length.value == pytest.approx(66.0)
+    assert length.low is not None and length.low < 66.0 and "Student t" in length.method
+    record = report_record(results)["groups"][0]["evaluations"][0]["rows"][1]["endings"]  # type: ignore[index]
+    assert record["length"]["low"] == length.low and record["capped"]["n"] == PROBLEMS
+
+
+def test_what_a_training_met_in_its_rows_is_on_the_page(run: SyntheticRun) -> None:
+    train = run.stage_of(2, "train")
+    inputs = json.loads((run.root / "stages" / train / "manifest.json").read_text())["inputs"]
+    note = "chain of thought shorter than k, kept whole"
+    rows = {**inputs["data"]["train"], "noted": {note: 12}, "skipped": {"no marker": 3}}
+    run.damage(train, inputs={**inputs, "data": {**inputs["data"], "train": rows}})
+    page = write_report(run.root, run.experiment)
+    remarks = [f"12 of 2,000 rows: {note}", "3 rows left out: no marker"]
+    record = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
+    assert [row["remarks"] for row in record["trained_rows"]] == [remarks]
+    section = page.read_text(encoding="utf-8").partition('<section id="trained-rows"')[2].partition("</section>")[0]
+    assert "; ".join(remarks) in section and train in section and section.count('<th scope="row">') == 1
+    assert remarks[0] in (page.parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_records_without_ends_of_each_problem_have_no_interval_and_no_error(run: SyntheticRun) -> None:
+    for cell in range(2):
+        grade = run.stage_of(cell, "grade")
+        results = json.loads((run.root / "stages" / grade / "manifest.json").read_text())["results"]
+        earlier = {name: value for name, value in results.items() if name not in ENDING_RESULTS}
+        earlier["per_problem"] = [{name: one[name] for name in EARLIER} for one in results["per_problem"]]
+        run.damage(grade, results=earlier)
+    read_again = read(run)
+    pooled = read_again.groups[0].arms[0].pooled[EVALUATION]
+    assert pooled.endings == {} and pooled.mean_tokens == pytest.approx(66.0)
+    row = ending_rows(read_again, read_again.groups[0], EVALUATION)[1]
+    assert row.intervals == {} and row.numbers[ENDING_COLUMNS.index("Mean tokens")] == "66"
 
 
 def test_energy_is_a_ratio_where_a_driver_tells(run: SyntheticRun) -> None:

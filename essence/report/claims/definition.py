@@ -1,16 +1,19 @@
 """A claim as `experiments/claims.toml` states it; unknown keys and values that contradict each other are errors."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from essence.errors import ExperimentError
 from essence.plan.experiment import EXPERIMENTS
 from essence.settings import LSP, Count, Factor, Record, Sections, Share, Span
 from essence.settings.toml import read_toml, validate
 
 CLAIMS_FILE = EXPERIMENTS / "claims.toml"
+QUESTIONS_FILE = EXPERIMENTS / "questions.toml"
 
 Measure = Literal[
     "retention",
@@ -25,24 +28,28 @@ Measure = Literal[
     "rise",
     "plateau",
     "token-matched",
+    "arm-over-arm",
+    "amount-over-share",
     "proxy",
     "none",
 ]
 Proxy = Literal["first_answer_place", "cues_before_answer", "same_answer"]
 """What `invoke traces` counts in rows: fields of its record (essence/record/trace_record.py)."""
+Quantity = Literal["accuracy", "length", "stopped", "capped"]
+"""What two arms are compared in: share correct, tokens of a completion, share that stopped by itself, or at the cap."""
 Value = Annotated[float, Field(ge=-1e9, le=1e9)]
 Limit = Annotated[float, Field(strict=True, allow_inf_nan=True)]
 """Of an interval, which may be open: `inf` is no upper limit."""
 
 
 class Claim(Record):
-    """One claim of the paper and how ours is measured against it."""
+    """One claim of the paper, or one question of the kit's own, and how ours is measured."""
 
     id: str
     title: str
     grade: Literal["A", "B", "kit"]
-    """A: read in the abstract or the released code. B: a second-hand summary of the full paper. kit: no claim of the
-    paper's, a question that its readers ask."""
+    """A: read in the abstract or the released code. B: a second-hand summary of the full paper. kit: a question of the
+    kit's own, in a file and a table of its own."""
     source: str
     measure: Measure
     unit: Literal["share", "points", "times", "count"]
@@ -56,7 +63,8 @@ class Claim(Record):
     """The reported value as the paper puts it: `about half`."""
     tolerance: Factor | None = None
     accepts: Annotated[tuple[Limit, Limit], Field(strict=False)] | None = None
-    """Values of ours that count as reproduced, where nothing is reported that a tolerance could be laid around."""
+    """Values of ours that count as reproduced, where nothing is reported that a tolerance could be laid around; of a
+    question, those that answer it with yes."""
     also_reported: str = ""
     """What another version of the paper says, as what it is: `v1 said about 94 %`."""
     settings: Count | None = None
@@ -72,6 +80,11 @@ class Claim(Record):
     """The fewest proportions below 1.0 that make a curve."""
     proxy: Proxy | None = None
     """Which of the counted quantities stands in for what the paper had judged."""
+    against: Span | Literal["whole"] | None = None
+    """Span of the other arm of a comparison, at the same `lsp`; `whole`: whole rows."""
+    equal: Literal["tokens", "labels", "rows"] | None = None
+    """What both arms must have as much of; arms that do not are not compared."""
+    quantity: Quantity = "accuracy"
     near: Share | None = None
     """How far, as a share, two losses may lie apart and still be near each other."""
     teachers: list[str] = Field(default_factory=list)
@@ -112,8 +125,8 @@ class Claim(Record):
 
     @property
     def is_judged(self) -> bool:
-        """Whether it gets a verdict: a claim of the paper's, measured as the paper did."""
-        return self.measure not in ("none", "proxy") and self.grade != "kit"
+        """Whether it gets a verdict: it is measured, and not by a stand-in."""
+        return self.measure not in ("none", "proxy")
 
     @property
     def second_hand(self) -> bool:
@@ -155,6 +168,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "rise": ("lsp",),
     "plateau": ("lsp",),
     "token-matched": ("lsp",),
+    "arm-over-arm": ("lsp", "against", "equal"),
     "proxy": ("proxy",),
 }
 
@@ -173,19 +187,50 @@ class Rival(Record):
 class ClaimsFile(Record):
     """The whole file."""
 
-    defaults: dict[str, Any]
+    defaults: dict[str, object]
     """Fields that every claim has unless it says otherwise."""
-    claims: dict[str, dict[str, Any]]
+    claims: dict[str, dict[str, object]]
     """By id; checked one by one, so that an error names the claim."""
     rivals: list[Rival] = Field(default_factory=list)
+
+
+class QuestionsFile(Record):
+    """The whole file of the kit's own questions."""
+
+    defaults: dict[str, object]
+    """Fields that every question has unless it says otherwise."""
+    questions: dict[str, dict[str, object]]
+    """By id; checked one by one."""
 
 
 def load_claims(file: Path = CLAIMS_FILE) -> list[Claim]:
     """The claims in the order of the file; ExperimentError names file, claim, key and the nearest known one."""
     document = validate(ClaimsFile, read_toml(file), str(file))
+    claims = _checked(file, "claims", document.claims, document.defaults)
+    for claim in claims:
+        if claim.grade == "kit":
+            raise ExperimentError(f"{file}: [claims.{claim.id}] is no claim of the paper: it belongs in questions.toml")
+    return claims
+
+
+def load_questions(file: Path = QUESTIONS_FILE) -> list[Claim]:
+    """The kit's own questions in the order of the file; ExperimentError as for claims, and for a claim of the paper."""
+    document = validate(QuestionsFile, read_toml(file), str(file))
+    questions = _checked(file, "questions", document.questions, {"grade": "kit", **document.defaults})
+    for question in questions:
+        if question.grade != "kit":
+            raise ExperimentError(
+                f"{file}: [questions.{question.id}] is a claim of the paper: it belongs in claims.toml"
+            )
+    return questions
+
+
+def _checked(
+    file: Path, table: str, entries: Mapping[str, Mapping[str, object]], defaults: Mapping[str, object]
+) -> list[Claim]:
     return [
-        validate(Claim, {**document.defaults, **fields, "id": name}, f"{file}: [claims.{name}]")
-        for name, fields in document.claims.items()
+        validate(Claim, {**defaults, **fields, "id": name}, f"{file}: [{table}.{name}]")
+        for name, fields in entries.items()
     ]
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from essence.record.trace_record import TraceRecord
-from essence.report.claims.definition import Claim
+from essence.report.claims.definition import Claim, Quantity
+from essence.report.results.records import Ending
 from essence.settings import is_whole
 
 LEVEL = 0.95
@@ -50,6 +51,17 @@ class Scored:
     """As the setting's recipe, without the number of rows: what two arms of equal tokens have in common."""
     tokens: float | None = None
     """Of the training rows after truncation."""
+    labels: float | None = None
+    """Of them, the tokens that are supervised."""
+    endings: tuple[dict[Ending, dict[str, float]], ...] = field(default=(), repr=False)
+    """As `shares`, for each seed: tokens of a completion, shares that stopped or met the cap, by problem."""
+
+    def in_place_of_accuracy(self, quantity: Quantity) -> "Scored | None":
+        """The arm with another quantity where its shares stand; None where a record does not have it."""
+        if quantity == "accuracy":
+            return self
+        found = tuple(one[quantity] for one in self.endings if one.get(quantity))
+        return replace(self, shares=found) if found and len(found) == len(self.shares) else None
 
     @property
     def whole(self) -> bool:

@@ -70,6 +70,7 @@ def _joined(seeds: Sequence[Scored]) -> Scored:
         trainings=tuple(training for one in seeds for training in one.trainings),
         samples=min(one.samples for one in seeds),
         stages=tuple(stage for one in seeds for stage in one.stages),
+        endings=tuple(ending for one in seeds for ending in one.endings),
     )
 
 
@@ -146,7 +147,15 @@ def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
     for cell in arm.cells:
         for score in (score for score in cell.scores if score.accuracy):
             found = scored(_setting(group.key, arm, score), cell, score)
-            yield cell.train.id, replace(found, matched=_matched(arm), tokens=cell.cost.kept_tokens)
+            yield (
+                cell.train.id,
+                replace(
+                    found,
+                    matched=_matched(arm),
+                    tokens=cell.cost.kept_tokens,
+                    labels=cell.train.number("inputs", "data", "train", "supervised_tokens"),
+                ),
+            )
 
 
 def scored(setting: Setting, cell: CellResult, score: Score) -> Scored:
@@ -161,6 +170,7 @@ def scored(setting: Setting, cell: CellResult, score: Score) -> Scored:
         trainings=(cell.train.id,),
         samples=score.samples // max(1, len(score.shares)),
         stages=(score.grade.id,),
+        endings=(score.ending_means,),
     )
 
 

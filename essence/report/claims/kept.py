@@ -8,7 +8,7 @@ from essence.evaluation.statistics import Estimate
 from essence.report.claims.contrast import contrast
 from essence.report.claims.evidence import LEVEL, Scored, Setting
 from essence.report.claims.gather import scored
-from essence.report.claims.measures import ratio_of_means
+from essence.report.claims.one_contrast import ratio_of_means
 from essence.report.claims.resampling import interval_of
 from essence.report.claims.units import side_by_side
 from essence.report.results.read import read_results

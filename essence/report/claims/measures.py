@@ -7,18 +7,27 @@ cells are missing.
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from essence import text
 from essence.evaluation.statistics import Matrix, pooled_accuracy
+from essence.report.claims.arm_contrasts import amount_over_share, arm_over_arm
 from essence.report.claims.contrast import Contrast, Statistic, contrast
 from essence.report.claims.counted import counted_proxy
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored, Setting
 from essence.report.claims.families import Joined, largest, largest_distance, least
 from essence.report.claims.matched import matched_pairs
-from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
-from essence.report.claims.resampling import interval_of
+from essence.report.claims.measured import Measured, Outcome, wanted
+from essence.report.claims.one_contrast import (
+    count_settings,
+    difference,
+    fewest_samples,
+    is_whole_rows,
+    measured_on,
+    ratio_of_means,
+    stages_of,
+    trainings_of,
+)
 from essence.report.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
 from essence.report.claims.units import Compared, Unit, by_setting, compared
 from essence.report.results.records import FULL
@@ -35,7 +44,7 @@ def retention(claim: Claim, evidence: Evidence) -> Outcome:
     if not settings:
         return _no_ratio(claim, evidence)
     note = [*_other_means(settings), *_negative_control(settings, evidence)]
-    return _measure(claim, evidence, settings, ratio_of_means, "; ".join(note))
+    return measured_on(claim, evidence, settings, ratio_of_means, "; ".join(note))
 
 
 def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
@@ -43,8 +52,10 @@ def best_retention(claim: Claim, evidence: Evidence) -> Outcome:
     settings = _against_full(claim, evidence)
     if not settings:
         return _no_ratio(claim, evidence)
-    if claim.settings and _count(settings) < claim.settings:
-        return f"{_count(settings)} of {claim.settings} settings are there: the largest of some is not that of all"
+    if claim.settings and count_settings(settings) < claim.settings:
+        return (
+            f"{count_settings(settings)} of {claim.settings} settings are there: the largest of some is not that of all"
+        )
     parts = _one_by_one(settings, lambda means: means[:, 0] / means[:, 1])
     return _family(settings, parts, largest(parts, evidence.level, claim.band))
 
@@ -56,7 +67,7 @@ def sections(claim: Claim, evidence: Evidence) -> Outcome:
     if not settings:
         return wanted(claim, f"the four supervisions with the chain of thought and both without, LSP {claim.lsp:g}")
     pairs = [(a, len(WITH_COT) + b) for a in range(len(WITH_COT)) for b in range(len(WITHOUT_COT))]
-    parts = [contrast(settings, _difference(a, b)) for a, b in pairs]
+    parts = [contrast(settings, difference(a, b)) for a, b in pairs]
     return _family(settings, parts, least(parts, evidence.level, claim.band[0]))
 
 
@@ -67,7 +78,7 @@ def sections_inside(claim: Claim, evidence: Evidence) -> Outcome:
     if not settings:
         return wanted(claim, f"the four supervisions with the chain of thought at LSP {claim.lsp:g}")
     count, edge = len(WITH_COT), claim.band[1]
-    parts = [contrast(settings, _difference(a, b)) for a in range(count) for b in range(a)]
+    parts = [contrast(settings, difference(a, b)) for a in range(count) for b in range(a)]
     joined = largest_distance(parts, evidence.level, edge)
     return _family(settings, parts, joined, _floor([units[-1] for units in settings], edge, evidence.level))
 
@@ -86,7 +97,7 @@ def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
     ahead = sum(_mean(left) > _mean(right) for left, right in singles)
     note = f"left ahead in {ahead} of {len(singles)}"
     if len(singles) == 1:
-        return _measure(claim, evidence, settings, _difference(0, 1), note)
+        return measured_on(claim, evidence, settings, difference(0, 1), note)
     parts = [part for some in each for part in _one_by_one(some, lambda means: means[:, 0] - means[:, 1])]
     return _family(settings, parts, least(parts, evidence.level, claim.band[0]), note=note)
 
@@ -97,7 +108,7 @@ def largest_change(claim: Claim, evidence: Evidence) -> Outcome:
     settings: list[Compared] = []
     parts: list[Contrast] = []
     for lsp in sorted({arm.lsp for arm in arms if arm.lsp < FULL}):
-        pairs = compared(arms, _at(lsp), _whole)
+        pairs = compared(arms, _at(lsp), is_whole_rows)
         settings += pairs
         parts += _one_by_one(pairs, lambda means: means[:, 0] - means[:, 1]) if pairs else []
     if not parts:
@@ -116,29 +127,31 @@ def _is_curve(claim: Claim, arms: Sequence[Scored]) -> bool:
 def rise(claim: Claim, evidence: Evidence) -> Outcome:
     """1 - retention at the lowest proportion."""
     lowest, _ = _curve(claim, evidence)
-    settings = [units for units in compared(evidence.of(claim), _at_own(lowest), _whole) if _mean(units[1]) > 0]
+    settings = [units for units in compared(evidence.of(claim), _at_own(lowest), is_whole_rows) if _mean(units[1]) > 0]
     if not settings:
         return _no_curve(claim, lowest)
-    return _measure(claim, evidence, settings, lambda means: 1.0 - ratio_of_means(means), _at_words(lowest))
+    return measured_on(claim, evidence, settings, lambda means: 1.0 - ratio_of_means(means), _at_words(lowest))
 
 
 def plateau(claim: Claim, evidence: Evidence) -> Outcome:
     """Retention at the largest proportion up to `lsp`."""
     _, middle = _curve(claim, evidence)
-    settings = [units for units in compared(evidence.of(claim), _at_own(middle), _whole) if _mean(units[1]) > 0]
+    settings = [units for units in compared(evidence.of(claim), _at_own(middle), is_whole_rows) if _mean(units[1]) > 0]
     return (
-        _measure(claim, evidence, settings, ratio_of_means, _at_words(middle)) if settings else _no_curve(claim, middle)
+        measured_on(claim, evidence, settings, ratio_of_means, _at_words(middle))
+        if settings
+        else _no_curve(claim, middle)
     )
 
 
 def token_matched(claim: Claim, evidence: Evidence) -> Outcome:
     """Accuracy at `lsp` on more rows minus that at 1.0 on as many tokens, mean over settings."""
-    settings = [compared(pair, _at(claim.lsp or 0.0), _whole) for pair in matched_pairs(evidence.of(claim))]
+    settings = [compared(pair, _at(claim.lsp or 0.0), is_whole_rows) for pair in matched_pairs(evidence.of(claim))]
     found = [units for one in settings for units in one]
     if not found:
         return wanted(claim, f"LSP {claim.lsp:g}, and LSP 1.0 on as many tokens of fewer rows")
     note = f"{found[0][0].arms[0].tokens or 0:,.0f} and {found[0][1].arms[0].tokens or 0:,.0f} tokens"
-    return _measure(claim, evidence, found, _difference(0, 1), note if len(found) == 1 else "")
+    return measured_on(claim, evidence, found, difference(0, 1), note if len(found) == 1 else "")
 
 
 MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
@@ -154,24 +167,11 @@ MEASURES: dict[str, Callable[[Claim, Evidence], Outcome]] = {
     "rise": rise,
     "plateau": plateau,
     "token-matched": token_matched,
+    "arm-over-arm": arm_over_arm,
+    "amount-over-share": amount_over_share,
     "proxy": counted_proxy,
     "none": lambda claim, _: claim.why_not,
 }
-
-
-def _measure(
-    claim: Claim, evidence: Evidence, settings: Sequence[Compared], statistic: Statistic, note: str = ""
-) -> Measured:
-    """One contrast; of one training of each arm in one setting the interval over problems stands beside no verdict."""
-    declared = None if claim.training_sd_points is None else claim.training_sd_points / 100.0
-    found = contrast(settings, statistic, declared)
-    estimate = interval_of(found, settings, statistic, evidence.level)
-    others = found.on_other_problems(evidence.level) if found.other_problems else None
-    return Measured(
-        estimate, _count(settings), _stages(settings), note, found.trainings, _samples(settings), found.why_open,
-        outside=found.outside(claim.band), other_problems=others, replicates=_replicates(found),
-        rests_on=_rests_on(settings),
-    )  # fmt: skip
 
 
 def _family(
@@ -182,15 +182,9 @@ def _family(
     used = of or settings
     why_open = next((part.why_open for part in parts if part.why_open), floor)
     return Measured(
-        joined[0], _count(settings), _stages(used), note, min(part.trainings for part in parts), _samples(used),
-        why_open, outside=1.0 if why_open else joined[1], rests_on=_rests_on(used),
+        joined[0], count_settings(settings), stages_of(used), note, min(part.trainings for part in parts),
+        fewest_samples(used), why_open, outside=1.0 if why_open else joined[1], rests_on=trainings_of(used),
     )  # fmt: skip
-
-
-def _replicates(found: Contrast) -> Replicates | None:
-    if found.trainings < 2 or not found.error or not found.spread:
-        return None
-    return Replicates(found.error * found.trainings**0.5, found.trainings, found.spread.degrees, "seeds of each arm")
 
 
 def _one_by_one(settings: Sequence[Compared], each: Callable[[Matrix], Matrix]) -> list[Contrast]:
@@ -241,7 +235,7 @@ def _negative_control(settings: Sequence[Compared], evidence: Evidence) -> list[
 def _against_full(claim: Claim, evidence: Evidence) -> list[Compared]:
     """Arms at the claim's proportion beside 1.0, where that one solves anything."""
     assert claim.lsp is not None
-    return [units for units in compared(evidence.of(claim), _at(claim.lsp), _whole) if _mean(units[1]) > 0.0]
+    return [units for units in compared(evidence.of(claim), _at(claim.lsp), is_whole_rows) if _mean(units[1]) > 0.0]
 
 
 def _curve(claim: Claim, evidence: Evidence) -> tuple[dict[Setting, float], dict[Setting, float]]:
@@ -270,30 +264,8 @@ def _at_words(lsp: dict[Setting, float]) -> str:
     return "at LSP " + ", ".join(f"{one:g}" for one in sorted(set(lsp.values())))
 
 
-def _whole(arm: Scored) -> bool:
-    return arm.whole
-
-
 def _supervised(name: str) -> Callable[[Scored], bool]:
     return lambda arm: arm.sections == name
-
-
-def _difference(first: int, second: int) -> Statistic:
-    """Of two sides, mean over settings."""
-
-    def statistic(means: Matrix) -> NDArray[np.float64]:
-        mean: NDArray[np.float64] = (means[:, first] - means[:, second]).mean(axis=0)
-        return mean
-
-    return statistic
-
-
-def ratio_of_means(means: Matrix) -> NDArray[np.float64]:
-    """Of the first side over the second, each over all settings; infinite where the second solves nothing."""
-    upper, lower = means[:, 0].mean(axis=0), means[:, 1].mean(axis=0)
-    ratio = np.full(upper.shape, np.inf)
-    np.divide(upper, lower, out=ratio, where=lower > 0.0)
-    return ratio
 
 
 def _named(settings: Sequence[Compared]) -> list[str]:
@@ -305,26 +277,9 @@ def _mean(unit: Unit) -> float:
     return float(unit.accuracies.mean())
 
 
-def _count(settings: Sequence[Compared]) -> int:
-    """As the paper counts: each benchmark is a setting of its own."""
-    return sum(len(units[0].shares) for units in settings)
-
-
-def _samples(settings: Sequence[Compared]) -> int:
-    return min(unit.samples for units in settings for unit in units)
-
-
-def _stages(settings: Sequence[Compared]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(stage for units in settings for unit in units for stage in unit.stages))
-
-
-def _rests_on(settings: Sequence[Compared]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for units in settings for unit in units for name in unit.trainings))
-
-
 def _no_ratio(claim: Claim, evidence: Evidence) -> str:
     """Why there is no retention: nothing is graded at both proportions, or nothing is solved at 1.0."""
     assert claim.lsp is not None
-    if compared(evidence.of(claim), _at(claim.lsp), _whole):
+    if compared(evidence.of(claim), _at(claim.lsp), is_whole_rows):
         return NO_RATIO
     return wanted(claim, f"LSP {claim.lsp:g} and 1.0 on the same benchmark")

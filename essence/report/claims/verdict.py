@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from essence.report.claims.advice import advise
-from essence.report.claims.definition import Claim, load_claims
+from essence.report.claims.definition import Claim, load_claims, load_questions
 from essence.report.claims.evidence import Evidence
 from essence.report.claims.gather import gather
 from essence.report.claims.looks import (
@@ -26,7 +26,6 @@ Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable",
 FAILURES = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a measure can meet in results that nobody foresaw: its claim is undecided then, and says so."""
 PROXY = "a proxy, counted by a stated rule, where the paper had a language model judge"
-QUESTION = "no claim of the paper’s, so there is nothing to reproduce"
 DECIDABLE = ("reproduced", "not reproduced", "undecided")
 LEVEL = 0.05
 NO_LOOKS = Looks()
@@ -71,6 +70,11 @@ def judge(results: Iterable[Results], claims: Sequence[Claim] | None = None) -> 
     return [corrected[name][place] for place in range(len(asked)) for name in protocols]
 
 
+def judge_questions(results: Iterable[Results]) -> list[ClaimVerdict]:
+    """The kit's own questions (`experiments/questions.toml`), judged as claims are: a family of their own."""
+    return judge(results, load_questions())
+
+
 def record_verdicts(results: Sequence[Results], verdicts: Iterable[ClaimVerdict]) -> None:
     """Write down in the run directory that these were shown: the next look at more of the same is another one."""
     record_looks(results, looks_of(verdicts))
@@ -100,8 +104,7 @@ def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int, looks
         note = f" ({refused} records are there but are not counted)" if refused and claim.measure != "none" else ""
         return ClaimVerdict(claim, protocol, "not run", None, outcome + note)
     if not claim.is_judged:
-        why = PROXY if claim.measure == "proxy" else "; ".join(one for one in (QUESTION, outcome.why_open) if one)
-        return ClaimVerdict(claim, protocol, "shown, not judged", outcome, why)
+        return ClaimVerdict(claim, protocol, "shown, not judged", outcome, PROXY)
     word = decide(outcome, claim.band)
     if word == "not comparable":
         return ClaimVerdict(claim, protocol, word, outcome, outcome.incomparable)

@@ -14,6 +14,7 @@
     energy: { title: "energy of training, ratio to LSP 1.0 (the paper reports none)", part: "costs" },
     length: { title: "mean tokens a completion", part: "scores" },
     cap: { title: "completions cut off at the token cap", part: "scores", percent: true },
+    stopped: { title: "completions that the model ended itself", part: "scores", percent: true },
     endings: { title: "completions by how they ended, and accuracy", part: "endings", percent: true },
     training: { title: "training loss", part: "losses" },
     validation: { title: "validation loss, cross-entropy", part: "losses" },

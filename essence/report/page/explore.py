@@ -104,9 +104,10 @@ def _score(arm: Arm, evaluation: Evaluation) -> dict[str, Any] | None:
         "lsp": arm.lsp,
         "planned": len(arm.cells),
         "accuracy": _interval(pooled.accuracy),
-        "retention": _interval(pooled.retention),
-        "length": [_rounded(pooled.mean_tokens)],
-        "cap": [_rounded(pooled.capped_share)],
+        "retention": _interval(pooled.retention) or [None],
+        "length": _interval(pooled.endings.get("length")) or [_rounded(pooled.mean_tokens)],
+        "cap": _interval(pooled.endings.get("capped")) or [_rounded(pooled.capped_share)],
+        "stopped": _interval(pooled.endings.get("stopped")) or [None],
         "endings": {reason: _rounded(share) for reason, share in ending_shares(pooled.scores).items()},
         "cells": [[cell.name, score.grade.link, _each(score.accuracy), score.grade.id] for cell, score in cells],
     }
@@ -141,8 +142,8 @@ def _thinned(curve: Curve) -> list[list[float | None]]:
 
 
 def _interval(estimate: Estimate | None) -> list[float | None]:
-    """[value, low, high]."""
-    return [_rounded(v) for v in (estimate.value, estimate.low, estimate.high)] if estimate else [None]
+    """[value, low, high]; empty where there is none."""
+    return [_rounded(v) for v in (estimate.value, estimate.low, estimate.high)] if estimate else []
 
 
 def _rounded(value: float | None) -> float | None:

@@ -285,10 +285,23 @@ def _checkpoint_words(checkpoint: str) -> str:
 def _figure(
     name: str, kind: FigureKind, title: str, caption: str, alt: str, draw: Draw, size: tuple[float, float] = WIDE
 ) -> Figure:
-    """Draw on one fresh pair of axes and keep both forms; the bytes depend on nothing but the numbers."""
+    """Draw on one fresh pair of axes."""
+    return on_canvas(name, kind, title, caption, alt, lambda canvas: draw(canvas.add_subplot()), size)
+
+
+def on_canvas(
+    name: str,
+    kind: FigureKind,
+    title: str,
+    caption: str,
+    alt: str,
+    draw: Callable[[Canvas], None],
+    size: tuple[float, float],
+) -> Figure:
+    """Draw on a fresh canvas and keep both forms; the bytes depend on nothing but the numbers."""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}):
         canvas = Canvas(figsize=size, layout="constrained")
-        draw(canvas.add_subplot())
+        draw(canvas)
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         canvas.savefig(png, format="png", dpi=PNG_DPI, facecolor=LIGHT["surface"], metadata={"Software": None})

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from essence.report.claims.verdict import ClaimVerdict
 from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
+from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
 from essence.report.page.page import statement
-from essence.report.page.rows import RowsView, rows_views
+from essence.report.page.questions_table import TITLE, question_rows, questions_lead
+from essence.report.page.rows import RowsView, rows_views, trained_rows
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
 from essence.report.page.tokens import LSP_COLUMNS, TokensView
 from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
@@ -15,11 +17,19 @@ from essence.text import NOTHING
 
 
 def markdown_report(
-    results: Results, figures: Mapping[GroupKey, Sequence[Figure]], verdicts: Sequence[ClaimVerdict]
+    results: Results,
+    figures: Mapping[GroupKey, Sequence[Figure]],
+    verdicts: Sequence[ClaimVerdict],
+    questions: Sequence[ClaimVerdict] = (),
+    pictures: Sequence[Figure] = (),
 ) -> str:
     """The whole file; figures are linked as `figures/<name>.png` with their values as alt text."""
     parts = [f"# {markdown_text(results.title)}", markdown_text(results.note), *map(markdown_text, statement(results))]
     parts += ["## Claims of the paper", markdown_claims(verdicts)]
+    parts += (
+        [f"## {TITLE}", markdown_text(questions_lead(questions)), _markdown_questions(questions)] if questions else []
+    )
+    parts += ["## The arms together", *map(_image, pictures)] if pictures else []
     for group in results.groups:
         parts.append(f"## {markdown_text(group.key.label)}")
         for evaluation in group.evaluations:
@@ -28,6 +38,11 @@ def markdown_report(
     views = rows_views(results)
     if views:
         parts += ["## Training rows", *map(_markdown_rows, views)]
+    met = [
+        f"- [{markdown_text(row.title)}]({row.link}): {markdown_text('; '.join(row.remarks))}"
+        for row in trained_rows(results)
+    ]
+    parts += ["## What trainings met in their rows", "\n".join(met)] if met else []
     tables = claim_tables(results)
     if tables:
         parts += ["## What truncation saves, computed", *map(_markdown_costs, tables)]
@@ -77,6 +92,16 @@ def markdown_claims(verdicts: Sequence[ClaimVerdict]) -> str:
     return "\n".join(lines)
 
 
+def _markdown_questions(judged: Sequence[ClaimVerdict]) -> str:
+    """The kit's own questions as a GitHub table."""
+    head = ["Answer", "Question", "Protocol", "Yes if", "Ours", "Measured on", ""]
+    lines = [_markdown_line(head), _markdown_line([":--"] * len(head))]
+    for row in question_rows(judged):
+        cells = (row.verdict, row.title, row.protocol, row.accepted, row.ours, row.count, row.detail)
+        lines.append(_markdown_line([markdown_text(cell) for cell in cells]))
+    return "\n".join(lines)
+
+
 def _evaluation_parts(
     results: Results, group: Group, evaluation: Evaluation, verdicts: Sequence[ClaimVerdict]
 ) -> list[str]:
@@ -86,13 +111,33 @@ def _evaluation_parts(
         f"### {benchmark}, {checkpoint} checkpoint",
         sentences,
         markdown_table(arm_rows(results, group, evaluation)),
+        _markdown_endings(ending_rows(results, group, evaluation)),
         "Every cell:",
         markdown_table(cell_rows(group, evaluation)),
     ]
 
 
+def _markdown_endings(rows: Sequence[EndingRow]) -> str:
+    """How completions end, as a GitHub table; empty where nothing is graded."""
+    if not rows:
+        return ""
+    lines = [_markdown_line(["LSP", *ENDING_COLUMNS]), _markdown_line([":--", *["--:"] * len(ENDING_COLUMNS)])]
+    for row in rows:
+        cells = (
+            f"{number} {markdown_text(row.intervals.get(name, ''))}".strip()
+            for name, number in zip(ENDING_COLUMNS, row.numbers, strict=True)
+        )
+        lines.append(_markdown_line([markdown_text(row.label), *cells]))
+    return "\n".join(["How completions end:", "", *lines])
+
+
 def _image(figure: Figure) -> str:
-    return f"![{markdown_text(figure.alt)}](figures/{figure.name}.png)\n\n*{markdown_text(figure.caption)}*"
+    image = f"![{markdown_text(figure.alt)}](figures/{figure.name}.png)"
+    return f"{image}\n\n*{markdown_text(figure.caption)}*{_data_link(figure)}"
+
+
+def _data_link(figure: Figure) -> str:
+    return f" [CSV](figures/{figure.name}.csv)" if figure.data else ""
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

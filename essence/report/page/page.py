@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from essence import text
-from essence.report.claims.verdict import ClaimVerdict, judge
+from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions
 from essence.report.page import reported
 from essence.report.page.browse import browser_data
 from essence.report.page.claims_table import claim_rows, claims_lead
@@ -17,7 +17,8 @@ from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
-from essence.report.page.rows import rows_views
+from essence.report.page.questions_table import TITLE, question_rows, questions_lead
+from essence.report.page.rows import rows_views, trained_rows
 from essence.report.page.samples import PIECE_CHARACTERS, Pieces
 from essence.report.page.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
@@ -81,13 +82,16 @@ def render_page(
     figures: Mapping[GroupKey, Sequence[Figure]],
     pieces: Pieces | None = None,
     verdicts: Sequence[ClaimVerdict] | None = None,
+    questions: Sequence[ClaimVerdict] | None = None,
+    pictures: Sequence[Figure] = (),
 ) -> str:
     """The page as HTML; links lead from `<run_dir>/<experiment>/report/` to `<run_dir>/stages/`.
 
-    Without `pieces` there is no sample browser; without `verdicts` they are computed.
+    Without `pieces` there is no sample browser; without `verdicts` or `questions` they are computed.
     """
     pieces = pieces or Pieces()
     verdicts = judge([results]) if verdicts is None else verdicts
+    questions = judge_questions([results]) if questions is None else questions
     views = [
         _group_view(results, g, f"g{i}", figures.get(g.key, []), verdicts) for i, g in enumerate(results.groups, 1)
     ]
@@ -95,12 +99,17 @@ def render_page(
         "results": results,
         "claims": claim_rows(verdicts),
         "claims_lead": claims_lead(verdicts),
+        "questions": question_rows(questions),
+        "questions_lead": questions_lead(questions),
+        "questions_title": TITLE,
+        "pictures": pictures,
         "groups": views,
         "statement": statement(results),
         "progress": _progress(results),
         "columns": COLUMNS,
         "missing": missing_lines(results),
         "rows": rows_views(results),
+        "trained_rows": trained_rows(results),
         "lsp_columns": LSP_COLUMNS,
         "claim_columns": CLAIM_COLUMNS,
         "claim_tables": claim_tables(results),
@@ -120,11 +129,10 @@ def render_page(
         "script": script(),
         "script_hash": script_hash(script()),
         "facets": FACETS,
-        "most_links": MOST_LINKS,
     }
     # Macros see globals alone.
     environment = _environment()
-    environment.globals["many"] = len(results.groups) > MOST_INLINED_GROUPS
+    environment.globals.update(many=len(results.groups) > MOST_INLINED_GROUPS, most_links=MOST_LINKS)
     return environment.get_template("template.html").render(context)
 
 
@@ -162,7 +170,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals.update(light=Markup(css_variables(LIGHT)), dark=Markup(css_variables(DARK)))  # noqa: S704
-    environment.filters.update(inline_svg=_inline_svg, slug=text.slug, breakable=_breakable)
+    environment.filters.update(inline_svg=_inline_svg, slug=text.slug, breakable=_breakable, whole=text.whole)
     environment.globals.update(number_link=_number_link)
     return environment
 

@@ -34,6 +34,36 @@ class RowsView:
     tokens: TokensView | None
 
 
+@dataclass(frozen=True)
+class TrainedRows:
+    """What a training met in its rows, where anything is to be said of them."""
+
+    title: str
+    link: str
+    rows: int
+    tokens: int | None
+    labels: int | None
+    remarks: tuple[str, ...]
+
+
+def trained_rows(results: Results) -> list[TrainedRows]:
+    """Trainings that left rows out or took some with a note, in the order of the plan, each once."""
+    done = {cell.train.id: (cell.name, cell.train) for cell in results.cells if cell.train.training}
+    found = (_trained_rows(name, stage) for name, stage in done.values())
+    return [view for view in found if view and view.remarks]
+
+
+def _trained_rows(name: str, stage: StageEvidence) -> TrainedRows | None:
+    read = stage.training.inputs.data.train if stage.training else None
+    if read is None:
+        return None
+    counted = read.readings or read.rows
+    what = "readings" if read.readings else "rows"
+    noted = [f"{count:,} of {counted:,} {what}: {note}" for note, count in read.noted.items()]
+    skipped = [f"{count:,} {what} left out: {reason}" for reason, count in read.skipped.items()]
+    return TrainedRows(name, stage.link, read.rows, read.tokens, read.supervised_tokens, (*noted, *skipped))
+
+
 def rows_lines(folder: StageFolder) -> list[str]:
     """The table of a finished tokenize stage as lines for a terminal; nothing for any other."""
     try:

@@ -1,24 +1,14 @@
 """The table: one list of columns, shown in the terminal, in report.md, on the page and, as plain numbers, in JSON."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from essence.evaluation.statistics import Estimate
-from essence.report.claims.kept import read_with_retention
-from essence.report.claims.verdict import judge
-from essence.report.page.claims_table import claim_rows, print_claims
-from essence.report.results.records import CellResult, Evaluation, Group, Results, Score
+from essence.report.results.records import CellResult, Ending, Evaluation, Group, Results, Score
 from essence.text import duration, interval, magnitude, memory, percent, proportion, times, whole
 
 Role = Literal["arm", "cell", "student", "teacher"]
-WIDE_TERMINAL = 118
-"""Columns that a table with everything in one line needs."""
 ROLE_WORDS = {"student": "untrained student", "teacher": "teacher"}
 
 
@@ -40,6 +30,8 @@ class Row:
     """The same against LSP 1.0."""
     capped_share: float | None
     mean_tokens: float | None
+    endings: dict[Ending, Estimate]
+    """Length, stop rate and cap hits with their intervals."""
     state: str
     grades: tuple[str, ...]
     """Links to the manifests behind accuracy, retention and lengths."""
@@ -102,6 +94,7 @@ def arm_rows(results: Results, group: Group, evaluation: Evaluation) -> list[Row
                 ratio=arm.ratio,
                 capped_share=pooled.capped_share if pooled else None,
                 mean_tokens=pooled.mean_tokens if pooled else None,
+                endings=pooled.endings if pooled else {},
                 state=f"{len(scores)} of {len(arm.cells)} graded",
                 grades=tuple(score.grade.link for score in scores),
                 trains=tuple(cell.train.link for cell in arm.cells if cell.train.state == "done"),
@@ -130,6 +123,7 @@ def _score_row(role: Role, label: str, score: Score | None, **more: Any) -> Row:
         retention=score.retention if score else None,
         capped_share=score.capped_share if score else None,
         mean_tokens=score.mean_tokens if score else None,
+        endings=score.endings if score else {},
         grades=(score.grade.link,) if score and graded else (),
         **values,
     )
@@ -152,51 +146,6 @@ def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str,
         trains=(cell.train.link,) if cell.train.state == "done" else (),
         state=cell.state_words,
     )
-
-
-def print_results(run_dir: Path, experiment: str, console: Console) -> None:
-    """Print the tables of an experiment, as far as it is: one for each group and benchmark, then what is missing."""
-    results = read_with_retention(run_dir, experiment)
-    for sentence in results.accepted:
-        console.print(Text(sentence), soft_wrap=True)
-    print_claims(claim_rows(judge([results])), console)
-    console.print()
-    for group in results.groups:
-        for evaluation in group.evaluations:
-            title = f"{group.key.label}; {evaluation[0]}, {evaluation[1]} checkpoint"
-            console.print(Text(title, style="bold"))
-            console.print(terminal_table(arm_rows(results, group, evaluation), console.width))
-            console.print()
-    missing = missing_lines(results)
-    if missing:
-        console.print(Text("Not done", style="bold"))
-        for line in missing:
-            console.print(Text(f"  {line}"), soft_wrap=True)
-
-
-def terminal_table(rows: Sequence[Row], width: int) -> Table:
-    """A line a row; on a narrow terminal intervals stand under their numbers and lengths are left to the page."""
-    narrow = width < WIDE_TERMINAL
-    columns = [column for column in COLUMNS if not (narrow and column.title == "Length")]
-    table = Table(header_style="dim", box=None, pad_edge=False, padding=(0, 0, 0, 1) if narrow else (0, 1))
-    table.add_column("LSP", no_wrap=True)
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
-    table.add_column("Cells", justify="right", no_wrap=True)
-    for row in rows:
-        numbers = [_terminal_number(row, column, "\n" if narrow else " ") for column in columns]
-        label = row.label.split()[0] if narrow else row.label
-        style = "" if row.role == "arm" else "dim"
-        table.add_row(*(Text(text) for text in (label, *numbers, cells_text(row))), style=style)
-    return table
-
-
-def _terminal_number(row: Row, column: Column, separator: str) -> str:
-    main, small = column.main(row), column.small(row)
-    if column.source == "trains":
-        # The ratio to LSP 1.0 says more than the absolute cost, which the page has.
-        return small or main
-    return f"{main}{separator}{small}" if small else main
 
 
 def cells_text(row: Row) -> str:
