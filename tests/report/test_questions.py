@@ -186,7 +186,7 @@ def test_questions_have_a_table_of_their_own_everywhere(tmp_path: Path, capsys: 
     assert max(map(len, printed.splitlines())) <= 80
     assert report_findings(RunDirectory(run.root), run.experiment) == ([], [])
     looks = (run.root / run.experiment / "looks.jsonl").read_text(encoding="utf-8")
-    assert "longer-completions" in looks
+    assert "fewer-labels-or-less-text" in looks and "retention-half" in looks
 
 
 def test_output_length_by_arm_is_answered_from_records(tmp_path: Path) -> None:
