@@ -10,6 +10,7 @@ from essence.commands.matrix_state import not_run_here
 from essence.files import read_json
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory
+from essence.report.page.picture import PICTURE
 from essence.report.page.printed import print_results
 
 
@@ -46,6 +47,8 @@ def write_once_graded(
 
 
 def print_tables(run_directory: RunDirectory, experiment: str, console: Console) -> None:
-    """The tables of the report, and the path of the page."""
+    """The tables of the report, and the paths of its pictures and the page."""
     print_results(run_directory.root, experiment, console)
+    for picture in sorted((run_directory.report(experiment) / "figures").glob(f"{PICTURE}*.png")):
+        console.print(f"Picture: {picture}, with its numbers as CSV beside it", highlight=False, soft_wrap=True)
     console.print(f"Report: {run_directory.report(experiment) / 'report.html'}", highlight=False, soft_wrap=True)

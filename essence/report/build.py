@@ -21,11 +21,12 @@ from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, 
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
-from essence.report.page.page import render_page, statement
+from essence.report.page.page import render_page
 from essence.report.page.picture import Picture, pictures
 from essence.report.page.questions_table import question_record
 from essence.report.page.rows import trained_rows
 from essence.report.page.samples import write_pieces
+from essence.report.page.statement import statement
 from essence.report.page.table import arm_rows, cell_rows, missing_lines, row_record
 from essence.report.results.records import Figure, Group, GroupKey, Results
 from essence.report.results.stage_reader import read_stage

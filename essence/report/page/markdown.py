@@ -7,9 +7,9 @@ from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
-from essence.report.page.page import statement
 from essence.report.page.questions_table import TITLE, question_rows, questions_lead
 from essence.report.page.rows import RowsView, rows_views, trained_rows
+from essence.report.page.statement import statement
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
 from essence.report.page.tokens import LSP_COLUMNS, TokensView
 from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results

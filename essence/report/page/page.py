@@ -20,12 +20,12 @@ from essence.report.page.findings import COST_NAMES, arm_at, findings
 from essence.report.page.questions_table import TITLE, question_rows, questions_lead
 from essence.report.page.rows import rows_views, trained_rows
 from essence.report.page.samples import PIECE_CHARACTERS, Pieces
+from essence.report.page.statement import statement
 from essence.report.page.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
 from essence.report.page.tokens import LSP_COLUMNS
 from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
 from essence.report.results.run_facts import (
-    builtin_sources,
     environment_facts,
     finished_at,
     settings_facts,
@@ -134,31 +134,6 @@ def render_page(
     environment = _environment()
     environment.globals.update(many=len(results.groups) > MOST_INLINED_GROUPS, most_links=MOST_LINKS)
     return environment.get_template("template.html").render(context)
-
-
-def statement(results: Results) -> list[str]:
-    """What this run is, and what it is not."""
-    refused = [f"{stage.id} ({stage.problem})" for stage in results.refused]
-    warning = [f"Not counted, because their records cannot be believed: {'; '.join(refused)}."] if refused else []
-    return warning + list(results.accepted) + _statement(results)
-
-
-def _statement(results: Results) -> list[str]:
-    made = builtin_sources(results)
-    if not made:
-        return [
-            f"This run trains and evaluates the models named below; its numbers stand beside those of the paper "
-            f"({reported.CITATION}). The paper publishes no score of a single setting, so scores are compared as "
-            "retention, cost ratios and orderings."
-        ]
-    return [
-        f"This is a miniature. It takes the real path, from rows to tokens, training, sampling and grading, with "
-        f"models and data that the kit makes itself ({', '.join(made)}). It shows that the machinery works on this "
-        "machine and what the method does to a small model.",
-        f"It is not evidence for or against the paper, which trains {reported.SETTING}. The paper’s values are shown "
-        "as reported, for orientation. The miniature’s problems and learning rate were chosen with its accuracies at "
-        "several proportions in view (docs/log.md lists the trials): the shape of its curve is no finding.",
-    ]
 
 
 def _environment() -> jinja2.Environment:

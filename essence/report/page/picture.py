@@ -19,6 +19,8 @@ COLUMNS = (
     "lsp", "train_rows", "token_budget", "tokens_an_epoch", "labels_an_epoch", "tokens_trained_on", "accuracy",
     "low", "high", "trainings", "problems", "method",
 )  # fmt: skip
+PICTURE = "accuracy-by-tokens"
+"""Stem of its files."""
 WHOLE, UNTRAINED = "whole rows", "untrained student"
 
 
@@ -87,8 +89,7 @@ def pictures(results: Results) -> list[Picture]:
         for evaluation in dict.fromkeys(one for group in groups for one in group.evaluations)
         if sum(any(evaluation in arm.pooled for arm in group.arms) for group in groups) > 1
     ]
-    names = [f"accuracy-by-tokens-{number}" for number in range(1, len(found) + 1)]
-    names = names if len(found) > 1 else ["accuracy-by-tokens"]
+    names = [f"{PICTURE}-{number}" for number in range(1, len(found) + 1)] if len(found) > 1 else [PICTURE]
     made = (_picture(results, name, *one) for name, one in zip(names, found, strict=False))
     return [picture for picture in made if picture.curves or picture.matched]
 

@@ -1,4 +1,4 @@
-"""What `invoke report` prints: claims, questions, and the tables of each group, as wide as the terminal is."""
+"""What `invoke report` prints: claims, questions, the tables of each group, and what a miniature is not."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,9 @@ from essence.report.claims.verdict import judge, judge_questions
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.page.endings import ending_rows, terminal_endings
 from essence.report.page.questions_table import print_questions
+from essence.report.page.statement import what_it_is
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cells_text, missing_lines
+from essence.report.results.run_facts import builtin_sources
 
 WIDE_TERMINAL = 118
 """Columns that a table with everything in one line needs."""
@@ -35,6 +37,9 @@ def print_results(run_dir: Path, experiment: str, console: Console) -> None:
             if endings := ending_rows(results, group, evaluation):
                 console.print(terminal_endings(endings))
             console.print()
+    if builtin_sources(results):
+        for sentence in what_it_is(results):
+            console.print(Text(sentence, style="dim"))
     missing = missing_lines(results)
     if missing:
         console.print(Text("Not done", style="bold"))
