@@ -45,7 +45,7 @@ def killed_after(step: int, folder: Path, prepared: dict[str, Path]) -> None:
 def without_time(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "partial" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = {(line["kind"], line["step"]): line for line in map(json.loads, lines)}
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in found.values()]
+    return [{name: value for name, value in found[key].items() if name != "seconds"} for key in sorted(found)]
 
 
 def test_killed_three_times_it_ends_in_the_same_bytes(prepared: dict[str, Path], tmp_path: Path) -> None:
