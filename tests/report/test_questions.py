@@ -209,6 +209,16 @@ def test_a_miniature_answers_nothing_and_says_so(tmp_path: Path, capsys: pytest.
     assert "yes" not in {row["answer"] for row in report_record(read_with_retention(run.root, "controls"))["questions"]}  # type: ignore[attr-defined]
 
 
+def test_where_no_question_was_asked_a_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.25, 0.75), **REAL).write()
+    print_questions(judge_questions([read_with_retention(run.root, run.experiment)]), Console(width=80))
+    assert "none was asked of these cells" in " ".join(capsys.readouterr().out.split())
+    page = write_report(run.root, run.experiment)
+    assert '<section id="questions"' not in page.read_text(encoding="utf-8")
+    assert "Questions of the kit" not in (page.parent / "report.md").read_text(encoding="utf-8")
+    assert len(json.loads((page.parent / "report.json").read_text(encoding="utf-8"))["questions"]) == len(QUESTIONS)
+
+
 def test_the_command_prints_both_and_keeps_them_apart(tmp_path: Path) -> None:
     run = controls(tmp_path, **REAL)
     done = invoke("claims", "--runs", str(run.root), "--json")

@@ -128,7 +128,7 @@ def _rests_on(judged: ClaimVerdict) -> str:
         return ""
     if measured.trainings == 1 and measured.why_open:
         return "the interval is over problems, for these trainings alone" if measured.estimate.low is not None else ""
-    if not measured.other_problems:
+    if not measured.other_problems or measured.other_problems.low is None:
         return ""
     ends = [value_text(judged.claim, end) for end in (measured.other_problems.low, measured.other_problems.high)]
     return f"on other problems like these [{ends[0]}, {ends[1]}]"

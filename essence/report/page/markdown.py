@@ -7,7 +7,7 @@ from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
-from essence.report.page.questions_table import TITLE, question_rows, questions_lead
+from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import RowsView, rows_views, trained_rows
 from essence.report.page.statement import statement
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, cells_text, missing_lines
@@ -26,9 +26,8 @@ def markdown_report(
     """The whole file; figures are linked as `figures/<name>.png` with their values as alt text."""
     parts = [f"# {markdown_text(results.title)}", markdown_text(results.note), *map(markdown_text, statement(results))]
     parts += ["## Claims of the paper", markdown_claims(verdicts)]
-    parts += (
-        [f"## {TITLE}", markdown_text(questions_lead(questions)), _markdown_questions(questions)] if questions else []
-    )
+    if asked(questions):
+        parts += [f"## {TITLE}", markdown_text(questions_lead(questions)), _markdown_questions(questions)]
     parts += ["## The arms together", *map(_image, pictures)] if pictures else []
     for group in results.groups:
         parts.append(f"## {markdown_text(group.key.label)}")

@@ -17,7 +17,7 @@ from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
-from essence.report.page.questions_table import TITLE, question_rows, questions_lead
+from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import rows_views, trained_rows
 from essence.report.page.samples import PIECE_CHARACTERS, Pieces
 from essence.report.page.statement import statement
@@ -99,7 +99,7 @@ def render_page(
         "results": results,
         "claims": claim_rows(verdicts),
         "claims_lead": claims_lead(verdicts),
-        "questions": question_rows(questions),
+        "questions": question_rows(questions) if asked(questions) else [],
         "questions_lead": questions_lead(questions),
         "questions_title": TITLE,
         "pictures": pictures,

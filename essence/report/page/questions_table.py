@@ -15,7 +15,13 @@ ANSWERS: dict[Verdict, str] = {"reproduced": "yes", "not reproduced": "no"}
 OF_THE_PAPER = ("grade", "reported", "accepted", "where", "settings_of_the_paper", "primary", "word")
 """Of the record of a claim: what a question does not have, or has under another name."""
 TITLE = "Questions of the kit’s own"
+NEEDS_ARMS = "experiments/controls.toml has the arms that they need"
 ONLY_SHOWN = ("shown, not judged", "not run")
+
+
+def asked(judged: Sequence[ClaimVerdict]) -> bool:
+    """Whether the cells of an experiment bear on any question; where none does, no table is shown."""
+    return any(one.measured for one in judged)
 
 
 def question_rows(judged: Sequence[ClaimVerdict]) -> list[ClaimRow]:
@@ -46,7 +52,10 @@ def question_record(judged: ClaimVerdict) -> dict[str, object]:
 
 
 def print_questions(judged: Sequence[ClaimVerdict], console: Console) -> None:
-    """The questions that were measured as a table; the others with what they need."""
+    """The questions that were measured as a table, the others with what they need; a line where none was."""
+    if not asked(judged):
+        console.print(Text(f"{TITLE}: none was asked of these cells ({NEEDS_ARMS})", style="dim"))
+        return
     rows = question_rows(judged)
     several = len({row.protocol for row in rows}) > 1
     table = Table(title=TITLE, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -57,9 +66,8 @@ def print_questions(judged: Sequence[ClaimVerdict], console: Console) -> None:
         if row.detail:
             title.append(f"\n{row.detail}", style="dim")
         table.add_row(title, Text(row.verdict, style=STYLES[row.word]), row.accepted, row.ours, row.count)
-    if table.row_count:
-        console.print(table)
-        console.print(Text(questions_lead(judged), style="dim"))
+    console.print(table)
+    console.print(Text(questions_lead(judged), style="dim"))
     for row in (row for row in rows if row.word == "not run"):
         suffix = f" ({row.protocol})" if several else ""
         console.print(Text(f"not run: {row.title}{suffix}: {row.detail}", style="dim"))
