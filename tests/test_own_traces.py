@@ -156,6 +156,7 @@ def example() -> tuple[str, dict[str, Any]]:
     return toml.group(1), json.loads(row.group(1))
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs_as_it_stands(tmp_path: Path) -> None:
     """Only the student and the benchmarks, which need network, are replaced, with --pins."""
     experiment, row = example()

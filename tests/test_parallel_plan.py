@@ -17,7 +17,8 @@ FILES = {
     "@pytest.mark.parametrize('x', range(4))\ndef test_a(x, made): time.sleep(0.1)\n",
     "test_alone.py": "@pytest.mark.parametrize('x', range(8))\ndef test_e(x): time.sleep(0.5)\n",
     "test_two.py": "@pytest.mark.parametrize('x', range(4))\ndef test_b(x): time.sleep(0.1)\n"
-    "@pytest.mark.docker\ndef test_c(): time.sleep(0.1)\n",
+    "@pytest.mark.docker\ndef test_c(): time.sleep(0.1)\n"
+    "@pytest.mark.docker\n@pytest.mark.own_engine\n@pytest.mark.slow\ndef test_f(): time.sleep(0.1)\n",
     "test_three.py": "@pytest.mark.apptainer\n@pytest.mark.parametrize('x', range(3))\n"
     "def test_d(x): time.sleep(0.1)\n",
 }
@@ -25,7 +26,8 @@ FILES = {
 
 def test_a_group_has_one_process_and_engines_come_first(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["support.parallel_plan"]\n')
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    docker: x\n    apptainer: x\n")
+    marks = "".join(f"\n    {mark}: x" for mark in ("docker", "apptainer", "own_engine", "slow"))
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\nmarkers ={marks}\n")
     for name, text in FILES.items():
         (tmp_path / name).write_text(f"import time\nimport pytest\n{text}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
@@ -36,12 +38,12 @@ def test_a_group_has_one_process_and_engines_come_first(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and " 20 passed" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and " 21 passed" in done.stdout, done.stdout + done.stderr
     ran = re.findall(r"\[(gw\d)\] \[ *\d+%\] PASSED \S+::(test_.)", done.stdout)
     processes = {test: {process for process, name in ran if name == test} for _, test in ran}
     assert len(processes.pop("test_e")) == 2, ran
     assert all(len(processes[name]) == 1 for name in ("test_a", "test_c", "test_d")), ran
-    assert processes["test_c"] == processes["test_d"]
+    assert processes["test_c"] == processes["test_d"] != processes["test_f"]
     engines = next(iter(processes["test_d"]))
     assert next(test for process, test in ran if process == engines) == "test_d", ran
 

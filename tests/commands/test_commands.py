@@ -84,6 +84,7 @@ def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_one_experiment_is_meant_by_all_commands(tmp_path: Path) -> None:
     """That of a dry run is bespoke, of which nothing is recorded; then the only one; then the last one run."""
     runs = ("--runs", str(tmp_path / "runs"))

@@ -138,7 +138,7 @@ def test_a_row_does_not_see_its_neighbours() -> None:
 
 
 def test_the_library_s_own_detection_agrees() -> None:
-    """transformers finds the rows where positions start anew, and masks what lies before."""
+    """transformers finds the rows where positions restart, and masks everything before."""
     ours, theirs, cpu = decoder(), decoder(), torch.device("cpu")
     use_row_attention(ours)
     inputs = Batch.of(rows_of([9, 20, 11]), 16, cpu, packed=True).model_inputs()

@@ -293,6 +293,7 @@ def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
     assert does["cells"] == 10 and 9.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 11.5
 
 
+@pytest.mark.slow
 def test_the_small_matrix_from_a_cache_is_the_live_one(micro: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(micro, runs)

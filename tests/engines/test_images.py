@@ -127,6 +127,7 @@ def test_the_self_test_fails_where_a_compiled_package_is_broken(docker_host: Doc
 
 @pytest.mark.slow
 @pytest.mark.docker
+@pytest.mark.own_engine
 def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     need("docker", starting_obstacle())
     # Only containerd's store can write archives with all times set.

@@ -57,6 +57,7 @@ def without_network(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, timeout=OFFLINE_TIMEOUT_S)
 
 
+@pytest.mark.slow
 def test_after_invoke_download_everything_runs_without_a_network(
     hub: LocalHub, micro: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

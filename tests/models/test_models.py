@@ -144,6 +144,7 @@ def total(model: Any) -> float:
     return float(sum(parameter.detach().double().sum() for parameter in model.parameters()))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 10**6)), min_size=1, max_size=2))
 def test_a_random_folder_gives_exactly_its_weights_or_is_refused(whole: Path, moves: list[tuple[str, int]]) -> None:

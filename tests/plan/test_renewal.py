@@ -80,6 +80,7 @@ def test_a_changed_objective_is_named_and_loses_nothing(kit: KitCopy) -> None:
     assert len(list((kit.root / "runs" / "stages").iterdir())) == 9
 
 
+@pytest.mark.slow
 def test_accepted_work_is_used_and_named_wherever_it_counts(kit: KitCopy) -> None:
     kit.change("distill/objective.py")
     told = kit.invoke(*micro("reproduce", "--accept-earlier")[:1], "micro.toml", "--runs", "runs", "--accept-earlier")

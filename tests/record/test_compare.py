@@ -81,6 +81,7 @@ def test_another_proportion_is_named_first(runs: Path) -> None:
     assert [cause["field"] for cause in record["causes"]] == ["view.lsp"]
 
 
+@pytest.mark.slow
 def test_another_seed_is_named_first(runs: Path) -> None:
     record = compared(half(runs / "micro"), variant(runs, "seed", seed=2))
     assert {cause["kind"] for cause in record["causes"]} == {"seed"}
@@ -110,6 +111,7 @@ def test_an_archive_and_an_edited_record(runs: Path, tmp_path: Path) -> None:
     assert record["edited"] == {"A": [], "B": [grade]}
 
 
+@pytest.mark.slow
 def test_one_changed_training_row_is_named_first(runs: Path) -> None:
     dataset = next(p for p in (runs / "stages").glob("download-*/output/rows/train.jsonl"))
     rows = runs.parent / "rows.jsonl"
@@ -122,6 +124,7 @@ def test_one_changed_training_row_is_named_first(runs: Path) -> None:
     assert {cause["kind"] for cause in record["causes"]} == {"data"}
 
 
+@pytest.mark.slow
 def test_another_lock_is_named_first(runs: Path, tmp_path: Path) -> None:
     """The same packages from an environment that says it was made from another lock."""
     other = tmp_path / "environment"
@@ -191,21 +194,25 @@ def graded_results(counts: list[dict[str, Any]], accuracy: float = 0.5) -> Grade
     return GradeResults.model_validate({**RESULTS["grade"], "per_problem": counts, "accuracy": accuracy})
 
 
-def graded(shares: np.ndarray[Any, Any]) -> Chain:
-    """The chain of a cell whose problems were solved so many times of 64."""
-    counts = [{"problem": str(i), "correct": int(c), "samples": 64} for i, c in enumerate(shares)]
-    accuracy = float(np.mean(shares)) / 64
-    return {"grade b best": manifest("grade", results={"per_problem": counts, "accuracy": accuracy})}
+def graded(correct: np.ndarray[Any, Any]) -> GradeResults:
+    """Results of a cell: `correct` of 64 samples of each problem."""
+    counts = [{"problem": str(i), "correct": int(c), "samples": 64} for i, c in enumerate(correct)]
+    return graded_results(counts, float(np.mean(correct)) / 64)
 
 
-def words_of(pairs: list[tuple[Chain, Chain]]) -> list[str]:
+def words_of(pairs: list[tuple[GradeResults, GradeResults]]) -> list[str]:
     found = []
-    for number, (a, b) in enumerate(pairs):
-        change, word, p = _change(*(chain["grade b best"].results for chain in (a, b)))
+    for number, pair in enumerate(pairs):
+        change, word, p = _change(*pair)
         found.append(Compared(str(number), "b", (None, None), change, word, p))
     return [one.word for one in allow_for_number(found)]
 
 
+def chain_of(results: GradeResults) -> Chain:
+    return {"grade b best": manifest("grade", results=results.model_dump(mode="json"))}
+
+
+@pytest.mark.slow
 def test_equal_runs_are_rarely_found_different_and_ten_points_are_found() -> None:
     """400 pairs of runs that differ in sampling alone, 24 comparisons each."""
     random, wrong = np.random.default_rng(5), 0
@@ -219,7 +226,8 @@ def test_equal_runs_are_rarely_found_different_and_ten_points_are_found() -> Non
     pairs = [(graded(random.binomial(64, chances)), graded(random.binomial(64, chances))) for _ in range(23)]
     apart = (graded(random.binomial(64, chances)), graded(random.binomial(64, np.clip(chances + 0.1, 0.0, 1.0))))
     assert words_of([*pairs, apart])[-1] == BEYOND
-    overall = over_all([apart])
+    first, second = map(chain_of, apart)
+    overall = over_all([(first, second)])
     assert overall and overall.p < 0.001 and overall.change.value == pytest.approx(0.1, abs=0.03)
 
 

@@ -248,6 +248,7 @@ def test_a_record_that_is_no_json(runs: Path, content: bytes, sentence: str) -> 
     assert only(runs).startswith(f"{file}: damaged, ") and sentence in only(runs)
 
 
+@pytest.mark.slow
 def test_other_commands_on_a_damaged_record(runs: Path) -> None:
     """They say what they can; none ends in a traceback."""
     (folder_of(runs, "grade") / "manifest.json").write_text("[" * 100_000, encoding="utf-8")
@@ -282,7 +283,7 @@ def test_a_report_edited_by_hand(runs: Path, file: str) -> None:
 
 
 def test_a_report_of_other_records(runs: Path) -> None:
-    """A record made anew, whole in itself, is not the one that the report was made from."""
+    """A rewritten record, intact in itself, is not the one that the report was made from."""
     file = folder_of(runs, "grade") / "manifest.json"
     edit(file, lambda record: record["cost"].update(wall_s=0.5), reseal=True)
     assert checked(runs).findings == []

@@ -48,6 +48,7 @@ def words(arms: list[tuple[Scored, Scored]], remembered: bool) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_false_word_is_rare_over_all_looks_together() -> None:
     """Stopping at the first look that decides: just outside what is accepted, and just inside."""
     random = np.random.default_rng(3)
@@ -80,6 +81,7 @@ def verdict(run: SyntheticRun) -> ClaimVerdict:
     return next(one for one in judge([read_results(run.root, run.experiment)]) if one.claim.id == "retention-half")
 
 
+@pytest.mark.slow
 def test_seeds_that_are_added_after_a_report_widen_the_interval_and_the_page_says_so(tmp_path: Path) -> None:
     first = SyntheticRun(tmp_path, seeds=(1, 2), **REAL).write()
     page = write_report(tmp_path, "tiny")

@@ -5,6 +5,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from essence.report.results.read import read_results
 from essence.report.results.records import Results
 from essence.report.results.run_facts import environment_facts
 from essence.text import NOTHING, SPACE, duration, magnitude, memory, percent, proportion, slug, times, whole
+from support.shared import Shared
 from support.synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
 
 EVALUATION = ("sums-test", "best")
@@ -37,6 +39,24 @@ EARLIER = ("problem", "correct", "samples")
 @pytest.fixture
 def run(tmp_path: Path) -> SyntheticRun:
     return SyntheticRun(tmp_path).write()
+
+
+@pytest.fixture
+def reported(shared: Shared, tmp_path: Path) -> SyntheticRun:
+    """The same run with its report, which is drawn once for all processes; a copy of the test's own."""
+
+    def make(place: Path) -> str:
+        made = SyntheticRun(place / "runs").write()
+        write_report(made.root, made.experiment)
+        return str(made.root)
+
+    root = tmp_path / "runs"
+    shutil.copytree(shared.once("reported", make), root)
+    return SyntheticRun(root, plan=json.loads((root / "tiny" / "plan.json").read_text()))
+
+
+def page_of(run: SyntheticRun) -> Path:
+    return run.root / run.experiment / "report" / "report.html"
 
 
 def read(run: SyntheticRun) -> Results:
@@ -321,10 +341,10 @@ def test_odd_names_are_escaped_everywhere(tmp_path: Path) -> None:
         assert "<script" not in svg.read_text()
 
 
-def test_the_same_run_gives_the_same_bytes(run: SyntheticRun) -> None:
-    report = write_report(run.root, "tiny")
+def test_the_same_run_gives_the_same_bytes(reported: SyntheticRun) -> None:
+    report = page_of(reported)
     first = {name: (report.parent / name).read_bytes() for name in files(report)}
-    write_report(run.root, "tiny")
+    write_report(reported.root, "tiny")
     assert first == {name: (report.parent / name).read_bytes() for name in files(report)}
     assert {name for name in first if name.endswith(".svg")} == {
         f"figures/{name}.svg"
@@ -333,10 +353,10 @@ def test_the_same_run_gives_the_same_bytes(run: SyntheticRun) -> None:
     }  # fmt: skip
 
 
-def test_a_new_report_takes_the_place_of_the_old_one(run: SyntheticRun) -> None:
-    report = write_report(run.root, "tiny")
+def test_a_new_report_takes_the_place_of_the_old_one(reported: SyntheticRun) -> None:
+    report = page_of(reported)
     (report.parent / "stale.txt").write_text("old")
-    write_report(run.root, "tiny")
+    write_report(reported.root, "tiny")
     assert "stale.txt" not in files(report)
     assert [p.name for p in report.parent.parent.iterdir() if p.name.startswith(".")] == []
 
@@ -354,12 +374,12 @@ def test_a_report_is_not_current_once_a_reason_that_it_shows_is_another(run: Syn
 
 
 @pytest.mark.parametrize("part", ["title", "statement", "done", "claims", "groups", "computed_costs", "missing"])
-def test_no_part_of_a_report_can_be_written_otherwise_under_a_new_seal(part: str, run: SyntheticRun) -> None:
-    file = write_report(run.root, "tiny").parent / "report.json"
+def test_no_part_of_a_report_can_be_written_otherwise_under_a_new_seal(part: str, reported: SyntheticRun) -> None:
+    file = page_of(reported).with_name("report.json")
     record = json.loads(file.read_text(encoding="utf-8"))
     record[part] = not record[part] if isinstance(record[part], bool) else "the paper is right"
     file.write_text(json.dumps({**record, "seal": seal_of(record)}), encoding="utf-8")
-    found, unchecked = report_findings(RunDirectory(run.root), "tiny")
+    found, unchecked = report_findings(RunDirectory(reported.root), "tiny")
     assert len(found) == 1 and not unchecked
     assert part in found[0] or "not a report of this kit" in found[0]
 
@@ -369,16 +389,15 @@ def test_a_report_is_of_the_page_and_the_claims_of_this_version() -> None:
     assert {"template.html", "charts.js", "build.py", "verdict.py", "stage_reader.py", "claims.toml"} <= names
 
 
-def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun) -> None:
+def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun, reported: SyntheticRun) -> None:
     assert not report_is_current(run.root, "tiny")
-    write_report(run.root, "tiny")
-    assert report_is_current(run.root, "tiny")
-    run.damage(run.stage_of(0, "grade"), seeds={"sampling": 9})
-    assert not report_is_current(run.root, "tiny")
+    assert report_is_current(reported.root, "tiny")
+    reported.damage(reported.stage_of(0, "grade"), seeds={"sampling": 9})
+    assert not report_is_current(reported.root, "tiny")
 
 
-def test_every_link_of_the_page_leads_somewhere(run: SyntheticRun) -> None:
-    report = write_report(run.root, "tiny")
+def test_every_link_of_the_page_leads_somewhere(reported: SyntheticRun) -> None:
+    report = page_of(reported)
     page = report.read_text()
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -390,11 +409,12 @@ def test_every_link_of_the_page_leads_somewhere(run: SyntheticRun) -> None:
     assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]+"|http-equiv', "", page)
 
 
-def test_each_number_of_the_json_is_one_of_the_manifest(run: SyntheticRun) -> None:
-    record = json.loads((write_report(run.root, "tiny").parent / "report.json").read_text())
+def test_each_number_of_the_json_is_one_of_the_manifest(reported: SyntheticRun) -> None:
+    record = json.loads(page_of(reported).with_name("report.json").read_text())
     evaluation = record["groups"][0]["evaluations"][0]
     cell = evaluation["cells"][0]
-    manifest = json.loads((run.root / "stages" / run.stage_of(0, "grade") / "manifest.json").read_text())
+    grade = reported.root / "stages" / reported.stage_of(0, "grade")
+    manifest = json.loads((grade / "manifest.json").read_text())
     assert cell["accuracy"]["value"] == manifest["results"]["accuracy"]
     assert [row["lsp"] for row in evaluation["rows"]] == [None, 0.25, 0.5, 0.75, 1.0, None]
 
@@ -432,12 +452,12 @@ def test_two_checkpoints_get_a_table_each(tmp_path: Path) -> None:
     assert write_report(run.root, "tiny").read_text().count('<table class="arms">') == 2
 
 
-def test_only_a_run_on_made_up_models_is_called_a_miniature(run: SyntheticRun) -> None:
-    assert "This is a miniature" in write_report(run.root, "tiny").read_text()
-    for stage, entry in run.plan["stages"].items():
+def test_only_a_run_on_made_up_models_is_called_a_miniature(reported: SyntheticRun) -> None:
+    assert "This is a miniature" in page_of(reported).read_text()
+    for stage, entry in reported.plan["stages"].items():
         if entry["stage"] == "download":
-            run.damage(stage, settings={"resolved": {"source": {"name": "x", "builtin": None}}, "executed": {}})
-    assert "This is a miniature" not in write_report(run.root, "tiny").read_text()
+            reported.damage(stage, settings={"resolved": {"source": {"name": "x", "builtin": None}}, "executed": {}})
+    assert "This is a miniature" not in write_report(reported.root, "tiny").read_text()
 
 
 @pytest.mark.parametrize(
@@ -454,8 +474,8 @@ def test_numbers_read_well(text: str, shown: str) -> None:
     assert text.replace(SPACE, " ") == shown
 
 
-def test_rows_are_told_with_their_reasons(run: SyntheticRun) -> None:
-    folder = write_report(run.root, run.experiment).parent
+def test_rejected_rows_are_shown_with_their_reasons(reported: SyntheticRun) -> None:
+    folder = page_of(reported).parent
     page, text = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
     for said, share in ((page, "&lt; 0.1 %"), (text, "\\< 0.1 %")):
         assert "Training rows" in said
@@ -479,8 +499,8 @@ def test_with_many_groups_figures_are_linked_and_tables_folded(
     assert all((report.parent / name).is_file() for name in linked)
 
 
-def test_every_claim_that_was_measured_links_its_manifests(run: SyntheticRun) -> None:
-    report = write_report(run.root, "tiny")
+def test_every_claim_that_was_measured_links_its_manifests(reported: SyntheticRun) -> None:
+    report = page_of(reported)
     row = report.read_text().split('id="claim-retention-half-corrected"')[1].split("</tr>")[0]
     record = json.loads((report.parent / "report.json").read_text())
     stages = next(claim["stages"] for claim in record["claims"] if claim["id"] == "retention-half")

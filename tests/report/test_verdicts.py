@@ -250,8 +250,9 @@ def drawn(random: np.random.Generator, kept: float, seeds: int, sd: float) -> li
             for lsp, share in sides]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_number_that_is_advised_decides_and_rightly() -> None:
-    """Of runs told a number of seeds, as many as said decide when that number is run anew."""
+    """Of runs advised a number of seeds, the stated share decides when that number is run."""
     random, found = np.random.default_rng(11), []
     band = CLAIMS["retention-half"].band
     while len(found) < 100:

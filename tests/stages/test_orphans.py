@@ -107,6 +107,7 @@ def test_decoding_can_be_left_after_every_token(tmp_path: Path) -> None:
     assert len(looks) >= max(request.max_new_tokens for request in requests)
 
 
+@pytest.mark.slow
 def test_the_next_run_waits_for_an_orphan_and_says_so(tmp_path: Path) -> None:
     """Another process holds a stage's folder, as one does that writes its checkpoint; it lets go when it is seen."""
     words = Options(experiment=str(MICRO), only="download", runs=str(tmp_path))

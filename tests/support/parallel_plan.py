@@ -24,6 +24,8 @@ GROUPS = {
     "browser": "browser",
 }
 """Mark -> the group of tests that has one process, the longest first. One Docker engine has the images and SIFs."""
+OWN_ENGINE = "own_engine"
+"""Mark of a test that starts an engine for itself, and so need not wait for those that share one."""
 BUILD_TIMEOUT_S = 2700
 """The first test with an engine waits until its images and SIFs are built, which a slow network makes long."""
 PROCESSES_A_CORE = 2
@@ -36,6 +38,8 @@ GROUPS_FILE = "essence_groups"
 
 def group_of(item: pytest.Item) -> str:
     """The tests that need the same process, by their marks; else those of the file, where they share its fixtures."""
+    if item.get_closest_marker(OWN_ENGINE):
+        return item.nodeid
     for mark, group in GROUPS.items():
         if item.get_closest_marker(mark):
             return group
@@ -61,7 +65,7 @@ def rank_of(item: pytest.Item, slow_groups: set[str]) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if group_of(item) == GROUPS["docker"]:
+        if group_of(item) == GROUPS["docker"] or item.get_closest_marker(OWN_ENGINE):
             item.add_marker(pytest.mark.timeout(BUILD_TIMEOUT_S))
     if not hasattr(config, "workerinput"):
         return
