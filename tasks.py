@@ -112,7 +112,7 @@ def evaluate(
     max_model_tokens: int | None = None, protocol: str = "released", engine: str | None = None, pins: str | None = None,
     runs: str | None = None, dry_run: bool = False, json: bool = False
 ) -> int:  # fmt: skip
-    """Check any finished model, as in: invoke evaluate --model FOLDER --benchmark aime25 --samples 64"""
+    """Evaluate any finished model, as in: invoke evaluate --model FOLDER --benchmark aime25 --samples 64"""
     from essence.commands.evaluate import ModelOptions
     from essence.commands.evaluate import evaluate as start
     from essence.engines.selected_run import Options
@@ -130,7 +130,7 @@ def evaluate(
 def status(
     _: Context, experiment: str | None = None, runs: str | None = None, json: bool = False, watch: bool = False
 ) -> int:  # fmt: skip
-    """Show how far each cell is; also while it runs, from another terminal."""
+    """Show the progress of each cell, also from another terminal during the run."""
     from essence.commands.options import recorded
     from essence.commands.status import print_status
     from essence.commands.watch import watch as keep_watching
@@ -143,7 +143,7 @@ def status(
 
 @command()
 def report(_: Context, experiment: str | None = None, runs: str | None = None, json: bool = False) -> int:
-    """Write the report of what is there: table, figures, report.md, report.html."""
+    """Write the report of all finished cells: table, figures, report.md, report.html."""
     from essence.commands.options import recorded
     from essence.commands.report import print_report
 
@@ -163,7 +163,7 @@ def claims(_: Context, experiment: str | None = None, runs: str | None = None, j
 def traces(
     _: Context, experiment: str | None = None, rows: int = 1000, runs: str | None = None, json: bool = False
 ) -> int:
-    """Count in tokenized rows, without a judge: where answers first appear, self-reflection, answers that differ."""
+    """Count in tokenized rows, without a judge: first appearance of answers, self-reflection, differing answers."""
     from essence.commands.options import recorded
     from essence.commands.traces import count_traces
 
@@ -172,7 +172,7 @@ def traces(
 
 @command()
 def verify(_: Context, folder: str, json: bool = False) -> int:
-    """Recompute every hash of a run directory and say which file differs, as in: invoke verify runs"""
+    """Recompute every hash of a run directory and name the file that differs, as in: invoke verify runs"""
     from essence.commands.verify import print_verification
 
     return print_verification(Path(folder).resolve(), None, json, terminal.console())
@@ -180,7 +180,7 @@ def verify(_: Context, folder: str, json: bool = False) -> int:
 
 @command()
 def compare(_: Context, first: str, second: str, json: bool = False) -> int:
-    """Say how two runs differ and what most likely made them differ, as in: invoke compare runs ../other/runs"""
+    """Show how two runs differ and the most likely cause, as in: invoke compare runs ../other/runs"""
     from essence.commands.compare import compare as compare_runs
 
     return compare_runs(first, second, json, terminal.console())
@@ -227,7 +227,7 @@ def push(
 def clean(
     _: Context, experiment: str | None = None, runs: str | None = None, earlier: bool = False, yes: bool = False
 ) -> int:
-    """Remove stages that no experiment needs any more, or one experiment."""
+    """Remove stages that no experiment needs, or one experiment."""
     from essence.commands.clean import clean as remove
     from essence.commands.options import run_directory
 
@@ -257,7 +257,7 @@ def pin(_: Context) -> int:
 
 @command()
 def lock(_: Context, upgrade: bool = False) -> int:
-    """Make the hash-locked versions in locks/ again from pyproject.toml (needs network)."""
+    """Resolve pyproject.toml to the hash-locked versions in locks/ (needs network)."""
     from essence.commands.lock import lock as write
 
     return write(upgrade, terminal.console())
@@ -273,7 +273,7 @@ def images(_: Context, flavour: str = "cuda", only: str | None = None) -> int:
 
 @command(only="download, train or eval")
 def sif(_: Context, flavour: str = "cuda", only: str | None = None, archives: str | None = None) -> int:
-    """Make a SIF of each Docker image, for Apptainer and Slurm, as in: invoke sif --flavour cpu"""
+    """Build a SIF from each Docker image, for Apptainer and Slurm, as in: invoke sif --flavour cpu"""
     from essence.commands.sif import build
 
     return build(flavour, only, archives, terminal.console())

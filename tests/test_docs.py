@@ -143,6 +143,16 @@ def test_every_difference_of_the_protocols_has_its_row_on_both_pages() -> None:
         assert any(form in setting for form in forms for setting in settings), f"{name} is not at trap {numbers}"
 
 
+def test_the_map_names_every_package_and_only_modules_that_are_there() -> None:
+    named = set(TICKS.findall((PROJECT / "docs" / "design.md").read_text().split("## The map")[1]))
+    packages = {
+        path.parent.relative_to(PROJECT / "essence").as_posix() for path in PROJECT.glob("essence/*/**/__init__.py")
+    }
+    assert packages == {name.rstrip("/") for name in named if name.endswith("/")} - {"essence"}
+    modules = {path.name for path in PROJECT.glob("essence/**/*")}
+    assert {name.split("/")[-1] for name in named if name.endswith((".py", ".sh"))} <= modules
+
+
 def test_the_commands_are_found() -> None:
     known = _tasks()
     assert {"run", "evaluate", "verify", "images"} <= known.keys()

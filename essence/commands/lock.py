@@ -1,4 +1,4 @@
-"""`invoke lock`: make the hash-locked versions anew from pyproject.toml, and record what they require of each other."""
+"""`invoke lock`: resolve pyproject.toml to hash-locked versions, and record their requirements of each other."""
 
 import os
 import subprocess

@@ -76,7 +76,7 @@ class DockerStage:
             self._tidy()
 
     def _copy_log(self) -> None:
-        """All that the container has said and says; what a killed process copied before is written anew."""
+        """The whole output of the container; a part that a killed process had copied is overwritten."""
         with self.surroundings.folder.log.open("ab") as log:
             log.truncate(self.log_start)
             for chunk in self.container.logs(stream=True, follow=True):

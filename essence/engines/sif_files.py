@@ -31,7 +31,7 @@ class SifRecord(Record):
     sha256: str
     bytes: int
     modified_ns: int
-    """Size and time of the file that was hashed: another file is hashed anew."""
+    """Size and time of the hashed file: a file with others is hashed again."""
     config_digest: str | None
     """Of the Docker image that it was made of, computed when it was made; null for one made straight from its base."""
     apptainer_version: str
@@ -122,7 +122,7 @@ def known_sif(file: Path) -> SifRecord | None:
 
 
 def read_sif(file: Path) -> SifRecord:
-    """The record beside a SIF where it is of this very file; else the file is hashed and the record written anew."""
+    """The record beside a SIF if it describes this file; else the file is hashed and the record rewritten."""
     known = None
     with contextlib.suppress(RecordError, ValidationError):
         known = SifRecord.model_validate(read_json(record_file(file)))
@@ -165,5 +165,5 @@ def inspect_labels(file: Path) -> dict[str, str]:
             raise ValueError(done.stderr.strip())
         labels = json.loads(done.stdout)["data"]["attributes"]["labels"]
     except (ValueError, KeyError, TypeError) as error:
-        raise MachineError(f"{file}: no SIF that Apptainer can read ({error})", "remove it and build it anew") from None
+        raise MachineError(f"{file}: no SIF that Apptainer can read ({error})", "remove it and make it again") from None
     return {str(name): str(value) for name, value in labels.items()}

@@ -293,8 +293,8 @@ def _check_view(cell: Cell, where: str) -> None:
         )
     if cell.span == "schedule" and cell.token_budget:
         raise ExperimentError(
-            f"{where}: span 'schedule' reads a row anew in every epoch, so token_budget = {cell.token_budget} names no "
-            "rows",
+            f"{where}: span 'schedule' reads another part of a row in every epoch, so token_budget = "
+            f"{cell.token_budget} names no rows",
             "leave token_budget out: all its readings together have as many tokens as span 'left' at the same lsp",
         )
 

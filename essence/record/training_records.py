@@ -36,7 +36,7 @@ class RowsRecord(Group):
     noted: dict[str, int] = Field(default_factory=dict)
     """What is said of rows that are there -> of how many; of readings, of how many readings."""
     readings: int | None = None
-    """Of a schedule, which reads a row anew in every epoch; None where each row is read as it is."""
+    """Of a schedule, which reads another part of a row in every epoch; None where a row is the same in all."""
 
 
 class TrainData(Group):

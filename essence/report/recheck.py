@@ -48,7 +48,7 @@ def report_findings(run_directory: RunDirectory, experiment: str) -> tuple[list[
     try:
         written = read_json(file)
         if written.get("schema_version") != SCHEMA_VERSION:
-            return [], [f"{file}: made by another version of the kit; `invoke report` writes it anew"]
+            return [], [f"{file}: made by another version of the kit; `invoke report` rewrites it"]
         if not gives_seal(written):
             return [f"{file}: {EDITED}"], []
         report = as_record(file, written, ReportRecord, "a report")
@@ -102,4 +102,4 @@ def _numbers(
     aside = (*CHECKED_BEFORE, "claims", "questions") if without_claims else CHECKED_BEFORE
     differing = [p for p in parts if p not in aside and written.get(p) != computed.get(p)]
     if differing:
-        yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` writes it anew"
+        yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` rewrites it"

@@ -81,7 +81,7 @@ class SlurmEngine(Engine):
                 f"make it with {_making(image, file, self.site)}",
             )
         if file and self.site.container == "apptainer":
-            cure = f"make it anew: make images sif FLAVOUR={image.flavour}"
+            cure = f"build it again: make images sif FLAVOUR={image.flavour}"
             self._checked[image.environment] = checked_sif(file, image, cure)
 
     def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:

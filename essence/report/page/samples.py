@@ -29,7 +29,7 @@ from essence.settings import BenchmarkSettings
 from essence.text import slug
 
 FORMAT = 1
-"""Of a piece; another one makes every piece anew."""
+"""Of a piece; a new version rewrites every piece."""
 MOST_EMBEDDED_BYTES = 8_000_000
 """Of all pieces as text; with more they lie beside the page, which would open slowly otherwise."""
 PIECE_CHARACTERS = 16_000_000
