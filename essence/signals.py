@@ -1,4 +1,4 @@
-"""What a stage does with a signal that comes before its modules are there: it ends, as if it had not been started."""
+"""A signal that arrives before a stage has loaded its modules ends it as if it had not started."""
 
 import ctypes
 import os

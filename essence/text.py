@@ -1,4 +1,4 @@
-"""Numbers as people read them. `NOTHING` stands where a manifest does not tell."""
+"""Numbers as people read them. `NOTHING` marks a value that the manifest lacks."""
 
 import re
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What several test files need."""
+"""Fixtures and settings for all tests."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ from hypothesis import settings as hypothesis_settings
 from support.project import MICRO, PROJECT, invoke
 from support.shared import Shared
 
-# Other work on the machine makes an example slow; how fast things are is measured in bench/, not here.
+# Other work on the machine slows examples down; speed is measured in bench/, not here.
 hypothesis_settings.register_profile("essence", deadline=None)
 hypothesis_settings.load_profile("essence")
 
-# What this machine chooses for itself is not what the tests are about; those that are set these by themselves.
+# The defaults of this machine must not reach the tests; a test of these variables sets them itself.
 for name in ("ESSENCE_ENGINE", "ESSENCE_SITE"):
     os.environ.pop(name, None)
 os.environ.setdefault("ESSENCE_ENVIRONMENTS", "/nonexistent")
@@ -23,7 +23,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node", "support.slurm_cluster"]
-"""How tests are dealt to processes, and the fixtures of the engines."""
+"""The distribution of tests over processes, and the fixtures of the engines."""
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def assets() -> Path:
 
 @pytest.fixture(scope="session")
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """The folder of this test run: below that of pytest, which is the parent of each parallel process's own."""
+    """The folder of this test run, below the parent of the processes' own folders."""
     own = tmp_path_factory.getbasetemp()
     base = own.parent if hasattr(request.config, "workerinput") else own
     folder = base / "shared"

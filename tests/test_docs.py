@@ -1,4 +1,4 @@
-"""What the pages say is there: links and their anchors, commands and their flags, make targets, paths."""
+"""The pages name only what exists: links and anchors, commands and flags, make targets, paths."""
 
 import ast
 import dataclasses
@@ -97,7 +97,7 @@ def test_the_readme_shows_the_record_of_the_miniature() -> None:
 
 
 def _has_every_field(shown: dict[str, Any], model: type[BaseModel]) -> None:
-    """Groups that each kind of stage has in a form of its own have no fields here."""
+    """Groups whose form depends on the stage have no fields here."""
     assert shown.keys() == model.model_fields.keys() or not model.model_fields
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -150,7 +150,8 @@ def test_the_map_names_every_package_and_only_modules_that_are_there() -> None:
     }
     assert packages == {name.rstrip("/") for name in named if name.endswith("/")} - {"essence"}
     modules = {path.name for path in PROJECT.glob("essence/**/*")}
-    assert {name.split("/")[-1] for name in named if name.endswith((".py", ".sh"))} <= modules
+    beside = {name for name in named if (PROJECT / name).exists()}
+    assert {name.split("/")[-1] for name in named - beside if name.endswith((".py", ".sh"))} <= modules
 
 
 def test_the_commands_are_found() -> None:

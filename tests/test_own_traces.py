@@ -1,4 +1,4 @@
-"""A researcher's own rows, from every kind of local file, and the example of docs/data.md as it stands there."""
+"""A researcher's own rows, from every kind of local file, and the example of docs/data.md unchanged."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""What the tests' own machinery promises: groups stay in one process, and what is shared is made once."""
+"""The machinery of the tests: groups stay in one process, and shared results are made once."""
 
 import os
 import re

@@ -1,1 +1,1 @@
-"""What the tasks call: one module a command."""
+"""What the tasks call: one module per command."""

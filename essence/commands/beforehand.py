@@ -1,4 +1,4 @@
-"""What must hold before a run writes anything: its folder is its own, and nothing that it builds on was edited."""
+"""Checks before a run writes anything: the folder belongs to the experiment, and no input was edited."""
 
 import os
 from pathlib import Path

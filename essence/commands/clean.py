@@ -1,4 +1,4 @@
-"""`invoke clean`: what no experiment needs any more, or one experiment with what only it needs."""
+"""`invoke clean`: remove stages that no experiment needs, or one experiment with the stages that only it needs."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""The words of a command line: options with the types of their annotations, and misspelt words named at once.
+"""The command line: options with the types of their annotations, and the nearest word for a misspelt one.
 
 invoke takes the type of an option from its default alone, so that one without a default is text; it ends with 1 for a
 word that it does not know, and with a traceback for a number that is none.

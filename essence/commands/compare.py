@@ -1,4 +1,4 @@
-"""`invoke compare A B`: two runs, cells or stages: do their results differ, and what most likely made them differ."""
+"""`invoke compare A B`: differences in the results of two runs, cells or stages, and their most likely cause."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Golds are tried on the host too, where the problems of a benchmark and its grader are at hand before a run starts."""
+"""Try golds on the host, if the problems of a benchmark and its grader are there before a run starts."""
 
 from collections.abc import Iterator
 from functools import partial

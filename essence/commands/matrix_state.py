@@ -1,4 +1,4 @@
-"""How far an experiment is: the state of every stage and cell, from files, and from Slurm where it has stages of it."""
+"""The state of every stage and cell of an experiment, from files, and from Slurm if it runs some."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

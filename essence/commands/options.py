@@ -1,4 +1,4 @@
-"""From the words of a command line to the cells and stages that are meant."""
+"""From the options of a command line to cells and stages."""
 
 import sys
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What is written down before anything runs: the plan, every setting as resolved, the code as it differs from git."""
+"""Write, before anything runs, the plan, every setting as resolved, and the difference of the code from git."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`invoke status`: how far each cell is, from files alone, so also from another terminal or over ssh.
+"""`invoke status`: the state of each cell, from files alone, so also from another terminal or over ssh.
 
 Where stages were queued on a cluster, Slurm is asked too; where none answers, the files have to do.
 """

@@ -1,4 +1,4 @@
-"""One function a row format: from a row to its question and answer, or to one named reason why it has none.
+"""One function per row format: from a row to its question and answer, or to one named reason why it has none.
 
 A reader takes any JSON value. Markers stay as they are (`data/markers.py` is next). A column that holds turns may also
 hold them as JSON text, as some exports of these data sets do.

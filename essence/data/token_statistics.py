@@ -1,4 +1,4 @@
-"""Statistics of a tokenised data set, counted as its rows pass by: nothing is held but one counter a row length.
+"""Statistics of a tokenised data set, counted while its rows are read: only one counter per row length is kept.
 
 They are of all rows in `tokens.arrow`, before any length filter.
 """

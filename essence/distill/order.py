@@ -1,4 +1,4 @@
-"""In which order an epoch reads its rows: another one in each epoch, from the settings alone.
+"""The order in which an epoch reads its rows: a different one in each epoch, from the settings alone.
 
 The same as `torch.utils.data.DistributedSampler(shuffle=True)`, which Lightning puts before the released training data,
 with all ranks taken together: of each `multiple` places, rank r reads the r-th. Which of our ranks reads a row does not

@@ -1,4 +1,4 @@
-"""What a student and a teacher must be beside models: of one tokenizer, with think tokens and plain logits.
+"""Requirements of a student-teacher pair: one tokenizer, think tokens and plain logits.
 
 Models are loaded and saved in `essence/models/`.
 """

@@ -1,4 +1,4 @@
-"""What is looked at before the first step, so that what would fail after an hour fails in the first minute.
+"""Checks before the first step: a training that would fail after an hour fails in the first minute.
 
 - *memory*: the estimate of `essence/sizes/memory.py` for the largest forward pass of this training against the memory
   of the device; what does not fit is refused with the smallest change that would;

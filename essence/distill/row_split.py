@@ -1,4 +1,4 @@
-"""Which rows a cell trains on, in which order, and is validated on; are they the published ones?
+"""The training and validation rows of a cell, their order, and their comparison with the published ones.
 
 The released code chose rows by lists of positions and split them with the `datasets` library. The kit filters by its
 own stated rule, splits the same way, and says in one word if the outcome equals what is published

@@ -1,4 +1,4 @@
-"""What a training remembers, and where: the state between two steps, checkpoints and best weights under one folder.
+"""The saved state of a training: the state between two steps, checkpoints and best weights under one folder.
 
 ```
 <work>/

@@ -1,4 +1,4 @@
-"""Files of a teacher's states for whole rows: written once, a file at a time, read by every training through a map.
+"""Files of a teacher's states for whole rows: written once, a file at a time, memory-mapped by every training.
 
 ```
 <folder>/index.json           what is stored, and of each file its size and sha256; rewritten after each file, and at

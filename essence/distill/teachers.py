@@ -1,4 +1,4 @@
-"""A teacher that was computed before: `essence/stages/teacher.py` has stored its states, this looks them up."""
+"""A cached teacher: look up the states that `essence/stages/teacher.py` has stored."""
 
 from pathlib import Path
 from typing import Protocol

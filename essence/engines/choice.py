@@ -1,4 +1,4 @@
-"""Which engine runs an experiment when none was typed: what answers on this machine, with the reason in one line."""
+"""The engine of an experiment when none was given: the first available on this machine, with the reason."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A stage in a container: its log goes into the stage's folder, and how it ended is told apart."""
+"""A stage in a container: its log goes into the stage's folder, and the cause of its end is distinguished."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""What a process of this machine has of the caller's environment: all but what would change what a stage computes.
+"""The caller's variables that a local process inherits: all but those that would change a result.
 
 A container has none of it (`Launch.contained_variables`), and the numbers are to be the same under every engine.
 """

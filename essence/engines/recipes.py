@@ -1,4 +1,4 @@
-"""The images: which there are, what they are made of, and whether one that was built is still the one that is meant.
+"""The images: their names and ingredients, and the check that a built one matches the project.
 
 An environment is known by its lock and its base, which both stand in files of the project: a plan has the same keys on
 a machine without Docker, and under Docker as under Apptainer. What an image holds beside them is the kit's own source,

@@ -1,4 +1,4 @@
-"""What a command line asks for, and the cells and stages that are meant by it."""
+"""The options of a command line, and the cells and stages that they select."""
 
 import shlex
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The SIFs: where they lie, what each was made of, and its hash, which is computed once and kept beside it."""
+"""The SIFs: where they are, the image of each, and its hash, which is computed once and kept beside it."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""What a local source holds, as one hash: the same bytes under the same names are one source, wherever they lie."""
+"""What a local source holds, as one hash: the same bytes under the same names are one source, wherever they are."""
 
 import hashlib
 from collections.abc import Callable, Sequence

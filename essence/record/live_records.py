@@ -1,4 +1,4 @@
-"""What a stage's folder says while somebody works on it, or when it failed: holder, progress, attempts, failure, spec.
+"""Records of a stage that runs or has failed: holder, progress, attempts, failure, spec.
 
 Every one of these files can be half of another version, or gone at any moment; what a reader needs has a default.
 """

@@ -1,4 +1,4 @@
-"""What a plan says against what the records say: every cell once, with the settings its name tells; what is missing."""
+"""The plan against the records: every cell once, with the settings in its name, and the missing stages."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

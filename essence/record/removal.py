@@ -1,4 +1,4 @@
-"""What may be removed from a run directory: never what another plan or a report names, nor what those were made of."""
+"""Stages that may be removed from a run directory: none that another plan or a report names, none of their inputs."""
 
 import re
 from collections.abc import Iterable

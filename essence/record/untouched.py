@@ -1,4 +1,4 @@
-"""Check that what a stage is going to read is still what was recorded: noticed before it is paid for, not after."""
+"""Check before a stage starts that its inputs still match their records."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path

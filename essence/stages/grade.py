@@ -1,4 +1,4 @@
-"""Stage `grade`: a verdict a sample in verdicts.jsonl, and the accuracy with its interval; without torch."""
+"""Stage `grade`: one verdict per sample in verdicts.jsonl, and the accuracy with its interval; without torch."""
 
 from collections import Counter
 from collections.abc import Sequence

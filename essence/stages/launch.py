@@ -1,4 +1,4 @@
-"""Starting the ranks of a training, and what becomes of them.
+"""Start the ranks of a training and handle their ends.
 
 The stage's own process holds the folder, starts one process a rank (`essence/stages/rank.py`) and waits. It passes on
 the signals that ask for a stop, ends all ranks when one has died, and says why that one died. On several machines one

@@ -23,7 +23,7 @@ JOB = "#!/bin/sh\n#SBATCH --job-name=stage\n#SBATCH --chdir={folder}\n#SBATCH --
 
 @pytest.fixture
 def run(tmp_path: Path) -> SyntheticRun:
-    """A run of which one training is not done."""
+    """A run with one unfinished training."""
     made = SyntheticRun(tmp_path).write()
     made.leave(made.stage_of(0, "train"))
     return made

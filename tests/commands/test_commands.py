@@ -86,7 +86,7 @@ def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_one_experiment_is_meant_by_all_commands(tmp_path: Path) -> None:
-    """That of a dry run is bespoke, of which nothing is recorded; then the only one; then the last one run."""
+    """For a dry run bespoke, which leaves no record; then the only experiment; then the last one run."""
     runs = ("--runs", str(tmp_path / "runs"))
     assert "bespoke: " in invoke("run", "--lsp", "0.5", "--dry-run", *runs).stdout
     for command in ("status", "report", "export", "card"):

@@ -51,7 +51,7 @@ def doctor(capsys: pytest.CaptureFixture[str]) -> Look:
 
 @pytest.fixture
 def stand_in_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Four GPUs, as a program of the name nvidia-smi tells of them."""
+    """Four GPUs, as reported by a stand-in for nvidia-smi."""
 
     def put(gib: float, driver: str, gpu: str = "NVIDIA H100 80GB HBM3") -> None:
         program = tmp_path / "bin" / "nvidia-smi"

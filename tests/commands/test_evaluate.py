@@ -117,7 +117,7 @@ def test_a_folder_is_named_by_its_last_part(tmp_path: Path) -> None:
 
 
 def test_two_models_of_one_name_are_two_evaluations_and_a_copied_one_is_the_same(tmp_path: Path) -> None:
-    """Every model that the kit trains lies in a folder called `best`."""
+    """Every model that the kit trains is in a folder named `best`."""
     for place, text in (("a", "{}"), ("b", '{"b": 1}'), ("copy-of-a", "{}")):
         (tmp_path / place / "best").mkdir(parents=True)
         (tmp_path / place / "best" / "config.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Where a run lies and what surrounds it: file systems without locks, paths of every kind, variables of the caller."""
+"""The place of a run and its surroundings: file systems without locks, all kinds of paths, the caller's variables."""
 
 import errno
 import json

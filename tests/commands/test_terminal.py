@@ -1,4 +1,4 @@
-"""What a command says, and where: other encodings, closed and full streams, readers that leave, Ctrl-C."""
+"""The output of a command under other encodings, closed and full streams, readers that leave, and Ctrl-C."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_an_argument_that_is_no_text_is_one_sentence() -> None:
 
 
 def catches(process: "subprocess.Popen[str]", number: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal, as the kernel says."""
+    """True when the kernel says that a process has its own handler for a signal."""
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)

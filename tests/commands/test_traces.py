@@ -1,4 +1,4 @@
-"""`invoke traces` on a finished run: a record that the page shows and that nobody edits unseen."""
+"""`invoke traces` on a finished run: a record that the page shows; edits of it are found."""
 
 import json
 from pathlib import Path

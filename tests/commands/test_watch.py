@@ -170,7 +170,7 @@ DRIVER = SimpleNamespace(
     nvmlDeviceGetMemoryInfo=lambda index: SimpleNamespace(used=index * GIB, total=80 * GIB),
     nvmlDeviceGetUtilizationRates=lambda index: SimpleNamespace(gpu=30 * index),
 )
-"""NVML as far as it is asked: three GPUs, of which each is busier than the one before."""
+"""The part of NVML that is used: three GPUs, each busier than the one before."""
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ DRIVER = SimpleNamespace(
 def test_the_gpus_told_are_those_that_are_visible(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, busy: list[int]
 ) -> None:
-    """No driver here: the stand-in answers as NVML's documentation says."""
+    """There is no driver here: the stand-in answers as documented by NVML."""
     monkeypatch.setitem(sys.modules, "pynvml", DRIVER)  # type: ignore[arg-type]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:

@@ -139,7 +139,7 @@ def test_killed_in_the_middle_it_goes_on_at_the_byte(hub: LocalHub, tmp_path: Pa
 
 
 def test_parquet_by_row_group_and_column(hub: LocalHub, tmp_path: Path) -> None:
-    """Two shards of ten row groups; a column that nobody wants is most of them and is not fetched."""
+    """Two shards of ten row groups; most of their bytes are a column that is not requested and not downloaded."""
     for shard in range(2):
         numbers = range(shard * 1000, shard * 1000 + 1000)
         rows = [{"prompt": f"{number}", "more": os.urandom(500).hex(), "task_type": "math"} for number in numbers]

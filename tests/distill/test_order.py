@@ -29,7 +29,7 @@ RELEASED = OrderSettings(seed=42, multiple=4)
 
 
 class Rows:
-    """A data set of so many rows."""
+    """A data set with this number of rows."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

@@ -1,4 +1,4 @@
-"""The check of the fast objective before training: passes where it is right, and tells the numbers where it is not."""
+"""The check of the fast objective before training: passes if it is correct, and reports the numbers if not."""
 
 import shutil
 from pathlib import Path

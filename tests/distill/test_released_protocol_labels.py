@@ -60,7 +60,7 @@ def view(lsp: float, span: str, sections: str, protocol: str = "released") -> Vi
 
 
 def row_of(kept: int, lsp: float, drawn: np.random.Generator) -> list[int] | None:
-    """Some row of which a proportion keeps so many tokens; None where it is too short for a prompt and both markers."""
+    """A row of which a proportion keeps this number of tokens; None if too short for a prompt and both markers."""
     length = max(n for n in range(1, 4 * kept + 8) if max(1, int(n * lsp)) == kept)
     if length < 3:
         return None
@@ -158,7 +158,7 @@ def plain_step(model: Any, teaching: Any, rows: list[Padded]) -> tuple[float, fl
 
 
 def kit_loss(model: Any, teaching: TeacherStates | None, batches: list[Batch], rows: int) -> tuple[Any, Any]:
-    """The sum over forward passes of a step of so many rows, and its CE and KD."""
+    """The sum over forward passes of a step with this number of rows, and its CE and KD."""
     total, ce, kd = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     settings = OBJECTIVE if teaching else OBJECTIVE.model_copy(update={"kd_weight": 0.0})
     for batch in batches:
@@ -286,7 +286,7 @@ def test_fine_tuning_and_validation_count_the_first_token_too() -> None:
 
 
 def test_a_pad_sees_nothing() -> None:
-    """Its state is that of no attention at all, however many pads stand before it; a lone token would see itself."""
+    """Its state is that without any attention, for any number of pads before it; a lone token would see itself."""
     model = student()
     (alone,) = states_of_pads(model, [EOS], torch.device("cpu"))
     with torch.no_grad():

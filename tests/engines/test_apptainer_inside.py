@@ -1,4 +1,4 @@
-"""Stages under Apptainer, from inside: what they see, what they may do, and how their end is told."""
+"""Stages under Apptainer, from inside: what they see, what they may do, and how their end is reported."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def host_with_traps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check_isolation(found: dict[str, object], around: Launch, home: Path) -> None:
-    """What LOOK said; the folders of tests lie below /tmp, which inside is another one."""
+    """The output of LOOK. The folders of tests are below /tmp, which is a different one inside."""
     write = found["write"]
     assert isinstance(write, dict) and all(write.values()), write
     assert found["interfaces"] == ["lo"] and found["connect"]

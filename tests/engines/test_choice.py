@@ -1,4 +1,4 @@
-"""Which engine is chosen where none was typed: stand-ins for programs, a real server for Docker's answer."""
+"""The choice of an engine when none was given: stand-ins for programs, a real server for Docker's answer."""
 
 import http.server
 import json

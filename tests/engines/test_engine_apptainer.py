@@ -131,7 +131,7 @@ def test_the_folder_for_temporary_files_is_this_users_alone(tmp_path: Path, monk
 def test_the_folder_stays_while_another_process_of_the_stage_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a second experiment has waited for a stage that works, and was told that it is held."""
+    """As when a second experiment has waited for a running stage and was refused because it is held."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     folder = StageFolder(tmp_path / "stage")
     folder.path.mkdir()

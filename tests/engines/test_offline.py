@@ -27,7 +27,7 @@ OFFLINE_TIMEOUT_S = 300
 
 
 def matrix(micro: Path, tmp_path: Path) -> tuple[str, ...]:
-    """Words of one cell whose rows are fetched and whose models lie on disk."""
+    """Options of one cell whose rows are downloaded and whose models are on disk."""
     file = tmp_path / "pins.toml"
     origin = f'[datasets.tiny]\nrepository = "{REPOSITORY}"\ncommit = "{COMMIT}"\n'
     file.write_text(pins(micro).read_text(encoding="utf-8") + origin, encoding="utf-8")
@@ -166,7 +166,7 @@ def kept_in_memory() -> list[Path]:
 
 
 def inspected(host: DockerHost, runs: Path) -> list[str]:
-    """All that the engine tells of the containers that work on a run directory."""
+    """Everything that the engine reports of the containers of a run directory."""
     found = []
     for short in host.client.api.containers(all=True, filters={"label": FOLDER}):
         if short["Labels"][FOLDER].startswith(f"{runs}/"):

@@ -56,7 +56,7 @@ def test_what_is_there_is_not_made_again(sifs: Sifs) -> None:
 
 
 def stand_in(folder: Path, labels: dict[str, str]) -> Path:
-    """An `apptainer inspect` that tells of these labels, whatever the file is."""
+    """An `apptainer inspect` that returns these labels for any file."""
     program = folder / "bin" / "apptainer"
     program.parent.mkdir()
     told = json.dumps({"data": {"attributes": {"labels": labels}}})

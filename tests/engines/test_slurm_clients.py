@@ -1,4 +1,4 @@
-"""Slurm's commands as people meet them: another environment, other output, no answer, and refusals, with stand-ins.
+"""Slurm's commands in practice: another environment, unexpected output, no answer, and refusals, with stand-ins.
 
 A stand-in is a program of the command's name that does what the documentation of Slurm says, and writes down its
 environment and its words.

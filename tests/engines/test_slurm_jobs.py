@@ -294,7 +294,7 @@ def results(runs: Path) -> dict[str, Any]:
 
 
 def finished(runs: Path) -> bool:
-    """Whether all eight stages are done; what failed fails the test at once."""
+    """True when all eight stages are done; a failed stage fails the test at once."""
     state = status(runs, "nano")
     assert not state["failed"], state["failed"]
     return state["counts"]["done"] == 8

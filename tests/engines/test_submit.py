@@ -1,4 +1,4 @@
-"""Queueing, with functions in the place of Slurm: what is written down when, and what a limit on jobs means."""
+"""Submission, with functions instead of Slurm: what is recorded when, and the effect of a limit on jobs."""
 
 import io
 import re
@@ -32,7 +32,7 @@ LONG = LIMIT.replace("AssocMaxSubmitJobLimit", "QOSMaxWallDurationPerJobLimit")
 
 
 class StandIn:
-    """A queue that takes so many jobs."""
+    """A queue that accepts this number of jobs."""
 
     def __init__(self, most: int, words: str = LIMIT) -> None:
         self.most, self.words, self.there = most, words, list[JobState]()

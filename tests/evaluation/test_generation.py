@@ -76,7 +76,7 @@ def test_killed_at_any_byte(inputs: dict[str, Path], undisturbed: Path, tmp_path
 
 
 class StopWith(StopRequest):
-    """A signal that comes when so many samples are written, in the middle of the batch after them."""
+    """Send a signal after a number of written samples, in the middle of the next batch."""
 
     def __init__(self, file: Path, lines: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Estimates: known values, the edges, and whether the intervals cover what they say."""
+"""Estimates: known values, edge cases, and the coverage of the intervals."""
 
 import subprocess
 import sys

@@ -38,7 +38,7 @@ GREEDY = settings(decoder="vllm", samples=1, temperature=0.0, max_new_tokens=48,
 
 @pytest.fixture(scope="module", autouse=True)
 def own_variables() -> Iterator[None]:
-    """vLLM is told by variables of the process, which is a stage's own elsewhere."""
+    """vLLM reads variables of its process, which outside of tests is the stage's own."""
     before = dict(os.environ)
     yield
     os.environ.clear()

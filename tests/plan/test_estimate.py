@@ -1,4 +1,4 @@
-"""What a plan tells of a cell before anything runs, against what the training will be."""
+"""The estimate of a cell before anything runs, against the training itself."""
 
 import json
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_gpu_memory_is_what_the_preflight_computes(tmp_path: Path) -> None:
 
 
 def test_only_the_downloads_that_are_wanted_take_disk(tmp_path: Path) -> None:
-    """Tokenizing wants the student's tokenizer, and no teacher; a local folder takes what lies in it."""
+    """Tokenizing needs the student's tokenizer and no teacher; a local folder takes the size of its files."""
     pins = tmp_path / "pins.toml"
     student = tmp_path / "student"
     (student / ".cache").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Experiments as data: what a file may say, what one is told when it says something else, and what becomes of it."""
+"""Experiments as data: what a file may contain, the message for anything else, and the resulting cells."""
 
 import ast
 import copy

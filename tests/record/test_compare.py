@@ -252,7 +252,7 @@ def test_what_cannot_be_compared_is_one_sentence(runs: Path, first: str, second:
 
 
 def test_experiments_that_name_their_cells_alike_are_all_compared(tmp_path: Path) -> None:
-    """Two experiments may have a cell of one name with other settings: neither stands in for the other."""
+    """Two experiments may have cells of one name with different settings: neither replaces the other."""
     for side, accuracy in (("a", 0.66), ("b", 0.1)):
         SyntheticRun(tmp_path / side, "bespoke", lsps=(0.5,), seeds=(1,), accuracy={0.5: accuracy}).write()
         SyntheticRun(tmp_path / side, "sft", lsps=(0.5,), seeds=(1,), temperature=0.0).write()

@@ -1,4 +1,4 @@
-"""Damage and tampering, each told apart in one sentence; what is not there is named, not called damage."""
+"""Damage and tampering, each distinguished in one sentence; missing files are named, not called damage."""
 
 import json
 import shutil

@@ -284,7 +284,7 @@ def test_samples_by_keyboard_and_from_a_mark_of_the_chart(browser: Any, reports:
 
 
 def test_samples_beside_the_page(browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many for the page: a script each, read when shown; one that is away is told, and no other script may run."""
+    """Too many for the page: one script each, loaded when shown. A missing one is named; no other script may run."""
     monkeypatch.setattr(samples, "MOST_EMBEDDED_BYTES", 1000)
     run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), seeds=(1,)).write()
     report = write_report(run.root, "tiny")

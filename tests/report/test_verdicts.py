@@ -203,7 +203,7 @@ def test_of_many_claims_one_fails_by_chance() -> None:
 
 
 def solve(run: SyntheticRun, cell: int, correct: list[int]) -> None:
-    """Let a cell solve each problem so many times."""
+    """Set the number of correct samples of each problem of a cell."""
     stage = run.stage_of(cell, "grade")
     results = json.loads((run.root / "stages" / stage / "manifest.json").read_text())["results"]
     found = accuracy([[n < c for n in range(SAMPLES)] for c in correct], 0.95)
@@ -244,7 +244,7 @@ def test_any_share_solved_and_any_seed_missing_gives_every_claim_a_word(tmp_path
 
 
 def drawn(random: np.random.Generator, kept: float, seeds: int, sd: float) -> list[Scored]:
-    """Arms of one setting whose trainings lie `sd`, a share of the accuracy, from what the arm has."""
+    """Arms of one setting whose trainings deviate from the arm by `sd`, a share of the accuracy."""
     sides = ((0.5, kept), (1.0, 1.0))
     return [arm(lsp, [0.5 * share * (1.0 + sd * e) + 0.0 * EASE for e in random.standard_normal(seeds)])
             for lsp, share in sides]  # fmt: skip
@@ -252,7 +252,7 @@ def drawn(random: np.random.Generator, kept: float, seeds: int, sd: float) -> li
 
 @pytest.mark.slow
 def test_the_number_that_is_advised_decides_and_rightly() -> None:
-    """Of runs advised a number of seeds, the stated share decides when that number is run."""
+    """Of the runs that are advised a number of seeds, most decide once that number is run."""
     random, found = np.random.default_rng(11), []
     band = CLAIMS["retention-half"].band
     while len(found) < 100:

@@ -80,7 +80,7 @@ def written(folder: Path) -> int:
 
 
 def after(step: int, folder: Path, act: Callable[[psutil.Process], None]) -> int:
-    """Start the stage, do something to it after so many steps of the whole training; returns its exit code."""
+    """Start the stage and act on it after a number of training steps; returns its exit code."""
     before = written(folder)
     process = start(folder)
     deadline = time.monotonic() + 300

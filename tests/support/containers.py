@@ -50,7 +50,7 @@ def capabilities() -> int:
 
 
 def all_capabilities() -> bool:
-    """Whether this process has every capability that the kernel knows."""
+    """True when this process has every capability that the kernel knows."""
     return capabilities() == (1 << (int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1)) - 1
 
 

@@ -1,4 +1,4 @@
-"""Code of a test's own in the place of a stage, in the surroundings that the stage would have."""
+"""Code of a test that runs instead of a stage, in the stage's surroundings."""
 
 from dataclasses import dataclass, fields
 

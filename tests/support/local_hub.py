@@ -1,4 +1,4 @@
-"""A hub on this machine that speaks the few requests of huggingface_hub and breaks connections when it is told to.
+"""A hub on this machine that answers the few requests of huggingface_hub and breaks connections on request.
 
 It serves the files of one data set repository at one commit: their list, their sizes, and their bytes by range.
 """
@@ -32,7 +32,7 @@ class LocalHub(ThreadingHTTPServer):
         self.breaks_at: list[int] = []
         """Total numbers of bytes sent after which the connection is cut in the middle of a body."""
         self.dead_after: int | None = None
-        """Total number of bytes sent after which nothing is answered any more."""
+        """Total number of bytes sent after which it stops answering."""
         self.sent = 0
         self.turn = threading.Lock()
 

@@ -1,8 +1,8 @@
-"""How tests are dealt to parallel processes (`pytest -n auto`).
+"""How tests are distributed over parallel processes (`pytest -n auto`).
 
-Tests that share something expensive or that only one may use stay in one process: those of an engine, those of a
-browser, and those of one file that share a fixture of it. All others are dealt one by one, so that no long file is left
-at the end. What takes longest is dealt out first.
+Tests that share an expensive or exclusive resource stay in one process: those of an engine, those of a browser, and
+those of a file that share its fixtures. All others are distributed one by one, so no long file is left at the end. The
+longest start first.
 """
 
 import functools
@@ -25,15 +25,15 @@ GROUPS = {
 }
 """Mark -> the group of tests that has one process, the longest first. One Docker engine has the images and SIFs."""
 OWN_ENGINE = "own_engine"
-"""Mark of a test that starts an engine for itself, and so need not wait for those that share one."""
+"""Mark of a test that starts its own engine, and so need not wait for those that share one."""
 BUILD_TIMEOUT_S = 2700
-"""The first test with an engine waits until its images and SIFs are built, which a slow network makes long."""
+"""The first test with an engine waits until its images and SIFs are built, which is slow on a slow network."""
 PROCESSES_A_CORE = 2
 """Half of the time a test waits for another process."""
 GIB_A_PROCESS = 5
-"""Of memory, with the stages that a test starts; those of vLLM take most."""
+"""Memory, including the stages that a test starts; those of vLLM take most."""
 GROUPS_FILE = "essence_groups"
-"""Key of the file in which a process writes which test is of which group."""
+"""Key of the file to which a process writes the group of each test."""
 
 
 def group_of(item: pytest.Item) -> str:

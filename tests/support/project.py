@@ -21,5 +21,5 @@ def invoke(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def required(what: str) -> bool:
-    """Whether a check that cannot run here must fail instead of being skipped ($ESSENCE_REQUIRE, comma separated)."""
+    """True when a check that cannot run here must fail instead of being skipped ($ESSENCE_REQUIRE, comma separated)."""
     return what in os.environ.get("ESSENCE_REQUIRE", "").split(",")

@@ -1,4 +1,4 @@
-"""Random changes of a small model folder: what people's folders come to, harmless changes among them."""
+"""Random changes of a small model folder, as in folders of real users, harmless ones included."""
 
 import json
 import random
@@ -25,7 +25,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def disturb(folder: Path, moves: Sequence[tuple[str, int]]) -> None:
-    """Some changes of a folder, up to one for which an earlier one has left nothing to change."""
+    """Apply changes to a folder, until one has nothing left to change."""
     with suppress(OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError):
         for move, pick in moves:
             _move(folder, move, pick)
@@ -58,7 +58,7 @@ def _move(folder: Path, move: str, pick: int) -> None:
 
 
 def _change_a_value(path: Path, chosen: random.Random) -> None:
-    """Put an odd value in the place of one that stands anywhere in a JSON file."""
+    """Replace a random value in a JSON file by an odd one."""
     found = json.loads(path.read_text())
     place = found
     while True:

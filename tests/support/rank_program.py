@@ -77,7 +77,7 @@ def train_twice(work: Path, ranks: Ranks, **changes: Any) -> None:
 
 
 def diverge(work: Path, ranks: Ranks) -> None:
-    """Every rank is told the rows of the whole step, not only its own."""
+    """Every rank gets the rows of the whole step, not only its own."""
     student = model(0)
     with torch.no_grad():
         student.model.norm.weight.fill_(float("inf"))

@@ -1,4 +1,4 @@
-"""What is made once for all the processes of a test run, whichever of them needs it first."""
+"""Results that one process of a test run makes for all, whichever needs them first."""
 
 import json
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from filelock import FileLock
 
 @dataclass(frozen=True)
 class Shared:
-    """A folder that all processes of a test run see."""
+    """A folder that all processes of a test run share."""
 
     folder: Path
 
     def once(self, name: str, make: Callable[[Path], Any]) -> Any:
-        """What `make` returned, called by the first that asks, with a folder of its own; the others wait for it.
+        """The result of `make`, which the first caller runs in a separate folder while the others wait.
 
-        It is handed on as JSON. A failure is handed on too: what takes minutes to fail is tried once.
+        It is passed on as JSON. So is a failure: something that takes minutes to fail is tried once.
         """
         told = self.folder / f"{name}.json"
         with FileLock(self.folder / f"{name}.lock"):

@@ -1,4 +1,4 @@
-"""A stage that is to be queued, as the engine makes it of a plan."""
+"""A stage that will be submitted, as the engine makes it from a plan."""
 
 from pathlib import Path
 from typing import Any

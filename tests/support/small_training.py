@@ -109,7 +109,7 @@ def run(
 
 
 class ActAfter(Progress):
-    """Calls something after so many steps, as a signal or a kill would."""
+    """Calls a function after a number of steps, like a signal or a kill."""
 
     def __init__(self, path: Path, step: int, action: Callable[[], None]) -> None:
         super().__init__(path)

@@ -42,7 +42,7 @@ CONFIGS = [
 
 @dataclass
 class SyntheticRun:
-    """Writes plan.json and the folders of finished stages; `leave`, `fail` and `damage` then take some back."""
+    """Writes plan.json and the folders of finished stages; `leave`, `fail` and `damage` change some of them."""
 
     root: Path
     experiment: str = "tiny"
@@ -56,7 +56,7 @@ class SyntheticRun:
     checkpoints: Sequence[str] = ("best",)
     spans: Sequence[str] = ("left",)
     texts: bool = True
-    """Whether evaluations have problems, samples and verdicts line by line."""
+    """True when evaluations have problems, samples and verdicts line by line."""
     title: str = "The whole matrix in miniature"
     accuracy: dict[float, float] = field(default_factory=lambda: dict(ACCURACY))
     untrained: float = 0.08
@@ -293,7 +293,7 @@ def verdict_lines(correct: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
 
 
 def samples_of(correct: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, bool]]:
-    """(problem, sample, whether it is right); the first ones of each problem are."""
+    """(problem, sample, correct); the first samples of each problem are the correct ones."""
     for entry in correct:
         yield from ((entry["problem"], number, number < entry["correct"]) for number in range(entry["samples"]))
 

@@ -1,4 +1,4 @@
-"""The paper's claim on cost, a table a pair: time, memory and FLOPs at LSP 0.1 to 1.0, computed from model sizes.
+"""The paper's claim on cost, one table per pair: time, memory and FLOPs at LSP 0.1 to 1.0, computed from model sizes.
 
 What a run measured stands in the tables of its groups; this says what the claim rests on, for the sizes of this run and
 for a loss that holds all logits beside one that never does. `essence/plan/cost_table.py` states every assumption.

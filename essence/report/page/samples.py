@@ -1,4 +1,4 @@
-"""Completions for the page's sample browser: a compressed piece an evaluation, unpacked only when it is looked at.
+"""Completions for the page's sample browser: one compressed piece per evaluation, unpacked only when shown.
 
 A page opened from disk may read no other file except a script that it names, so a piece is base64 text: inside
 report.html while all of them together are small, else a script each in `samples/` beside it.
