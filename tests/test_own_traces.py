@@ -27,7 +27,7 @@ from essence.plan.catalogue import DatasetPin, to_source
 from essence.progress import Progress, StageContext, StopRequest
 from essence.settings import DownloadSettings, TokenizeSettings
 from essence.stages import download, tokenize
-from essence.stages.tiny.tokenizer import END_OF_TEXT, write_tokenizer
+from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, write_tokenizer
 
 
 def messages(question: str, answer: str) -> dict[str, Any]:

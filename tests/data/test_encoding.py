@@ -14,7 +14,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not install
 
 from essence.data.encode import Encoder, Text  # noqa: E402
 from essence.models.loading import load_tokenizer  # noqa: E402
-from essence.stages.tiny.tokenizer import learn_tokenizer  # noqa: E402
+from essence.stages.tiny.toy_tokenizer import learn_tokenizer  # noqa: E402
 
 MARKUP = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|endoftext|>", "\\boxed{", "'s", "'LL", " ", "\n", "7"]
 ODD = [

@@ -31,7 +31,7 @@ from essence.data.token_table import TokenRow, TokenTable  # noqa: E402
 from essence.data.truncation import Example, SkipReason, make_examples  # noqa: E402
 from essence.settings import ViewSettings  # noqa: E402
 from essence.stages import tokenize  # noqa: E402
-from essence.stages.tiny.tokenizer import TURN_END, write_tokenizer  # noqa: E402
+from essence.stages.tiny.toy_tokenizer import TURN_END, write_tokenizer  # noqa: E402
 from support.some_resources import some_view  # noqa: E402
 
 TEMPLATES = ["qwen3_chat_template.jinja", "qwen3_chat_template_2025-04.jinja"]

@@ -22,7 +22,7 @@ from essence.data import encode as encoding
 from essence.settings import Spec
 from essence.stages import tokenize
 from essence.stages.tiny.problems import training_rows
-from essence.stages.tiny.tokenizer import TURN_END, write_tokenizer
+from essence.stages.tiny.toy_tokenizer import TURN_END, write_tokenizer
 
 ROWS = 6_000
 MOST_BYTES = 2_000_000

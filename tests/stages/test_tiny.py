@@ -30,7 +30,7 @@ from essence.stages.tiny.problems import (
 )
 from essence.stages.tiny.source_options import OPTIONS as RECORDS
 from essence.stages.tiny.sources import BUILTIN
-from essence.stages.tiny.tokenizer import CHAT_TEMPLATE, write_tokenizer
+from essence.stages.tiny.toy_tokenizer import CHAT_TEMPLATE, write_tokenizer
 from support.project import PROJECT
 from support.some_resources import some_resources
 
@@ -196,7 +196,7 @@ def test_the_first_derivation_ends_near_the_middle(tokenizer: Any) -> None:
 def test_the_tokenizer_is_the_same_bytes_in_every_process(tmp_path: Path, tokenizer_folder: Path) -> None:
     script = (
         "import pathlib, sys\n"
-        "from essence.stages.tiny.tokenizer import write_tokenizer\n"
+        "from essence.stages.tiny.toy_tokenizer import write_tokenizer\n"
         "write_tokenizer(pathlib.Path(sys.argv[1]), '<|endoftext|>')"
     )
     for number, parallel in enumerate(("false", "true")):

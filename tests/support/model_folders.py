@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from essence.stages.tiny.tokenizer import END_OF_TEXT, write_tokenizer
+from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, write_tokenizer
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 126216\n"
 SINGLE = "model.safetensors"

@@ -13,7 +13,7 @@ from essence.files import write_atomically
 from essence.progress import StageContext
 from essence.stages.tiny.problems import benchmark_rows, training_rows
 from essence.stages.tiny.source_options import BenchmarkOptions, ModelOptions, RowOptions, StudentOptions, read_options
-from essence.stages.tiny.tokenizer import END_OF_TEXT, TURN_END
+from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, TURN_END
 
 Options = dict[str, Any]
 

@@ -32,7 +32,7 @@ from essence.settings import (
 )
 from essence.stages.tiny.problems import training_rows
 from essence.stages.tiny.source_options import ModelOptions
-from essence.stages.tiny.tokenizer import END_OF_TEXT, TURN_END, write_tokenizer
+from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, TURN_END, write_tokenizer
 
 VOCABULARY_MULTIPLE = 128
 """Embeddings are padded to a multiple of this, as Qwen's 151,669 tokens are to 151,936."""
