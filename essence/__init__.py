@@ -14,6 +14,8 @@ A package imports only packages above it in this list (`tests/test_layout.py`):
     stages                 what runs inside an environment
     plan, engines          TOML to cells to stages; what starts a stage
     report, commands       records to claims and pages; one file for each task of tasks.py
+
+docs/design.md maps the modules of each package.
 """
 
 __version__ = "0.1.0"
