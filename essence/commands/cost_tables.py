@@ -10,7 +10,8 @@ from essence.commands.options import select
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.cost_table import CostRow, as_json, cost_table, finding
-from essence.plan.estimate import architecture, estimate
+from essence.plan.estimate import estimate
+from essence.plan.model_sizes import architecture
 
 COLUMNS = (
     "LSP",

@@ -10,11 +10,12 @@ from essence.commands.decide import decision_note
 from essence.commands.gold_checks import require_readable_golds
 from essence.commands.options import select
 from essence.engines.machine import this_machine
-from essence.engines.readiness import disk_gib, doctor_command
+from essence.engines.readiness import disk_gib, doctor_command, fitting
 from essence.engines.selected_run import Options, Run
 from essence.errors import PinError
 from essence.plan.catalogue import missing
 from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
+from essence.plan.fit import Fit, fits_of, planned_room
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
@@ -62,13 +63,15 @@ def _table(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> Table:
     title = f"{selection.name}: {selection.loaded.experiment.title}" + (f"\n{shared}" if shared else "")
     table = Table(title=title, title_justify="left", box=None, header_style="dim")
     table.add_column("cell", overflow="fold")
-    for heading in ("stages", "rows", "tokens", "train GPU h", "eval GPU h", "GPU GiB", "disk GiB"):
+    fitting_cells = {fit.what: fit.fits for fit in _fits(selection)}
+    for heading in ("stages", "rows", "tokens", "train GPU h", "eval GPU h", "GPU GiB", "main GiB", "disk GiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, (plan, cost) in zip(labels, rows, strict=True):
         done, total = _stages(selection, plan)
         tokens = _millions(cost.kept_tokens) + ("" if cost.measured or cost.kept_tokens is None else "~")
         hours = [_number(cost.training_gpu_hours), _number(cost.evaluation_gpu_hours)]
-        sizes = [_number(cost.gpu_memory_gib), _number(cost.disk_gib)]
+        unfit = "" if fitting_cells.get(f"training {plan.cell.name}", True) else " ✗"
+        sizes = [_number(cost.gpu_memory_gib) + unfit, _number(cost.main_memory_gib), _number(cost.disk_gib)]
         table.add_row(label, f"{done}/{total}", f"{cost.rows:,}", tokens, *hours, *sizes)
     return table
 
@@ -100,10 +103,23 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
         f"this machine has {this_machine(selection.run_directory.root).describe()}",
         f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
     ]
+    lines += _fit_lines(selection)
     lines += [one.sentence() for one in stored if resources.gpus or one.stage]
     lines += [*renewal_lines(_renewed(selection)), *_acceptance(selection)]
     lines += decision_note(selection)
     return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
+
+
+def _fits(selection: Run) -> list[Fit]:
+    return fits_of(selection.plan, selection.run_directory, planned_room(selection.loaded))
+
+
+def _fit_lines(selection: Run) -> list[str]:
+    """What does not fit the machine that `[resources]` describes, and the least change; or that all does."""
+    found = _fits(selection)
+    if unfit := [f"does not fit (✗): {fit.sentence()}" for fit in found if not fit.fits]:
+        return unfit
+    return [fitting(found)] if found and selection.loaded.experiment.resources.gpus else []
 
 
 def _renewed(selection: Run) -> list[tuple[StageName, Earlier]]:
@@ -150,6 +166,7 @@ def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str,
         "stages_left": len(selection.left()),
         "renewed": [{"kind": stage, **earlier.as_json()} for stage, earlier in _renewed(selection)],
         "accepted": {s.id: s.earlier.as_json() for s in selection.wanted if s.accepted and s.earlier},
+        "fits": [fit.as_json() for fit in _fits(selection)],
         "disk_gib": disk_gib(selection),
         "machine": {
             "gpus": [gpu.model_dump() for gpu in machine.gpus],

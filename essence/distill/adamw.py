@@ -1,5 +1,7 @@
 """AdamW as every backend uses it."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -10,10 +12,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW remembers of every parameter, beside the number of steps."""
 
 
-def adamw(student: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The optimiser of the parameters that are trained, one group; rate and betas are set before every step."""
+def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+    """The optimiser of those that are trained, one group; rate and betas are set before every step."""
     return torch.optim.AdamW(
-        [parameter for parameter in student.parameters() if parameter.requires_grad],
+        [parameter for parameter in parameters if parameter.requires_grad],
         betas=(settings.beta1_high, settings.adam_beta2),
         eps=settings.adam_epsilon,
         weight_decay=settings.weight_decay,

@@ -10,10 +10,12 @@ from torch.nn.parallel import DistributedDataParallel
 from essence.distill.adamw import MOMENTS, adamw, set_cycle
 from essence.distill.batches import Batch
 from essence.distill.checkpoint import Checkpoint
+from essence.distill.devices import COMPUTE_DTYPES
+from essence.distill.masters import Masters, lowers_weights
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
-from essence.settings import OptimizerSettings, Parallel
+from essence.settings import TrainSettings
 
 
 class Backend(Protocol):
@@ -50,36 +52,38 @@ class Backend(Protocol):
 
 
 def make_backend(
-    parallel: Parallel,
     distiller: Distiller,
-    settings: OptimizerSettings,
+    settings: TrainSettings,
     ranks: Ranks,
     device: torch.device,
     found: Checkpoint | None,
 ) -> Backend:
-    """The backend that the settings name; the student has the weights of `found` already."""
-    if parallel in ("zero2", "zero3"):
+    """The backend that the settings name; the student has the weights of `found` already, float32."""
+    if settings.parallel in ("zero2", "zero3"):
         from essence.distill.zero import ZeroBackend  # slow to import
 
-        return ZeroBackend(distiller, settings, 2 if parallel == "zero2" else 3, ranks, device, found)
+        return ZeroBackend(distiller, settings, ranks, device, found)
     return ReplicatedBackend(distiller, settings, ranks, device, found)
 
 
 class ReplicatedBackend:
-    """The whole student on every rank: one process alone, or DDP."""
+    """The whole student on every rank: one process alone, or DDP, whose part the masters have in bfloat16."""
 
     def __init__(
         self,
         distiller: Distiller,
-        settings: OptimizerSettings,
+        settings: TrainSettings,
         ranks: Ranks,
         device: torch.device,
         found: Checkpoint | None,
     ) -> None:
-        self.distiller, self.settings, self.ranks, self.device = distiller, settings, ranks, device
+        self.distiller, self.settings, self.ranks, self.device = distiller, settings.optimizer, ranks, device
         self.student = distiller.student.to(device)
-        self.parallel = _ddp(distiller) if ranks.processes > 1 else None
-        self.optimizer = adamw(self.student, settings)
+        self.masters = Masters(self.student) if lowers_weights(settings) else None
+        self.reduce_dtype = COMPUTE_DTYPES[settings.reduce_dtype]
+        self.parallel = _ddp(distiller) if ranks.processes > 1 and self.masters is None else None
+        self.trained = self.masters.parameters if self.masters else list(self.student.parameters())
+        self.optimizer = adamw(self.trained, self.settings)
         if found:
             self._restore_moments(found)
 
@@ -91,6 +95,12 @@ class ReplicatedBackend:
         teacher_head: Tensor | None,
         last: bool,
     ) -> Tensor:
+        if self.masters:
+            loss, ce, kd = self.distiller(batch, weights, teacher_states, teacher_head)
+            loss.backward()
+            if last:
+                self.masters.sum_over(self.ranks, self.reduce_dtype)
+            return torch.stack([loss.detach(), ce, kd])
         waits = self.parallel.no_sync() if self.parallel and not last else contextlib.nullcontext()
         with waits:
             loss, ce, kd = (self.parallel or self.distiller)(batch, weights, teacher_states, teacher_head)
@@ -99,9 +109,11 @@ class ReplicatedBackend:
 
     def step(self, point: CyclePoint) -> float:
         set_cycle(self.optimizer, point, self.settings)
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.gradient_clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.gradient_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.masters:
+            self.masters.publish()
         return norm.item()
 
     def cross_entropy(self, batch: Batch, weights: Tensor) -> Tensor:
@@ -110,11 +122,14 @@ class ReplicatedBackend:
         return ce
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.detach()
+        return self._master(parameter).detach()
 
     def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        moment: Tensor = self.optimizer.state[parameter][name]
+        moment: Tensor = self.optimizer.state[self._master(parameter)][name]
         return moment
+
+    def _master(self, parameter: nn.Parameter) -> nn.Parameter:
+        return self.masters.of[parameter] if self.masters else parameter
 
     def _restore_moments(self, found: Checkpoint) -> None:
         trained = [(name, p) for name, p in self.student.named_parameters() if p.requires_grad]

@@ -67,12 +67,18 @@ class Distiller(nn.Module):
     """Computes the losses of a batch from the student's hidden states and head."""
 
     def __init__(
-        self, student: nn.Module, settings: ObjectiveSettings, loss: LossResources, compute_dtype: torch.dtype
+        self,
+        student: nn.Module,
+        settings: ObjectiveSettings,
+        loss: LossResources,
+        compute_dtype: torch.dtype,
+        autocast: bool,
     ) -> None:
+        """With `autocast` the student's weights are float32, or adapters among others, and products `compute_dtype`."""
         super().__init__()
         self.student = student
         self.objective = HeadObjective(student, settings, loss, compute_dtype)
-        self.compute_dtype = compute_dtype
+        self.compute_dtype, self.autocast = compute_dtype, autocast
 
     def forward(
         self,
@@ -89,8 +95,7 @@ class Distiller(nn.Module):
             teacher_states: shape (N, H of the teacher); None = cross-entropy alone, as in validation.
             teacher_head: shape (V of the teacher, H of the teacher).
         """
-        lower = self.compute_dtype != torch.float32
-        with torch.autocast(batch.input_ids.device.type, self.compute_dtype, enabled=lower):
+        with torch.autocast(batch.input_ids.device.type, self.compute_dtype, enabled=self.autocast):
             states = states_at(self.student, batch)
             losses: tuple[Tensor, Tensor, Tensor] = self.objective(
                 states, batch.labels, weights, teacher_states, teacher_head

@@ -19,11 +19,9 @@ from essence.distill.devices import memory_bytes
 from essence.errors import InputError, MachineError
 from essence.files import GIB, read_json, write_json
 from essence.settings import Resources
-from essence.sizes.memory import DeviceLoad, estimate_memory, smallest_change
+from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory, smallest_change
 from essence.sizes.passes import Step, deal, shape
 
-USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
-"""Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
 RECORD = "preflight.json"
 
 

@@ -78,7 +78,7 @@ class LiveTeacher:
     def __init__(
         self, model: nn.Module, compute_dtype: torch.dtype = torch.float32, head: Tensor | None = None
     ) -> None:
-        """Freeze `model`; float32 computes in the dtype of its weights, bfloat16 under autocast.
+        """Freeze `model`, which computes in the dtype of its weights, or where that is another under autocast.
 
         `head` is given where the model's own is not whole on the device.
         """
@@ -91,7 +91,7 @@ class LiveTeacher:
         return self._head
 
     def states(self, batch: Batch) -> Tensor:
-        lower = self.compute_dtype != torch.float32
+        lower = self.compute_dtype != torch.float32 and self._head.dtype != self.compute_dtype
         # Not inference mode, whose tensors a backward pass may not keep.
         with torch.no_grad(), torch.autocast(batch.input_ids.device.type, self.compute_dtype, enabled=lower):
             return states_at(self.model, batch)

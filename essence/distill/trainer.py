@@ -22,6 +22,7 @@ from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
 from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
+from essence.distill.masters import lowers_weights
 from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
@@ -126,9 +127,9 @@ class _Run:
         self.packed = self._prepare_models()
         self.state, found = storage.restore(self.student)
         compute_dtype = COMPUTE_DTYPES[self.settings.compute_dtype]
-        distiller = Distiller(self.student, self.settings.objective, self.resources.loss, compute_dtype)
-        optimizer, parallel = self.settings.optimizer, self.settings.parallel
-        self.backend = make_backend(parallel, distiller, optimizer, self.ranks, device, found)
+        autocast = self.settings.compute_dtype != "float32" and not lowers_weights(self.settings)
+        distiller = Distiller(self.student, self.settings.objective, self.resources.loss, compute_dtype, autocast)
+        self.backend = make_backend(distiller, self.settings, self.ranks, device, found)
 
     def _prepare_models(self) -> bool:
         """Get the models ready; returns whether rows are packed."""

@@ -21,6 +21,7 @@ from essence.errors import DISK, MachineError
 from essence.models.folder import check_folder
 from essence.plan.catalogue import missing
 from essence.plan.estimate import download_gib, estimate
+from essence.plan.fit import Fit, Room, fits_of, planned_room
 from essence.plan.schema import ResourcesSection
 from essence.plan.stage_plan import PlannedStage
 from essence.plan.stored_teacher import stored_teachers
@@ -69,6 +70,7 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
             yield from _machines(selection.loaded.experiment.resources, left)
             yield from _gpus(selection, left, machine)
             yield from _memory(selection, left, machine)
+        yield from _fits(selection, left, machine)
         yield _disk(selection, machine)
         yield from selection.engine.requirements(left, selection.run_directory)
     # Compute nodes have no network.
@@ -170,6 +172,43 @@ def _memory(selection: Run, left: list[PlannedStage], machine: Machine) -> Itera
     if wanted and any(stage.stage != "download" for stage in left):
         cure = "" if machine.memory_gib >= wanted else "lower memory_gib in [resources], or take a larger machine"
         yield Requirement("memory", f"{machine.memory_gib:.0f} GiB", f"{wanted:g} GiB of memory", cure)
+
+
+def room_of(selection: Run, machine: Machine) -> Room:
+    """What the stages can use: of a cluster's nodes what `[resources]` says, of this machine what is there.
+
+    Where this machine has no such GPU, which is told anyway, the one that is asked for counts.
+    """
+    planned = planned_room(selection.loaded)
+    if selection.engine.queue:
+        return planned
+    limit = selection.loaded.experiment.resources.memory_gib
+    main = min(machine.memory_gib, limit) if limit else machine.memory_gib
+    return Room(machine.gpu_memory_gib or planned.gpu_gib, main)
+
+
+def _fits(selection: Run, left: list[PlannedStage], machine: Machine) -> Iterator[Requirement]:
+    """Every training and every evaluated model, in GPU memory and in main memory."""
+    room = room_of(selection, machine)
+    found = fits_of(selection.plan, selection.run_directory, room, {stage.id for stage in left})
+    by_change: dict[str, list[Fit]] = {}
+    for fit in (fit for fit in found if not fit.fits):
+        by_change.setdefault(fit.change, []).append(fit)
+    if by_change:
+        worst = [max(same, key=lambda fit: (fit.gpu_gib or 0.0, fit.main_gib or 0.0)) for same in by_change.values()]
+        others = [f" (and {len(same) - 1} more)" if same[1:] else "" for same in by_change.values()]
+        told = [f"{fit.what}{more} {fit.problem}" for fit, more in zip(worst, others, strict=True)]
+        yield Requirement("memory of the stages", "; ".join(told), cure="; ".join(by_change))
+    elif found:
+        yield Requirement("memory of the stages", fitting(found))
+
+
+def fitting(found: list[Fit]) -> str:
+    """What fits, and how much the largest takes."""
+    gpu, main = (max((getattr(fit, name) or 0.0 for fit in found), default=0.0) for name in ("gpu_gib", "main_gib"))
+    of_gpu = f"{gpu:.1f} GiB of a GPU and " if gpu else ""
+    what = f"all {len(found)} trainings and evaluated models fit" if len(found) > 1 else f"{found[0].what} fits"
+    return f"{what}: at most {of_gpu}{_size(main)} of main memory"
 
 
 def _disk(selection: Run, machine: Machine) -> Requirement:

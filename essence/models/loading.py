@@ -73,11 +73,11 @@ def without_weights(folder: Path, config: dict[str, Any]) -> Any:
     return model
 
 
-def _from_config(folder: Path) -> Any:
+def _from_config(folder: Path, **options: Any) -> Any:
     """The model as its configurations describe it, without a weight."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
@@ -103,6 +103,13 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Mod
                 f"{folder}: {name} was loaded as {parameter.dtype}, wanted: {dtype}", "choose another model"
             )
     return loaded
+
+
+def load_unfilled(folder: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The same model with room for every weight and nothing in it yet: memory is taken as it is written to."""
+    model: nn.Module = _from_config(folder, dtype=dtype, attn_implementation="sdpa").to_empty(device=device)
+    model.tie_weights()  # type: ignore[operator]
+    return model.eval()
 
 
 def check_values(folder: Path) -> None:

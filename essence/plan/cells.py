@@ -5,7 +5,7 @@ from typing import Any
 from essence.data.selection import reads_prefix
 from essence.errors import ExperimentError
 from essence.plan.experiment import Cell, Experiment
-from essence.plan.schema import ExperimentSchema
+from essence.plan.schema import ExperimentSchema, TrainingSection
 from essence.settings import (
     DecontaminationSettings,
     LoopSettings,
@@ -15,7 +15,9 @@ from essence.settings import (
     ParallelSettings,
     ProtocolName,
     Record,
+    Resources,
     RowsSettings,
+    StageName,
     TeacherSettings,
     TokenizeSettings,
     TrainSettings,
@@ -27,7 +29,8 @@ from essence.settings.protocol import PROTOCOLS
 
 def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
     """All that determines the training of a cell."""
-    protocol, training, data = PROTOCOLS[cell.protocol], experiment.training, experiment.data[cell.dataset]
+    protocol, data = PROTOCOLS[cell.protocol], experiment.data[cell.dataset]
+    training = training_section(cell, experiment)
     batch_rows, batch_tokens = training.batch_rows, training.batch_tokens
     if not protocol.applies_gradient_accumulation:
         batch_rows = max(1, batch_rows // training.gradient_accumulation)
@@ -64,6 +67,31 @@ def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
         **part(training, ParallelSettings),
         seed=cell.seed,
     )
+
+
+def training_section(cell: Cell, experiment: ExperimentSchema) -> TrainingSection:
+    """`[training]`, with what the cell's pair changes of it."""
+    section = experiment.by_pair.get(cell.pair)
+    changes = section.model_dump(exclude_none=True, exclude={"micro_batch_tokens"}) if section else {}
+    return experiment.training.model_copy(update=changes)
+
+
+def resources_of(stage: StageName, experiment: ExperimentSchema, of: Cell | str | None = None) -> Resources:
+    """`[resources]` for a stage: of a training with what the pair of its cell changes, of an evaluation its model.
+
+    Nothing but a training runs on several machines or, generation apart, on several GPUs.
+    """
+    resources = Resources(**part(experiment.resources, Resources))
+    if stage == "train":
+        pair = experiment.by_pair.get(of.pair) if isinstance(of, Cell) else None
+        tokens = pair.micro_batch_tokens if pair else None
+        return resources.model_copy(update={"micro_batch_tokens": tokens}) if tokens else resources
+    resources = resources.model_copy(update={"nodes": 1})
+    if stage == "generate":
+        model = experiment.by_model.get(of) if isinstance(of, str) else None
+        return resources.model_copy(update=model.model_dump()) if model else resources
+    gpus = min(1, resources.gpus) if stage == "teacher" else 0
+    return resources.model_copy(update={"gpus": gpus, **({} if gpus else {"gpu_memory_gib": 0.0})})
 
 
 def part(section: Record, record: type[Record]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from essence.plan.catalogue import (
     read_catalogue,
     read_pins_file,
 )
-from essence.plan.schema import AXES, OPTIONAL_AXES, ExperimentSchema, Matrix
+from essence.plan.schema import AXES, OPTIONAL_AXES, ExperimentSchema, Matrix, TrainingSection
 from essence.record.run_directory import is_reserved
 from essence.settings import draws, is_whole, reads_answer, takes_proportion
 from essence.settings.axes import CellAxes
@@ -49,15 +49,19 @@ class Cell(CellAxes):
     """One training of the matrix, and what its name is made of."""
 
     @property
+    def pair(self) -> str:
+        """`teacher_student`, as the matrix names it."""
+        return f"{self.teacher}_{self.student}"
+
+    @property
     def name(self) -> str:
         """`bespoke/qwen3-8b_qwen3-4b-base/lsp-0.50/p+cot+a/released/seed-42`."""
         part = "lsp" if self.span == "left" else self.span
         proportion = f"-{self.lsp:.2f}" if round(self.lsp, 2) == self.lsp else f"-{self.lsp!r}"
         rows = [f"rows-{self.train_rows}"] if self.train_rows else []
         rows += [f"tokens-{self.token_budget}"] if self.token_budget else []
-        pair = f"{self.teacher}_{self.student}"
         view = [part + (proportion if takes_proportion(self.span) else ""), self.sections]
-        return "/".join([self.dataset, *rows, pair, *view, self.protocol, f"seed-{self.seed}"])
+        return "/".join([self.dataset, *rows, self.pair, *view, self.protocol, f"seed-{self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def load(name: str, pins: Path | None = None) -> Experiment:
     experiment = validate(ExperimentSchema, tables, str(file), own)
     loaded = Experiment(file.stem, file, experiment, catalogue)
     _check_names(loaded)
+    _check_changes(loaded)
     _check_seeds(loaded)
     _check_processes(loaded)
     _check_schedule(loaded)
@@ -163,6 +168,26 @@ def _check_names(loaded: Experiment) -> None:
                 find_pin(loaded.catalogue.models, model, "model", where)
     for benchmark in (*loaded.experiment.evaluation.benchmarks, *loaded.experiment.decontamination.benchmarks):
         find_pin(loaded.catalogue.benchmarks, benchmark, "benchmark", where)
+
+
+def _check_changes(loaded: Experiment) -> None:
+    """What is changed for one pair or model: a pair of the catalogue, settings that go together, GPUs that divide."""
+    experiment, where, models = loaded.experiment, str(loaded.file), loaded.catalogue.models
+    training = experiment.training.model_dump()
+    for pair, section in experiment.by_pair.items():
+        for model in split_pair(pair, models, where):
+            find_pin(models, model, "model", where)
+        changes = section.model_dump(exclude_none=True, exclude={"micro_batch_tokens"})
+        validate(TrainingSection, {**training, **changes}, f"{where}: [by_pair.{pair}] in [training]")
+    gpus = experiment.resources.gpus
+    for model, changed in experiment.by_model.items():
+        find_pin(models, model, "model", where)
+        if gpus % changed.tensor_parallel:
+            raise ExperimentError(
+                f"{where}: [by_model.{model}] tensor_parallel = {changed.tensor_parallel} does not divide [resources] "
+                f"gpus = {gpus}",
+                "choose a divisor, or change gpus",
+            )
 
 
 def _check_seeds(loaded: Experiment) -> None:

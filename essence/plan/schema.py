@@ -13,6 +13,7 @@ from essence.settings import (
     Name,
     ObjectiveSettings,
     OptimizerSettings,
+    Parallel,
     ParallelSettings,
     ProtocolName,
     PublishedRows,
@@ -22,8 +23,10 @@ from essence.settings import (
     Sections,
     Seed,
     Span,
+    TeacherPlacement,
     TokenBudget,
 )
+from essence.settings.base import Gib
 
 SeedRule = Seed | Literal["cell"]
 """A fixed seed, or `"cell"`: the seed of the cell."""
@@ -125,6 +128,23 @@ class GradingSection(GradingSettings):
 class ResourcesSection(Resources):
     parallel_stages: Annotated[int, Field(gt=0, le=1000)]
     """Stages without GPUs that run at the same time; of those with GPUs as many do as find free ones."""
+    host_memory_gib: Gib
+    """Main memory of the machine that is planned for; a plan marks what needs more. Nothing is limited to it."""
+
+
+class PairSection(Record):
+    """What a teacher-student pair changes of `[training]` and `[resources]`, so that all pairs fit one machine."""
+
+    parallel: Parallel | None = None
+    teacher_placement: TeacherPlacement | None = None
+    activation_checkpointing: bool | None = None
+    micro_batch_tokens: Count | None = None
+
+
+class ModelSection(Record):
+    """What the evaluation of a model changes of `[resources]`."""
+
+    tensor_parallel: Annotated[int, Field(gt=0, le=1024)]
 
 
 class ExperimentSchema(Record):
@@ -142,3 +162,7 @@ class ExperimentSchema(Record):
     evaluation: EvaluationSection
     grading: GradingSection
     resources: ResourcesSection
+    by_pair: dict[str, PairSection] = Field(default_factory=dict)
+    """`teacher_student` -> what its trainings change."""
+    by_model: dict[Name, ModelSection] = Field(default_factory=dict)
+    """Model -> what its evaluations change; for a trained model that of its student."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from essence.plan.catalogue import find_pin, to_source
-from essence.plan.cells import part, resolve_seed, teacher_settings, tokenize_settings, train_settings
+from essence.plan.cells import part, resolve_seed, resources_of, teacher_settings, tokenize_settings, train_settings
 from essence.plan.experiment import Cell, Experiment
 from essence.plan.renewal import Renewals, Wanted
 from essence.record.finished import Earlier, FinishedStages
@@ -213,8 +213,10 @@ class _Planner:
         directory = self.local.run_directory
         return Renewals(FinishedStages(directory)) if directory else None
 
-    def add(self, stage: StageName, title: str, settings: Record, inputs: dict[str, str]) -> str:
-        """A stage by its key; the second cell that needs it finds it here."""
+    def add(
+        self, stage: StageName, title: str, settings: Record, inputs: dict[str, str], of: Cell | str | None = None
+    ) -> str:
+        """A stage by its key; the second cell that needs it finds it here. `of` is as in `resources_of`."""
         runs_in = environment_of(stage, settings)
         environment, source = _that_counts(self.environment(runs_in), settings), source_sha256(stage)
         if isinstance(settings, DownloadSettings) and not settings.source.builtin:
@@ -233,14 +235,7 @@ class _Planner:
             if earlier and accepted:
                 self.accepted[identifier] = earlier.id
                 identifier, key = earlier.id, earlier.key
-            section = self.loaded.experiment.resources
-            resources = Resources(**part(section, Resources))
-            if stage != "train":
-                resources = resources.model_copy(update={"nodes": 1})
-            if stage == "teacher":
-                resources = resources.model_copy(update={"gpus": min(1, resources.gpus)})
-            elif stage not in ("train", "generate"):
-                resources = resources.model_copy(update={"gpus": 0, "gpu_memory_gib": 0.0})
+            resources = resources_of(stage, self.loaded.experiment, of)
             self.stages[identifier] = PlannedStage(
                 *(identifier, stage, key, title, settings, inputs, resources, runs_in, environment, source),
                 earlier=earlier,
@@ -300,17 +295,25 @@ class _Planner:
         inputs = {"tokens": tokens, "student": stages["student"]}
         if "teacher" in stages:
             inputs["teacher"] = stages.get("states", stages["teacher"])
-        stages["train"] = train = self.add("train", f"train {cell.name}", settings, inputs)
+        stages["train"] = train = self.add("train", f"train {cell.name}", settings, inputs, of=cell)
         evaluations = [
-            self.evaluation(benchmark, train, checkpoint, cell.protocol, cell.seed, cell.name)
+            self.evaluation(benchmark, train, checkpoint, cell.protocol, cell.seed, cell.name, cell.student)
             for benchmark in experiment.evaluation.benchmarks
             for checkpoint in protocol.evaluated_checkpoints
         ]
         return CellPlan(cell, stages, evaluations)
 
     def evaluation(
-        self, benchmark: str, model: str, folder: Checkpoint, protocol: ProtocolName, seed: int, of: str
+        self,
+        benchmark: str,
+        model: str,
+        folder: Checkpoint,
+        protocol: ProtocolName,
+        seed: int,
+        of: str,
+        student: str = "",
     ) -> EvaluationEntry:
+        """`of` is the model by its short name, or the cell that trained it from `student`."""
         section, grading = self.loaded.experiment.evaluation, self.loaded.experiment.grading
         pin = self.loaded.catalogue.benchmarks[benchmark]
         problems = self.download("benchmark", benchmark)
@@ -335,6 +338,7 @@ class _Planner:
                 **sampling,
             ),
             {"model": model, "problems": problems},
+            of=student or of,
         )
         grade = self.add(
             "grade",

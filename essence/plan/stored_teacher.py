@@ -9,15 +9,9 @@ from dataclasses import asdict, dataclass
 from essence.data.selection import reads_prefix
 from essence.files import GIB
 from essence.plan.cells import train_settings
-from essence.plan.estimate import (
-    ACHIEVABLE_FLOPS,
-    TRAINING_UTILIZATION,
-    architecture,
-    mean_row,
-    rows_trained,
-    tokens_read,
-)
+from essence.plan.estimate import ACHIEVABLE_FLOPS, TRAINING_UTILIZATION, rows_trained
 from essence.plan.experiment import Experiment
+from essence.plan.model_sizes import architecture, mean_row, tokens_read
 from essence.plan.stage_plan import CellPlan
 from essence.record.run_directory import RunDirectory
 from essence.settings import ProtocolName, TeacherForm

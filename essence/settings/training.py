@@ -98,6 +98,8 @@ class ParallelSettings(Record):
     teacher: TeacherForm = "live"
     """Where a training takes its teacher from."""
     teacher_placement: TeacherPlacement = "replicated"
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """In which gradients cross between processes where a student is trained whole in bfloat16; else float32."""
 
     @model_validator(mode="after")
     def fits_together(self) -> Self:

@@ -1,20 +1,22 @@
 """What a training holds in memory on paper: static bytes, and dynamic ones, which grow with the tokens read.
 
-Static, in bytes per parameter: the student's weight 4, gradient 4, AdamW moments 8 and under bfloat16 a copy of 2; the
-teacher 2 or 4. ZeRO-2 divides gradients and moments by the number of devices, ZeRO-3 the weights too and then gathers
-two layers and the embeddings of each model. DDP's buckets hold a second copy of the gradients: 4.
+Static, in bytes per parameter: the student's master 4, gradient 4, AdamW moments 8, and in bfloat16 the weight 2; the
+teacher 2 or 4. ZeRO-2 divides masters, gradients and moments by the number of devices (in float32 the weight is the
+master, and whole), ZeRO-3 the weights too and then gathers two layers and the embeddings of each model. In float32
+DDP's buckets hold a second copy of the gradients: 4.
 
 Dynamic is the larger of two moments: the teacher reading, and the student between its forward and its backward pass.
 What autograd keeps of a layer was counted tensor by tensor (`tests/sizes/test_memory.py` counts again), a token:
 
 ```
-bfloat16: 26 hidden + 10 query + 10 key + 8 intermediate + 8 heads + 4 kv_heads + 8
+bfloat16: 16 hidden + 10 query + 10 key + 8 intermediate + 8 heads + 4 kv_heads + 8
+autocast: 26 hidden, the rest the same (adapters: frozen weights, a residual stream in float32)
 float32:  24 hidden + 16 query + 16 key + 16 intermediate + 8 heads + 4 kv_heads + 8
 packed:   + one more copy of what attention returns
 ```
 
-with query = heads * head_dim and key = kv_heads * head_dim. Checkpointing keeps a layer's input (float32) and one layer
-in full. Host and stages both use this, so it is plain Python.
+with query = heads * head_dim and key = kv_heads * head_dim. Checkpointing keeps a layer's input and one layer in
+full. Host and stages both use this, so it is plain Python.
 """
 
 from dataclasses import dataclass, replace
@@ -25,8 +27,12 @@ from essence.sizes.architecture import Architecture, adapter_parameters
 
 Dtype = Literal["float32", "bfloat16"]
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
+USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
+"""Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
 FLOAT32_BYTES = 4
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8
+ZERO_BUCKET_ELEMENTS = 1 << 27
+"""Gradients, or weights, that cross between ranks at a time under ZeRO; two buckets are under way."""
 PLAIN_BYTES_PER_LOGIT = 29
 """Peak of the plain loss, forward and backward, in bytes per label and vocabulary entry, counted."""
 GPU_BLOCK_ELEMENTS, BLOCK_BUFFERS = 1 << 25, 4
@@ -60,6 +66,16 @@ class DeviceLoad:
     """Adapters are all that is trained; None = all weights are."""
     loss_labels: int | None = None
     """Labels whose logits the loss holds at once; None = those of all."""
+
+    @property
+    def lowered(self) -> bool:
+        """Whether the student's own weights are bfloat16, and with them all that is computed."""
+        return self.compute_dtype == "bfloat16" and self.lora is None
+
+    @property
+    def residual_bytes(self) -> int:
+        """Of a number in the residual stream."""
+        return BYTES["bfloat16"] if self.lowered else FLOAT32_BYTES
 
 
 @dataclass(frozen=True)
@@ -137,6 +153,20 @@ def estimate_memory(load: DeviceLoad) -> Memory:
     return Memory(_student_static(load) + _teacher_static(load), max(_teacher_reading(load), _student_step(load)))
 
 
+def device_bytes(load: DeviceLoad) -> int:
+    """The most that a device holds, in training or while the models are put there."""
+    return max(estimate_memory(load).total, loading_bytes(load))
+
+
+def loading_bytes(load: DeviceLoad) -> int:
+    """While models are put on a device: the teacher first, whole before it is shared out; then the student."""
+    teacher, student = load.teacher, FLOAT32_BYTES * load.student.parameters
+    size = BYTES[load.compute_dtype]
+    whole = size * teacher.parameters if teacher and not load.teacher_stored else 0
+    alone = whole if load.teacher_placement != "offloaded" else 0
+    return max(alone, _teacher_static(load) + student)
+
+
 def _student_static(load: DeviceLoad) -> int:
     student, parameters = load.student, load.student.parameters
     shared = load.devices if load.parallel in ("zero2", "zero3") else 1
@@ -145,12 +175,18 @@ def _student_static(load: DeviceLoad) -> int:
         adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + buckets + MOMENT_BYTES)
         frozen = FLOAT32_BYTES if load.parallel in ("zero2", "zero3") else BYTES[load.compute_dtype]
         return parameters * frozen + adapters
-    held = parameters * (GRADIENT_BYTES + buckets + MOMENT_BYTES) / shared
-    copy = BYTES[load.compute_dtype] if load.compute_dtype == "bfloat16" else 0
+    size, lowered = BYTES[load.compute_dtype], load.lowered
+    held = parameters * (GRADIENT_BYTES + MOMENT_BYTES + (FLOAT32_BYTES if lowered else buckets)) / shared
+    if shared > 1:
+        held += 2 * size * ZERO_BUCKET_ELEMENTS
     if load.parallel == "zero3" and load.devices > 1:
-        gathered = 2 * student.layer_parameters / student.layers + 2 * student.root_parameters
-        return round(held + parameters * FLOAT32_BYTES / shared + BYTES[load.compute_dtype] * gathered)
-    return round(held + parameters * (FLOAT32_BYTES + copy))
+        return round(held + parameters * size / shared + size * gathered_parameters(student, trained=True))
+    return round(held + parameters * size)
+
+
+def gathered_parameters(model: Architecture, trained: bool) -> float:
+    """Of a model in shards, those that are whole at once: two layers, embedding and head, twice where it is trained."""
+    return 2 * model.layer_parameters / model.layers + (2 if trained else 1) * model.root_parameters
 
 
 def _teacher_static(load: DeviceLoad) -> int:
@@ -159,7 +195,7 @@ def _teacher_static(load: DeviceLoad) -> int:
         return 0
     if load.teacher_stored:
         return size * teacher.head_parameters
-    gathered = 2 * teacher.layer_parameters / teacher.layers + teacher.root_parameters
+    gathered = gathered_parameters(teacher, trained=False)
     if load.teacher_placement == "sharded" and load.devices > 1:
         return round(size * (teacher.parameters / load.devices + gathered))
     return round(size * gathered) if load.teacher_placement == "offloaded" else size * teacher.parameters
@@ -175,7 +211,7 @@ def _teacher_reading(load: DeviceLoad) -> int:
 def _student_step(load: DeviceLoad) -> int:
     """At the loss everything between is held; with checkpointing the last layer's backward pass may hold more."""
     student = load.student
-    layer = layer_bytes_per_token(student, load.compute_dtype, load.packed)
+    layer = layer_bytes_per_token(student, load.compute_dtype, load.packed, load.lowered)
     ends = 3 * FLOAT32_BYTES * student.hidden  # input of the final norm, the same normalised, last states
     taught = BYTES[load.compute_dtype] * load.teacher.hidden if load.teacher else 0
     logits = load.loss_bytes_per_logit * student.vocabulary
@@ -185,16 +221,22 @@ def _student_step(load: DeviceLoad) -> int:
     if not load.activation_checkpointing:
         return round(load.positions * student.layers * layer + at_loss)
     gradients = 2 * BYTES[load.compute_dtype] * student.intermediate + FLOAT32_BYTES * student.hidden
-    inputs = student.layers * FLOAT32_BYTES * student.hidden
+    inputs = student.layers * load.residual_bytes * student.hidden
     return round(load.positions * inputs + max(at_loss, load.positions * (layer + gradients)))
 
 
-def layer_bytes_per_token(model: Architecture, compute_dtype: Dtype, packed: bool) -> int:
+def layer_bytes_per_token(model: Architecture, compute_dtype: Dtype, packed: bool, lowered: bool) -> int:
     """What autograd keeps of one layer for its backward pass, in bytes per token; formula above."""
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     small = 8 * model.heads + 4 * model.kv_heads + 8
     if compute_dtype == "bfloat16":
-        return 26 * model.hidden + (12 if packed else 10) * query + 10 * key + 8 * model.intermediate + small
+        return (
+            (16 if lowered else 26) * model.hidden
+            + (12 if packed else 10) * query
+            + 10 * key
+            + 8 * model.intermediate
+            + small
+        )
     return 24 * model.hidden + (20 if packed else 16) * query + 16 * key + 16 * model.intermediate + small
 
 
@@ -208,30 +250,45 @@ def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: in
         multiple: the positions are a multiple of it.
     """
     checkpointed = replace(load, activation_checkpointing=True)
-    if not load.activation_checkpointing and estimate_memory(checkpointed).total <= limit:
+    if not load.activation_checkpointing and device_bytes(checkpointed) <= limit:
         return "activation_checkpointing = true"
     for saving, words in ((load, ""), (checkpointed, "activation_checkpointing = true and ")):
         if tokens := _most_positions(saving, limit, longest_row, multiple):
             return f"{words}micro_batch_tokens = {tokens}"
-    for devices in (2, 4, 8, 16, 32):
-        for parallel in ("zero2", "zero3"):
-            if devices <= load.devices and parallel == load.parallel:
-                continue
-            placement: TeacherPlacement = "sharded" if parallel == "zero3" else load.teacher_placement
-            shared = replace(
-                checkpointed,
-                parallel=parallel,
-                devices=devices,
-                teacher_placement=placement,
-                positions=min(load.positions, -(-longest_row // multiple) * multiple),
-                labels=min(load.labels, longest_row),
-            )
-            if devices >= load.devices and estimate_memory(shared).total <= limit:
-                return (
-                    f"parallel = '{parallel}' on {devices} GPUs with teacher_placement = '{placement}', "
-                    f"activation_checkpointing = true and micro_batch_tokens = {shared.positions}"
-                )
+    narrow = replace(
+        checkpointed,
+        positions=min(load.positions, -(-longest_row // multiple) * multiple),
+        labels=min(load.labels, longest_row),
+    )
+    for devices in (count for count in (2, 4, 8, 16, 32) if count >= load.devices):
+        for parallel, placement in _shared_ways(load):
+            for saving in (load, narrow):
+                shared = replace(saving, parallel=parallel, devices=devices, teacher_placement=placement)
+                if shared != load and device_bytes(shared) <= limit:
+                    return _in_words(load, shared)
     return None
+
+
+def _shared_ways(load: DeviceLoad) -> list[tuple[Parallel, TeacherPlacement]]:
+    """Ways of sharing models among devices, the least first; a teacher that is not loaded is not shared out."""
+    loaded = load.teacher is not None and not load.teacher_stored
+    ways: list[tuple[Parallel, TeacherPlacement]] = [("zero2", load.teacher_placement)]
+    ways += [("zero2", "sharded"), ("zero3", "sharded")] if loaded else [("zero3", load.teacher_placement)]
+    return ways[1:] if load.parallel == "zero3" else ways
+
+
+def _in_words(load: DeviceLoad, other: DeviceLoad) -> str:
+    """What of a load is another one in its place, as settings."""
+    told = []
+    if (other.parallel, other.devices) != (load.parallel, load.devices):
+        told.append(f"parallel = '{other.parallel}' on {other.devices} GPUs")
+    if other.teacher_placement != load.teacher_placement:
+        told.append(f"teacher_placement = '{other.teacher_placement}'")
+    if other.activation_checkpointing != load.activation_checkpointing:
+        told.append("activation_checkpointing = true")
+    if other.positions != load.positions:
+        told.append(f"micro_batch_tokens = {other.positions}")
+    return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told)
 
 
 def _most_positions(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> int | None:
@@ -239,6 +296,6 @@ def _most_positions(load: DeviceLoad, limit: int, longest_row: int, multiple: in
     share = load.labels / max(1, load.positions)
     for positions in range(load.positions // multiple * multiple, longest_row - 1, -multiple):
         smaller = replace(load, positions=positions, labels=round(positions * share))
-        if positions < load.positions and estimate_memory(smaller).total <= limit:
+        if positions < load.positions and device_bytes(smaller) <= limit:
             return positions
     return None

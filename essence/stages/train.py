@@ -25,6 +25,8 @@ from essence.distill.devices import (
     peak_of_device,
     prepare_device,
 )
+from essence.distill.masters import lowers_weights
+from essence.distill.once_loaded import load_once
 from essence.distill.order import steps_of_training
 from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.parity import Settled, settle
@@ -91,11 +93,13 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     ranks.join(setup.device)
     objective = settle_objective(settings, context.resources, setup, ranks)
     findings = look_first(settings, context, setup, objective.resources) if ranks.first else {}
-    student = load_student(setup.student, settings)
+    # The teacher first: before it is shared out it lies whole on a device, which has no room for both.
+    teacher = load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None
+    student = load_student(setup.student, settings, ranks, setup.device)
     parameters = count_parameters(student)
     result = train(
         student,
-        load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None,
+        teacher,
         setup.rows.training.examples,
         setup.rows.validation.examples,
         settings,
@@ -156,7 +160,8 @@ def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: to
     if settings.teacher == "cached":
         return CachedTeacher(folder.parent, device)
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
-    model = load_model(folder, dtype, CPU)
+    offloaded = settings.teacher_placement == "offloaded"
+    model = load_once(folder, dtype, ranks, CPU if offloaded else device)
     return place_teacher(model, settings.teacher_placement, dtype, ranks, device)
 
 
@@ -216,14 +221,14 @@ def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -
         )
 
 
-def load_student(folder: Path, settings: TrainSettings) -> Any:
+def load_student(folder: Path, settings: TrainSettings, ranks: Ranks, device: torch.device) -> Any:
     """The student with float32 masters, or frozen, with adapters to be trained."""
     if not settings.lora.rank:
-        return load_model(folder, torch.float32, CPU)
+        return load_once(folder, torch.float32, ranks, device)
     # DeepSpeed brings weights of one dtype together.
     sharded = settings.parallel in ("zero2", "zero3")
     dtype = torch.float32 if sharded else COMPUTE_DTYPES[settings.compute_dtype]
-    student = load_model(folder, dtype, CPU)
+    student = load_once(folder, dtype, ranks, device)
     add_adapters(student, settings.lora, settings.seed)
     return student
 
@@ -231,7 +236,8 @@ def load_student(folder: Path, settings: TrainSettings) -> Any:
 def write_output(result: TrainResult, partial: Path, student_folder: Path, settings: TrainSettings) -> None:
     """`last/`, `best/` and `metrics.jsonl`; the student is read again, since an engine may hold it in pieces.
 
-    Adapters are merged into these models in float32, and are beside them too, in `last-adapter/` and `best-adapter/`.
+    What was trained in bfloat16 is saved so, since nothing is trained on from here. Adapters are merged into these
+    models in float32, and are beside them too, in `last-adapter/` and `best-adapter/`.
     """
     for name, weights in (("last", result.last_weights), ("best", result.best_weights or result.last_weights)):
         student = load_model(student_folder, torch.float32, CPU)
@@ -240,6 +246,7 @@ def write_output(result: TrainResult, partial: Path, student_folder: Path, setti
         if wrapped is not None:
             save_adapters(wrapped, partial / f"{name}-adapter")
             student = merged(wrapped)
+        student.to(COMPUTE_DTYPES[settings.compute_dtype])
         save_model(student, partial / name, tokenizer_from=student_folder)
     shutil.copyfile(result.metrics, partial / "metrics.jsonl")
 
@@ -298,6 +305,8 @@ def outcome(
             "micro_batches": describe_micro_batches(resources, result),
             "optimizer_steps": result.steps,
             "dtype": settings.compute_dtype,
+            "reduce_dtype": settings.reduce_dtype if lowers_weights(settings) else "float32",
+            "weights": settings.compute_dtype if lowers_weights(settings) else "float32",
             "device": setup.device.type,
             "eos_id": setup.eos_id,
             "vocabulary": {

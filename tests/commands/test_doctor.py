@@ -76,6 +76,8 @@ def test_a_laptop_is_told_all_that_bespoke_needs_and_nothing_is_written(
     assert code == 2
     missing = {name for name, check in found.items() if not check["ok"]}
     assert {"GPUs", "environments", "downloads"} <= missing and found["pins"]["ok"]
+    memory = found["memory of the stages"]
+    assert memory["ok"] or "(and 9 more) needs about 61.0 GiB of main memory" in memory["found"]
     assert found["GPUs"]["wanted"] == "4 GPUs of 80 GiB" and found["GPUs"]["found"] == "no GPU"
     assert "CPU build of PyTorch" in found["environments"]["found"]
     assert "6 still to come: model qwen3-4b-base" in found["downloads"]["found"]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("peft", reason="peft is not installed")
 from essence.distill.adapters import add_adapters
+from essence.distill.ranks import ALONE
 from essence.errors import InputError
 from essence.models.loading import load_model
 from essence.progress import StageContext, StageOutcome, Stopped
@@ -113,7 +114,7 @@ def test_stopped_and_resumed_is_undisturbed(
 
 def test_frozen_weights_are_held_in_the_dtype_of_the_computation(prepared: dict[str, Path], tmp_path: Path) -> None:
     settings = train_settings(lora=LORA, compute_dtype="bfloat16")
-    student = train.load_student(prepared["student"] / "model", settings)
+    student = train.load_student(prepared["student"] / "model", settings, ALONE, CPU)
     assert {p.dtype for p in student.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
     around, outcome = trained(tmp_path, prepared, compute_dtype="bfloat16", activation_checkpointing=True)

@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from essence.distill.adapters import add_adapters
 from essence.settings import LoraSettings
 from essence.sizes.passes import deal, steps_of_epoch
-from support.rank_program import LORA, RESUMED, WAYS
+from support.rank_program import BFLOAT16, LORA, RESUMED, WAYS
 from support.small_training import AS_RELEASED, FIRST_ROWS, model, run
 
 LOSS_TOLERANCE = 2e-6
@@ -78,11 +78,20 @@ def test_curve_and_weights_are_those_of_one_process(trained: Path, way: str) -> 
         torch.testing.assert_close(weights[name], weight, rtol=0.0, atol=1e-2 if lower else WEIGHT_TOLERANCE)
 
 
-def test_sharded_bfloat16_is_replicated_bfloat16(trained: Path) -> None:
-    """The computation runs under the same autocast in every backend, so bfloat16 rounds alike."""
-    sharded, replicated = curve(trained / "zero3-bfloat16"), curve(trained / "ddp-bfloat16")
+@pytest.mark.parametrize("way", ["zero2-bfloat16", "zero3-bfloat16", "zero2-bfloat16-exact"])
+def test_sharded_bfloat16_is_replicated_bfloat16(trained: Path, way: str) -> None:
+    """The same rounded weights and float32 masters in every backend; gradients cross in another order."""
+    sharded, replicated = curve(trained / way), curve(trained / "ddp-bfloat16")
     for name, values in replicated.items():
-        assert sharded[name] == pytest.approx(values, abs=LOSS_TOLERANCE * 10), name
+        assert sharded[name] == pytest.approx(values, abs=1e-3, rel=1e-3), name
+
+
+def test_masters_hold_more_than_the_weights_that_are_computed_with(trained: Path) -> None:
+    for way in ("ddp-bfloat16", "zero2-bfloat16", "zero3-bfloat16"):
+        weights = load_file(trained / way / "last.safetensors")
+        assert all(weight.dtype == torch.float32 for weight in weights.values())
+        rounded = {name for name, weight in weights.items() if torch.equal(weight.bfloat16().float(), weight)}
+        assert len(rounded) < len(weights) / 4, way
 
 
 @pytest.mark.parametrize("way", RESUMED)
@@ -108,11 +117,12 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(trained: Path, way: st
         "tensors-00001-of-00002.safetensors",
     ]
     lora = "lora" in way
-    changes = {**AS_RELEASED, **({"lora": LORA} if lora else {})}
+    changes = {**AS_RELEASED, **({"lora": LORA} if lora else {}), **(BFLOAT16 if "bfloat16" in way else {})}
     result = run(work, adapted(9) if lora else model(9), model(1, hidden=24), **changes)
     expected = load_file(trained / ("single-lora" if lora else "single") / "last.safetensors")
     for name, weight in load_file(result.last_weights).items():
-        torch.testing.assert_close(weight, expected[name], rtol=0.0, atol=WEIGHT_TOLERANCE)
+        tolerance = 1e-2 if "bfloat16" in way else WEIGHT_TOLERANCE
+        torch.testing.assert_close(weight, expected[name], rtol=0.0, atol=tolerance)
 
 
 def test_diverged_training_names_the_rows_on_every_rank(trained: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from essence.distill import checkpoint
 from essence.distill.batches import Batch, states_at
+from essence.distill.masters import Masters
 from essence.distill.module import Distiller
 from essence.distill.storage import TrainResult
 from essence.distill.teachers import LiveTeacher
@@ -208,7 +210,10 @@ def test_teacher_and_master_weights(tmp_path: Path) -> None:
     before = weights(teacher)
     result = run(tmp_path / "work", student, teacher, compute_dtype="bfloat16")
     assert_same_bits(before, weights(teacher))
-    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.bfloat16}
+    masters = load_file(result.last_weights)
+    for name, parameter in student.named_parameters():
+        assert masters[name].dtype == torch.float32 and torch.equal(masters[name].bfloat16(), parameter)
     assert np.isfinite(result.last_loss)
 
 
@@ -226,14 +231,16 @@ class Products(TorchDispatchMode):
         return found
 
 
-def test_what_is_float32_where_the_computation_is_bfloat16() -> None:
-    """Residual stream, norms and loss of the student; its products, logits among them, and the teacher are not."""
+@pytest.mark.parametrize("lowered", [True, False])
+def test_what_is_float32_where_the_computation_is_bfloat16(lowered: bool) -> None:
+    """Loss and sums of gradients; beside float32 weights (adapters, under autocast) residual stream and norms too."""
     student, seen = model(0), dict[str, torch.dtype]()
+    masters = Masters(student) if lowered else None
     for name, module in student.model.named_modules():
         if name.endswith(("norm", "proj")) or name.removeprefix("layers.").isdigit():
             module.register_forward_hook(lambda _module, _read, made, name=name: seen.update({name: made.dtype}))
     teacher = LiveTeacher(model(1, hidden=24).bfloat16(), torch.bfloat16)
-    distiller = Distiller(student, settings().objective, RESOURCES.loss, torch.bfloat16)
+    distiller = Distiller(student, settings().objective, RESOURCES.loss, torch.bfloat16, autocast=not lowered)
     batch = Batch.of(TRAIN[:3], 16, torch.device("cpu"))
     taught = teacher.states(batch)
     with Products() as products:
@@ -241,10 +248,13 @@ def test_what_is_float32_where_the_computation_is_bfloat16() -> None:
         losses[0].backward()
     projections = {dtype for name, dtype in seen.items() if name.endswith("proj")}
     assert projections == {torch.bfloat16} and len(seen) == 2 * (1 + 2 + 2 + 7) + 1
-    assert {dtype for name, dtype in seen.items() if not name.endswith("proj")} == {torch.float32}
+    between = {dtype for name, dtype in seen.items() if not name.endswith("proj")}
+    assert between == {torch.bfloat16 if lowered else torch.float32}
     assert set(products.dtypes) == {torch.bfloat16} and taught.dtype == teacher.head.dtype == torch.bfloat16
     assert {loss.dtype for loss in losses} == {torch.float32}
-    assert {parameter.grad.dtype for parameter in student.parameters()} == {torch.float32}
+    summed = masters.parameters if masters else list(student.parameters())
+    assert {parameter.grad.dtype for parameter in summed if parameter.grad is not None} == {torch.float32}
+    assert all(parameter.grad is not None for parameter in summed)
 
 
 def test_larger_teacher_vocabulary(tmp_path: Path) -> None:

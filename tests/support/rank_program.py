@@ -24,6 +24,7 @@ from support.small_training import AS_RELEASED, PAD, TRAIN, VALIDATION, ActAfter
 from support.some_resources import some_objective, some_resources
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
+BFLOAT16 = {"compute_dtype": "bfloat16", "activation_checkpointing": True, "reduce_dtype": "bfloat16"}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": "ddp"},
     "zero2": {"parallel": "zero2"},
@@ -34,10 +35,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "ddp-lora": {"parallel": "ddp", "lora": LORA},
     "zero2-lora": {"parallel": "zero2", "lora": LORA},
     "zero3-lora": {"parallel": "zero3", "lora": LORA},
-    "zero3-bfloat16": {"parallel": "zero3", "compute_dtype": "bfloat16", "activation_checkpointing": True},
-    "ddp-bfloat16": {"parallel": "ddp", "compute_dtype": "bfloat16", "activation_checkpointing": True},
+    "ddp-bfloat16": {"parallel": "ddp", **BFLOAT16},
+    "zero2-bfloat16": {"parallel": "zero2", **BFLOAT16},
+    "zero3-bfloat16": {"parallel": "zero3", "teacher_placement": "sharded", **BFLOAT16},
+    "zero2-bfloat16-exact": {"parallel": "zero2", **BFLOAT16, "reduce_dtype": "float32"},
 }
-RESUMED = ("ddp", "zero2", "zero3-sharded", "ddp-cached", "zero2-lora")
+RESUMED = (
+    *("ddp", "zero2", "zero3-sharded", "ddp-cached", "zero2-lora"),
+    *("ddp-bfloat16", "zero2-bfloat16", "zero3-bfloat16"),
+)
 CACHE = "cache"
 CPU = torch.device("cpu")
 

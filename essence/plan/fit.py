@@ -1,0 +1,221 @@
+"""Whether what is planned fits the machine it is planned for, before anything is fetched: GPU memory and main memory.
+
+The formulas are those of the preflight (`essence/sizes/memory.py`), for a step whose rows are all as long as is let in,
+each token a label; evaluations need the weights and one sequence of the greatest length. Of a model whose sizes are not
+known yet nothing is said.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from essence.files import GIB
+from essence.plan.cells import resources_of, train_settings
+from essence.plan.experiment import Experiment
+from essence.plan.model_sizes import architecture, longest_read
+from essence.plan.stage_plan import CellPlan, Plan
+from essence.record.run_directory import RunDirectory
+from essence.settings import Resources, TrainSettings
+from essence.sizes.architecture import Architecture
+from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, main_memory_bytes
+from essence.sizes.memory import (
+    BYTES,
+    USABLE_SHARE,
+    DeviceLoad,
+    device_bytes,
+    load_of,
+    smallest_change,
+)
+from essence.sizes.passes import deal, shape
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a machine has."""
+
+    gpu_gib: float
+    """Of each GPU."""
+    main_gib: float
+
+    @property
+    def gpu_bytes(self) -> int:
+        """That can be used."""
+        return int(self.gpu_gib * GIB * USABLE_SHARE["cuda"])
+
+    @property
+    def main_bytes(self) -> int:
+        return int(self.main_gib * GIB * USABLE_MAIN_SHARE)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One training or evaluation beside what it is given."""
+
+    what: str
+    gpu_gib: float | None
+    """On each GPU; None without GPUs."""
+    main_gib: float | None
+    """Of one machine; None of an evaluation, which reads the weights from files straight onto its GPUs."""
+    fits: bool
+    problem: str = ""
+    change: str = ""
+    """The least that makes it fit."""
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def sentence(self) -> str:
+        return f"{self.what} {self.problem}: {self.change}"
+
+
+def planned_room(loaded: Experiment) -> Room:
+    """The machine that `[resources]` describes; what a stage may take counts where that is less."""
+    resources = loaded.experiment.resources
+    main = min(resources.memory_gib or resources.host_memory_gib, resources.host_memory_gib)
+    return Room(resources.gpu_memory_gib, main)
+
+
+def fits_of(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] | None = None) -> list[Fit]:
+    """Every training and every evaluated model of a plan; with `left`, of the stages of these ids alone."""
+    found = [*_trainings(plan, run_directory, room, left), *_evaluations(plan, run_directory, room, left)]
+    return [fit for fit in found if fit]
+
+
+def _trainings(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] | None) -> Iterator[Fit | None]:
+    for cell in plan.cells:
+        if left is None or cell.stages["train"] in left:
+            yield training_fit(cell, plan.loaded, run_directory, room)
+
+
+def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory, room: Room) -> Fit | None:
+    """Of one cell; None where a size is not known."""
+    settings = train_settings(plan.cell, loaded.experiment)
+    resources = resources_of("train", loaded.experiment, plan.cell)
+    student = architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
+    taught = settings.objective.kd_weight > 0.0
+    teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory) if taught else None
+    if student is None or (taught and teacher is None):
+        return None
+    load, longest = planned_load(settings, student, teacher, resources)
+    needed = device_bytes(load)
+    what = f"training {plan.cell.name}"
+    if not resources.gpus:
+        return _on_processors(what, needed * settings.processes, room)
+    main = main_memory_bytes(machine_load(settings, student, teacher, resources))
+    problem = change = ""
+    if needed > room.gpu_bytes:
+        least = smallest_change(load, room.gpu_bytes, longest, settings.pad_to_multiple)
+        problem = _needs(needed, "of each GPU", room.gpu_gib, room.gpu_bytes)
+        change = _for_pair(plan.cell.pair, least) if least else "use GPUs with more memory, or a smaller model"
+    elif main > room.main_bytes:
+        problem = _needs(main, "of main memory", room.main_gib, room.main_bytes)
+        change = less_main_memory(settings, student, teacher, resources, room, plan.cell.pair)
+    return Fit(what, needed / GIB, main / GIB, not change, problem, change)
+
+
+def _on_processors(what: str, needed: int, room: Room) -> Fit:
+    usable = int(room.main_gib * GIB * USABLE_SHARE["cpu"])
+    if needed <= usable:
+        return Fit(what, None, needed / GIB, True)
+    problem = _needs(needed, "of main memory", room.main_gib, usable)
+    return Fit(what, None, needed / GIB, False, problem, "use a machine with more memory, or a smaller model")
+
+
+def _needs(needed: int, of: str, there_gib: float, usable: int) -> str:
+    return f"needs about {needed / GIB:.1f} GiB {of}, and of {there_gib:.1f} GiB {usable / GIB:.1f} can be used"
+
+
+def _for_pair(pair: str, change: str) -> str:
+    return f"set {change}, for this pair alone in [by_pair.{_key(pair)}]"
+
+
+def _key(name: str) -> str:
+    """A name as a key of TOML."""
+    return f"'{name}'" if "." in name else name
+
+
+def planned_load(
+    settings: TrainSettings, student: Architecture, teacher: Architecture | None, resources: Resources
+) -> tuple[DeviceLoad, int]:
+    """What each device holds in the largest pass of such a step, and the positions of its longest row."""
+    longest = longest_read(settings)
+    optimizer, multiple = settings.optimizer, settings.pad_to_multiple
+    rows = max(1, optimizer.batch_tokens // longest) if optimizer.batch_tokens else optimizer.batch_rows
+    passes = deal([longest] * rows, settings.processes, settings.packing, multiple, resources)[0]
+    largest = max(shape([longest] * rows, part, settings.packing, multiple) for part in passes if part)
+    load = load_of(settings, student, teacher, resources.loss)
+    return replace(load, positions=largest.positions, labels=largest.tokens), longest
+
+
+def machine_load(
+    settings: TrainSettings, student: Architecture, teacher: Architecture | None, resources: Resources
+) -> MachineLoad:
+    """What the ranks of one of the machines hold."""
+    return MachineLoad(
+        student=student,
+        teacher=teacher if settings.teacher == "live" else None,
+        compute_bytes=BYTES[settings.compute_dtype],
+        processes=-(-settings.processes // resources.nodes),
+        machines=resources.nodes,
+        teacher_placement=settings.teacher_placement,
+        lora=settings.lora if settings.lora.rank else None,
+    )
+
+
+def less_main_memory(
+    settings: TrainSettings,
+    student: Architecture,
+    teacher: Architecture | None,
+    resources: Resources,
+    room: Room,
+    pair: str,
+) -> str:
+    """What makes a training fit a machine's main memory: a teacher on the GPUs, or more machines."""
+    load = machine_load(settings, student, teacher, resources)
+    placement = "sharded" if settings.parallel in ("zero2", "zero3") else "replicated"
+    placed = replace(load, teacher_placement="replicated")
+    if load.teacher_placement == "offloaded" and main_memory_bytes(placed) <= room.main_bytes:
+        return _for_pair(pair, f"teacher_placement = '{placement}'")
+    for machines in (2, 4, 8):
+        shared = replace(placed, machines=machines, processes=-(-settings.processes // machines))
+        if settings.processes % machines == 0 and main_memory_bytes(shared) <= room.main_bytes:
+            return f"set nodes = {machines} in [resources]"
+    return "use a machine with more memory, or a smaller model"
+
+
+def _evaluations(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] | None) -> Iterator[Fit | None]:
+    experiment = plan.loaded.experiment
+    if not experiment.resources.gpus or experiment.evaluation.decoder != "vllm":
+        return
+    models: dict[str, str | None] = {}
+    for cell in plan.cells:
+        if left is None or left & {one.generate for one in cell.evaluations}:
+            models[cell.cell.student] = cell.stages["student"]
+    for baseline in plan.baselines:
+        if left is None or left & {one.generate for one in baseline.evaluations}:
+            models.setdefault(baseline.model, plan.stages[baseline.evaluations[0].generate].inputs["model"])
+    for model, stage in models.items():
+        yield _evaluation_fit(model, architecture(model, stage, plan.loaded, run_directory), plan.loaded, room)
+
+
+def _evaluation_fit(model: str, sizes: Architecture | None, loaded: Experiment, room: Room) -> Fit | None:
+    if sizes is None:
+        return None
+    section, resources = loaded.experiment.evaluation, resources_of("generate", loaded.experiment, model)
+    usable = int(room.gpu_gib * GIB * resources.decoder_memory_share)
+    needed = decoding_bytes(sizes, resources.tensor_parallel, section.max_model_tokens)
+    what = f"evaluation of {model}"
+    if needed <= usable:
+        return Fit(what, needed / GIB, None, True)
+    wider = [
+        each
+        for each in range(resources.tensor_parallel + 1, resources.gpus + 1)
+        if resources.gpus % each == 0
+        and sizes.heads % each == 0
+        and decoding_bytes(sizes, each, section.max_model_tokens) <= usable
+    ]
+    change = f"set tensor_parallel = {wider[0]} in [by_model.{_key(model)}]" if wider else "use GPUs with more memory"
+    problem = (
+        f"needs about {needed / GIB:.1f} GiB of each GPU for one sequence of {section.max_model_tokens:,} tokens, and "
+        f"of {room.gpu_gib:.1f} GiB {usable / GIB:.1f} can be used (decoder_memory_share)"
+    )
+    return Fit(what, needed / GIB, None, False, problem, change)

@@ -1,0 +1,56 @@
+"""Main memory of a machine on paper: what a training takes there beside its GPUs, and what vLLM takes on them.
+
+A training takes the most of three moments, above what its processes take anyway: one model on its way to the devices
+(the first rank alone reads it, the others are sent it); a checkpoint on its way to the disk, in the shares of the
+ranks; at the end one whole student beside the weights that are put into it. Plain Python; no torch.
+"""
+
+from dataclasses import dataclass
+
+from essence.settings import LoraSettings, TeacherPlacement
+from essence.sizes.architecture import BFLOAT16_BYTES, FLOAT32_BYTES, Architecture, adapter_parameters
+
+PROCESS_BYTES = 4 << 30
+"""Assumed of a process with PyTorch and a GPU: libraries, the driver's host side, the rows."""
+CHECKPOINT_BYTES = 12
+"""A trained parameter and its two moments, float32."""
+USABLE_MAIN_SHARE = 0.95
+"""Of a machine's main memory; the system has the rest."""
+DECODING_BYTES = 3 << 30
+"""Assumed of a decoder on each GPU beside weights and keys and values: activations, recorded graphs, logits."""
+
+
+@dataclass(frozen=True)
+class MachineLoad:
+    """What the ranks of one machine hold in its main memory together."""
+
+    student: Architecture
+    teacher: Architecture | None
+    """None where none is loaded: plain fine-tuning, or stored states."""
+    compute_bytes: int
+    """Of a number in the dtype of the computation."""
+    processes: int
+    """Of this machine."""
+    machines: int
+    teacher_placement: TeacherPlacement
+    lora: LoraSettings | None
+
+
+def main_memory_bytes(load: MachineLoad) -> int:
+    """The most that a training on GPUs takes at a time."""
+    teacher = load.compute_bytes * load.teacher.parameters if load.teacher else 0
+    student = FLOAT32_BYTES * load.student.parameters
+    trained = adapter_parameters(load.student, load.lora) if load.lora else load.student.parameters
+    moments = (max(student, teacher), CHECKPOINT_BYTES * trained // load.machines, student + FLOAT32_BYTES * trained)
+    held = teacher * load.processes if load.teacher_placement == "offloaded" else 0
+    return load.processes * PROCESS_BYTES + held + max(moments)
+
+
+def decoding_bytes(model: Architecture, tensor_parallel: int, model_tokens: int) -> int:
+    """Least memory of each GPU of a copy: its share of weights in bfloat16 and of one sequence of the greatest length.
+
+    Keys and values are shared out by heads, and a head is not cut.
+    """
+    heads = -(-model.kv_heads // tensor_parallel)
+    cache = 2 * BFLOAT16_BYTES * model.layers * heads * model.head_dim * model_tokens
+    return BFLOAT16_BYTES * model.parameters // tensor_parallel + cache + DECODING_BYTES

@@ -1,0 +1,113 @@
+"""Whether what is planned fits the machine that it is planned for: every cell marked, or the least change named."""
+
+from pathlib import Path
+
+import pytest
+
+from essence.errors import KitError
+from essence.plan.cells import resources_of, train_settings
+from essence.plan.experiment import Experiment, load
+from essence.plan.fit import Fit, Room, fits_of, planned_room
+from essence.plan.stage_plan import Plan, make_plan
+from essence.record.run_directory import RunDirectory
+
+FOUR_OF_80_GB, ONE_OF_128_GB = 80.0, 119.0
+
+
+def plan_of(loaded: Experiment) -> Plan:
+    return make_plan(loaded, loaded.cells(), lambda _: {}, baselines=True)
+
+
+def fits(loaded: Experiment, folder: Path, room: Room | None = None) -> dict[str, Fit]:
+    found = fits_of(plan_of(loaded), RunDirectory(folder / "runs"), room or planned_room(loaded))
+    return {fit.what: fit for fit in found}
+
+
+def changed(folder: Path, base: str, text: str) -> Experiment:
+    file = folder / "x.toml"
+    file.write_text(f'extends = "{base}"\ntitle = "x"\n{text}\n', encoding="utf-8")
+    return load(str(file))
+
+
+PUBLISHED = ("bespoke", "openthoughts", "skyt1", "synthetic1", "nemotron", "sections", "halves", "pairs", "spans")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_experiment_fits_the_machine_of_the_paper(name: str, tmp_path: Path) -> None:
+    loaded = load(name)
+    room = planned_room(loaded)
+    assert loaded.experiment.resources.gpus == 4
+    assert (room.gpu_gib, room.main_gib) == (FOUR_OF_80_GB, ONE_OF_128_GB)
+    found = fits(loaded, tmp_path)
+    assert [fit.sentence() for fit in found.values() if not fit.fits] == []
+    trainings = [what for what in found if what.startswith("training ")]
+    assert trainings == [f"training {cell.name}" for cell in loaded.cells()]
+    evaluated = {what.removeprefix("evaluation of ") for what in found} - set(trainings)
+    assert evaluated == {model for cell in loaded.cells() for model in (cell.student, cell.teacher)}
+
+
+def test_what_does_not_fit_is_named_with_the_least_change(tmp_path: Path) -> None:
+    """What `pairs` changes for each pair is what the plan would say without it."""
+    pairs = load("pairs")
+    bare = pairs.experiment.model_copy(update={"by_pair": {}, "by_model": {}})
+    found = fits(Experiment(pairs.name, pairs.file, bare, pairs.catalogue), tmp_path)
+    unfit = {what: fit for what, fit in found.items() if not fit.fits}
+    evaluation = unfit.pop("evaluation of qwen3-32b")
+    assert evaluation.change == "set tensor_parallel = 2 in [by_model.qwen3-32b]"
+    assert {cell.pair for cell in pairs.cells() if f"training {cell.name}" in unfit} == set(pairs.experiment.by_pair)
+    for cell in (cell for cell in pairs.cells() if cell.lsp == 1.0):  # the one that needs the most
+        if fit := unfit.get(f"training {cell.name}"):
+            section = pairs.experiment.by_pair[cell.pair]
+            for value in section.model_dump(exclude_none=True).values():
+                assert f"'{value}'" in fit.change
+            assert "of each GPU, and of 80.0 GiB 73.6 can be used" in fit.problem
+
+
+def test_main_memory_is_checked_apart(tmp_path: Path) -> None:
+    """A checkpoint of an 8B student passes through 98 GB of it; a teacher in main memory is there for each rank."""
+    what = "training bespoke/qwen3-8b_qwen3-8b-base/lsp-0.50/p+cot+a/released/seed-42"
+    small = fits(load("pairs"), tmp_path, Room(80.0, 96.0))[what]
+    assert not small.fits and "of main memory" in small.problem and small.change == "set nodes = 2 in [resources]"
+    offloaded = changed(tmp_path, "bespoke", '[training]\nteacher_placement = "offloaded"')
+    found = next(iter(fits(offloaded, tmp_path, Room(80.0, 119.0)).values()))
+    assert not found.fits
+    assert found.change.startswith("set teacher_placement = 'sharded'")
+    assert all(fit.fits for fit in fits(offloaded, tmp_path, Room(80.0, 256.0)).values())
+
+
+def test_what_a_pair_changes_reaches_its_stages_alone() -> None:
+    loaded = load("pairs")
+    by_pair = {cell.pair: train_settings(cell, loaded.experiment) for cell in loaded.cells()}
+    assert by_pair["qwen3-32b_qwen3-8b-base"].teacher_placement == "sharded"
+    assert by_pair["qwen3-8b_qwen3-4b-base"].teacher_placement == "replicated"
+    assert by_pair["qwen3-8b_qwen3-4b-base"] == train_settings(
+        next(cell for cell in load("bespoke").cells() if cell.lsp == loaded.cells()[-1].lsp), load("bespoke").experiment
+    )
+    plan = plan_of(loaded)
+    shared = {
+        stage.inputs["model"]: stage.resources.tensor_parallel
+        for stage in plan.stages.values()
+        if stage.stage == "generate"
+    }
+    large = [baseline for baseline in plan.baselines if baseline.model == "qwen3-32b"]
+    models = {plan.stages[one.evaluations[0].generate].inputs["model"] for one in large}
+    assert {model for model, gpus in shared.items() if gpus == 2} == models
+    assert resources_of("generate", loaded.experiment, "qwen3-8b").tensor_parallel == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[by_pair.qwen3-8b_qwen3-4b]\nparallel = 'zero3'", "qwen3-4b"),
+        ("[by_pair.nonsense]\nparallel = 'zero3'", "must read teacher_student"),
+        ("[by_pair.qwen3-8b_qwen3-4b-base]\nparallel = 'single'", "parallel = 'single' is one process"),
+        ("[by_pair.qwen3-8b_qwen3-4b-base]\ntensor_parallel = 2", "unknown key"),
+        ("[by_pair.qwen3-8b_qwen3-4b-base]\nparallel = 'ddp'\nteacher_placement = 'sharded'", "needs parallel ="),
+        ("[by_model.qwen3-8b]\ntensor_parallel = 3", "does not divide"),
+        ("[by_model.qwen3-9b]\ntensor_parallel = 2", "qwen3-9b"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(KitError, match=said) as caught:
+        changed(tmp_path, "bespoke", text)
+    assert "x.toml" in str(caught.value)
