@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from essence.files import GIB
-from essence.sizes.architecture import Architecture, distillation_flops
-from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory
+from essence.sizes.architecture import BFLOAT16_BYTES, MASTER_BYTES, Architecture, distillation_flops
+from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory, gathered_parameters
 
 PROPORTIONS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
-BFLOAT16_BYTES = 2
 DEVICE_FLOPS = 450e12
 """Dense bfloat16 FLOP/s that eager training of one row at a time is assumed to reach on an H100."""
 LINK_BYTES_PER_S = 300e9
@@ -92,17 +91,27 @@ def _numbers(student: Architecture, teacher: Architecture, tokens: int, devices:
     buffers = min(CHUNK_LABELS, tokens) * CHUNK_BYTES_PER_LOGIT * student.vocabulary
     buffers += BFLOAT16_BYTES * student.head_parameters
     chunked = replace(released, loss_bytes_per_logit=KEPT_BYTES_PER_LOGIT, loss_bytes=buffers)
-    memory = estimate_memory(released)
     # The student's weights come together for forward, recomputation and backward, the teacher's once.
     gathered = BFLOAT16_BYTES * (3 * student.parameters + teacher.parameters) * (devices - 1) / devices
     return {
         "flops": float(flops),
         "compute_s": flops / DEVICE_FLOPS,
         "gather_s": gathered / LINK_BYTES_PER_S,
-        "static": float(memory.static),
-        "dynamic": float(memory.dynamic),
+        "static": float(released_static_bytes(student, teacher, devices)),
+        "dynamic": float(estimate_memory(released).dynamic),
         "chunked": float(estimate_memory(chunked).dynamic),
     }
+
+
+def released_static_bytes(student: Architecture, teacher: Architecture, devices: int) -> int:
+    """Of FSDP over `devices` GPUs, on each: shards in float32 of the student's weights, gradients and moments.
+
+    Under FSDP's mixed precision a weight is bfloat16 only while it is whole (counted in tests/plan/test_costs.py),
+    unlike under ZeRO-3, whose shards are in both dtypes. The teacher has no master: its shards are bfloat16.
+    """
+    whole = gathered_parameters(student, trained=True) + gathered_parameters(teacher, trained=False)
+    shards = MASTER_BYTES * student.parameters + BFLOAT16_BYTES * teacher.parameters
+    return round(shards / devices + BFLOAT16_BYTES * whole)
 
 
 def as_json(rows: list[CostRow]) -> list[dict[str, Any]]:

@@ -1,12 +1,17 @@
 """The table of the cost claim against the paper's words and counts of whole steps."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
-from essence.plan.cost_table import PROPORTIONS, cost_table, finding
-from support.paper_sizes import QWEN3
-from support.project import invoke
+from essence.plan.cost_table import PROPORTIONS, cost_table, finding, released_static_bytes
+from essence.sizes.architecture import Architecture
+from essence.sizes.memory import estimate_memory, gathered_parameters
+from support.paper_sizes import PAPER, QWEN3
+from support.project import PROJECT, invoke
 
 
 @pytest.mark.parametrize(
@@ -41,3 +46,31 @@ def test_the_command_prints_a_table_for_each_pair() -> None:
     assert "At LSP 0.5, 48% of the FLOPs" in done.stdout
     record = json.loads(invoke("plan", "--experiment", "bespoke", "--costs", "--json").stdout)
     assert len(record) == 1 and len(record[0]["rows"]) == 10
+
+
+def test_the_released_form_has_no_bfloat16_shards() -> None:
+    """FSDP2 on four ranks of which one runs: 4 bytes a parameter at rest, and bfloat16 only while weights are whole."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    program = PROJECT / "tests" / "support" / "fsdp_program.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout)
+    sizes = Architecture(64, 4, 4, 2, 16, 160, 1000, True)
+    assert told["parameters"] == sizes.parameters
+    assert told["at_rest"]["torch.float32"] == pytest.approx(16 * sizes.parameters / 4, rel=0.01)
+    assert told["at_rest"].get("torch.bfloat16", 0) < sizes.parameters / 100
+    assert told["at_loss"]["torch.bfloat16"] > 2 * sizes.root_parameters
+    taught = 2 * (QWEN3["8b"].parameters / 4 + gathered_parameters(QWEN3["8b"], trained=False))
+    alone = released_static_bytes(sizes, QWEN3["8b"], 4) - taught
+    assert alone == pytest.approx(
+        told["at_rest"]["torch.float32"] + 2 * gathered_parameters(sizes, trained=True), rel=0.01
+    )
+
+
+def test_the_released_form_takes_less_than_deepspeed_s_shards() -> None:
+    """By the bfloat16 shards of the student and two buckets."""
+    student, teacher = QWEN3["4b"], QWEN3["8b"]
+    released, ours = released_static_bytes(student, teacher, 4), estimate_memory(PAPER).static
+    assert released / 2**30 == pytest.approx(23.7, abs=0.05)
+    assert ours - released == pytest.approx(2 * student.parameters / 4 + 4 * 2**27, abs=2)
