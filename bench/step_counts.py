@@ -1,0 +1,61 @@
+"""What one training step does besides its products, counted at real sizes without any of their memory.
+
+`python bench/step_counts.py [--student qwen3-4b-base] [--teacher qwen3-8b] [--tokens 2500]`
+
+One row in one pass, on one device that holds all: with float32 weights under autocast, as trainings were, and with
+bfloat16 weights over float32 masters, with and without recomputation. `tests/support/step_counts.py` says what a launch
+and a byte are, tests/distill/test_step_counts.py compares the count with PyTorch's profiler. A count is the same on
+every machine; it is no time. Writes bench/results/step_counts.json.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+
+from essence.files import write_json  # noqa: E402
+from essence.plan.experiment import load  # noqa: E402
+from essence.record.facts import packages  # noqa: E402
+from essence.sizes.architecture import Architecture  # noqa: E402
+from support.counted_step import CountedStep, counted_step  # noqa: E402
+
+PACKAGES = ("torch", "transformers")
+FORMS = {"autocast, recomputed": (False, True), "masters, recomputed": (True, True), "masters, kept": (True, False)}
+MOST_OPERATIONS = 12
+
+
+def described(step: CountedStep) -> dict[str, object]:
+    return {
+        "launches": step.in_pass.launches,
+        "bytes_beside_products": step.in_pass.bytes_beside_products,
+        "update_launches": step.update.launches,
+        "update_bytes": step.update.bytes_beside_products,
+        "peak_bytes": step.peak_bytes,
+        "most_launches": dict(step.in_pass.by_operation.most_common(MOST_OPERATIONS)),
+        "most_bytes": dict(step.in_pass.bytes_by_operation.most_common(MOST_OPERATIONS)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--student", default="qwen3-4b-base", help="a model of experiments/pins.toml")
+    parser.add_argument("--teacher", default="qwen3-8b", help="the same")
+    parser.add_argument("--tokens", type=int, default=2500)
+    parser.add_argument("--out", type=Path, default=PROJECT / "bench" / "results" / "step_counts.json")
+    arguments = parser.parse_args()
+    models = load("bespoke").catalogue.models
+    student, teacher = (models[name].architecture for name in (arguments.student, arguments.teacher))
+    if student is None or teacher is None:
+        raise SystemExit("experiments/pins.toml has no architecture of this model")
+    sizes = [Architecture(**one.model_dump()) for one in (student, teacher)]
+    counted = {form: described(counted_step(*sizes, arguments.tokens, *how)) for form, how in FORMS.items()}
+    installed = packages()
+    work = {name: getattr(arguments, name) for name in ("student", "teacher", "tokens")}
+    versions = {name: installed.get(name) for name in PACKAGES}
+    write_json(arguments.out, {"work": work, "packages": versions, "counted": counted})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What a step does besides its products, counted at real sizes; and what crosses between ranks in it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from support.paper_sizes import QWEN3
+from support.project import PROJECT
+
+pytest.importorskip("transformers", reason="transformers is not installed")
+import torch
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+from essence.distill.batches import Batch
+from essence.distill.masters import Masters
+from essence.distill.module import Distiller
+from essence.distill.teachers import LiveTeacher
+from support.counted_step import CountedStep, at_depth, count_pass, counted_step
+from support.small_training import TRAIN, model, settings
+from support.some_resources import some_resources
+
+CPU = torch.device("cpu")
+TOKENS = 2500
+
+
+def small_pass() -> Any:
+    """(distiller, batch, weights, teacher) of a small training in bfloat16 with checkpointing."""
+    student = model(0).train()
+    student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    Masters(student)
+    chosen = settings(compute_dtype="bfloat16")
+    distiller = Distiller(student, chosen.objective, some_resources().loss, torch.bfloat16, autocast=False)
+    batch = Batch.of([TRAIN[1]], 16, CPU)
+    teacher = LiveTeacher(model(1, hidden=24).to(torch.bfloat16), torch.bfloat16)
+    return distiller, batch, batch.step_weights("row", [TRAIN[1]]), teacher
+
+
+def test_the_count_is_that_of_the_profiler() -> None:
+    """PyTorch's profiler saw every operation that is counted, as often.
+
+    Two differences have no kernel: the profiler lists a product that a recomputation breaks off at, and where Python
+    looks on, autograd adds gradients up out of place.
+    """
+    with set_checkpoint_early_stop(False):
+        counted = count_pass(*small_pass())[0]
+        distiller, batch, weights, teacher = small_pass()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            distiller(batch, weights, teacher.states(batch), teacher.head)[0].backward()
+    expected: Counter[str] = Counter()
+    for name, launches in counted.by_operation.items():
+        expected[name.rstrip("_")] += launches
+    found = Counter(name for event in profiler.events() or [] if (name := outermost(event, set(expected))))
+    assert found == expected
+    assert counted.launches == found.total() > 300
+
+
+def outermost(event: Any, names: set[str]) -> str | None:
+    """An event's operation, where it is one of `names` and no part of another of them."""
+    inside, parent = False, event.cpu_parent
+    while parent is not None:
+        inside, parent = inside or operation(parent) in names, parent.cpu_parent
+    return operation(event) if operation(event) in names and not inside else None
+
+
+def operation(event: Any) -> str:
+    name: str = event.name
+    return name.removeprefix("aten::").rstrip("_") if name.startswith("aten::") else ""
+
+
+def test_bytes_are_those_of_the_operands() -> None:
+    from support.step_counts import Counting
+
+    square, line = torch.ones(8, 8), torch.ones(8, dtype=torch.bfloat16)
+    with Counting() as one:
+        square + square
+    assert one.found.bytes_beside_products == 3 * 256
+    with Counting() as two:
+        square.mul_(2.0)
+        line.to(torch.float32)
+        square.copy_(square)
+    assert dict(two.found.bytes_by_operation) == {"mul_": 512, "_to_copy": 48, "copy_": 512}
+    with Counting() as three:
+        square @ square
+        square.view(64).unsqueeze(0)
+    assert (three.found.launches, three.found.bytes_beside_products) == (1, 0)
+    places = torch.zeros(2, dtype=torch.long)
+    with Counting() as four:
+        torch.nn.functional.embedding(places, square)
+    assert four.found.bytes_beside_products == 64 + 64 + 16
+
+
+def per_step(masters: bool, recomputed: bool) -> dict[str, float]:
+    """Of a step on 2,500 tokens at the sizes of the paper's main pair: counted with one and two layers, which are all
+    alike, and summed up."""
+    student, teacher = QWEN3["4b"], QWEN3["8b"]
+    one, two = (
+        counted_step(at_depth(student, layers), at_depth(teacher, layers), TOKENS, masters, recomputed)
+        for layers in (1, 2)
+    )
+    first, second = figures(one), figures(two)
+    return {name: value + (second[name] - value) * (student.layers - 1) for name, value in first.items()}
+
+
+def figures(step: CountedStep) -> dict[str, float]:
+    return {
+        "launches": step.in_pass.launches,
+        "bytes": step.in_pass.bytes_beside_products,
+        "update_bytes": step.update.bytes_beside_products,
+    }
+
+
+def test_bfloat16_weights_move_a_quarter_fewer_bytes() -> None:
+    """Beside the products; what remains are norms, rotary angles and gates in eager operations, of few bytes each."""
+    before, after = per_step(masters=False, recomputed=True), per_step(masters=True, recomputed=True)
+    assert before["bytes"] == pytest.approx(513e9, rel=0.01) and after["bytes"] == pytest.approx(373e9, rel=0.01)
+    assert before["launches"] == pytest.approx(11_831, rel=0.01)
+    assert after["launches"] == pytest.approx(10_978, rel=0.01)
+    kept = per_step(masters=True, recomputed=False)
+    assert kept["bytes"] < 0.62 * before["bytes"] and kept["launches"] < 0.76 * before["launches"]
+
+
+def test_what_one_of_four_ranks_sends_in_a_step() -> None:
+    """Each gradient once to the rank that updates it and each weight once back, in bfloat16, as a ring sends them.
+
+    At the size of the paper's student that is 12 GB; float32 gradients, to all ranks, and weights took 36.
+    """
+    program = PROJECT / "tests" / "support" / "collectives_program.py"
+    ranks = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    environment = {**os.environ, **ranks, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    ways = ["ddp", "zero2", "zero2-float32"]
+    done = subprocess.run(
+        [sys.executable, program, *ways], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    sent = {}
+    for way in ways:
+        collectives = told[way]["collectives"]
+        sent[way] = sum(each["sent_bytes"] for each in collectives.values()) / told[way]["parameters"]
+    assert sent["ddp"] == pytest.approx(3.0, rel=1e-3) and sent["zero2"] == pytest.approx(3.0, rel=1e-3)
+    assert sent["zero2-float32"] == pytest.approx(6.0, rel=1e-3)
+    assert sent["zero2"] * QWEN3["4b"].parameters < 16e9
+    reduced, gathered = (told["zero2"]["collectives"][name] for name in ("reduce_", "_allgather_base_"))
+    assert reduced["bytes"] == gathered["bytes"] == 2 * told["zero2"]["parameters"]

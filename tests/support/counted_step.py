@@ -1,0 +1,128 @@
+"""One training step at the sizes of real models, counted on fake tensors: `Counting` says what of."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from essence.data.truncation import Example
+from essence.distill.adamw import adamw
+from essence.distill.batches import Batch
+from essence.distill.chunked import BLOCK_ELEMENTS
+from essence.distill.masters import Masters
+from essence.distill.module import Distiller
+from essence.distill.teachers import LiveTeacher
+from essence.plan.cells import train_settings
+from essence.plan.experiment import load
+from essence.sizes.architecture import Architecture
+from support.live_bytes import LiveBytes
+from support.step_counts import Counting, StepCounts
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class CountedStep:
+    """A step of one pass over one row, on one device that holds all of it."""
+
+    in_pass: StepCounts
+    """Teacher, student, loss and backward pass, with what they add to the sums of gradients."""
+    update: StepCounts
+    """Clipping, AdamW, and rounding the masters where there are any."""
+    peak_bytes: int
+    """Of live tensors above weights, masters and moments, in the second step."""
+
+
+def counted_step(
+    student: Architecture, teacher: Architecture, tokens: int, masters: bool, recomputed: bool
+) -> CountedStep:
+    """The second step on a row of `tokens` tokens as `bespoke` trains, which finds the optimiser's state made.
+
+    Args:
+        student: its sizes.
+        teacher: the same; bfloat16, whole.
+        tokens: of the row; all but the first are labels.
+        masters: bfloat16 weights over float32 masters; False = float32 weights under autocast, as before them.
+        recomputed: whether layers are computed again in the backward pass.
+    """
+    loaded = load("bespoke")
+    settings, resources = train_settings(loaded.cells()[-1], loaded.experiment), loaded.experiment.resources
+    supervised = np.ones(tokens, dtype=np.bool_)
+    supervised[0] = False
+    row = Example(0, np.zeros(tokens, dtype=np.int32), supervised)
+    batch = Batch.of([row], settings.pad_to_multiple, CPU)
+    with FakeTensorMode(allow_non_fake_inputs=True), blocks_of_a_gpu():
+        taught = LiveTeacher(fake_model(teacher, torch.bfloat16), torch.bfloat16)
+        learning = fake_model(student, torch.float32).train()
+        if recomputed:
+            learning.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        weights = batch.step_weights(settings.objective.normalisation, [row])
+        distiller = Distiller(learning, settings.objective, resources.loss, torch.bfloat16, autocast=not masters)
+        held = Masters(learning) if masters else None
+        trained = held.parameters if held else list(learning.parameters())
+        optimizer = adamw(trained, settings.optimizer)
+        for _ in range(2):
+            in_pass, peak = count_pass(distiller, batch, weights, taught)
+            update = count_update(trained, optimizer, held, settings.optimizer.gradient_clip_norm)
+    return CountedStep(in_pass, update, peak)
+
+
+@contextmanager
+def blocks_of_a_gpu() -> Iterator[None]:
+    """Logits become gradients in blocks as large as on a GPU; those of a CPU have a few lines."""
+    before = BLOCK_ELEMENTS["cpu"]
+    BLOCK_ELEMENTS["cpu"] = BLOCK_ELEMENTS["cuda"]
+    try:
+        yield
+    finally:
+        BLOCK_ELEMENTS["cpu"] = before
+
+
+def count_pass(distiller: Distiller, batch: Batch, weights: Tensor, teacher: LiveTeacher) -> tuple[StepCounts, int]:
+    """(counts, peak bytes) of one forward and backward pass."""
+    with LiveBytes() as live, Counting() as counting:
+        distiller(batch, weights, teacher.states(batch), teacher.head)[0].backward()
+    return counting.found, live.peak
+
+
+def count_update(
+    trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, held: Masters | None, clip_norm: float
+) -> StepCounts:
+    with Counting() as counting:
+        nn.utils.clip_grad_norm_(trained, clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if held:
+            held.publish()
+    return counting.found
+
+
+def at_depth(model: Architecture, layers: int) -> Architecture:
+    """The same widths with fewer layers: counts are linear in their number."""
+    return replace(model, layers=layers)
+
+
+def fake_model(sizes: Architecture, dtype: torch.dtype) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        intermediate_size=sizes.intermediate,
+        tie_word_embeddings=sizes.tied,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return Qwen3ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
