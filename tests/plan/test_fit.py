@@ -29,7 +29,10 @@ def changed(folder: Path, base: str, text: str) -> Experiment:
     return load(str(file))
 
 
-PUBLISHED = ("bespoke", "openthoughts", "skyt1", "synthetic1", "nemotron", "sections", "halves", "pairs", "spans")
+PUBLISHED = (
+    *("bespoke", "openthoughts", "skyt1", "synthetic1", "nemotron", "sections", "halves", "pairs", "paper", "spans"),
+    *("small-students", "sft", "controls", "budget-matched"),
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -43,7 +46,19 @@ def test_every_experiment_fits_the_machine_of_the_paper(name: str, tmp_path: Pat
     trainings = [what for what in found if what.startswith("training ")]
     assert trainings == [f"training {cell.name}" for cell in loaded.cells()]
     evaluated = {what.removeprefix("evaluation of ") for what in found} - set(trainings)
-    assert evaluated == {model for cell in loaded.cells() for model in (cell.student, cell.teacher)}
+    asked = [
+        getattr(cell, role) for cell in loaded.cells() for role in ("student", *loaded.experiment.evaluation.baselines)
+    ]
+    assert evaluated == set(asked)
+
+
+def test_pairs_and_paper_share_their_trainings() -> None:
+    """Both have 8B to 4B and the pairs of the 32B teacher on one data set."""
+    plans = [
+        {cell.cell.name: cell.stages["train"] for cell in plan_of(load(name)).cells} for name in ("pairs", "paper")
+    ]
+    both = plans[0].keys() & plans[1].keys()
+    assert len(both) == 6 and all(plans[0][name] == plans[1][name] for name in both)
 
 
 def test_what_does_not_fit_is_named_with_the_least_change(tmp_path: Path) -> None:
