@@ -31,7 +31,7 @@ def changed(folder: Path, base: str, text: str) -> Experiment:
 
 PUBLISHED = (
     *("bespoke", "openthoughts", "skyt1", "synthetic1", "nemotron", "sections", "halves", "pairs", "paper", "spans"),
-    *("small-students", "sft", "controls", "budget-matched"),
+    *("small-students", "sft", "controls", "budget-matched", "rewritten"),
 )
 
 
