@@ -89,8 +89,8 @@ def plan(
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
     seed: int | None = None, engine: str | None = None, flavour: str | None = None, pins: str | None = None,
     runs: str | None = None, accept_earlier: bool = False, json: bool = False,
-    costs: bool = False, decide: str | None = None, training_sd: float | None = None, accuracy: float = 0.2,
-    assurance: float = 0.8
+    costs: bool = False, decide: str | None = None, training_sd: float | None = None,
+    accuracy: float | None = None, assurance: float = 0.8
 ) -> int:  # fmt: skip
     """Show the matrix: cells, what is done and left, rows, tokens, GPU hours, disk and memory."""
     from essence.commands.cost_tables import print_costs

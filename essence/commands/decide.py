@@ -2,59 +2,87 @@
 
 import json
 import sys
-from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from essence.commands.options import select
+from essence.commands.planned_design import planned_design, without_teacher
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.decision_power import UNMEASURED, Chances, Design, Hours, chances, cheapest, fewest_seeds
-from essence.plan.estimate import estimate
-from essence.plan.stage_plan import CellPlan
 from essence.report.claims.definition import Claim, load_claims
+from essence.report.claims.evidence import LEVEL
+from essence.report.claims.foreseen import foreseen
+from essence.report.claims.gather import gather
+from essence.report.claims.looks import Look, level_of, read_looks
+from essence.report.claims.made_up import shares_of, simulated_chances
+from essence.report.claims.pilot import CONFIDENCE, Pilot, find_pilot
+from essence.report.results.read import read_results
 from essence.text import percent
 
 OUTSIDE = 0.06
 """How far below what is accepted a truth is whose "not reproduced" is shown: 0.80 for 0.86."""
 ACCURACY, ASSURANCE = 0.2, 0.8
-"""Where nothing else is asked for."""
+"""Where nothing else is asked for or was measured."""
+LOWEST, HIGHEST = 0.001, 0.79
+"""Accuracies that can be planned with: below the easiest problem's chance."""
+MADE_UP_RUNS, SEED = 100, 20_251_224
+"""Of each truth, judged by the report's own functions."""
 PILOT = (
-    "Pilot: run two or three seeds of one setting first; `invoke report` then knows how far two trainings differ, and "
-    "this command with --training-sd plans the rest"
+    "Pilot: run two or three seeds of one setting first; this command then finds in the run directory how far two "
+    "trainings differ, and plans the rest with it"
 )
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, as numbers."""
+    """What is asked, as numbers; None = as measured, or as assumed where nothing was."""
 
     claim: Claim
     training_sd: float | None
-    accuracy: float
+    """In points."""
+    accuracy: float | None
     assurance: float
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before the run: one standard deviation between trainings for each row, and how sure a word is."""
+
+    deviations: dict[str, float]
+    """By what it is; as shares of 1."""
+    accuracy: float
+    pilot: Pilot | None = None
+    level: float = LEVEL
+    """Of the intervals that the planned trainings will be judged by."""
+    look: int = 1
 
 
 @dataclass(frozen=True)
 class Line:
     """The design under one standard deviation between trainings."""
 
+    name: str
     design: Design
     chances: Chances
+    """Computed."""
+    simulated: Chances
+    """From made-up runs."""
     fewest_seeds: int | None
     cheapest: Design | None
+    cheapest_reproduced: float | None
+    """Chance that the cheapest design calls a true claim reproduced, from made-up runs."""
 
 
-def question(claim: str, training_sd: float | None, accuracy: float, assurance: float) -> Question:
+def question(claim: str, training_sd: float | None, accuracy: float | None, assurance: float) -> Question:
     """ExperimentError for a claim that is no retention, and for what is no number in its range."""
     claims = {one.id: one for one in load_claims() if one.measure == "retention"}
     if claim not in claims:
         raise ExperimentError(f"--decide {claim!r}: no claim that can be planned for", f"choose {', '.join(claims)}")
     points = None if training_sd is None else _within("--training-sd", training_sd, 0.0, 50.0)
-    found = _within("--accuracy", accuracy, 0.0, 0.8)
+    found = None if accuracy is None else _within("--accuracy", accuracy, 0.0, 0.8)
     return Question(claims[claim], points, found, _within("--assurance", assurance, 0.0, 1.0))
 
 
@@ -67,113 +95,155 @@ def _within(name: str, value: float, low: float, high: float) -> float:
 def print_decision(words: Options, asked: Question, as_json: bool, console: Console) -> int:
     """Print a row for each standard deviation between trainings."""
     selection = select(words, baselines=False)
-    planned, hours = planned_design(selection, asked)
-    lines = [_line(planned, sd / 100.0, asked, hours) for sd in _deviations(asked)]
+    known = what_is_known(selection, asked)
+    planned, hours = planned_design(selection, asked.claim, known.accuracy)
     if as_json:
+        lines = _lines(planned, asked, known, hours)
         rows = [asdict(line) for line in lines]
-        record = {"claim": asked.claim.id, "measured_sd": asked.training_sd is not None, "rows": rows,
+        record = {"claim": asked.claim.id, "measured_sd": asked.training_sd is not None or known.pilot is not None,
+                  "pilot": asdict(known.pilot) if known.pilot else None, "confidence": known.level, "rows": rows,
                   "hours": asdict(hours) if hours else None}  # fmt: skip
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
         return 0
-    console.print(_table(planned, lines, asked, hours))
-    console.print(can_decide(lines, asked), highlight=False, soft_wrap=True)
-    console.print(PILOT, highlight=False, soft_wrap=True)
+    with console.status("judging made-up runs"):
+        lines = _lines(planned, asked, known, hours)
+    console.print(_table(planned, lines, asked, known, hours))
+    for sentence in _sentences(lines, asked, known):
+        console.print(sentence, highlight=False, soft_wrap=True)
     return 0
 
 
 def decision_note(selection: Run) -> list[str]:
-    """What the plan can decide of the primary claim, in one line; none where it is not about these cells."""
-    claim = next(one for one in load_claims() if one.primary)
-    cells = [plan.cell for plan in selection.plan.cells]
-    about = any(claim.speaks_of(cell.dataset, cell.teacher, cell.student, "") for cell in cells)
-    if not about or not {claim.lsp, 1.0} <= {cell.lsp for cell in cells}:
+    """What the plan can and cannot decide, in one line; below it what it would take for the primary claim."""
+    if without_teacher(selection):
         return []
-    asked = Question(claim, None, ACCURACY, ASSURANCE)
-    planned, _ = planned_design(selection, asked)
-    band = claim.band
-    designs = [replace(planned, training_sd=sd / 100.0) for sd in UNMEASURED]
-    lines = [Line(design, chances(design, band, band[0] - OUTSIDE), None, None) for design in designs]
-    return [f"{claim.id}: {can_decide(lines, asked)}; invoke plan --decide {claim.id}"]
+    claims, resources = load_claims(), selection.loaded.experiment.resources
+    note = foreseen(selection.plan.cells, resources, claims)
+    if not note:
+        return []
+    claim = next(one for one in claims if one.primary)
+    try:
+        planned, hours = planned_design(selection, claim, ACCURACY)
+    except ExperimentError:
+        return [note]
+    return [note, f"{claim.id}: {_power_note(planned, claim, hours)}: invoke plan --decide {claim.id}"]
 
 
-def planned_design(selection: Run, asked: Question) -> tuple[Design, Hours | None]:
-    """Settings that have both arms, the fewest seeds of an arm, and GPU hours where they can be estimated."""
-    arms: dict[tuple[Any, ...], dict[float, list[CellPlan]]] = defaultdict(lambda: defaultdict(list))
-    for plan in selection.plan.cells:
-        cell = plan.cell
-        setting = (cell.dataset, cell.teacher, cell.student, cell.span, cell.sections, cell.protocol)
-        arms[setting][cell.lsp].append(plan)
-    both = [found for found in arms.values() if found.get(asked.claim.lsp or 0.0) and found.get(1.0)]
-    if not both:
-        raise ExperimentError(f"{selection.name}: no setting has cells at LSP {asked.claim.lsp:g} and 1.0")
-    cells = [plan for found in both for lsp in (asked.claim.lsp or 0.0, 1.0) for plan in found[lsp]]
-    seeds = min(len(found[lsp]) for found in both for lsp in (asked.claim.lsp or 0.0, 1.0))
-    benchmarks = {evaluation.benchmark for plan in cells for evaluation in plan.evaluations}
-    samples = min((e.samples for plan in cells for e in plan.evaluations), default=1)
-    catalogue, section = selection.loaded.catalogue.benchmarks, selection.loaded.experiment.evaluation
-    problems = [section.problems or catalogue[name].problems or 30 for name in benchmarks]
-    retention = asked.claim.reported or sum(asked.claim.band) / 2.0
-    design = Design(
-        len(both), seeds, samples, asked.accuracy, 0.01, min(problems, default=30), max(1, len(benchmarks)), retention
+def _power_note(planned: Design, claim: Claim, hours: Hours | None) -> str:
+    """Where two trainings differ by 1 and 2 points: the chance of a true claim, and the seeds that would do."""
+    parts = []
+    for points in (1, 2):
+        design = replace(planned, training_sd=points / 100.0)
+        chance = chances(design, claim.band, claim.band[0] - OUTSIDE).reproduced
+        seeds = fewest_seeds(design, claim.band, ASSURANCE)
+        cost = f" ({hours.of(replace(design, seeds=seeds)):,.0f} GPU h)" if hours and seeds else ""
+        parts.append(
+            f"{percent(chance, 0)} that a true claim is called reproduced, {seeds or 'no number of'} seeds{cost} for "
+            f"{percent(ASSURANCE, 0)}, where two trainings differ by {points} point{'s' * (points > 1)}"
+        )
+    return "; ".join(parts)
+
+
+def what_is_known(selection: Run, asked: Question) -> Known:
+    """What was typed, else what finished trainings of the run directory show, else what is assumed."""
+    pilot = None if asked.training_sd is not None else _pilot(selection, asked.claim)
+    accuracy = asked.accuracy or (min(max(pilot.accuracy, LOWEST), HIGHEST) if pilot else ACCURACY)
+    if asked.training_sd is not None:
+        return Known({f"{asked.training_sd:g} points": asked.training_sd / 100.0}, accuracy)
+    if pilot is None:
+        return Known({f"{sd:g} points (not measured)": sd / 100.0 for sd in UNMEASURED}, accuracy)
+    found = {
+        f"{100 * pilot.training_sd:.2g} points (found)": pilot.training_sd,
+        f"{100 * pilot.upper_sd:.2g} points ({CONFIDENCE:.0%} limit)": pilot.upper_sd,
+    }
+    look = _next_look(selection, asked.claim, pilot)
+    return Known(found, accuracy, pilot, level_of(look), look)
+
+
+def _pilot(selection: Run, claim: Claim) -> Pilot | None:
+    """Of the settings that are planned, else of any that the claim is about."""
+    root = selection.run_directory
+    evidence = gather([read_results(root.root, name) for name in root.experiments()])
+    cells = [plan.cell for plan in selection.plan.cells]
+    planned = claim.anywhere.model_copy(
+        update={
+            "datasets": sorted({cell.dataset for cell in cells}),
+            "pairs": sorted({f"{cell.teacher}_{cell.student}" for cell in cells}),
+        }
     )
-    return design, _hours(selection, cells, samples)
+    some = [evidence.under(name) for name in dict.fromkeys(cell.protocol for cell in cells)]
+    found = (find_pilot(one, about) for about in (planned, claim) for one in some)
+    return next((pilot for pilot in found if pilot), None)
 
 
-def _hours(selection: Run, cells: list[CellPlan], samples: int) -> Hours | None:
-    """Means over the cells; None where a model's size is not known yet."""
-    costs = [estimate(plan, selection.loaded, selection.run_directory) for plan in cells]
-    known = [(cost.training_gpu_hours, cost.evaluation_gpu_hours) for cost in costs]
-    training = [one for one, _ in known if one is not None]
-    evaluation = [one for _, one in known if one is not None]
-    if len(training) < len(cells) or len(evaluation) < len(cells):
-        return None
-    return Hours(sum(training) / len(training), sum(evaluation) / len(evaluation) / samples)
+def _next_look(selection: Run, claim: Claim, pilot: Pilot) -> int:
+    """Which look the next judgement is, where the planned trainings join those that were judged."""
+    root = selection.run_directory
+    looks = read_looks(read_results(root.root, name) for name in root.experiments())
+    trainings = sorted({*pilot.trainings, *(plan.stages["train"] for plan in selection.plan.cells)})
+    protocols = dict.fromkeys(plan.cell.protocol for plan in selection.plan.cells)
+    return max(
+        looks.number(Look(claim=claim.id, protocol=name, evidence="planned", trainings=trainings)) for name in protocols
+    )
 
 
-def _deviations(asked: Question) -> tuple[float, ...]:
-    return UNMEASURED if asked.training_sd is None else (asked.training_sd,)
+def _lines(planned: Design, asked: Question, known: Known, hours: Hours | None) -> list[Line]:
+    return [_line(planned, name, sd, asked, known, hours) for name, sd in known.deviations.items()]
 
 
-def _line(planned: Design, sd: float, asked: Question, hours: Hours | None) -> Line:
-    design, band = replace(planned, training_sd=sd), asked.claim.band
+def _line(planned: Design, name: str, sd: float, asked: Question, known: Known, hours: Hours | None) -> Line:
+    held = {"interaction_sd": 0.0} if known.pilot else {}
+    design, band, level = replace(planned, training_sd=sd, **held), asked.claim.band, known.level
+    best = cheapest(design, band, asked.assurance, hours, level) if hours else None
     return Line(
+        name,
         design,
-        chances(design, band, band[0] - OUTSIDE),
-        fewest_seeds(design, band, asked.assurance),
-        cheapest(design, band, asked.assurance, hours or Hours(1.0, 0.0)) if hours else None,
+        chances(design, band, band[0] - OUTSIDE, level),
+        simulated_chances(design, asked.claim, band[0] - OUTSIDE, MADE_UP_RUNS, SEED, level),
+        fewest_seeds(design, band, asked.assurance, level),
+        best,
+        shares_of(best, asked.claim, MADE_UP_RUNS, SEED, level).of("reproduced") if best else None,
     )
 
 
-def _table(planned: Design, lines: list[Line], asked: Question, hours: Hours | None) -> Table:
+def _table(planned: Design, lines: list[Line], asked: Question, known: Known, hours: Hours | None) -> Table:
     title = (
         f"{asked.claim.title}\nplanned: {planned.settings} settings, {planned.seeds} seeds of each arm, "
         f"{planned.samples} samples, {planned.benchmarks} benchmarks; accuracy {percent(planned.accuracy)} at 1.0; "
-        f"95 % intervals, assurance {percent(asked.assurance)}"
+        f"{percent(known.level)} intervals, assurance {percent(asked.assurance)}"
     )
     table = Table(title=title, title_justify="left", box=None, header_style="dim")
     edges = asked.claim.band[0], asked.claim.band[0] - OUTSIDE
     for name in ("sd", "reproduced if true", f"not if {edges[1]:.2f}", f"wrong at {edges[0]:.2f}", "seeds", "cheapest"):
         table.add_column(name, justify="right")
     for line in lines:
-        shown = line.chances
-        sd = f"{100 * line.design.training_sd:g} points" + ("" if asked.training_sd else " (not measured)")
         seeds = "none" if line.fewest_seeds is None else f"{line.fewest_seeds}"
         if hours and line.fewest_seeds:
             seeds += f" ({hours.of(replace(line.design, seeds=line.fewest_seeds)):,.0f} GPU h)"
         best = line.cheapest
         cost = f"{best.seeds} x {best.samples} samples ({hours.of(best):,.0f} GPU h)" if best and hours else "-"
-        words = (percent(shown.reproduced), percent(shown.not_reproduced), percent(shown.wrong_at_the_edge))
-        table.add_row(sd, *words, seeds, cost)
+        shown = zip(asdict(line.chances).values(), asdict(line.simulated).values(), strict=True)
+        table.add_row(line.name, *(f"{percent(a)} / {percent(b)}" for a, b in shown), seeds, cost)
     return table
+
+
+def _sentences(lines: list[Line], asked: Question, known: Known) -> list[str]:
+    """What the rows mean, and what to do next."""
+    found = [f"Chances: computed / in {MADE_UP_RUNS} made-up runs that the report's own functions judged"]
+    if known.look > 1:
+        found.append(f"These trainings were judged before, so the next look has a {percent(known.level)} interval")
+    found.append(can_decide(lines, asked))
+    if known.pilot:
+        return [*found, known.pilot.sentence()]
+    return [*found, PILOT] if asked.training_sd is None else found
 
 
 def can_decide(lines: list[Line], asked: Question) -> str:
     """In one line, what the plan as it is can and cannot decide."""
-    design = lines[0].design
-    if not design.degrees:
+    if not lines[0].design.degrees:
         return "as planned it cannot say reproduced or not: one training of each arm in one setting gives no interval"
     enough = [line for line in lines if line.chances.reproduced >= asked.assurance]
     if not enough:
         return f"as planned a true claim is called reproduced in less than {percent(asked.assurance)} in every row"
     most = 100 * max(line.design.training_sd for line in enough)
-    return f"as planned a true claim is called reproduced where two trainings differ by at most {most:g} points"
+    return f"as planned a true claim is called reproduced where two trainings differ by at most {most:.2g} points"

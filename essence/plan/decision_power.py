@@ -14,14 +14,21 @@ from numpy.typing import NDArray
 
 from essence.evaluation.statistics import student_t
 
-DIFFICULTY = 1.2
-"""Concentration of the Beta distribution of the problems' chances, which end at `EASIEST`."""
+CONCENTRATION = 1.5
+"""Of the Beta distribution of the problems' chances: with 20 % solved, most problems of a benchmark are nearly never
+solved and a few nearly always, as AIME is by students of 4B; assumed."""
 EASIEST = 0.8
+"""The chances end here: the hardest sampling leaves no problem solved in every sample; assumed."""
+EFFECT_SD = 0.2
+"""How far what truncation does to one problem is from what it does to their mean, as a share of it; assumed, and the
+same in every training, so that it moves no figure here (`report/claims/made_up.py` draws it)."""
 INTERACTION_SD = 0.1
 """How far a training's share of one problem is from what its accuracy says, as a share of it; assumed."""
 MOST_SEEDS = 400
 SAMPLES = (4, 8, 16, 32, 64)
 QUANTILES = 2_000
+MANY_DEGREES = 100
+"""Of one arm: beyond this the rounding of degrees of freedom changes nothing."""
 SEED = 20_251_224
 UNMEASURED = (0.5, 1.0, 2.0, 3.0)
 """Points between two trainings that are shown where no finished run measured it."""
@@ -41,6 +48,8 @@ class Design:
     problems: int = 30
     benchmarks: int = 2
     retention: float = 0.91
+    interaction_sd: float = INTERACTION_SD
+    """0 where the standard deviation was measured on trainings, which then holds it."""
 
     @property
     def degrees(self) -> int:
@@ -51,10 +60,10 @@ class Design:
     def standard_error(self) -> float:
         """Of the retention."""
         share = self.accuracy / EASIEST
-        square = EASIEST**2 * (share**2 + share * (1.0 - share) / (DIFFICULTY + 1.0))
+        square = EASIEST**2 * (share**2 + share * (1.0 - share) / (CONCENTRATION + 1.0))
         kept, accuracy2 = self.retention, self.accuracy**2
         trainings = 2.0 * kept**2 * (self.training_sd / self.accuracy) ** 2
-        interaction = 2.0 * kept**2 * INTERACTION_SD**2 * square / (self.problems * accuracy2)
+        interaction = 2.0 * kept**2 * self.interaction_sd**2 * square / (self.problems * accuracy2)
         sampling = kept * (self.accuracy - kept * square) + kept**2 * (self.accuracy - square)
         sampling /= self.samples * self.problems * accuracy2
         return math.sqrt((trainings + (interaction + sampling) / self.benchmarks) / (self.settings * self.seeds))
@@ -110,17 +119,37 @@ def _outside(design: Design, band: tuple[float, float], confidence: float) -> fl
 
 def _margins(design: Design, confidence: float) -> NDArray[np.float64]:
     """Half-widths of the interval, which vary with the variance that is found."""
-    quantile = student_t(confidence, design.degrees)
-    margins: NDArray[np.float64] = quantile * design.standard_error * _scales(design.degrees)
+    margins: NDArray[np.float64] = design.standard_error * _scales(design.settings, design.seeds, confidence)
     return margins
 
 
 @lru_cache(maxsize=1024)
-def _scales(degrees: int) -> NDArray[np.float64]:
-    """Quantiles of an estimated standard deviation over the true one."""
-    drawn = np.sort(np.random.default_rng(SEED).chisquare(degrees, 50 * QUANTILES))
-    scales: NDArray[np.float64] = np.sqrt(drawn[25::50] / degrees)
+def _scales(settings: int, seeds: int, confidence: float) -> NDArray[np.float64]:
+    """Quantiles of a half-width over the true standard error, as `report/claims/contrast.py` makes it.
+
+    Of several trainings the two arms are put together as Welch does, and the variance between settings counts where it
+    is the larger one; of one training of each arm it is that between settings.
+    """
+    rng, draws = np.random.default_rng(SEED), 50 * QUANTILES
+    between = rng.chisquare(settings - 1, draws) / (settings - 1) if settings > 1 else np.zeros(draws)
+    if seeds == 1:
+        widths = student_t(confidence, settings - 1) * np.sqrt(between)
+    else:
+        own = settings * (seeds - 1)
+        arms = rng.chisquare(own, (2, draws)) / own
+        widths = _quantiles(arms, own, confidence) * np.sqrt(np.maximum(arms.mean(axis=0), between))
+    scales: NDArray[np.float64] = np.sort(widths)[25::50]
     return scales
+
+
+def _quantiles(arms: NDArray[np.float64], own: int, confidence: float) -> NDArray[np.float64]:
+    """Student's quantile for each draw of the variances of two arms, [2, draws], of `own` degrees of freedom each."""
+    if own > MANY_DEGREES:
+        return np.full(arms.shape[1], student_t(confidence, 2 * own))
+    degrees = np.floor(own * arms.sum(axis=0) ** 2 / (arms**2).sum(axis=0) + 1e-9).astype(int)
+    table = np.array([student_t(confidence, max(1, one)) for one in range(2 * own + 1)])
+    quantiles: NDArray[np.float64] = table[degrees]
+    return quantiles
 
 
 _normal = NormalDist().cdf

@@ -436,6 +436,13 @@ def test_the_papers_value_stands_beside_ours_and_only_the_claims_judge(tmp_path:
     assert "differs, its whole interval" not in found and "includes that value" not in found
 
 
+def test_the_page_says_how_its_intervals_were_made_and_where_they_are_too_narrow(run: SyntheticRun) -> None:
+    page = write_report(run.root, "tiny").read_text().replace(SPACE, " ")
+    assert "of 95 % holds the truth in 84 to 93 %, at an accuracy of 2 % in 78 %" in page
+    assert "with intervals (Student t over trainings, variance pooled within arms)" in page
+    assert "v1 of the paper said about 94 %" in page
+
+
 def test_an_order_that_differs_is_said(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path, accuracy={0.25: 0.9, 0.5: 0.3, 0.75: 0.7, 1.0: 0.72}).write()
     assert "Accuracy falls from 0.25 to 0.50. Over all settings" in sentences(run)

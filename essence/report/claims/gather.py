@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
-from statistics import median
 from typing import Any
 
 from essence.files import canonical_json, sha256_text
@@ -34,8 +33,8 @@ def gather(results: Sequence[Results]) -> Evidence:
             for cell in _trained(group, arm):
                 trained.setdefault((cell.setting, cell.stages), cell)
     scored: dict[Hashable, Scored] = {}  # two spans may share their arm at LSP 1.0
-    for joined in (_joined(list(seeds.values())) for seeds in runs.values()):
-        scored.setdefault((joined.setting, joined.stages), joined)
+    for arm in (joined(list(seeds.values())) for seeds in runs.values()):
+        scored.setdefault((arm.setting, arm.stages), arm)
     traces = tuple(record for one in results for record in one.traces)
     arms = tuple(_evaluated_most(list(scored.values())))
     return Evidence(arms, tuple(trained.values()), _untrained(results), traces=traces)
@@ -62,7 +61,7 @@ def _evaluated_most(arms: Sequence[Scored]) -> list[Scored]:
     return [arm for arm in arms if most[arm.setting._replace(evaluation="")] == arm.setting]
 
 
-def _joined(seeds: Sequence[Scored]) -> Scored:
+def joined(seeds: Sequence[Scored]) -> Scored:
     """One arm of its seeds."""
     return replace(
         seeds[0],
@@ -119,12 +118,6 @@ def _hash(settings: dict[str, Any]) -> str:
     return sha256_text(canonical_json(settings))[:16]
 
 
-def _median_time(train: StageEvidence) -> float | None:
-    """Median of its steps x their number, in s: a step that other work held up weighs like any other."""
-    steps = [float(step.seconds) for step in train.steps() if step.seconds]
-    return median(steps) * len(steps) if steps else None
-
-
 def _ran(train: StageEvidence) -> Ran | None:
     """None where the record does not tell."""
     host, *times = (train.look(*place) for place in (("hardware", "host"), *(("identity", n) for n in TIMES)))
@@ -178,7 +171,7 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
     for cell in arm.cells:
         cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
         if cost:
-            cost |= {"time": time} if (time := _median_time(cell.train)) else {}
+            cost |= {"time": time} if (time := cell.train.median_time()) else {}
             yield Trained(
                 setting=_setting(group.key, arm),
                 span=group.key.span,

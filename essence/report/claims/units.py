@@ -5,6 +5,7 @@ Two benchmarks of one training are no two trainings, and the samples of a proble
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations, groupby
 
 import numpy as np
@@ -39,7 +40,7 @@ class Unit:
         problems, shares = {benchmark: self.problems[benchmark]}, {benchmark: self.shares[benchmark]}
         return replace(self, problems=problems, shares=shares)
 
-    @property
+    @cached_property
     def accuracies(self) -> NDArray[np.float64]:
         """Of each training, averaged over its benchmarks."""
         values: NDArray[np.float64] = np.mean([matrix.mean(axis=1) for matrix in self.shares.values()], axis=0)

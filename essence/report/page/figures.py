@@ -105,11 +105,12 @@ def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
         _percent_axis(axes, "accuracy kept, LSP 1.0 = 100 %")
 
     values = "; ".join(f"LSP {proportion(lsp)}: {with_interval(e)}" for lsp, e in shown)
+    methods = "; ".join(dict.fromkeys(kept.method for _, kept in shown if kept.low is not None))
     return _figure(
         name,
         "retention",
         f"Retention against LSP, {evaluation[0]}",
-        f"Share of the accuracy at LSP 1.0 that is kept, with intervals from a paired bootstrap over problems. "
+        f"Share of the accuracy at LSP 1.0 that is kept{f', with intervals ({methods})' if methods else ''}. "
         f"Diamond: the mean that the paper reports for {reported.SETTING}; it is another setting, not a target.",
         f"Retention against LSP 1.0. {values}. The paper reports {mark.words} at LSP {mark.lsp:g}.",
         draw,

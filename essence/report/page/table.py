@@ -55,10 +55,14 @@ def _cost(word: str, show: Callable[[float | None], str]) -> tuple[Callable[[Row
     return lambda row: show(row.cost.get(word)), lambda row: times(row.ratio[word]) if word in row.ratio else ""
 
 
+ACCURACY_HINT = (
+    "Wilson’s interval, problems as clusters: where most problems are never solved it is too narrow, and one of 95 % "
+    "holds the truth in 84 to 93 %, at an accuracy of 2 % in 78 %"
+)
 COLUMNS = (
     Column(
         "Accuracy", "grades", lambda r: percent(r.accuracy.value if r.accuracy else None),
-        lambda r: interval(r.accuracy),
+        lambda r: interval(r.accuracy), ACCURACY_HINT,
     ),
     Column(
         "Retention", "grades", lambda r: percent(r.retention.value if r.retention else None),

@@ -1,0 +1,112 @@
+"""Which claims a plan can decide before it runs: its cells with made-up results are measured as real ones are."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+
+from essence.plan.stage_plan import CellPlan
+from essence.report.claims.definition import Claim
+from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
+from essence.report.claims.gather import joined
+from essence.report.claims.measured import Measured
+from essence.report.claims.measures import MEASURES
+from essence.report.results.records import COST_UNITS
+from essence.settings import Resources
+
+PROBLEMS = 30
+SHARES = np.linspace(0.3, 0.9, PROBLEMS)
+"""Of a student that is far from any floor: what is asked is what the trainings allow, not what comes out."""
+
+
+def foreseen(plans: Sequence[CellPlan], resources: Resources, claims: Sequence[Claim]) -> str:
+    """One line: which of the claims that these cells are about they can and cannot decide; empty where about none."""
+    evidence = made_of(plans, resources)
+    can: list[str] = []
+    cannot: dict[str, list[str]] = defaultdict(list)
+    for claim in (claim for claim in claims if claim.is_judged):
+        outcomes = [MEASURES[claim.measure](claim, evidence.under(name)) for name in _protocols(plans)]
+        measured = [one for one in outcomes if isinstance(one, Measured)]
+        if not measured:
+            continue
+        reasons = [why_not(one) for one in measured]
+        if all(reasons):
+            cannot[reasons[0]].append(claim.id)
+        else:
+            can.append(claim.id)
+    if not can and not cannot:
+        return ""
+    shut = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in cannot.items())
+    return f"as planned it can decide: {', '.join(can) or 'nothing'}" + (f"; it cannot decide: {shut}" if shut else "")
+
+
+def why_not(measured: Measured) -> str:
+    """Why no result at all would give a verdict; empty where one could."""
+    if measured.incomparable:
+        return f"not comparable: {measured.incomparable.split(';')[0]}"
+    if measured.why_open:
+        return measured.why_open.split(":")[0]
+    if measured.estimate.low is None and measured.estimate.high is None:
+        return measured.estimate.method.removeprefix("no interval: ")
+    return ""
+
+
+def made_of(plans: Sequence[CellPlan], resources: Resources) -> Evidence:
+    """The evidence that these cells would give, with results that are made up."""
+    runs: dict[Hashable, dict[str, Scored]] = defaultdict(dict)
+    trained = {}
+    for number, plan in enumerate(plans):
+        training = _training(plan)
+        trained[training] = _trained(plan, number, resources)
+        for one in _scored(plan, number):
+            runs[one.setting, one.checkpoint, one.span, one.sections, one.lsp].setdefault(training, one)
+    return Evidence(tuple(joined(list(seeds.values())) for seeds in runs.values()), tuple(trained.values()))
+
+
+def _protocols(plans: Sequence[CellPlan]) -> list[str]:
+    return list(dict.fromkeys(plan.cell.protocol for plan in plans))
+
+
+def _training(plan: CellPlan) -> str:
+    """Its id; the one at LSP 1.0 is the same for all spans."""
+    return plan.stages["train"]
+
+
+def _setting(plan: CellPlan, benchmark: str) -> Setting:
+    cell = plan.cell
+    recipe = f"{cell.train_rows} rows, {cell.token_budget} tokens"
+    return Setting(cell.dataset, cell.teacher, cell.student, cell.protocol, benchmark, recipe)
+
+
+def _scored(plan: CellPlan, number: int) -> Iterator[Scored]:
+    """On each benchmark; no two trainings score the same."""
+    cell = plan.cell
+    shares = {f"p{place}": float(share) - 0.001 * (number % 97) for place, share in enumerate(SHARES)}
+    for one in plan.evaluations:
+        yield Scored(
+            setting=_setting(plan, one.benchmark),
+            checkpoint=one.checkpoint,
+            span=cell.span,
+            sections=cell.sections,
+            lsp=cell.lsp,
+            shares=(shares,),
+            trainings=(_training(plan),),
+            samples=one.samples,
+            stages=(one.grade,),
+        )
+
+
+def _trained(plan: CellPlan, number: int, resources: Resources) -> Trained:
+    cell = plan.cell
+    return Trained(
+        setting=_setting(plan, ""),
+        span=cell.span,
+        sections=cell.sections,
+        lsp=cell.lsp,
+        seed=cell.seed,
+        cost=dict.fromkeys(COST_UNITS, cell.lsp + 0.001 * number),
+        on_gpu=resources.gpus > 0,
+        stages=(_training(plan),),
+        validation_ce=1.0 + 0.001 * number,
+        loss_form=resources.loss.form,
+    )
