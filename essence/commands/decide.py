@@ -192,8 +192,9 @@ def _lines(planned: Design, asked: Question, known: Known, hours: Hours | None) 
 
 
 def _line(planned: Design, name: str, sd: float, asked: Question, known: Known, hours: Hours | None) -> Line:
-    held = {"interaction_sd": 0.0} if known.pilot else {}
-    design, band, level = replace(planned, training_sd=sd, **held), asked.claim.band, known.level
+    interaction = 0.0 if known.pilot else planned.interaction_sd
+    design = replace(planned, training_sd=sd, interaction_sd=interaction)
+    band, level = asked.claim.band, known.level
     best = cheapest(design, band, asked.assurance, hours, level) if hours else None
     return Line(
         name,

@@ -33,8 +33,8 @@ def gather(results: Sequence[Results]) -> Evidence:
             for cell in _trained(group, arm):
                 trained.setdefault((cell.setting, cell.stages), cell)
     scored: dict[Hashable, Scored] = {}  # two spans may share their arm at LSP 1.0
-    for arm in (joined(list(seeds.values())) for seeds in runs.values()):
-        scored.setdefault((arm.setting, arm.stages), arm)
+    for one_arm in (joined(list(seeds.values())) for seeds in runs.values()):
+        scored.setdefault((one_arm.setting, one_arm.stages), one_arm)
     traces = tuple(record for one in results for record in one.traces)
     arms = tuple(_evaluated_most(list(scored.values())))
     return Evidence(arms, tuple(trained.values()), _untrained(results), traces=traces)
