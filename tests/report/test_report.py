@@ -333,8 +333,8 @@ def test_odd_names_are_escaped_everywhere(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
     assert json.loads((report.parent / "report.json").read_text())["title"] == odd
     tables = [line for line in (report.parent / "report.md").read_text().splitlines() if line.startswith("|")]
-    # The claims have 8 columns, computed costs 9, results 10.
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {9, 10, 11}
+    # The questions have 7 columns, the claims 8, computed costs 9, results and ends of completions 10.
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {8, 9, 10, 11}
     for name in files(report):
         assert re.fullmatch(r"[\w./-]+", name), name
     for svg in (report.parent / "figures").glob("*.svg"):
