@@ -142,12 +142,16 @@ def status(
 
 
 @command()
-def report(_: Context, experiment: str | None = None, runs: str | None = None, json: bool = False) -> int:
+def report(
+    _: Context, experiment: str | None = None, runs: str | None = None, json: bool = False, csv: bool = False,
+    parquet: bool = False
+) -> int:  # fmt: skip
     """Write the report of all finished cells: table, figures, report.md, report.html."""
     from essence.commands.options import recorded
     from essence.commands.report import print_report
 
-    return print_report(*recorded(runs, experiment), json, terminal.console())
+    formats = [name for name, wanted in (("csv", csv), ("parquet", parquet)) if wanted]
+    return print_report(*recorded(runs, experiment), formats, json, terminal.console())
 
 
 @command(experiment="one experiment (default: all in the run directory together)")
@@ -184,6 +188,18 @@ def compare(_: Context, first: str, second: str, json: bool = False) -> int:
     from essence.commands.compare import compare as compare_runs
 
     return compare_runs(first, second, json, terminal.console())
+
+
+@command(format="text or latex", output="file to write (default: print it)", venue="acl, neurips or ae")
+def checklist(
+    _: Context, venue: str, experiment: str | None = None, format: str = "text", output: str | None = None,
+    runs: str | None = None, json: bool = False
+) -> int:  # fmt: skip
+    """Fill a venue's checklist or artefact appendix from the records, as in: invoke checklist --venue acl"""
+    from essence.commands.checklist import fill_checklist
+    from essence.commands.options import recorded
+
+    return fill_checklist(*recorded(runs, experiment), venue, format, output, json, terminal.console())
 
 
 @command(output="file to write (default: <experiment>.tar.gz here)")
@@ -281,7 +297,7 @@ def sif(_: Context, flavour: str = "cuda", only: str | None = None, archives: st
 
 namespace = Collection(
     *(run, reproduce, doctor, download, plan, evaluate),
-    *(status, report, claims, traces, verify, compare, export, card, push, clean, grade),
+    *(status, report, claims, checklist, traces, verify, compare, export, card, push, clean, grade),
     *(pin, lock, images, sif),
 )
 if terminal.is_program():

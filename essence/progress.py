@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,6 +92,13 @@ class Progress:
     _phase: str = ""
     _phase_started: float = 0.0
     _phase_first: int = 0
+    _looks: int = 0
+    _busy_sum: float = 0.0
+
+    @property
+    def gpu_busy_share(self) -> float | None:
+        """Mean over all looks of how busy the GPUs were, as a share; None where no driver told."""
+        return self._busy_sum / self._looks / 100.0 if self._looks else None
 
     def update(self, phase: str, done: int, total: int, unit: str, note: str = "") -> None:
         """Say that `done` of `total` units (rows, steps, samples) of a phase are finished; cheap to call often."""
@@ -112,9 +119,15 @@ class Progress:
             "seconds_left": left_s,
             "updated": now,
             "pid": os.getpid(),
-            "gpus": gpu_use() if self.watch_gpus else [],
+            "gpus": self._look_at_gpus() if self.watch_gpus else [],
         }
         write_atomically(self.path, json.dumps(record))
+
+    def _look_at_gpus(self) -> list[dict[str, float]]:
+        seen = gpu_use()
+        self._looks += len(seen)
+        self._busy_sum += sum(gpu["busy_percent"] for gpu in seen)
+        return seen
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,11 @@ class StageOutcome:
     cost: dict[str, Any] = field(default_factory=dict)
     """Tokens, FLOPs and how they were counted; time and memory are added by the caller."""
     seeds: dict[str, int] = field(default_factory=dict)
+
+    def with_gpu_use(self, progress: Progress) -> "StageOutcome":
+        """The same, with how busy the GPUs were, where that was seen."""
+        share = progress.gpu_busy_share
+        return self if share is None else replace(self, cost={**self.cost, "gpu_busy_share": round(share, 4)})
 
 
 def visible_gpus() -> list[str]:

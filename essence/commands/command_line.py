@@ -27,6 +27,7 @@ HELP = {
     "cell": "only cells with this text in their name",
     "checkpoint": "best or last",
     "costs": "instead, computed time, memory and FLOPs at LSP 0.1 to 1.0 for each pair",
+    "csv": "beside the report also evaluations.csv and samples.csv: the results as rows",
     "dataset": "data set by short name",
     "decide": "instead, what the cells can decide of a claim, as in --decide retention-half",
     "decoder": "vllm or transformers (default: as the experiment says)",
@@ -51,6 +52,7 @@ HELP = {
     "only": "stop after these stages: download, tokenize, train, generate, grade or evaluate",
     "output": "file or folder to write to",
     "pair": "teacher_student, as in qwen3-8b_qwen3-4b-base",
+    "parquet": "as --csv, as Parquet; needs the environment of make setup",
     "partition": "with --engine slurm: the partition, instead of that in the site file",
     "pins": "TOML file whose models, datasets and benchmarks replace those of experiments/pins.toml",
     "problems": "take only the first N problems",
@@ -110,9 +112,15 @@ class Command(Task[Any]):  # type: ignore[misc]  # invoke has no types
         if code:
             raise Exit(code=code)
 
+    help: dict[str, str]
+    """Of options that HELP does not fit."""
+
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
         hints = get_type_hints(self.body)
-        return [_option(argument, hints) for argument in super().get_arguments(ignore_unknown_help)]
+        told = dict(self.help)
+        found = [_option(argument, hints) for argument in super().get_arguments(ignore_unknown_help)]
+        self.help = told  # invoke takes out what it has used, and asks twice
+        return found
 
 
 def _option(argument: Argument, hints: dict[str, Any]) -> Option:

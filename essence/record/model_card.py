@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from essence.errors import RecordError
-from essence.record.manifest import Cost, Manifest
+from essence.record.machine_load import GPU_BUSY, load_of
+from essence.record.manifest import Manifest
 from essence.record.plan_record import CellEntry, EvaluationEntry, PlanRecord
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import (
@@ -87,7 +88,7 @@ def model_card(run: RunDirectory, plan: PlanRecord, cell: CellEntry) -> ModelCar
         facts=_facts(cell, sources),
         training=_training(manifest),
         accuracies=[_accuracy(evaluation, record.results) for evaluation, record in done],
-        cost=_cost(manifest.cost),
+        cost=_cost(manifest),
         stage=cell.train,
         key=manifest.identity.key,
         seal=manifest.seal,
@@ -218,9 +219,14 @@ def _interval(results: GradeResults) -> str:
     return f"{low:.1%} to {high:.1%} ({results.confidence:.0%}, {results.method})"
 
 
-def _cost(cost: Cost) -> list[Row]:
+def _cost(manifest: TrainManifest) -> list[Row]:
+    cost = manifest.cost
+    busy = (cost.more.model_extra or {}).get(GPU_BUSY)
+    load = load_of(cost, len(manifest.identity.attempts), busy if isinstance(busy, float) else None)
     facts = {
         "wall time, s": cost.wall_s,
+        "wall time over processor time": load.wall_over_cpu,
+        "share of the time that the GPUs were busy": load.gpu_busy,
         "GPU hours": cost.gpu_hours,
         "peak main memory, GiB": cost.peak_memory_gib,
         "peak GPU memory, GiB": cost.peak_gpu_memory_gib,

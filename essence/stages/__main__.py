@@ -145,7 +145,7 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         raise named.reworded(functools.partial(own_names, folders=[folder], partial=True)) from error
     if not isinstance(outcome, StageOutcome):
         raise TypeError(f"{spec.stage}: run() returned {type(outcome).__name__}, not StageOutcome")
-    return outcome
+    return outcome.with_gpu_use(context.progress)
 
 
 def _finish(folder: StageFolder, spec: Spec, outcome: StageOutcome, journal: AttemptJournal) -> None:

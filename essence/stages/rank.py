@@ -65,7 +65,7 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
         _report(error, ranks, reports)
         return ExitCode.CURABLE if isinstance(error, KitError) else 1
     if ranks.first:
-        write_json(reports / "outcome.json", dataclasses.asdict(outcome))
+        write_json(reports / "outcome.json", dataclasses.asdict(outcome.with_gpu_use(context.progress)))
     return 0
 
 

@@ -41,7 +41,7 @@ def test_an_edited_number_is_found(run: RunDirectory, tmp_path: Path) -> None:
 
 def test_it_is_reported(tmp_path: Path) -> None:
     run = unpack_schema_1(tmp_path)
-    assert print_report(run, "micro", False, console()) == 0
+    assert print_report(run, "micro", (), False, console()) == 0
     record = json.loads((run.report("micro") / "report.json").read_text())
     assert record["done"] and len(record["records"]) == 15
     (group,) = read_results(run.root, "micro").groups

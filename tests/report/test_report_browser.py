@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from essence.report.build import write_report
+from essence.report.claims.kept import with_retention
 from essence.report.page import samples
 from essence.report.page.page import render_page
 from essence.report.results.read import read_results
+from support.paper_run import paper_run
 from support.project import required
 from support.synthetic_run import SyntheticRun, full_size_run
 
@@ -65,6 +67,16 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = read_results(full_size_run(tmp_path_factory.mktemp("full")).root, "tiny")
     assert len(results.cells) == 500
     report = results.run_dir / "tiny" / "report" / "report.html"
+    report.parent.mkdir()
+    report.write_text(render_page(results, {}), encoding="utf-8")
+    return report
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the 30 settings of the headline."""
+    results = with_retention(read_results(paper_run(tmp_path_factory.mktemp("paper")).root, "paper"))
+    report = results.run_dir / "paper" / "report" / "report.html"
     report.parent.mkdir()
     report.write_text(render_page(results, {}), encoding="utf-8")
     return report
@@ -321,4 +333,22 @@ def test_a_full_size_matrix_is_whole(browser: Any, full_size: Path, width: int) 
     assert page.locator("#explore polyline").count() == 10
     assert page.locator("#results details.group").count() == 10
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_the_page_of_the_thirty_settings_is_whole_and_says_first_what_was_shown(
+    browser: Any, paper: Path, width: int, scheme: str
+) -> None:
+    page, complaints = open_page(browser, paper, width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and complaints == []
+    heads = page.eval_on_selector_all("#claims thead th", "all => all.map(one => one.textContent)")
+    assert heads == ["Verdict", "Claim", "Ours", "Rests on", "What would decide"]
+    first = page.locator("#claim-retention-half-released")
+    assert first.locator(".word").inner_text().split("\n")[0] in ("reproduced", "undecided", "not reproduced")
+    assert "30 of 30 settings, 1 training of an arm" in first.locator("[data-label='Rests on']").inner_text()
+    undecided = page.locator("#claims tr:has(.word.undecided)")
+    assert undecided.count() and all(len(text) > 20 for text in undecided.locator(".decides").all_inner_texts())
+    total = sum(int(text.split()[0]) for text in page.locator(".summary .word").all_inner_texts())
+    assert total == page.locator("#claims tbody tr").count() + page.locator(".not-run li").count()
     page.close()

@@ -10,6 +10,7 @@ import pytest
 
 from essence.evaluation.statistics import accuracy
 from essence.plan.decision_power import Design
+from essence.record.machine_load import MachineLoad
 from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
@@ -89,7 +90,7 @@ def test_one_training_of_each_arm_in_several_settings_is_replicated_by_settings(
 def timed(lsp: float, seed: int, wall: float, processor: float, ran: Ran | None = None) -> Trained:
     place = PLACE._replace(benchmark="")
     identifier = (f"train-{lsp}-{seed}",)
-    cost, load = {"time": wall}, processor / wall
+    cost, load = {"time": wall}, MachineLoad(wall / processor)
     return Trained(place, "left", "p+cot+a", lsp, seed, cost, False, identifier, load=load, ran=ran)
 
 
@@ -99,7 +100,7 @@ def test_a_busy_machine_is_told_and_not_judged() -> None:
     ]  # fmt: skip
     found = verdict("time-half", trained=busy)
     assert found.word == "not comparable" and "machine was busy" in found.advice
-    assert found.measured and "1.01 at LSP 0.5, 0.23 at 1.0" in found.measured.note
+    assert found.measured and "wall/CPU 0.99 at LSP 0.5, wall/CPU 4.34 at 1.0" in found.measured.note
     one_quiet = [*busy[:3], timed(1.0, 2, 80.0, 79.0)]
     kept = verdict("time-half", trained=one_quiet).measured
     assert kept and kept.estimate.n == 1 and "1 of 2 pairs left out" in kept.note
@@ -113,7 +114,7 @@ def test_trainings_that_ran_at_the_same_moment_are_one_replicate() -> None:
 
     together = verdict("time-half", trained=starts(1.0))
     assert together.word == "undecided" and together.measured and together.measured.estimate.n == 1
-    assert "2 pairs in 1 starts: what ran at the same moment" in together.measured.note
+    assert "2 pairs in 1 start: what ran at the same moment" in together.measured.note
     for one_by_one in (starts(20.0), starts(1.0, "abc")):
         found = verdict("time-half", trained=one_by_one)
         assert found.word == "reproduced" and found.measured and found.measured.estimate.n == 2

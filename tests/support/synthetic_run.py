@@ -58,17 +58,22 @@ class SyntheticRun:
     texts: bool = True
     """True when evaluations have problems, samples and verdicts line by line."""
     title: str = "The whole matrix in miniature"
+    note: str = "Arithmetic with worked traces; Qwen3 architecture of under a million parameters."
     accuracy: dict[float, float] = field(default_factory=lambda: dict(ACCURACY))
     untrained: float = 0.08
     temperature: float = 0.6
     """Of sampling; another one makes other stages of evaluation."""
+    builtin: bool = True
+    """Whether models, data and benchmarks are made by the kit, or come from repositories."""
+    first_minute: int = 0
+    """When its first stage starts, in minutes."""
     finished: bool = True
     plan: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> "SyntheticRun":
         self.plan = {
             "schema_version": 1, "experiment": self.experiment, "title": self.title,
-            "note": "Arithmetic with worked traces; Qwen3 architecture of under a million parameters.",
+            "note": self.note,
             "cells": [], "baselines": [], "stages": {},
         }  # fmt: skip
         for span in self.spans:
@@ -162,7 +167,7 @@ class SyntheticRun:
 
     def _problems(self) -> str:
         identifier = stage_id("download", self.benchmark)
-        source = {"kind": "benchmark", "name": self.benchmark, "builtin": "made by the kit"}
+        source = self._source("benchmark", self.benchmark)
         problems = (
             {"id": f"sum-{n:02d}", "problem": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(PROBLEMS)
         )
@@ -174,13 +179,18 @@ class SyntheticRun:
 
     def _download(self, name: str) -> str:
         identifier = stage_id("download", name)
-        source = {"kind": "model", "name": name, "builtin": "made by the kit"}
+        source = self._source("dataset" if name == self.dataset else "model", name)
         results = {"config": CONFIGS[name == self.teacher]} if name in (self.student, self.teacher) else {}
         self._stage(identifier, "download", f"download {name}", {"source": source}, results=results)
         return identifier
 
+    def _source(self, kind: str, name: str) -> dict[str, Any]:
+        made = {"builtin": "made by the kit"}
+        pinned = {"repository": f"somebody/{name}", "commit": hashlib.sha256(name.encode()).hexdigest()[:40]}
+        return {"kind": kind, "name": name, **(made if self.builtin else pinned)}
+
     def _evaluation(self, of: str, checkpoint: str, accuracy: float, seed: int, lsp: float = 1.0) -> dict[str, Any]:
-        names = (of, checkpoint) if self.temperature == 0.6 else (of, checkpoint, self.temperature)
+        names = (of, checkpoint, self.benchmark, self.temperature)
         generate, grade = stage_id("generate", *names), stage_id("grade", *names)
         total = PROBLEMS * SAMPLES
         capped = round(total * 0.2 * (1.1 - lsp))
@@ -241,7 +251,7 @@ class SyntheticRun:
             if text and not file.exists():
                 file.write_text(text)
         record = manifest(identifier, stage, title, settings, results, data or {}, cost or {})
-        record["identity"] |= started_in_turn(len(self.plan["stages"]))
+        record["identity"] |= started_in_turn(self.first_minute + len(self.plan["stages"]))
         (folder / "manifest.json").write_text(json.dumps({**record, "seal": seal_of(record)}))
 
 
@@ -255,7 +265,8 @@ def per_problem(accuracy: float, seed: int) -> list[dict[str, Any]]:
     """Correct samples of each problem: some problems are easier, and every seed finds the same ones easy."""
     chance = random.Random(round(1000 * accuracy) + seed)
     ease = [
-        min(1.0, max(0.0, accuracy + 0.35 * math.sin(7.0 * index))) if accuracy else 0.0 for index in range(PROBLEMS)
+        accuracy if accuracy in (0.0, 1.0) else min(1.0, max(0.0, accuracy + 0.35 * math.sin(7.0 * index)))
+        for index in range(PROBLEMS)
     ]
     return [
         {"problem": f"sum-{index:02d}", "correct": sum(chance.random() < p for _ in range(SAMPLES)), "samples": SAMPLES}

@@ -7,6 +7,7 @@ must be equal on both sides of a comparison.
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad
 from essence.record.trace_record import TraceRecord
 from essence.report.claims.definition import Claim, Quantity
 from essence.report.results.records import Ending
@@ -102,8 +103,8 @@ class Trained:
     """Lowest cross-entropy on the validation rows."""
     devices: str = ""
     """What it ran on, and shared out how: times and memory are compared on equal ones only."""
-    load: float | None = None
-    """Processor seconds per second: it falls where other work took the machine."""
+    load: MachineLoad = UNKNOWN_LOAD
+    """What other work on the machine shows in."""
     ran: Ran | None = None
     loss_form: str = ""
     """Whether the loss holds the logits (`plain`) or never does (`chunked`); empty where not known."""

@@ -183,7 +183,7 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 stages=(cell.train.id,),
                 validation_ce=cell.train.number("results", "lowest_validation_ce"),
                 devices=_devices(cell),
-                load=cell.load,
+                load=cell.train.load,
                 ran=_ran(cell.train),
                 loss_form=str(cell.train.look("settings", "executed", "preflight", "objective", "form") or ""),
             )

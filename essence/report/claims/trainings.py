@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from essence.evaluation.statistics import Estimate, student_t, student_two_sided
+from essence.record.machine_load import mean_load
 from essence.report.claims.advice import ONE_PAIR
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Setting, Trained
@@ -19,8 +20,6 @@ from essence.report.claims.measured import Measured, Outcome, Replicates, wanted
 GB_IN_GIB = 1e9 / 2**30
 Pair = tuple[Trained, Trained]
 """At the claim's proportion, and at 1.0."""
-LOADS_DIFFER = 0.1
-"""Two trainings whose processor seconds per second differ by a larger share did not run alike."""
 BUSY = "the machine was busy: the trainings of each pair had different shares of the processor"
 SAME_MOMENT = ": what ran at the same moment on the same machine counts as one"
 CHUNKED = (
@@ -45,11 +44,12 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
 
 def _time_ratio(claim: Claim, evidence: Evidence, pairs: Sequence[Pair]) -> Measured:
     """Of pairs whose trainings had the machine alike; those that ran at the same moment are one."""
-    quiet = [(a, b) for a, b in pairs if not _busy(a, b)]
+    quiet = [(a, b) for a, b in pairs if not a.load.differs(b.load)]
     used = quiet or pairs
     starts = _by_start(used)
     note = [_loads(pairs, len(pairs) - len(quiet))]
-    note += [f"{len(used)} pairs in {len(starts)} starts" + SAME_MOMENT] if len(starts) < len(used) else []
+    if len(starts) < len(used):
+        note.append(f"{len(used)} pairs in {len(starts)} start{'s' * (len(starts) > 1)}{SAME_MOMENT}")
     found = _over_runs(_ratios("time", starts), evidence.level, counted=False)
     return _measured(claim, found, used, "; ".join(filter(None, note)), "" if quiet else BUSY)
 
@@ -101,18 +101,12 @@ def _measured(
     )  # fmt: skip
 
 
-def _busy(short: Trained, full: Trained) -> bool:
-    """Whether one of two trainings had less of the machine than the other; False where that is not known."""
-    return bool(short.load and full.load and abs(short.load / full.load - 1.0) > LOADS_DIFFER)
-
-
 def _loads(pairs: Sequence[Pair], left_out: int) -> str:
-    """`processor seconds per second 0.98 and 0.23`, and how many pairs count for nothing."""
-    known = [(a.load, b.load) for a, b in pairs if a.load and b.load]
-    if not known:
+    """`wall/CPU 1.02 at LSP 0.5, 4.27 at 1.0`, and how many pairs count for nothing."""
+    short, full = (mean_load([pair[side].load for pair in pairs]).words for side in (0, 1))
+    if not short or not full:
         return ""
-    short, full = np.mean(known, axis=0)
-    shown = f"processor seconds per second {short:.2f} at LSP {pairs[0][0].lsp:g}, {full:.2f} at 1.0"
+    shown = f"{short} at LSP {pairs[0][0].lsp:g}, {full} at 1.0"
     return f"{shown}; {left_out} of {len(pairs)} pairs left out" if 0 < left_out < len(pairs) else shown
 
 

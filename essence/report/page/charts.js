@@ -107,7 +107,8 @@
   /** Names the cells behind a mark, each with its manifest and, where there are any, its samples. */
   function describe(line, point, measure) {
     note.replaceChildren(`${line.label}, LSP ${point.x}: ${withInterval([point.y, point.low, point.high], measure)}; ` +
-      `${point.arm.cells.length} of ${point.arm.planned} cells. `);
+      `${point.arm.cells.length} of ${point.arm.planned} cells. ` +
+      (measure === MEASURES.time && point.arm.load ? `Measured beside: ${point.arm.load}. ` : ""));
     for (const [cell, link, value, grade] of point.arm.cells) {
       note.append(make("a", { href: link }, value === null ? cell : `${cell} (${percent(value)})`), " ");
       if (!grade || !document.getElementById("samples")) continue;

@@ -1,6 +1,7 @@
 """The claims table as people read it: the verdict first, what it rests on, what would decide."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,12 @@ STYLES: dict[Verdict, str] = {
     "shown, not judged": "dim",
     "not run": "dim",
 }
+DECIDES: dict[Verdict, str] = {
+    "reproduced": "decided",
+    "not reproduced": "decided",
+    "shown, not judged": "a run in a setting of the paper",
+}
+"""Where a verdict has no advice of its own."""
 GRADE_WORDS = {"A": "abstract or released code", "B": "second hand", "kit": "not in the paper"}
 
 
@@ -42,11 +49,21 @@ class ClaimRow:
     count: str
     """What ours is over: settings, and problems or runs."""
     word: Verdict
+    where: str
+    """In how many of the paper's settings; empty where in all, or where nothing is judged."""
     verdict: str
-    """The word, and in how many of the paper's settings."""
-    detail: str
-    """Advice, or what is missing, or a note."""
+    """The word and where."""
+    rests: str
+    """What is to be known of the trainings, rows or pairs of runs that it rests on."""
+    decides: str
+    """What would decide, what is missing, or why it is not judged; `decided` where the word stands."""
     stages: tuple[str, ...]
+
+    @property
+    def detail(self) -> str:
+        """Both in one line, for where there is one place for them."""
+        decides = "" if self.decides in DECIDES.values() else self.decides
+        return "; ".join(part for part in (decides, self.rests) if part)
 
 
 def claim_rows(judged: Sequence[ClaimVerdict]) -> list[ClaimRow]:
@@ -68,9 +85,25 @@ def claims_lead(judged: Sequence[ClaimVerdict]) -> str:
     return lead
 
 
+def claims_summary(rows: Sequence[ClaimRow]) -> list[tuple[Verdict, int]]:
+    """How many claims have which word, in the order of `STYLES`; words that none has are left out."""
+    counts = Counter(row.word for row in rows)
+    return [(word, counts[word]) for word in STYLES if counts[word]]
+
+
+def headline(judged: Sequence[ClaimVerdict]) -> list[tuple[Verdict, str]]:
+    """The primary claim under each protocol that has it: its word and a sentence, for the top of the page."""
+    primary = [one for one in judged if one.claim.primary and one.measured]
+    several = len({one.protocol for one in judged}) > 1
+    return [
+        (row.word, f"{row.title}{f' ({row.protocol})' if several else ''}. Ours: {row.ours}, over {row.count}.")
+        for row in map(_row, primary)
+    ]
+
+
 def _row(judged: ClaimVerdict) -> ClaimRow:
     claim, measured = judged.claim, judged.measured
-    details = [judged.advice, _rests_on(judged), _look(judged), measured.note if measured else ""]
+    rests = [_rests_on(judged), _look(judged), measured.note if measured else ""]
     return ClaimRow(
         id=claim.id,
         title=claim.title,
@@ -82,10 +115,19 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
         ours=_ours(judged),
         count=_count(judged),
         word=judged.word,
+        where=judged.where,
         verdict=f"{judged.where}: {judged.word}" if judged.where else judged.word,
-        detail="; ".join(detail for detail in details if detail),
+        rests="; ".join(part for part in rests if part),
+        decides=_decides(judged),
         stages=measured.stages if measured else (),
     )
+
+
+def _decides(judged: ClaimVerdict) -> str:
+    """The advice; of a retention, which the planner knows, the command that says how many trainings would do."""
+    if judged.word == "undecided" and judged.claim.measure == "retention":
+        return f"{judged.advice}; invoke plan --decide {judged.claim.id} says how many seeds would decide"
+    return judged.advice or DECIDES.get(judged.word, "")
 
 
 def _reported(claim: Claim) -> str:
@@ -179,7 +221,7 @@ def print_claims(rows: Sequence[ClaimRow], console: Console) -> None:
     """The claims that were measured as a table, what decides under each; the others with what they need."""
     table = Table(title="Claims of the paper", title_justify="left", title_style="bold", box=None, pad_edge=False)
     several = len({row.protocol for row in rows}) > 1
-    for name in ("Claim", "Verdict", "Reported", "Ours", "Measured on"):
+    for name in ("Verdict", "Claim", "Reported", "Ours", "Measured on"):
         table.add_column(name, header_style="dim", vertical="top", overflow="fold")
     for row in (row for row in rows if row.word != "not run"):
         title = Text(f"{row.title} ({row.protocol})" if several else row.title)
@@ -187,9 +229,9 @@ def print_claims(rows: Sequence[ClaimRow], console: Console) -> None:
             title.append(f"\n{row.detail}", style="dim")
         hand = f"{row.reported}\n{row.grade}" if row.grade == GRADE_WORDS["B"] else row.reported
         verdict = Text(row.verdict, style=STYLES[row.word])
-        table.add_row(title, verdict, Text(hand), Text(row.ours), Text(row.count))
+        table.add_row(verdict, title, Text(hand), Text(row.ours), Text(row.count))
     console.print(table)
     left = [row for row in rows if row.word == "not run"]
     for row in left:
         suffix = f" ({row.protocol})" if several else ""
-        console.print(Text(f"not run: {row.title}{suffix}: {row.detail}", style="dim"))
+        console.print(Text(f"not run: {row.title}{suffix}: {row.decides}", style="dim"))

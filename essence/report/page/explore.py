@@ -122,6 +122,7 @@ def _cost(arm: Arm) -> dict[str, Any]:
     return {
         "lsp": arm.lsp,
         "planned": len(arm.cells),
+        "load": arm.load.words,
         **{word: [_rounded(arm.ratio.get(word))] for word in COSTS},
         "cells": [[cell.name, cell.train.link, None] for cell in cells],
     }

@@ -121,6 +121,9 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
     mark = reported.COST
     on_device = any(cell.train.number("cost", "peak_gpu_memory_gib") for arm in arms for cell in arm.cells)
     note = "Resident memory of the process, its libraries included." if word == "memory" and not on_device else ""
+    if word == "time":
+        loads = [f"{proportion(arm.lsp)}: {arm.load.words}" for arm in arms if arm.load.words]
+        note = f"Measured beside, by LSP: {', '.join(loads)}." if loads else ""
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))

@@ -104,7 +104,19 @@ def _cost(group: Group, words: Words) -> str:
     parts = _listed(
         [f"{COST_NAMES[word]} {text.times(ratio)}{_verdict(words, f'{word}-half')}" for word, ratio in ratios.items()]
     )
-    return f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each."
+    costs = f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each."
+    return f"{costs} {busy}" if (busy := busy_words(group)) else costs
+
+
+def busy_words(group: Group) -> str:
+    """What the two times at the paper's proportion and at 1.0 were measured beside, where that differs; else empty."""
+    arm, full = arm_at(group, reported.COST.lsp), arm_at(group, FULL)
+    if arm is None or full is None or not arm.load.differs(full.load):
+        return ""
+    return (
+        f"The machine was busy: {arm.load.words} at LSP {arm.lsp:g}, {full.load.words} at 1.0, so the times are shown "
+        "and not compared."
+    )
 
 
 def _verdict(words: Words, claim: str) -> str:

@@ -81,11 +81,12 @@ def _markdown_tokens(view: TokensView) -> list[str]:
 
 def markdown_claims(verdicts: Sequence[ClaimVerdict]) -> str:
     """The claims as a GitHub table."""
-    head = ["Verdict", "Claim", "Protocol", "Reported", "Accepted", "Ours", "Measured on", ""]
+    head = ["Verdict", "Claim", "Protocol", "Reported", "Accepted", "Ours", "Rests on", "What would decide"]
     lines = [_markdown_line(head), _markdown_line([":--"] * len(head))]
     for row in claim_rows(verdicts):
         title = f"{row.title} ({row.grade})"
-        shown = (row.protocol, row.reported, row.accepted, row.ours, row.count, row.detail)
+        rests = "; ".join(part for part in (row.count, row.rests) if part)
+        shown = (row.protocol, row.reported, row.accepted, row.ours, rests, row.decides)
         cells = (row.verdict, title, *shown)
         lines.append(_markdown_line([markdown_text(cell) for cell in cells]))
     return "\n".join(lines)
@@ -154,8 +155,8 @@ def _markdown_number(row: Row, column: Column) -> str:
     main = column.main(row)
     if main != NOTHING and len(links) == 1:
         main = f"[{main}]({links[0]})"
-    small = markdown_text(column.small(row))
-    return f"{main} {small}".strip()
+    beside = [markdown_text(text) for text in (column.small(row), column.load(row)) if text]
+    return " ".join([main, *beside])
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

@@ -9,14 +9,16 @@ import jinja2
 from markupsafe import Markup, escape
 
 from essence import text
+from essence.record.machine_load import WALL_OVER_CPU
 from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions
 from essence.report.page import reported
 from essence.report.page.browse import browser_data
-from essence.report.page.claims_table import claim_rows, claims_lead
+from essence.report.page.claims_table import claim_rows, claims_lead, claims_summary, headline
 from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
+from essence.report.page.overview import overview_rows
 from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import rows_views, trained_rows
 from essence.report.page.samples import PIECE_CHARACTERS, Pieces
@@ -24,11 +26,12 @@ from essence.report.page.statement import statement
 from essence.report.page.svg import DARK, LIGHT, css_variables, inlined
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cell_rows, missing_lines
 from essence.report.page.tokens import LSP_COLUMNS
-from essence.report.results.records import Evaluation, Figure, Group, GroupKey, Results
+from essence.report.results.records import FULL, Arm, Evaluation, Figure, Group, GroupKey, Results
 from essence.report.results.run_facts import (
     environment_facts,
     finished_at,
     settings_facts,
+    total_load,
     total_wall_s,
 )
 
@@ -95,9 +98,14 @@ def render_page(
     views = [
         _group_view(results, g, f"g{i}", figures.get(g.key, []), verdicts) for i, g in enumerate(results.groups, 1)
     ]
+    rows = claim_rows(verdicts)
     context: dict[str, Any] = {
         "results": results,
-        "claims": claim_rows(verdicts),
+        "claims": [row for row in rows if row.word != "not run"],
+        "claims_not_run": [row for row in rows if row.word == "not run"],
+        "claims_summary": claims_summary(rows),
+        "headline": headline(verdicts),
+        "overview": overview_rows(results) if len(results.groups) > MOST_INLINED_GROUPS else [],
         "claims_lead": claims_lead(verdicts),
         "questions": question_rows(questions) if asked(questions) else [],
         "questions_lead": questions_lead(questions),
@@ -117,6 +125,7 @@ def render_page(
         "environment": environment_facts(results),
         "finished": finished_at(results),
         "wall": text.duration(total_wall_s(results)),
+        "load": total_load(results).words,
         "reported_lsp": text.proportion(reported.RETENTION.lsp),
         "nothing": text.NOTHING,
         "citation": reported.CITATION,
@@ -216,8 +225,17 @@ def _tiles(group: Group, evaluation: Evaluation) -> list[Tile]:
         tiles.append(Tile("Accuracy kept", text.percent(kept.value), text.interval(kept), reported.RETENTION.words))
     for word, name in COST_NAMES.items():
         if word in arm.ratio:
-            tiles.append(Tile(name[0].upper() + name[1:], text.percent(arm.ratio[word]), "", reported.COST.words))
+            beside = _loads(group, arm) if word == "time" else ""
+            tiles.append(Tile(name[0].upper() + name[1:], text.percent(arm.ratio[word]), beside, reported.COST.words))
     return tiles
+
+
+def _loads(group: Group, arm: Arm) -> str:
+    """What the time of an arm, and that at LSP 1.0, are to be read beside: `wall/CPU 1.02, at 1.0 1.03`."""
+    full = arm_at(group, FULL)
+    known = arm.load.words and full and full.load.words
+    beside = full.load.words.removeprefix(f"{WALL_OVER_CPU} ") if full else ""
+    return f"{arm.load.words}, at LSP 1.00 {beside}" if known else arm.load.words
 
 
 def _progress(results: Results) -> str:

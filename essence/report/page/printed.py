@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from essence.record.machine_load import WALL_OVER_CPU
 from essence.report.claims.kept import read_with_retention
 from essence.report.claims.verdict import judge, judge_questions
 from essence.report.page.claims_table import claim_rows, print_claims
@@ -37,6 +38,8 @@ def print_results(run_dir: Path, experiment: str, console: Console) -> None:
             if endings := ending_rows(results, group, evaluation):
                 console.print(terminal_endings(endings))
             console.print()
+    if any(cell.train.load.words for cell in results.cells):
+        console.print(Text(f"Costs: against LSP 1.0. Time: ({WALL_OVER_CPU}), or how busy the GPUs were.", style="dim"))
     if builtin_sources(results):
         for sentence in what_it_is(results):
             console.print(Text(sentence, style="dim"))
@@ -65,8 +68,9 @@ def terminal_table(rows: Sequence[Row], width: int) -> Table:
 
 
 def _terminal_number(row: Row, column: Column, separator: str) -> str:
-    main, small = column.main(row), column.small(row)
+    main, small, load = column.main(row), column.small(row), column.load(row)
     if column.source == "trains":
         # The ratio to LSP 1.0 says more than the absolute cost, which the page has.
-        return small or main
+        beside = f"{separator}({load.removeprefix(f'{WALL_OVER_CPU} ')})" if load else ""
+        return f"{small or main}{beside}"
     return f"{main}{separator}{small}" if small else main

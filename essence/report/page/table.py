@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from essence.evaluation.statistics import Estimate
+from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad
 from essence.report.results.records import CellResult, Ending, Evaluation, Group, Results, Score
 from essence.text import duration, interval, magnitude, memory, percent, proportion, times, whole
 
@@ -37,6 +38,8 @@ class Row:
     """Links to the manifests behind accuracy, retention and lengths."""
     trains: tuple[str, ...]
     """Links to the manifests behind the costs."""
+    load: MachineLoad = UNKNOWN_LOAD
+    """How much of the machine the trainings had."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Column:
     source: Literal["grades", "trains"]
     main: Callable[[Row], str]
     small: Callable[[Row], str] = lambda _: ""
+    load: Callable[[Row], str] = lambda _: ""
+    """What a measured time is to be read beside."""
     hint: str = ""
     """What the column holds, for a tooltip and the legend."""
 
@@ -66,10 +71,14 @@ COLUMNS = (
     ),
     Column(
         "Retention", "grades", lambda r: percent(r.retention.value if r.retention else None),
-        lambda r: interval(r.retention), "share of the accuracy at LSP 1.0 that is kept",
+        lambda r: interval(r.retention), hint="share of the accuracy at LSP 1.0 that is kept",
     ),
-    Column("Tokens", "trains", *_cost("tokens", magnitude), "training rows after truncation"),
-    Column("Time", "trains", *_cost("time", duration)),
+    Column("Tokens", "trains", *_cost("tokens", magnitude), hint="training rows after truncation"),
+    Column(
+        "Time", "trains", *_cost("time", duration), lambda r: r.load.words,
+        "wall time, below it wall over processor time (wall/CPU) or how busy the GPUs were: where that "
+        "differs between rows, the machine did other work too",
+    ),
     Column("Memory", "trains", *_cost("memory", memory)),
     Column("FLOPs", "trains", *_cost("flops", magnitude)),
     Column("At cap", "grades", lambda r: percent(r.capped_share), hint="completions cut off at the token cap"),
@@ -102,6 +111,7 @@ def arm_rows(results: Results, group: Group, evaluation: Evaluation) -> list[Row
                 state=f"{len(scores)} of {len(arm.cells)} graded",
                 grades=tuple(score.grade.link for score in scores),
                 trains=tuple(cell.train.link for cell in arm.cells if cell.train.state == "done"),
+                load=arm.load,
             )
         )
     return [row for row in [*rows, baselines["teacher"]] if row]
@@ -148,6 +158,7 @@ def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str,
         cost=cost,
         ratio={w: value / arm_cost[w] * arm_ratio[w] for w, value in cost.items() if w in arm_ratio and arm_cost[w]},
         trains=(cell.train.link,) if cell.train.state == "done" else (),
+        load=cell.train.load,
         state=cell.state_words,
     )
 

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, SkipValidation
 
 from essence.evaluation.statistics import Estimate
+from essence.record.machine_load import MachineLoad, mean_load
 from essence.record.run_directory import State
 from essence.record.trace_record import TraceRecord
 from essence.report.results.stage_reader import StageEvidence
@@ -129,17 +130,6 @@ class CellResult(CellAxes):
             kept_tokens=rows.tokens if rows else None,
         )
 
-    @property
-    def load(self) -> float | None:
-        """Processor seconds per second of the training.
-
-        None after several attempts: processor time is that of the last one, wall time that of all.
-        """
-        manifest = self.train.training
-        if manifest is None or len(manifest.identity.attempts) > 1 or not manifest.cost.wall_s:
-            return None
-        return manifest.cost.cpu_s / manifest.cost.wall_s or None
-
     def score(self, evaluation: Evaluation) -> Score | None:
         """One evaluation, if the plan has it."""
         return next((s for s in self.scores if s.evaluation == evaluation), None)
@@ -208,6 +198,11 @@ class Arm:
     """Mean over the cells, by word of `COST_UNITS`."""
     ratio: dict[str, float]
     """The same against the LSP 1.0 arm of the reference group."""
+
+    @property
+    def load(self) -> MachineLoad:
+        """Mean over its trainings."""
+        return mean_load([cell.train.load for cell in self.cells])
 
 
 @dataclass(frozen=True)

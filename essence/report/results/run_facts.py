@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from essence.record.finished import flat_settings
+from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad
 from essence.record.manifest import Gpu, Manifest
 from essence.record.stage_records import DownloadManifest
 from essence.report.results.records import Results
@@ -22,6 +23,8 @@ class Fact:
     name: str
     values: tuple[str, ...]
     link: str
+    stage: str
+    """Id of that first one."""
 
 
 def settings_facts(results: Results) -> dict[str, list[Fact]]:
@@ -61,6 +64,13 @@ def finished_at(results: Results) -> str:
 def total_wall_s(results: Results) -> float:
     """Wall time of all finished stages together."""
     return sum(stage.manifest.cost.wall_s for stage in results.stages if stage.manifest)
+
+
+def total_load(results: Results) -> MachineLoad:
+    """Wall time over processor time of all finished stages of one attempt together; GPUs are left to their rows."""
+    known = [stage for stage in results.stages if stage.manifest and stage.load.wall_over_cpu]
+    costs = [stage.manifest.cost for stage in known if stage.manifest]
+    return MachineLoad(sum(c.wall_s for c in costs) / sum(c.cpu_s for c in costs)) if costs else UNKNOWN_LOAD
 
 
 Named = Iterator[tuple[str, object]]
@@ -115,11 +125,12 @@ def _gpu_words(gpu: Gpu) -> str:
 
 def _facts(pairs: Iterable[tuple[str, object, StageEvidence]]) -> list[Fact]:
     """Different values by name, in the order they are met; what is None or empty is left out."""
-    values: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, StageEvidence]] = {}
     for name, value, stage in pairs:
         if value not in (None, "", {}):
-            values.setdefault(name, {}).setdefault(_shown(value), stage.link)
-    return [Fact(name, _shortened(list(found)), next(iter(found.values()))) for name, found in values.items()]
+            values.setdefault(name, {}).setdefault(_shown(value), stage)
+    first = {name: next(iter(found.values())) for name, found in values.items()}
+    return [Fact(name, _shortened(list(found)), first[name].link, first[name].id) for name, found in values.items()]
 
 
 def _shortened(values: list[str]) -> tuple[str, ...]:
