@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,7 +91,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"holds {constant}")
 
 
-def append_json_line(path: Path, line: dict[str, Any]) -> None:
+def append_json_line(path: Path, line: Mapping[str, object]) -> None:
     """Append to a journal of JSON lines, durably."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

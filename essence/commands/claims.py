@@ -8,7 +8,8 @@ from rich.text import Text
 
 from essence.errors import RecordError, disk_error
 from essence.record.run_directory import RunDirectory
-from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, judged_record, record_verdicts
+from essence.report.claims.claim_record import claim_record
+from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, record_verdicts
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.page.questions_table import print_questions, question_record
 from essence.report.results.read import read_results
@@ -32,7 +33,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
         record = {
             "experiments": [one.experiment for one in used],
             "not_counted": refused,
-            "claims": [judged_record(one) for one in judged],
+            "claims": [claim_record(one).model_dump() for one in judged],
             "questions": [question_record(one) for one in questions],
         }
         sys.stdout.write(json.dumps(record, indent=2, allow_nan=False) + "\n")

@@ -5,13 +5,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from essence.data.decontaminate import Decontaminator, read_questions
 from essence.data.markers import Trace, has_solution_marker, replace_exactly, split_trace
 from essence.data.readers import READERS
 from essence.data.reasons import NOT_WANTED, NOTES, Exchange, Fault, Reason
 from essence.data.row_files import count_rows, may_be_settings, no_rows_error, read_files
+from essence.data.row_records import ReasonCount, RowCounts, RowExample
 from essence.data.thoughts import THOUGHT_FIELDS, holds_thought
 from essence.errors import InputError
 from essence.files import write_json
@@ -23,36 +23,49 @@ EXCERPT_CHARACTERS = 300
 TEXT_END_CHARACTERS = 40
 """Of each long text in an excerpt, so much of its beginning and of its end: most faults are at one of them."""
 
-Counts = Mapping[str, Mapping[str, Any]]
-"""`{reason: {"count": n, "seen": {name: n}, "examples": [{"position", "row"}]}}`, as it is in a manifest and in
-rejections.json; `seen` (roles, fields, types) where the reason has any."""
+
+@dataclass
+class ReasonTally:
+    """Rows that one reason concerns, as they come."""
+
+    count: int = 0
+    examples: list[RowExample] = field(default_factory=list)
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def add(self, seen: str, position: int, row: object) -> None:
+        self.count += 1
+        if seen:
+            name = seen if seen.isprintable() else excerpt(seen)[1:-1]
+            if name in self.seen or len(self.seen) < SEEN_KEPT:
+                self.seen[name] = self.seen.get(name, 0) + 1
+        if len(self.examples) < EXAMPLES_KEPT:
+            self.examples.append(RowExample(position=position, row=excerpt(row)))
+
+    def record(self) -> ReasonCount:
+        """Without `seen` where the reason has none."""
+        if not self.seen:
+            return ReasonCount(count=self.count, examples=self.examples)
+        return ReasonCount(count=self.count, examples=self.examples, seen=self.seen)
 
 
 @dataclass
 class Rejections:
     """Rows by reason."""
 
-    reasons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, ReasonTally] = field(default_factory=dict)
     count: int = 0
     faulty: int = 0
     """Of these, rows that were rejected for what they are, not because they are not wanted."""
 
     def add(self, fault: Fault, position: int, row: object) -> None:
-        entry = self.reasons.setdefault(fault.reason.value, {"count": 0, "examples": []})
-        entry["count"] += 1
+        self.reasons.setdefault(fault.reason.value, ReasonTally()).add(fault.seen, position, row)
         self.count += 1
         self.faulty += fault.reason not in NOT_WANTED
-        if fault.seen:
-            seen: dict[str, int] = entry.setdefault("seen", {})
-            name = excerpt(fault.seen)[1:-1] if not fault.seen.isprintable() else fault.seen
-            if name in seen or len(seen) < SEEN_KEPT:
-                seen[name] = seen.get(name, 0) + 1
-        if len(entry["examples"]) < EXAMPLES_KEPT:
-            entry["examples"].append({"position": position, "row": excerpt(row)})
 
-    def as_dict(self) -> dict[str, dict[str, Any]]:
+    def record(self) -> dict[str, ReasonCount]:
         """The counts with examples, the most frequent reason first."""
-        return dict(sorted(self.reasons.items(), key=lambda item: (-item[1]["count"], item[0])))
+        by_count = sorted(self.reasons.items(), key=lambda item: (-item[1].count, item[0]))
+        return {reason: tally.record() for reason, tally in by_count}
 
 
 def excerpt(row: object) -> str:
@@ -75,31 +88,31 @@ def _shortened(value: object, depth: int) -> object:
     return value
 
 
-def rejection_table(results: Mapping[str, Any], examples: bool = False) -> list[str]:
-    """Lines for people from the results of a tokenize stage: what was read, rejected and remarkable, and why."""
-    read, kept = int(results["rows_read"]), int(results["rows_kept"])
+def rejection_table(counts: RowCounts, examples: bool = False) -> list[str]:
+    """Lines for people on the rows of a tokenize stage: what was read, rejected and remarkable, and why."""
+    read, kept = counts.rows_read, counts.rows_kept
     lines = [f"{read:,} rows read, {kept:,} kept, {read - kept:,} rejected ({share(read - kept, read)})"]
-    lines += _reason_lines(results["rejections"], "rejected", examples)
-    lines += _reason_lines(results.get("remarks", {}), "kept", examples)
-    for benchmark, found in results.get("contamination", {}).items():
-        if found["exact"] or found["overlap"]:
-            what = f"{found['exact']:,} repeat one of its {found['problems']:,} problems, {found['overlap']:,} overlap"
+    lines += _reason_lines(counts.rejections or {}, "rejected", examples)
+    lines += _reason_lines(counts.remarks, "kept", examples)
+    for benchmark, found in counts.contamination.items():
+        if found.exact or found.overlap:
+            what = f"{found.exact:,} repeat one of its {found.problems:,} problems, {found.overlap:,} overlap"
             lines.append(f"  {benchmark}: {what}")
     return lines
 
 
-def _reason_lines(counts: Counts, fate: str, examples: bool) -> list[str]:
+def _reason_lines(reasons: Mapping[str, ReasonCount], fate: str, examples: bool) -> list[str]:
     lines = []
-    for reason, entry in counts.items():
-        lines.append(f"  {entry['count']:>9,} {fate}: {reason}{seen_words(entry)}")
+    for reason, entry in reasons.items():
+        lines.append(f"  {entry.count:>9,} {fate}: {reason}{seen_words(entry)}")
         if examples:
-            lines += [f"            row {e['position']}: {e['row']}" for e in entry["examples"]]
+            lines += [f"            row {example.position}: {example.row}" for example in entry.examples]
     return lines
 
 
-def seen_words(entry: Mapping[str, Any]) -> str:
+def seen_words(entry: ReasonCount) -> str:
     """` (seen: 'human', 'gpt')`: the names that were found most, or nothing."""
-    names = sorted(entry.get("seen", {}).items(), key=lambda item: (-item[1], item[0]))
+    names = sorted(entry.seen.items(), key=lambda item: (-item[1], item[0]))
     more = "; ..." if len(names) > SEEN_SHOWN else ""
     return f" (seen: {'; '.join(name for name, _ in names[:SEEN_SHOWN])}{more})" if names else ""
 
@@ -166,19 +179,19 @@ class AcceptedRows:
         self._check_share()
         self._check_thoughts()
 
-    def results(self) -> dict[str, Any]:
-        """For the manifest: rows_read, rows_kept, rejections, remarks on kept rows, contamination by benchmark."""
-        return {
-            "rows_read": self.read,
-            "rows_kept": self.kept,
-            "rejections": self._rejected.as_dict(),
-            "remarks": self._remarks.as_dict(),
-            "contamination": self._decontaminator.results(),
-        }
+    def results(self) -> RowCounts:
+        """What became of the rows so far."""
+        return RowCounts(
+            rows_read=self.read,
+            rows_kept=self.kept,
+            rejections=self._rejected.record(),
+            remarks=self._remarks.record(),
+            contamination=self._decontaminator.results(),
+        )
 
     def write(self, path: Path) -> None:
         """rejections.json: `results()` as a file of its own."""
-        write_json(path, self.results())
+        write_json(path, self.results().model_dump(mode="json"))
 
     def _accept(self, position: int, row: object) -> Exchange | None:
         """The row as it is to be rendered, or None when it was rejected; either way it is counted."""
@@ -264,7 +277,7 @@ class AcceptedRows:
         faulty = self._rejected.faulty
         table = "\n".join(rejection_table(self.results(), examples=True))
         if self.kept == 0:
-            entries = self._rejected.as_dict().items()
+            entries = self._rejected.record().items()
             most = next((f": {reason}{seen_words(entry)}" for reason, entry in entries), "")
             raise InputError(f"{table}\n{self._folder}: none of {self.read} rows can be used{most}")
         if faulty > limit * self.read:

@@ -12,16 +12,16 @@ Only questions are compared: an answer that quotes a problem belongs to a questi
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from essence.data.row_files import read_rows
+from essence.data.row_records import Contamination, How, SharedProblem
 from essence.errors import InputError, nearest
 
-How = Literal["exact", "overlap", "formulaic"]
 FORMULA_WORDS = 8
 FORMULA_PROBLEMS = 3
 EXAMPLES_KEPT = 5
@@ -46,13 +46,24 @@ class Found:
     """What was found of one benchmark."""
 
     problems: int
-    exact: int = 0
-    overlap: int = 0
-    formulaic: int = 0
-    examples: list[dict[str, Any]] = field(default_factory=list)
+    rows: Counter[How] = field(default_factory=Counter)
+    examples: list[SharedProblem] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("problems", "exact", "overlap", "formulaic", "examples")}
+    def add(self, example: SharedProblem) -> None:
+        """Count a row; the first few that mark a problem are kept."""
+        self.rows[example.how] += 1
+        if example.how != "formulaic" and len(self.examples) < EXAMPLES_KEPT:
+            self.examples.append(example)
+
+    def record(self) -> Contamination:
+        rows = self.rows
+        return Contamination(
+            problems=self.problems,
+            exact=rows["exact"],
+            overlap=rows["overlap"],
+            formulaic=rows["formulaic"],
+            examples=self.examples,
+        )
 
 
 class Decontaminator:
@@ -80,16 +91,13 @@ class Decontaminator:
         for benchmark in {problem.benchmark for problem, _, _ in matches}:
             of_benchmark = [match for match in matches if match[0].benchmark == benchmark]
             problem, how, shared = min(of_benchmark, key=lambda match: get_args(How).index(match[1]))
-            found = self._found[benchmark]
-            setattr(found, how, getattr(found, how) + 1)
-            if how != "formulaic" and len(found.examples) < EXAMPLES_KEPT:
-                example = {"position": position, "problem": problem.number, "how": how, "shared": shared}
-                found.examples.append(example)
+            example = SharedProblem(position=position, problem=problem.number, how=how, shared=shared)
+            self._found[benchmark].add(example)
         return any(how != "formulaic" for _, how, _ in matches)
 
-    def results(self) -> dict[str, dict[str, Any]]:
-        """By benchmark: problems, and rows that are exact, overlap and formulaic, with examples."""
-        return {name: found.as_dict() for name, found in self._found.items()}
+    def results(self) -> dict[str, Contamination]:
+        """By benchmark."""
+        return {name: found.record() for name, found in self._found.items()}
 
     def _matches(self, question: str) -> list[tuple[Problem, How, str]]:
         """(problem, how, what is shared) for every problem that has something in common with the question."""

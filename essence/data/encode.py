@@ -21,13 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 import tiktoken
 
 from essence.data.truncation import Tokens
 
+NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+NORMAL_FORMS: tuple[NormalForm, ...] = get_args(NormalForm)
 COMPARED_TEXTS = 64
 """Of the first batch, encoded by both libraries."""
 PROBES = ("a{0}a", " {0} ", "1{0}1", "\n{0}\n", "'{0}", "{0}{0}\n", "-{0} \n{0}a", "{0}1 a")
@@ -129,12 +131,60 @@ def _token_at(encoding: Any, place: int) -> int:
     return -1 if token is None else int(token)
 
 
+class Normalizer(TypedDict, total=False):
+    """How tokenizer.json brings texts into a normal form: one way, or a sequence of them."""
+
+    type: str
+    normalizers: list["Normalizer"]
+
+
+class PreTokenizer(TypedDict, total=False):
+    """How tokenizer.json cuts texts into words."""
+
+    pretokenizers: list[dict[str, object]]
+    """Steps, each with options of its own `type`."""
+
+
+class AddedToken(TypedDict):
+    """A token that is found before anything else."""
+
+    id: int
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+
+
+class BpeModel(TypedDict, total=False):
+    """Vocabulary and merges, where `type` is BPE."""
+
+    type: str
+    dropout: float | None
+    unk_token: str | None
+    continuing_subword_prefix: str | None
+    end_of_word_suffix: str | None
+    byte_fallback: bool
+    vocab: dict[str, int]
+    merges: list[str] | list[list[str]]
+    """Pairs of tokens; as one text with a space between in files of earlier versions of the library."""
+
+
+class TokenizerFile(TypedDict):
+    """tokenizer.json, as far as it decides on ids; the tokenizers library has written it."""
+
+    normalizer: Normalizer | None
+    pre_tokenizer: PreTokenizer | None
+    added_tokens: list[AddedToken]
+    model: BpeModel
+
+
 class FastEncoding:
     """tiktoken with the vocabulary, the pattern and the added tokens of a byte-level BPE tokenizer."""
 
     def __init__(self, backend: Any) -> None:
         """From a `tokenizers.Tokenizer`; NotTheSame when ids could differ."""
-        described = json.loads(backend.to_str())
+        described: TokenizerFile = json.loads(backend.to_str())
         self._backend = backend
         self._forms = _normal_forms(described["normalizer"])
         added = _added_tokens(described)
@@ -185,21 +235,20 @@ def _make_encoding(pattern: str, ranks: dict[bytes, int], added: dict[str, int])
         raise NotTheSame(f"tiktoken refuses the tokenizer's pattern or vocabulary ({error})") from None
 
 
-def _normal_forms(normalizer: dict[str, Any] | None) -> list[Any]:
+def _normal_forms(normalizer: Normalizer | None) -> list[NormalForm]:
     """The Unicode normal forms that a tokenizer brings texts into."""
     if normalizer is None:
         return []
     parts = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    forms = [part["type"] for part in parts]
-    if not set(forms) <= {"NFC", "NFD", "NFKC", "NFKD"}:
-        raise NotTheSame(f"the tokenizer normalises with {', '.join(forms)}")
+    forms = [form for part in parts for form in NORMAL_FORMS if form == part["type"]]
+    if len(forms) < len(parts):
+        raise NotTheSame(f"the tokenizer normalises with {', '.join(part['type'] for part in parts)}")
     return forms
 
 
-def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
+def _pattern(pre_tokenizer: PreTokenizer | None) -> str:
     """The pattern of a pre-tokenizer that cuts at its matches and then maps bytes to characters."""
-    parts = (pre_tokenizer or {}).get("pretokenizers", [])
-    match parts:
+    match pre_tokenizer.get("pretokenizers", []) if pre_tokenizer else []:
         case [
             {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
@@ -208,16 +257,21 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str:
     raise NotTheSame("the tokenizer's pre-tokenizer is not one pattern and then bytes")
 
 
-def _added_tokens(described: dict[str, Any]) -> dict[str, int]:
+def _added_tokens(described: TokenizerFile) -> dict[str, int]:
     """Added tokens and their ids.
 
     tiktoken finds them anywhere in a text, before anything else; so do they here, unless a flag says otherwise. Where
     one begins with another, the longer one would not be sure to win.
     """
     added = {entry["content"]: int(entry["id"]) for entry in described["added_tokens"]}
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
     for entry in described["added_tokens"]:
-        given = [flag for flag in flags if entry[flag] and not (flag == "normalized" and not described["normalizer"])]
+        flags = {
+            "single_word": entry["single_word"],
+            "lstrip": entry["lstrip"],
+            "rstrip": entry["rstrip"],
+            "normalized": entry["normalized"] and bool(described["normalizer"]),
+        }
+        given = [flag for flag, is_set in flags.items() if is_set]
         if given:
             raise NotTheSame(f"added token {entry['content']!r} has {given[0]}")
     for first, second in pairwise(sorted(added)):
@@ -226,7 +280,7 @@ def _added_tokens(described: dict[str, Any]) -> dict[str, int]:
     return added
 
 
-def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int]:
+def _ranks(model: BpeModel, backend: Any) -> dict[bytes, int]:
     """Token bytes and ids of a BPE whose merges tiktoken repeats from the ids alone.
 
     tiktoken merges two neighbours when their joined bytes are a token, the smallest id first; the tokenizers library
@@ -239,7 +293,7 @@ def _ranks(model: dict[str, Any], backend: Any) -> dict[bytes, int]:
             raise NotTheSame(f"the tokenizer's model has {key}")
     if model["type"] != "BPE" or model.get("byte_fallback"):
         raise NotTheSame("the tokenizer's model is not a byte-level BPE")
-    vocabulary: dict[str, int] = model["vocab"]
+    vocabulary = model["vocab"]
     pairs = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     made = [vocabulary[first + second] for first, second in pairs]
     grows = all(a < b for a, b in pairwise(made))

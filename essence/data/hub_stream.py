@@ -23,7 +23,7 @@ BLOCK_BYTES = 8 << 20
 STREAMED = (".jsonl", ".parquet")
 
 
-def stream_rows(source: Source, folder: Path, context: StageContext) -> dict[str, Any]:
+def stream_rows(source: Source, folder: Path, context: StageContext) -> dict[str, int]:
     """Bring the first `source.rows_wanted` rows of a repository into a folder, or all where it has fewer.
 
     Raises:

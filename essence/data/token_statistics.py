@@ -4,11 +4,11 @@ They are of all rows in `tokens.arrow`, before any length filter.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from essence.data.row_records import LspTokens, RowTokens, TokenCounts
 from essence.data.selection import SectionBounds, kept_lengths
 
 LSPS = tuple(k / 10 for k in range(1, 11))
@@ -67,47 +67,47 @@ class TokenStatistics:
         for name, number in zip(self.section_tokens, tokens, strict=True):
             self.section_tokens[name] += int(number)
 
-    def as_dict(self) -> dict[str, Any]:
-        """`statistics.json`; shares are None where no row could have what they are of."""
-        return {
-            "schema_version": 1,
-            "rows": self.rows,
-            "tokens": sum(self.section_tokens.values()),
-            "rows_with_thought": self.rows_with_thought,
-            "rows_with_boxed_answer": self.rows_with_box,
-            "rows_with_final_answer": self.rows_with_answer,
-            "tokens_to_first_answer": self.answer_tokens,
-            "section_tokens": dict(self.section_tokens),
-            "by_lsp": [
-                {
-                    "lsp": lsp,
-                    "kept_tokens": int(self._kept[place]),
-                    "thought_end_kept": _share(self._thought_ends[place], self.rows_with_thought),
-                    "boxed_answer_kept": _share(self._boxes[place], self.rows_with_box),
-                }
-                for place, lsp in enumerate(LSPS)
-            ],
-            "row_tokens": self._row_tokens(),
-        }
+    def record(self) -> TokenCounts:
+        """`statistics.json`."""
+        return TokenCounts(
+            schema_version=1,
+            rows=self.rows,
+            tokens=sum(self.section_tokens.values()),
+            rows_with_thought=self.rows_with_thought,
+            rows_with_boxed_answer=self.rows_with_box,
+            rows_with_final_answer=self.rows_with_answer,
+            tokens_to_first_answer=self.answer_tokens,
+            section_tokens=dict(self.section_tokens),
+            by_lsp=[self._at(place, lsp) for place, lsp in enumerate(LSPS)],
+            row_tokens=self._row_tokens(),
+        )
 
-    def _row_tokens(self) -> dict[str, Any]:
+    def _at(self, place: int, lsp: float) -> LspTokens:
+        return LspTokens(
+            lsp=lsp,
+            kept_tokens=int(self._kept[place]),
+            thought_end_kept=_share(self._thought_ends[place], self.rows_with_thought),
+            boxed_answer_kept=_share(self._boxes[place], self.rows_with_box),
+        )
+
+    def _row_tokens(self) -> RowTokens:
         """Smallest, largest and quantiles of the row lengths, and their histogram in bins of a power of two tokens."""
         present, cumulated = np.flatnonzero(self._lengths), np.cumsum(self._lengths)
         if present.size == 0:
-            return {"smallest": None, "largest": None, "quantiles": {}, "bin_tokens": 1, "histogram": []}
+            return RowTokens(smallest=None, largest=None, quantiles={}, bin_tokens=1, histogram=[])
         largest, width = int(present[-1]), 1
         while largest // width >= MOST_BINS:
             width *= 2
         bins = np.bincount(present // width, weights=self._lengths[present]).astype(np.int64)
         # The smallest length that at least this number of rows do not exceed.
         places = np.searchsorted(cumulated, [max(1, np.ceil(q * self.rows)) for q in QUANTILES])
-        return {
-            "smallest": int(present[0]),
-            "largest": largest,
-            "quantiles": {f"{q:g}": int(place) for q, place in zip(QUANTILES, places, strict=True)},
-            "bin_tokens": width,
-            "histogram": bins.tolist(),
-        }
+        return RowTokens(
+            smallest=int(present[0]),
+            largest=largest,
+            quantiles={f"{q:g}": int(place) for q, place in zip(QUANTILES, places, strict=True)},
+            bin_tokens=width,
+            histogram=bins.tolist(),
+        )
 
 
 def _share(part: np.int64, whole: int) -> float | None:

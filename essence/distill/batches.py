@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -84,10 +84,10 @@ class Batch:
             return torch.ones_like(self.weights) / max(1, sum(int(np.count_nonzero(row.supervised)) for row in step))
         return self.weights / len(step)
 
-    def model_inputs(self) -> dict[str, Any]:
+    def model_inputs(self) -> dict[str, Tensor | bool | tuple[int, ...]]:
         """What the decoder of transformers is called with; packed, its attention must be `use_row_attention`'s, and
         with blind tokens `let_tokens_be_blind` must have seen it."""
-        inputs: dict[str, Any] = {"input_ids": self.input_ids, "use_cache": False}
+        inputs: dict[str, Tensor | bool | tuple[int, ...]] = {"input_ids": self.input_ids, "use_cache": False}
         if self.blind is not None:
             inputs[BLIND] = self.blind
         if self.row_lengths is None:

@@ -15,12 +15,14 @@ another backend and another number of ranks; there is no pickle in it, so it can
 import json
 import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,19 +36,53 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Validation:
+    """One look at the validation rows."""
+
+    step: int
+    ce: float
+    """Mean over all rows."""
+    parts: list[float]
+    """Mean over the rows of each rank that chooses a checkpoint."""
+
+
+@dataclass
+class State:
+    """What a checkpoint remembers beside tensors."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_ce: float | None = None
+    best_parts: list[float] | None = None
+    """Losses of the parts of the validation rows at `best_step`, which later ones must be below."""
+    lowest_step: int | None = None
+    lowest_ce: float | None = None
+    last_loss: float | None = None
+    validations: list[Validation] = field(default_factory=list)
+    tokens: int = 0
+    positions: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    energy_j: float | None = None
+
+
+READER = TypeAdapter(State)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What `write` was given; tensors are read one by one as they are asked for."""
 
     path: Path
-    state: dict[str, Any]
+    state: State
 
     @property
     def step(self) -> int:
         return int(self.path.name.removeprefix("step-"))
 
     @cached_property
-    def _files(self) -> dict[str, Any]:
-        """Name of a tensor -> open file."""
+    def _files(self) -> Mapping[str, Any]:
+        """Name of a tensor -> open file of the safetensors library, which has no types."""
         opened = [safe_open(path, framework="pt") for path in sorted(self.path.glob("tensors-*.safetensors"))]
         return {name: file for file in opened for name in file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
 
@@ -59,9 +95,7 @@ class Checkpoint:
         return found
 
 
-def write(
-    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], kept: int, ranks: Ranks = ALONE
-) -> Path:
+def write(folder: Path, step: int, tensors: dict[str, Tensor], state: State, kept: int, ranks: Ranks = ALONE) -> Path:
     """Write the checkpoint of a step and remove all but the newest `kept`; returns its folder.
 
     Every rank calls this with its own tensors; the first one puts the rest beside them and gives the folder its name.
@@ -84,8 +118,8 @@ def write(
     return final
 
 
-def _finish(temporary: Path, final: Path, state: dict[str, Any], hashes: dict[str, str]) -> None:
-    (temporary / STATE).write_text(canonical_json(state), encoding="utf-8")
+def _finish(temporary: Path, final: Path, state: State, hashes: dict[str, str]) -> None:
+    (temporary / STATE).write_text(canonical_json(asdict(state)), encoding="utf-8")
     hashes = {**hashes, STATE: sha256_file(temporary / STATE)}
     (temporary / HASHES).write_text(canonical_json(hashes), encoding="utf-8")
     for path in (temporary / STATE, temporary / HASHES, temporary):
@@ -102,7 +136,11 @@ def newest(folder: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
     path = ranks.all_of(chosen)[0]
     if path is None:
         return None
-    return Checkpoint(path, json.loads((path / STATE).read_text(encoding="utf-8")))
+    return Checkpoint(path, _read(path / STATE))
+
+
+def _read(file: Path) -> State:
+    return READER.validate_json(file.read_text(encoding="utf-8"), strict=True)
 
 
 def _newest_whole(folder: Path) -> Path | None:
@@ -113,12 +151,12 @@ def _newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def states(folder: Path) -> list[dict[str, Any]]:
+def states(folder: Path) -> list[State]:
     """What the stored checkpoints were given as `state`, newest first; unreadable ones are passed over."""
     found = []
     for path in _newest_first(folder):
         try:
-            found.append(json.loads((path / STATE).read_text(encoding="utf-8")))
+            found.append(_read(path / STATE))
         except (OSError, ValueError):
             continue
     return found

@@ -1,6 +1,5 @@
 """What a device can do, what it holds, what it has used: peak FLOP/s, memory, energy. None where nothing reports it."""
 
-import json
 import resource
 import sys
 from functools import cache
@@ -11,7 +10,7 @@ import psutil
 import torch
 
 from essence.errors import MachineError
-from essence.settings import Resources
+from essence.settings import Record, Resources
 
 TABLE = Path(__file__).with_name("devices.json")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -30,18 +29,33 @@ class Peak(NamedTuple):
     source: str
 
 
+class Device(Record):
+    """An entry of `devices.json`."""
+
+    words: list[str]
+    """All of them are in the device's name."""
+    bfloat16_flops: float
+    source: str
+
+
+class DeviceTable(Record):
+    """`devices.json`; of several entries that fit, the first is meant."""
+
+    note: str
+    devices: list[Device]
+
+
 @cache
-def _table() -> list[dict[str, Any]]:
-    devices: list[dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["devices"]
-    return devices
+def _table() -> list[Device]:
+    return DeviceTable.model_validate_json(TABLE.read_text(encoding="utf-8")).devices
 
 
 def peak_of(name: str) -> Peak | None:
     """The entry of `devices.json` for a device's name (`NVIDIA H100 80GB HBM3`); None where there is none."""
     parts = name.replace("-", " ").replace("_", " ").lower().split()
     for entry in _table():
-        if all(any(part.startswith(word.lower()) for part in parts) for word in entry["words"]):
-            return Peak(entry["bfloat16_flops"], entry["source"])
+        if all(any(part.startswith(word.lower()) for part in parts) for word in entry.words):
+            return Peak(entry.bfloat16_flops, entry.source)
     return None
 
 

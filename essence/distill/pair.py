@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from safetensors import safe_open
 
 from essence.errors import InputError
+from essence.models.decoder import read_sizes
 from essence.models.folder import read_config
 from essence.models.loading import load_tokenizer
 
@@ -26,7 +28,7 @@ def think_token_ids(tokenizer: Any, folder: Path) -> tuple[int, int]:
     return vocabulary["<think>"], vocabulary["</think>"]
 
 
-def read_decoder(folder: Path) -> dict[str, Any]:
+def read_decoder(folder: Path) -> dict[str, JsonValue]:
     """The configuration of a student or teacher; InputError when its logits are not just the head's output."""
     config = read_config(folder)
     for key in SCALED_HEADS:
@@ -43,13 +45,13 @@ def load_head(folder: Path, dtype: torch.dtype, device: torch.device) -> torch.T
 
     InputError when the folder has none, or it is not as `config.json` says.
     """
-    config = read_decoder(folder)
+    sizes = read_sizes(read_decoder(folder), folder / "config.json")
     for name in ("lm_head.weight", "head", "model.embed_tokens.weight"):
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 if name in file.keys():  # noqa: SIM118 - not a mapping
                     head: torch.Tensor = file.get_tensor(name)
-                    if head.shape != (config["vocab_size"], config["hidden_size"]):
+                    if head.shape != (sizes["vocab_size"], sizes["hidden_size"]):
                         raise InputError(f"{path}: {name} has shape {tuple(head.shape)}, which config.json denies")
                     return head.to(device, dtype)
     raise InputError(f"{folder}: no lm_head.weight and no model.embed_tokens.weight: the kit knows dense decoders only")
@@ -65,8 +67,9 @@ def check_pair(student: Path, teacher: Path) -> None:
             f"teacher and student have different tokenizers: {len(differing)} tokens differ, the first is {token!r} "
             f"(id {theirs.get(token)} in {teacher}, {ours.get(token)} in {student}): choose a pair of one model family"
         )
-    sizes = [read_decoder(folder)["vocab_size"] for folder in (student, teacher)]
-    if sizes[1] < sizes[0]:
+    own_rows, theirs_rows = (read_sizes(read_decoder(f), f / "config.json")["vocab_size"] for f in (student, teacher))
+    if theirs_rows < own_rows:
         raise InputError(
-            f"the teacher's vocabulary ({sizes[1]}) is smaller than the student's ({sizes[0]}): choose another teacher"
+            f"the teacher's vocabulary ({theirs_rows}) is smaller than the student's ({own_rows})",
+            "choose another teacher",
         )

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class ParityReport:
         gradients = (self.states_gradient_difference, self.head_gradient_difference)
         return self.loss_difference <= self.loss_tolerance and all(g <= self.gradient_tolerance for g in gradients)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         return {**asdict(self), "passed": self.passed}
 
     def describe(self) -> str:
@@ -88,11 +87,24 @@ def parity(
 
 
 @dataclass(frozen=True)
-class Settled:
-    """The form that a training goes on with, and the manifest's words on it."""
+class CheckedObjective:
+    """The form that a training goes on with, and how it came to it."""
 
     resources: LossResources
-    told: dict[str, Any]
+    fell_back: list[str]
+    """Why not in the forms that were tried before."""
+    parity: ParityReport | None
+    """None for the plain form."""
+
+    def as_json(self) -> dict[str, object]:
+        """For the manifest."""
+        chunked = self.resources.form == "chunked"
+        return {
+            "form": self.resources.form,
+            "compiled": self.resources.compiled and chunked,
+            "fell_back": self.fell_back,
+            "parity": self.parity.as_json() if self.parity else None,
+        }
 
 
 def settle(
@@ -102,7 +114,7 @@ def settle(
     settings: ObjectiveSettings,
     resources: LossResources,
     ranks: Ranks,
-) -> Settled:
+) -> CheckedObjective:
     """Check the form that is asked for on every rank's device; where `resources.fallback` allows, take the next that
     is right: chunked without a compiler, then plain.
 
@@ -112,6 +124,7 @@ def settle(
         MachineError: the form is not equal to the plain one, or nothing compiles it, and there is no falling back.
     """
     why: list[str] = []
+    report = None
     while resources.form == "chunked":
         reason, report = _try(student_head, teacher_head, compute_dtype, settings, resources)
         failed = int(ranks.total(torch.tensor([float(reason is not None)])).item())
@@ -124,8 +137,7 @@ def settle(
         LOG.warning("%s: going on without, as [resources.loss] fallback allows", reason)
         why.append(reason)
         resources = resources.model_copy(update={"compiled": False} if resources.compiled else {"form": "plain"})
-    told = {"form": resources.form, "compiled": resources.compiled and resources.form == "chunked", "fell_back": why}
-    return Settled(resources, {**told, "parity": report.as_json() if resources.form == "chunked" and report else None})
+    return CheckedObjective(resources, why, report if resources.form == "chunked" else None)
 
 
 def _try(

@@ -8,7 +8,7 @@ own stated rule, splits the same way, and says in one word if the outcome equals
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,10 +19,41 @@ from essence.data.token_table import TokenTable
 from essence.data.truncation import Examples, collect, has_sections, within_budget
 from essence.distill.order import epoch_order
 from essence.errors import InputError
-from essence.settings import PositionsRecord, PublishedRows, RowsSettings, TrainSettings
+from essence.settings import PositionsRecord, PublishedRows, Record, RowsSettings, TrainSettings
 
 FIRST_POSITIONS = 5
 Verdict = Literal["equal", "different", "published, not read by the kit", "not published"]
+Value = int | str | list[int] | None
+"""A number of a `PositionsRecord`."""
+Differences = dict[str, tuple[Value, Value]]
+"""Number that differs -> ours, published."""
+
+
+class SelectionRecord(Record):
+    """What was selected, before rows without labels are skipped and before a token budget; is it what is published?"""
+
+    published: Verdict
+    kept: PositionsRecord
+    train: PositionsRecord
+    validation: PositionsRecord
+    differs: dict[str, Differences]
+    """By part."""
+
+
+class OrderRecord(Record):
+    """The order of the training rows: those drawn, with those that fill an epoch up; a token budget draws fewer."""
+
+    published: Verdict
+    epochs: list[PositionsRecord]
+    """Before rows without labels are skipped."""
+    differs: dict[str, Differences | tuple[int, int]]
+    """By epoch; under `epochs` how many there are, where that differs."""
+
+
+class PositionsFound(SelectionRecord):
+    """A cell's rows and their order, for its record."""
+
+    order: OrderRecord
 
 
 @dataclass(frozen=True)
@@ -41,8 +72,7 @@ class CellRows:
 
     training: Examples
     validation: Examples
-    positions: dict[str, Any]
-    """For the record: see `describe_selection`; `order`: see `describe_order`."""
+    positions: PositionsFound
 
 
 def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows:
@@ -69,9 +99,9 @@ def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows
         if not part.examples:
             raise InputError(f"no {name} row has a supervised token under this span and sections: {part.skipped}")
     positions, published = table.positions, settings.rows.published
-    told = describe_selection(positions, selection, published)
-    drawn = positions[selection.train[: training.places.rows]]
-    return CellRows(training, validation, {**told, "order": describe_order(drawn, settings, published)})
+    selected = describe_selection(positions, selection, published)
+    order = describe_order(positions[selection.train[: training.places.rows]], settings, published)
+    return CellRows(training, validation, PositionsFound(**dict(selected), order=order))
 
 
 def growing_examples(table: TokenTable, drawn: Indices, settings: TrainSettings, eos_id: int) -> Examples:
@@ -118,51 +148,39 @@ def select_rows(lengths: ArrayLike, settings: RowsSettings) -> RowSplit:
 
 def describe_selection(
     positions: Indices, selection: RowSplit, published: PublishedRows | Literal["not read"] | None
-) -> dict[str, Any]:
-    """The record's words on a selection.
-
-    `{"published": Verdict, "kept": {...}, "train": {...}, "validation": {...}, "differs": {...}}`: what was selected as
-    a `PositionsRecord` each, before rows without labels are skipped and before a token budget; under `differs`, by part
-    and number, `[ours, published]`.
-    """
-    ours = {part: describe_positions(positions[getattr(selection, part)]) for part in ("kept", "train", "validation")}
-    differs: dict[str, dict[str, list[Any]]] = {}
+) -> SelectionRecord:
+    """A selection, compared with the published one where there is one."""
+    kept, train, validation = (
+        describe_positions(positions[part]) for part in (selection.kept, selection.train, selection.validation)
+    )
+    differs: dict[str, Differences] = {}
     verdict: Verdict = "not published" if published is None else "published, not read by the kit"
     if isinstance(published, PublishedRows):
-        compared = {part: _differences(mine, getattr(published, part)) for part, mine in ours.items()}
+        compared = {
+            "kept": _differences(kept, published.kept),
+            "train": _differences(train, published.train),
+            "validation": _differences(validation, published.validation),
+        }
         differs = {part: found for part, found in compared.items() if found}
         verdict = "different" if differs else "equal"
-    return {
-        "published": verdict,
-        **{part: mine.model_dump(mode="json") for part, mine in ours.items()},
-        "differs": differs,
-    }
+    return SelectionRecord(published=verdict, kept=kept, train=train, validation=validation, differs=differs)
 
 
 def describe_order(
     drawn: Indices, settings: TrainSettings, published: PublishedRows | Literal["not read"] | None
-) -> dict[str, Any]:
-    """The record's words on the order of the training rows.
-
-    `{"published": Verdict, "epochs": [a `PositionsRecord` each], "differs": {...}}`: the rows drawn, with those that
-    fill an epoch up, before rows without labels are skipped; a token budget draws fewer. Under `differs`, by epoch and
-    number, `[ours, published]`.
-    """
+) -> OrderRecord:
+    """The order of the rows drawn in every epoch, compared with the published one where there is one."""
     epochs = range(settings.optimizer.epochs)
     ours = [describe_positions(drawn[epoch_order(drawn.size, settings.order, epoch)]) for epoch in epochs]
     known = published.orders if isinstance(published, PublishedRows) else []
     found = {str(epoch): _differences(*pair) for epoch, pair in enumerate(zip(ours, known, strict=False))}
-    differs: dict[str, Any] = {epoch: numbers for epoch, numbers in found.items() if numbers}
+    differs: dict[str, Differences | tuple[int, int]] = {epoch: numbers for epoch, numbers in found.items() if numbers}
     if len(ours) != len(known):
-        differs["epochs"] = [len(ours), len(known)]
+        differs["epochs"] = (len(ours), len(known))
     verdict: Verdict = "different" if differs else "equal"
     if not known:
         verdict = "published, not read by the kit" if published == "not read" else "not published"
-    return {
-        "published": verdict,
-        "epochs": [record.model_dump(mode="json") for record in ours],
-        "differs": differs if known else {},
-    }
+    return OrderRecord(published=verdict, epochs=ours, differs=differs if known else {})
 
 
 def describe_positions(positions: Indices) -> PositionsRecord:
@@ -178,7 +196,7 @@ def describe_positions(positions: Indices) -> PositionsRecord:
     )
 
 
-def _differences(ours: PositionsRecord, published: PositionsRecord) -> dict[str, list[Any]]:
+def _differences(ours: PositionsRecord, published: PositionsRecord) -> Differences:
     """What is published and not equal; numbers that are not published are not compared."""
-    pairs = {name: [getattr(ours, name), value] for name, value in published if value not in (None, [])}
+    pairs: Differences = {name: (getattr(ours, name), value) for name, value in published if value not in (None, [])}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -11,40 +11,19 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from torch import Tensor, nn
 
 from essence.distill import checkpoint
 from essence.distill.adamw import MOMENTS
 from essence.distill.backends import Backend
-from essence.distill.checkpoint import Checkpoint
+from essence.distill.checkpoint import Checkpoint, State, Validation
 from essence.distill.metrics import MetricsLog
 from essence.distill.ranks import ALONE, Ranks
 from essence.settings import Resources
-
-
-@dataclass
-class State:
-    """What a checkpoint remembers beside tensors."""
-
-    step: int = 0
-    best_step: int | None = None
-    best_ce: float | None = None
-    best_parts: list[float] | None = None
-    """Losses of the parts of the validation rows at `best_step`, which later ones must be below."""
-    lowest_step: int | None = None
-    lowest_ce: float | None = None
-    last_loss: float | None = None
-    validations: list[dict[str, Any]] = field(default_factory=list)
-    tokens: int = 0
-    positions: int = 0
-    passes: int = 0
-    seconds: float = 0.0
-    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +38,8 @@ class TrainResult:
     """Of the lowest mean, the first of equal ones; the same as `best_step` where one rank chooses."""
     lowest_validation_ce: float | None
     last_loss: float
-    validations: list[dict[str, Any]]
-    """`{"step", "ce", "parts"}` each, in order: the mean over all rows, and over those of each rank that chooses."""
+    validations: list[Validation]
+    """In order."""
     tokens: int
     """Tokens read by the student in training steps, without padding."""
     positions: int
@@ -111,7 +90,7 @@ class Storage:
         if found:
             checkpoint.load_weights(student, found)
             checkpoint.restore_random_states(found, self.ranks.rank)
-        state = State(**found.state) if found else State()
+        state = found.state if found else State()
         self.checkpointed_step = state.step
         if self.ranks.first:
             self.metrics.cut_after(state.step)
@@ -127,7 +106,7 @@ class Storage:
         if self.ranks.first:
             self.metrics.flush_to_disk()  # so that a checkpoint never knows more steps than the metrics do
         tensors = {**checkpoint.random_states(self.ranks.rank), **_own_tensors(backend)}
-        checkpoint.write(self.checkpoints, state.step, tensors, asdict(state), self.kept, self.ranks)
+        checkpoint.write(self.checkpoints, state.step, tensors, state, self.kept, self.ranks)
         self._remove_old_best(state)
         self.checkpointed_at, self.checkpointed_step = time.monotonic(), state.step
 
@@ -165,7 +144,7 @@ class Storage:
         """Remove best weights that neither the state nor a stored checkpoint speaks of."""
         if not self.ranks.first:
             return
-        needed = {state.best_step} | {s["best_step"] for s in checkpoint.states(self.checkpoints)}
+        needed = {state.best_step} | {s.best_step for s in checkpoint.states(self.checkpoints)}
         for path in self.work.glob("best-*.safetensors"):
             if path not in {self.best_path(step) for step in needed if step is not None}:
                 path.unlink()

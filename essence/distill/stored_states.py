@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,15 +34,50 @@ from torch import Tensor
 from essence.data.truncation import Example
 from essence.errors import InputError, RecordError
 from essence.files import flush_to_disk, read_json, sha256_file, write_json
+from essence.settings import Record
+from essence.settings.toml import first_fault
 
 ROWS, MODEL = "rows", "model"
 """Folders of a teacher stage's output."""
 INDEX = "index.json"
 HEAD, PADS = "head.safetensors", "pads.safetensors"
 """In `model/`, with the teacher's config and tokenizer."""
-SEALED = {"head_sha256": HEAD, "pads_sha256": PADS}
-"""Files of `model/` whose sha256 the index holds, by its keys."""
 CURE = "remove this stage's folder and run the command again"
+
+
+class StoredFile(Record):
+    """What the index says of a file."""
+
+    file: str
+    rows: int
+    tokens: int
+    bytes: int
+    sha256: str
+
+
+class Index(Record):
+    """index.json."""
+
+    schema_version: Literal[1] = 1
+    dtype: str
+    vocabulary: int
+    head_sha256: str | None = None
+    """None, and not written, until all rows are stored; as the next."""
+    pads_sha256: str | None = None
+    files: list[StoredFile]
+
+
+def read_index(folder: Path) -> Index:
+    """The index of a folder of rows; InputError where it is missing, damaged or of another shape."""
+    file = folder / INDEX
+    try:
+        index = read_json(file)
+        return Index.model_validate(index)
+    except ValidationError as error:
+        reason = first_fault(Index, index, error)
+    except RecordError as error:
+        reason = str(error)
+    raise InputError(f"{file}: missing or damaged ({reason})", CURE)
 
 
 @dataclass(frozen=True)
@@ -56,12 +92,15 @@ class StoredRow:
 class RowWriter:
     """Adds files to a folder, after those that an earlier attempt has finished."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Look at what is there; `facts` are kept in the index. Files that the index does not know are removed."""
-        self.folder, self.facts = folder, facts
+    def __init__(self, folder: Path, dtype: str, vocabulary: int) -> None:
+        """Look at what is there; files that the index does not know are removed.
+
+        dtype: of the computation; vocabulary: of the teacher.
+        """
+        self.folder, self.dtype, self.vocabulary = folder, dtype, vocabulary
         folder.mkdir(parents=True, exist_ok=True)
-        self.files: list[dict[str, Any]] = list(_whole_files(folder))
-        known = {entry["file"] for entry in self.files}
+        self.files = list(_whole_files(folder))
+        known = {entry.file for entry in self.files}
         for path in folder.glob("*.safetensors*"):
             if path.name not in known:
                 path.unlink()
@@ -69,15 +108,15 @@ class RowWriter:
     @property
     def rows(self) -> int:
         """Stored so far; the first rows of all."""
-        return sum(entry["rows"] for entry in self.files)
+        return sum(entry.rows for entry in self.files)
 
     @property
     def tokens(self) -> int:
-        return sum(entry["tokens"] for entry in self.files)
+        return sum(entry.tokens for entry in self.files)
 
     @property
     def bytes(self) -> int:
-        return sum(entry["bytes"] for entry in self.files)
+        return sum(entry.bytes for entry in self.files)
 
     def add(self, rows: Sequence[StoredRow]) -> None:
         """Write one file, on the disk as a whole when this returns."""
@@ -94,48 +133,51 @@ class RowWriter:
         digest = sha256_file(temporary)
         temporary.replace(path)
         flush_to_disk(self.folder)
-        self.files.append(
-            {
-                "file": path.name,
-                "rows": len(rows),
-                "tokens": len(tensors["input_ids"]),
-                "bytes": path.stat().st_size,
-                "sha256": digest,
-            }
+        stored = StoredFile(
+            file=path.name,
+            rows=len(rows),
+            tokens=len(tensors["input_ids"]),
+            bytes=path.stat().st_size,
+            sha256=digest,
         )
+        self.files.append(stored)
         self._write_index()
 
     def seal(self, model: Path) -> None:
         """Note the sha256 of the teacher's head and of the pads, the last of what is written, in the folder `model`."""
-        self.facts.update({key: sha256_file(model / name) for key, name in SEALED.items()})
-        self._write_index()
+        self._write_index(sha256_file(model / HEAD), sha256_file(model / PADS))
 
-    def _write_index(self) -> None:
-        write_json(self.folder / INDEX, {"schema_version": 1, **self.facts, "files": self.files})
+    def _write_index(self, head_sha256: str | None = None, pads_sha256: str | None = None) -> None:
+        index = Index(
+            dtype=self.dtype,
+            vocabulary=self.vocabulary,
+            head_sha256=head_sha256,
+            pads_sha256=pads_sha256,
+            files=self.files,
+        )
+        write_json(self.folder / INDEX, index.model_dump(mode="json", exclude_none=True))
 
 
-def _whole_files(folder: Path) -> Iterable[dict[str, Any]]:
-    """Entries of the index up to the first file that is not there with its size."""
+def _whole_files(folder: Path) -> Iterable[StoredFile]:
+    """Entries of the index up to the first file that is not there with its size; none where there is no whole index."""
     try:
-        entries = read_json(folder / INDEX)["files"]
-    except RecordError:
+        entries = read_index(folder).files
+    except InputError:
         return
     for entry in entries:
-        path = folder / entry["file"]
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        path = folder / entry.file
+        if not path.is_file() or path.stat().st_size != entry.bytes:
             return
         yield entry
 
 
 def check_sealed(output: Path) -> None:
     """InputError where the head or the pads of a teacher stage's output are not those that were written."""
-    index = output / ROWS / INDEX
-    try:
-        expected = {name: read_json(index)[key] for key, name in SEALED.items()}
-    except (RecordError, KeyError) as error:
-        raise InputError(f"{index}: missing or damaged ({error}): {CURE}") from None
-    for name, sha256 in expected.items():
+    index = read_index(output / ROWS)
+    for name, sha256 in ((HEAD, index.head_sha256), (PADS, index.pads_sha256)):
         path = output / MODEL / name
+        if sha256 is None:
+            raise InputError(f"{output / ROWS / INDEX}: has no sha256 of {name}: {CURE}")
         if not path.is_file():
             raise InputError(f"{path}: is missing: {CURE}")
         if (digest := sha256_file(path)) != sha256:
@@ -181,11 +223,7 @@ class StoredRows:
     def __init__(self, folder: Path) -> None:
         """Open all files; InputError where one is missing, of another size, or no safetensors file."""
         self.folder = folder
-        try:
-            self.index = read_json(folder / INDEX)
-            self._entries: list[dict[str, Any]] = list(self.index["files"])
-        except (RecordError, KeyError) as error:
-            raise InputError(f"{folder / INDEX}: missing or damaged ({error}): {CURE}") from None
+        self._entries = read_index(folder).files
         self._files = [self._open(entry) for entry in self._entries]
         self._places: dict[int, tuple[int, int, int]] = {}
         for number, file in enumerate(self._files):
@@ -194,11 +232,11 @@ class StoredRows:
             for position, start, length in zip(file.get_tensor("positions").tolist(), starts, lengths, strict=True):
                 self._places[position] = (number, start, length)
 
-    def _open(self, entry: dict[str, Any]) -> Any:
-        path = self.folder / entry["file"]
+    def _open(self, entry: StoredFile) -> Any:
+        path = self.folder / entry.file
         size = path.stat().st_size if path.is_file() else None
-        if size != entry["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+        if size != entry.bytes:
+            found = "is missing" if size is None else f"has {size} bytes, not {entry.bytes}"
             raise InputError(f"{path}: {found}: {CURE}")
         try:
             return safe_open(path, framework="pt")
@@ -207,7 +245,7 @@ class StoredRows:
 
     @cached_property
     def tokens(self) -> int:
-        return sum(entry["tokens"] for entry in self._entries)
+        return sum(entry.tokens for entry in self._entries)
 
     def states(self, example: Example, first: int, stop: int) -> Tensor:
         """Of the tokens from `first` up to `stop` of a row, on the CPU."""
@@ -230,19 +268,19 @@ class StoredRows:
             stored = self._files[number].get_slice("input_ids")[start : start + example.input_ids.size]
             if not np.array_equal(stored.numpy(), example.input_ids):
                 raise InputError(
-                    f"{self.folder / self._entries[number]['file']}: row {example.row} has other tokens than the "
+                    f"{self.folder / self._entries[number].file}: row {example.row} has other tokens than the "
                     f"training reads: {CURE}"
                 )
             numbers.add(number)
         entries = [self._entries[number] for number in sorted(numbers)]
         with ThreadPoolExecutor(max_workers=threads) as pool:
             for entry, digest in zip(entries, pool.map(self._digest, entries), strict=True):
-                if digest != entry["sha256"]:
-                    raise InputError(f"{self.folder / entry['file']}: damaged, its sha256 is {digest[:16]}: {CURE}")
-        return sum(entry["bytes"] for entry in entries)
+                if digest != entry.sha256:
+                    raise InputError(f"{self.folder / entry.file}: damaged, its sha256 is {digest[:16]}: {CURE}")
+        return sum(entry.bytes for entry in entries)
 
-    def _digest(self, entry: dict[str, Any]) -> str:
-        return sha256_file(self.folder / entry["file"])
+    def _digest(self, entry: StoredFile) -> str:
+        return sha256_file(self.folder / entry.file)
 
     def _place(self, example: Example) -> tuple[int, int, int]:
         found = self._places.get(example.row)

@@ -20,6 +20,7 @@ from essence.data.truncation import Example, Places
 from essence.distill.attention import use_row_attention
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
+from essence.distill.checkpoint import Validation
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
 from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
 from essence.distill.masters import lowers_weights
@@ -215,7 +216,7 @@ class _Run:
         ce, parts = self.validation_ce()
         if not math.isfinite(ce):
             raise DivergedError(f"validation after step {state.step}: CE is {ce}: lower max_lr")
-        state.validations.append({"step": state.step, "ce": ce, "parts": parts})
+        state.validations.append(Validation(state.step, ce, parts))
         self.storage.record(kind="validation", step=state.step, ce=ce, parts=parts)
         if state.lowest_ce is None or ce < state.lowest_ce:
             state.lowest_step, state.lowest_ce = state.step, ce

@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any
 
 from essence.engines.engine import Engine
 from essence.errors import ExperimentError
@@ -43,7 +42,7 @@ class Options:
     accept_earlier: bool = False
     """Take finished stages of earlier code where settings, inputs and environment are equal."""
 
-    def axes(self) -> dict[str, Any]:
+    def axes(self) -> dict[str, float | str]:
         """Axis -> value; ExperimentError for a proportion that is none."""
         if self.lsp is not None and not 0.0 < self.lsp <= 1.0:
             raise ExperimentError(

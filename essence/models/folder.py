@@ -4,9 +4,11 @@ The host looks before anything starts, the download stage looks at what arrived,
 looks again (essence/models/loading.py). What is refused is refused in one sentence that names the file.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from essence.errors import InputError
 from essence.models.decoder import BUFFERS, EMBEDDING, HEAD, KNOWN, Shape, read_sizes, ties, wanted_weights
@@ -26,7 +28,7 @@ QUANTISED = ("quantization_config", "compression_config")
 class ModelFolder:
     """What a folder was found to hold."""
 
-    config: dict[str, Any]
+    config: dict[str, JsonValue]
     weights: dict[str, Weight]
     """By name; of all files together."""
 
@@ -48,7 +50,7 @@ def check_folder(folder: Path, named: Path | None = None) -> ModelFolder:
     return ModelFolder(config, weights)
 
 
-def read_config(folder: Path, named: Path | None = None) -> dict[str, Any]:
+def read_config(folder: Path, named: Path | None = None) -> dict[str, JsonValue]:
     """config.json of a model that the kit can load; InputError when it is missing or of a model that it cannot."""
     place = (named or folder) / "config.json"
     if not folder.is_dir():
@@ -117,12 +119,14 @@ def _check_there(folder: Path, named: Path, there: set[str]) -> None:
 
 def _weight_map(folder: Path, named: Path) -> dict[str, str]:
     found = read_object(folder / INDEX, named / INDEX).get("weight_map")
-    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+    table = found if isinstance(found, dict) else {}
+    files = {weight: file for weight, file in table.items() if isinstance(file, str)}
+    if not files or len(files) < len(table):
         raise InputError(f"{named / INDEX}: weight_map is no table of weights and files", DOWNLOAD_AGAIN)
-    outside = [name for name in found.values() if Path(name).name != name or not name.endswith(".safetensors")]
+    outside = [name for name in files.values() if Path(name).name != name or not name.endswith(".safetensors")]
     if outside:
         raise InputError(f"{named / INDEX}: names {outside[0]}, which is no .safetensors file of this folder")
-    return found
+    return files
 
 
 def read_weights(folder: Path, named: Path) -> dict[str, Weight]:
@@ -150,7 +154,7 @@ def _check_dtypes(weights: dict[str, Weight], named: Path) -> None:
             )
 
 
-def check_names(config: dict[str, Any], weights: dict[str, Weight], named: Path) -> None:
+def check_names(config: Mapping[str, JsonValue], weights: dict[str, Weight], named: Path) -> None:
     """Every weight that config.json promises is there in its shape, and none is left over, where the kind is known."""
     wanted = wanted_weights(config, named / "config.json")
     if wanted is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from transformers import AutoConfig
 
 from essence.errors import DiskError, InputError, disk_error
@@ -76,8 +77,8 @@ def _complete(folder: Path, tokenizer_from: Path) -> None:
     write_json(folder / "config.json", with_rope_theta(config))
 
 
-def with_rope_theta(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_rope_theta(config: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """A config of transformers 5 with the rotary base where transformers 4 reads it, too."""
-    parameters = config.get("rope_parameters") or {}
-    theta = parameters.get("rope_theta")
+    parameters = config.get("rope_parameters")
+    theta = parameters.get("rope_theta") if isinstance(parameters, dict) else None
     return dict(config) if theta is None else {**config, "rope_theta": theta}

@@ -5,6 +5,7 @@ stage renders with the tokenizer's own, through `render`.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import JsonValue
 
 from essence.errors import InputError
 from essence.models.headers import check_no_pointer
@@ -95,7 +97,7 @@ def _check_rendered(rendered: str, turns: list[dict[str, str]], place: str) -> N
         raise InputError(f"{place}: the chat template leaves out the {what}", CURE)
 
 
-def _special(described: dict[str, Any]) -> dict[str, str]:
+def _special(described: Mapping[str, JsonValue]) -> dict[str, str]:
     """The special tokens that tokenizer_config.json names, as a template is given them."""
     found = {}
     for name in SPECIAL:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from essence.errors import InputError
 from essence.models.headers import DOWNLOAD_AGAIN
 from essence.models.objects import read_object
@@ -17,11 +19,12 @@ def check_tokenizer(folder: Path, named: Path, vocabulary: Any) -> None:
     if not (folder / TOKENIZER).is_file():
         raise InputError(f"{named}: no {TOKENIZER}, so no usable tokenizer", DOWNLOAD_AGAIN)
     described = read_object(folder / TOKENIZER, named / TOKENIZER)
-    if not isinstance(described.get("model"), dict):
+    model = described.get("model")
+    if not isinstance(model, dict):
         raise InputError(f"{named / TOKENIZER}: holds no model of a tokenizer", DOWNLOAD_AGAIN)
     if (folder / TOKENIZER_CONFIG).exists():
         read_object(folder / TOKENIZER_CONFIG, named / TOKENIZER_CONFIG)
-    largest = _largest_id(described)
+    largest = _largest_id(model.get("vocab"), described.get("added_tokens"))
     if type(vocabulary) is int and largest >= vocabulary:
         raise InputError(
             f"{named / TOKENIZER}: has a token with id {largest}, but the embedding of the model has {vocabulary} rows "
@@ -30,11 +33,9 @@ def check_tokenizer(folder: Path, named: Path, vocabulary: Any) -> None:
         )
 
 
-def _largest_id(described: dict[str, Any]) -> int:
-    vocabulary = described["model"].get("vocab")
+def _largest_id(vocabulary: JsonValue, added: JsonValue) -> int:
     listed = len(vocabulary) - 1 if isinstance(vocabulary, list) else -1
     numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else [listed]
-    added = described.get("added_tokens")
     numbers += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
     return max((number for number in numbers if type(number) is int), default=-1)
 

@@ -4,9 +4,9 @@
 `--pins`, may replace the origin of an entry: a local path instead of a repository is all that an offline machine needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -48,7 +48,7 @@ class Pin(Record):
 
     @field_validator("options")
     @classmethod
-    def known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    def known_options(cls, options: dict[str, Option], info: ValidationInfo) -> dict[str, Option]:
         """Those of a source that the kit makes; looked at before a stage begins to make it."""
         builtin = info.data.get("builtin")
         if builtin in OPTIONS:
@@ -126,17 +126,17 @@ Kind = Literal["model", "dataset", "benchmark"]
 AnyPin = TypeVar("AnyPin", bound=Pin)
 
 
-def merge_catalogues(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_catalogues(base: Mapping[str, object], over: Mapping[str, object]) -> Mapping[str, object]:
     """`over` on top of `base`, as tables are; an entry that names an origin replaces the whole origin below it."""
     below = dict(base)
     for table in CATALOGUE_TABLES:
-        if isinstance(base.get(table), dict) and isinstance(over.get(table), dict):
-            entries = base[table].items()
-            below[table] = {name: _without_origin(entry, over[table].get(name)) for name, entry in entries}
+        entries, others = base.get(table), over.get(table)
+        if isinstance(entries, dict) and isinstance(others, dict):
+            below[table] = {name: _without_origin(entry, others.get(name)) for name, entry in entries.items()}
     return merge_tables(below, over)
 
 
-def _without_origin(entry: Any, over: Any) -> Any:
+def _without_origin(entry: object, over: object) -> object:
     if not (isinstance(entry, dict) and isinstance(over, dict) and any(origin in over for origin in ORIGINS)):
         return entry
     return {key: value for key, value in entry.items() if key not in OF_AN_ORIGIN}
@@ -144,19 +144,19 @@ def _without_origin(entry: Any, over: Any) -> Any:
 
 def read_catalogue(layers: Sequence[Layer]) -> Catalogue:
     """Merge layers of (where, tables), lowest first; errors name the layer that brought them in."""
-    merged: dict[str, Any] = {}
+    merged: Mapping[str, object] = {}
     for _, tables in layers:
-        merged = merge_catalogues(merged, dict(tables))
+        merged = merge_catalogues(merged, tables)
     return validate(Catalogue, merged, layers[-1][0], layers)
 
 
-def read_pins_file(path: Path) -> tuple[str, dict[str, Any]]:
+def read_pins_file(path: Path) -> Layer:
     """A layer from a TOML file; relative paths in it are relative to the file."""
     tables = read_toml(path)
     return str(path), anchor_paths(tables, path)
 
 
-def anchor_paths(tables: dict[str, Any], file: Path) -> dict[str, Any]:
+def anchor_paths(tables: Mapping[str, object], file: Path) -> Mapping[str, object]:
     """The same tables with every local `path` of the catalogue made absolute, `~` and paths beside `file` included.
 
     Raises:
@@ -169,7 +169,7 @@ def anchor_paths(tables: dict[str, Any], file: Path) -> dict[str, Any]:
     return anchored
 
 
-def _anchored(entry: Any, key: str, file: Path) -> Any:
+def _anchored(entry: object, key: str, file: Path) -> object:
     if not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
         return entry
     try:

@@ -9,9 +9,10 @@ Time is that of the matrix products at one and the same speed; the second number
 weights at every forward pass, which no row makes shorter, as if nothing hid it.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
+from essence import text
 from essence.files import GIB
 from essence.sizes.architecture import BFLOAT16_BYTES, MASTER_BYTES, Architecture, distillation_flops
 from essence.sizes.memory import PLAIN_BYTES_PER_LOGIT, DeviceLoad, estimate_memory, gathered_parameters
@@ -46,33 +47,97 @@ class CostRow:
     chunked_memory_ratio: float
 
 
-def cost_table(student: Architecture, teacher: Architecture, row_tokens: int, devices: int) -> list[CostRow]:
+COLUMNS: dict[str, Callable[[CostRow], str]] = {
+    "LSP": lambda row: text.proportion(row.lsp),
+    "Tokens": lambda row: f"{row.tokens:,}",
+    "FLOPs": lambda row: f"{row.flops_ratio:.3f}",
+    "Time": lambda row: f"{row.time_ratio:.2f} to {row.time_ratio_exposed:.2f}",
+    "Static GiB": lambda row: _gib(row.static_gib),
+    "Dynamic GiB": lambda row: _gib(row.dynamic_gib),
+    "Memory": lambda row: f"{row.memory_ratio:.2f}",
+    "Dynamic GiB, chunked": lambda row: _gib(row.chunked_dynamic_gib),
+    "Memory, chunked": lambda row: f"{row.chunked_memory_ratio:.2f}",
+}
+"""Heading -> how a row is written under it, in the terminal, in report.md and on the page."""
+
+
+def _gib(value: float) -> str:
+    """Three digits, and all of a number that has more before its point."""
+    return f"{value:,.0f}" if value >= 100.0 else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The computed costs of one pair on one data set."""
+
+    name: str
+    """Of the data set and the pair."""
+    devices: int
+    rows: tuple[CostRow, ...]
+    """By proportion; the last one keeps everything."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: a row of {self.rows[-1].tokens:,} tokens on {self.devices} GPUs"
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """The rows as text, a cell for each of `COLUMNS`."""
+        return [[written(row) for written in COLUMNS.values()] for row in self.rows]
+
+    @property
+    def finding(self) -> str:
+        """What the table says of the claim "about half at LSP 0.5", in one sentence."""
+        half = next(row for row in self.rows if row.lsp == 0.5)
+        return (
+            f"At LSP 0.5, {half.flops_ratio:.0%} of the FLOPs, {half.time_ratio:.0%} to {half.time_ratio_exposed:.0%} "
+            f"of the time and {half.memory_ratio:.0%} of the peak memory remain; with the loss in chunks "
+            f"{half.chunked_memory_ratio:.0%} of it, since what truncation shortens is then not what fills the memory."
+        )
+
+    def as_json(self) -> dict[str, object]:
+        return {"title": self.title, "finding": self.finding, "rows": [asdict(row) for row in self.rows]}
+
+
+def cost_table(name: str, student: Architecture, teacher: Architecture, row_tokens: int, devices: int) -> CostTable:
     """A row for each of `PROPORTIONS`, for rows of `row_tokens` tokens on `devices` GPUs."""
     whole = _numbers(student, teacher, row_tokens, devices)
-    return [_row(lsp, max(1, int(row_tokens * lsp)), student, teacher, devices, whole) for lsp in PROPORTIONS]
+    tokens = {lsp: max(1, int(row_tokens * lsp)) for lsp in PROPORTIONS}
+    rows = (_row(lsp, kept, _numbers(student, teacher, kept, devices), whole) for lsp, kept in tokens.items())
+    return CostTable(name, devices, tuple(rows))
 
 
-def _row(
-    lsp: float, tokens: int, student: Architecture, teacher: Architecture, devices: int, whole: dict[str, float]
-) -> CostRow:
-    numbers = _numbers(student, teacher, tokens, devices)
-    static, dynamic, chunked = numbers["static"], numbers["dynamic"], numbers["chunked"]
+@dataclass(frozen=True)
+class _Numbers:
+    """What one row of some length takes."""
+
+    flops: float
+    compute_s: float
+    gather_s: float
+    static: float
+    """Bytes that have no length."""
+    dynamic: float
+    chunked: float
+    """As `dynamic`, with the loss in chunks."""
+
+
+def _row(lsp: float, tokens: int, one: _Numbers, whole: _Numbers) -> CostRow:
     return CostRow(
         lsp=lsp,
         tokens=tokens,
-        flops=int(numbers["flops"]),
-        flops_ratio=numbers["flops"] / whole["flops"],
-        time_ratio=numbers["flops"] / whole["flops"],
-        time_ratio_exposed=(numbers["compute_s"] + numbers["gather_s"]) / (whole["compute_s"] + whole["gather_s"]),
-        static_gib=static / GIB,
-        dynamic_gib=dynamic / GIB,
-        memory_ratio=(static + dynamic) / (whole["static"] + whole["dynamic"]),
-        chunked_dynamic_gib=chunked / GIB,
-        chunked_memory_ratio=(static + chunked) / (whole["static"] + whole["chunked"]),
+        flops=int(one.flops),
+        flops_ratio=one.flops / whole.flops,
+        time_ratio=one.flops / whole.flops,
+        time_ratio_exposed=(one.compute_s + one.gather_s) / (whole.compute_s + whole.gather_s),
+        static_gib=one.static / GIB,
+        dynamic_gib=one.dynamic / GIB,
+        memory_ratio=(one.static + one.dynamic) / (whole.static + whole.dynamic),
+        chunked_dynamic_gib=one.chunked / GIB,
+        chunked_memory_ratio=(one.static + one.chunked) / (whole.static + whole.chunked),
     )
 
 
-def _numbers(student: Architecture, teacher: Architecture, tokens: int, devices: int) -> dict[str, float]:
+def _numbers(student: Architecture, teacher: Architecture, tokens: int, devices: int) -> _Numbers:
     flops = distillation_flops(student, teacher, [tokens], activation_checkpointing=True)
     released = DeviceLoad(
         student=student,
@@ -93,14 +158,14 @@ def _numbers(student: Architecture, teacher: Architecture, tokens: int, devices:
     chunked = replace(released, loss_bytes_per_logit=KEPT_BYTES_PER_LOGIT, loss_bytes=buffers)
     # The student's weights come together for forward, recomputation and backward, the teacher's once.
     gathered = BFLOAT16_BYTES * (3 * student.parameters + teacher.parameters) * (devices - 1) / devices
-    return {
-        "flops": float(flops),
-        "compute_s": flops / DEVICE_FLOPS,
-        "gather_s": gathered / LINK_BYTES_PER_S,
-        "static": float(released_static_bytes(student, teacher, devices)),
-        "dynamic": float(estimate_memory(released).dynamic),
-        "chunked": float(estimate_memory(chunked).dynamic),
-    }
+    return _Numbers(
+        flops=float(flops),
+        compute_s=flops / DEVICE_FLOPS,
+        gather_s=gathered / LINK_BYTES_PER_S,
+        static=float(released_static_bytes(student, teacher, devices)),
+        dynamic=float(estimate_memory(released).dynamic),
+        chunked=float(estimate_memory(chunked).dynamic),
+    )
 
 
 def released_static_bytes(student: Architecture, teacher: Architecture, devices: int) -> int:
@@ -112,17 +177,3 @@ def released_static_bytes(student: Architecture, teacher: Architecture, devices:
     whole = gathered_parameters(student, trained=True) + gathered_parameters(teacher, trained=False)
     shards = MASTER_BYTES * student.parameters + BFLOAT16_BYTES * teacher.parameters
     return round(shards / devices + BFLOAT16_BYTES * whole)
-
-
-def as_json(rows: list[CostRow]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
-
-
-def finding(rows: list[CostRow]) -> str:
-    """What the table says of the claim "about half at LSP 0.5", in one sentence."""
-    half = next(row for row in rows if row.lsp == 0.5)
-    return (
-        f"At LSP 0.5, {half.flops_ratio:.0%} of the FLOPs, {half.time_ratio:.0%} to {half.time_ratio_exposed:.0%} of "
-        f"the time and {half.memory_ratio:.0%} of the peak memory remain; with the loss in chunks "
-        f"{half.chunked_memory_ratio:.0%} of it, since what truncation shortens is then not what fills the memory."
-    )

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from essence.errors import ExperimentError, nearest
 from essence.paths import typed_path
@@ -30,7 +30,7 @@ from essence.settings import draws, is_whole, reads_answer, takes_proportion
 from essence.settings.axes import CellAxes
 from essence.settings.base import LONGEST_NAME
 from essence.settings.protocol import PROTOCOLS
-from essence.settings.toml import checked_name, read_toml, shown, validate
+from essence.settings.toml import Layer, checked_name, read_toml, shown, validate
 
 PROJECT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = PROJECT / "experiments"
@@ -133,7 +133,7 @@ def check_experiment_name(file: Path) -> None:
         )
 
 
-def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """(where, tables) of the file and of all that it extends, the lowest first."""
     if file in seen:
         raise ExperimentError(f"{file}: extends itself through {', '.join(p.name for p in seen)}")
@@ -144,7 +144,7 @@ def _read_layers(file: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dic
     return [*_read_layers(_extended(tables, file), (*seen, file)), (str(file), tables)]
 
 
-def _extended(tables: dict[str, Any], file: Path) -> Path:
+def _extended(tables: Mapping[str, object], file: Path) -> Path:
     """The file that another one extends; ExperimentError names the one that says so."""
     name = tables.get("extends", DEFAULTS)
     try:
@@ -332,7 +332,7 @@ class Chosen(NamedTuple):
     """Why cells of the changed matrix are none: a sentence for each contradiction."""
 
 
-def choose(loaded: Experiment, wanted: Mapping[str, object]) -> Chosen:
+def choose(loaded: Experiment, wanted: Mapping[str, float | str]) -> Chosen:
     """The cells that the command line asks for: axis -> value.
 
     A value that the matrix has picks its cells; one that it does not have takes the place of the axis, so that

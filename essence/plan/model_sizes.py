@@ -5,13 +5,14 @@ After the tokenize stage has run, its counts take the place of the assumed row l
 
 from pathlib import Path
 
+from essence.data.row_records import RowTokens
 from essence.data.selection import SectionBounds, select
 from essence.errors import InputError, RecordError
 from essence.files import read_json
 from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import CellPlan
 from essence.record.run_directory import RunDirectory
-from essence.record.stage_records import DownloadManifest, RowTokens, TokenizeManifest, read_manifest
+from essence.record.stage_records import DownloadManifest, TokenizeManifest, read_manifest
 from essence.settings import TrainSettings, ViewSettings, first_tokens
 from essence.sizes.architecture import Architecture
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue
 
+from essence.data.row_records import RowCounts, TokenCounts
 from essence.errors import RecordError
 from essence.files import read_json
 from essence.record.manifest import SCHEMA_VERSION, Inputs, Manifest, StageSettings
@@ -50,63 +51,8 @@ class DownloadResolved(Group):
     source: SourceRecord = Field(default_factory=SourceRecord)
 
 
-class ReasonCount(Group):
-    """Rows that one reason concerns."""
-
-    count: int
-
-
-class Contamination(Group):
-    """Rows that share problems with one benchmark."""
-
-    problems: int = 0
-    exact: int = 0
-    overlap: int = 0
-    formulaic: int | None = None
-
-
-class LspTokens(Group):
-    """What is kept of all rows at one proportion."""
-
-    lsp: Number
-    kept_tokens: int
-    thought_end_kept: Number | None
-    """Share of the rows with a thought."""
-    boxed_answer_kept: Number | None
-
-
-class RowTokens(Group):
-    """Lengths of the rows."""
-
-    smallest: int | None
-    largest: int | None
-    quantiles: Counts
-    bin_tokens: int
-    histogram: list[int]
-
-
-class TokenCounts(Group):
-    """statistics.json."""
-
-    rows: int
+class TokenizeResults(RowCounts):
     tokens: int
-    rows_with_thought: int
-    rows_with_boxed_answer: int
-    section_tokens: Counts
-    """prompt, cot, answer, unknown."""
-    by_lsp: list[LspTokens]
-    tokens_to_first_answer: int | None = None
-    """Of all rows up to where the answer first stands in the thought; earlier versions did not count them."""
-    row_tokens: RowTokens
-
-
-class TokenizeResults(Group):
-    rows_read: int
-    rows_kept: int
-    tokens: int
-    rejections: dict[str, ReasonCount] | None = None
-    remarks: dict[str, ReasonCount] = Field(default_factory=dict)
-    contamination: dict[str, Contamination] = Field(default_factory=dict)
     statistics: TokenCounts | None = None
 
 

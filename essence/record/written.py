@@ -6,52 +6,18 @@ what it does not know, so that a record is written again as it was read.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import TypeVar
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    TypeAdapter,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import TypeAdapter, ValidationError
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_text
-from essence.settings import Record
+from essence.settings.base import Group as Group
+from essence.settings.base import Number as Number
+from essence.settings.base import Written as Written
 from essence.settings.toml import first_fault
 
-Number = Annotated[int, Field(strict=True)] | float
-"""Of what a stage counted or computed: an integer stays one."""
 AnyKind = TypeVar("AnyKind")
-
-
-class Written(Record):
-    """A part of a record that stages write, not people: NumPy integers are numbers here. Unknown fields are refused."""
-
-    model_config = ConfigDict(strict=False)
-
-
-class Group(Written):
-    """A part whose fields belong to one stage. It keeps unknown fields, and the order in which fields were given."""
-
-    model_config = ConfigDict(extra="allow")
-    _given: tuple[str, ...] = PrivateAttr(default=())
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _remember(cls, value: Any, handler: Any) -> Self:
-        made: Self = handler(value)
-        if isinstance(value, Mapping):
-            made._given = tuple(value)
-        return made
-
-    @model_serializer(mode="wrap")
-    def _as_given(self, handler: Any) -> dict[str, object]:
-        full = handler(self)
-        return {name: full[name] for name in self._given if name in full}
 
 
 def read_record(file: Path, kind: type[AnyKind], what: str) -> AnyKind:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
-from essence.plan.cost_table import as_json
 from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.trace_record import read_trace_records
 from essence.record.written import gives_seal, seal_of
+from essence.report.claims.claim_record import claim_record
 from essence.report.claims.definition import CLAIMS_FILE, QUESTIONS_FILE
 from essence.report.claims.kept import read_with_retention
-from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, judged_record, record_verdicts
+from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, record_verdicts
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
@@ -27,7 +27,7 @@ from essence.report.page.questions_table import question_record
 from essence.report.page.rows import trained_rows
 from essence.report.page.samples import write_pieces
 from essence.report.page.statement import statement
-from essence.report.page.table import arm_rows, cell_rows, missing_lines, row_record
+from essence.report.page.table import arm_rows, cell_rows, missing_lines
 from essence.report.results.records import Figure, Group, GroupKey, Results
 from essence.report.results.stage_reader import read_stage
 
@@ -118,14 +118,11 @@ def report_record(
         "statement": statement(results),
         "done": results.done,
         "records": {s.id: sha256_file(s.folder.manifest) for s in results.stages if s.folder.done},
-        "claims": [judged_record(one) for one in judged],
+        "claims": [claim_record(one).model_dump() for one in judged],
         "questions": [question_record(one) for one in asked],
         "pictures": [_picture_record(picture) for picture in pictures(results)],
         "groups": [_group_record(results, group, drawn.get(group.key, ()), judged) for group in results.groups],
-        "computed_costs": [
-            {"title": table.title, "finding": table.finding, "rows": as_json(list(table.costs))}
-            for table in claim_tables(results)
-        ],
+        "computed_costs": [table.as_json() for table in claim_tables(results)],
         "trained_rows": [asdict(row) for row in trained_rows(results)],
         "traces": [record.model_dump(mode="json") for record in results.traces],
         "missing": missing_lines(results),
@@ -143,8 +140,8 @@ def _group_record(
                 "benchmark": evaluation[0],
                 "checkpoint": evaluation[1],
                 "findings": findings(results, group, evaluation, verdicts),
-                "rows": [row_record(row) for row in arm_rows(results, group, evaluation)],
-                "cells": [row_record(row) for row in cell_rows(group, evaluation)],
+                "rows": [row.as_json() for row in arm_rows(results, group, evaluation)],
+                "cells": [row.as_json() for row in cell_rows(group, evaluation)],
             }
             for evaluation in group.evaluations
         ],

@@ -5,9 +5,18 @@ infinities. Each number that a person writes has a lower and an upper bound: the
 """
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_serializer,
+    model_validator,
+)
 
 
 class Record(BaseModel):
@@ -23,6 +32,34 @@ class Record(BaseModel):
     )
 
 
+class Written(Record):
+    """A part of a record that stages write, not people: NumPy integers are numbers here. Unknown fields are refused."""
+
+    model_config = ConfigDict(strict=False)
+
+
+class Group(Written):
+    """A part whose fields belong to one stage. It keeps unknown fields, and the order in which fields were given."""
+
+    model_config = ConfigDict(extra="allow")
+    _given: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember(cls, value: Any, handler: Any) -> Self:
+        made: Self = handler(value)
+        if isinstance(value, Mapping):
+            made._given = tuple(value)
+        return made
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: Any) -> dict[str, object]:
+        full = handler(self)
+        return {name: full[name] for name in self._given if name in full}
+
+
+Number = Annotated[int, Field(strict=True)] | float
+"""Of what a stage counted or computed: an integer stays one."""
 LARGEST_COUNT = 2**31 - 1
 """Positions, token ids and lengths are 32-bit numbers in the arrays that hold them."""
 LARGEST_SEED = 2**63 - 1

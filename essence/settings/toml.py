@@ -16,7 +16,7 @@ from essence.files import read_text
 from essence.settings.base import check_name
 
 AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
-Layer = tuple[str, Mapping[str, Any]]
+Layer = tuple[str, Mapping[str, object]]
 """Where tables come from, and the tables."""
 Location = tuple[int | str, ...]
 BARE_KEY = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -46,16 +46,18 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ExperimentError(f"{path}: not valid TOML: {error}") from None
 
 
-def merge_tables(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge_tables(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """`over` on top of `base`, table by table."""
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge_tables(merged[key], value) if both else value
+        below = merged.get(key)
+        merged[key] = merge_tables(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 
-def validate(record: type[AnyRecord], data: dict[str, Any], where: str, layers: Sequence[Layer] = ()) -> AnyRecord:
+def validate(
+    record: type[AnyRecord], data: Mapping[str, object], where: str, layers: Sequence[Layer] = ()
+) -> AnyRecord:
     """`data` as a `record`; ExperimentError naming `where`, key, value, what is allowed and the nearest known key.
 
     Where `data` is made of `layers`, the lowest first, the sentence names the layer that the value comes from.

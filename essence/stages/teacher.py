@@ -52,8 +52,7 @@ def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
     check_pair(context.inputs["tokenizer"] / "model", folder)
     architecture = Architecture.from_config(read_decoder(folder))
     rows = load_rows(context.inputs["tokens"] / "tokens.arrow", settings, architecture.vocabulary)
-    facts = {"dtype": settings.compute_dtype, "vocabulary": architecture.vocabulary}
-    writer = RowWriter(context.partial / ROWS, facts)
+    writer = RowWriter(context.partial / ROWS, settings.compute_dtype, architecture.vocabulary)
     left = sum(row.input_ids.size for row in rows) - writer.tokens
     check_disk(context.partial, left * bytes_per_token(settings, architecture), architecture, settings)
     device = prepare_device(context.resources, 0)

@@ -55,11 +55,11 @@ def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
             context.progress.update("tokenize", rows.read, rows.total, "rows")
             context.stop.check()
     rows.write(context.partial / "rejections.json")
-    counted = statistics.as_dict()
-    write_json(context.partial / "statistics.json", counted)
-    results = {**rows.results(), "tokens": counted["tokens"], "statistics": counted}
+    counted = statistics.record()
+    written = counted.model_dump(mode="json")
+    write_json(context.partial / "statistics.json", written)
     return StageOutcome(
-        results=results,
+        results={**rows.results().model_dump(mode="json"), "tokens": counted.tokens, "statistics": written},
         data={"tokens_sha256": writer.sha256},
         executed={
             "template_sha256": renderer.template_sha256,
@@ -67,7 +67,7 @@ def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
             "encoder_reason": renderer.encoder.reason,
             **{name: markers[name] for name in MARKER_COUNTS},
         },
-        cost={"tokens": results["tokens"]},
+        cost={"tokens": counted.tokens},
     )
 
 

@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from essence.distill.masters import lowers_weights
 from essence.distill.once_loaded import load_once
 from essence.distill.order import steps_of_training
 from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
-from essence.distill.parity import Settled, settle
+from essence.distill.parity import CheckedObjective, settle
 from essence.distill.ranks import Ranks
 from essence.distill.row_split import CellRows, load_cell_rows
 from essence.distill.storage import TrainResult
@@ -119,7 +119,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     told = outcome(settings, context.resources, setup, result, student.config._attn_implementation)
     told.cost.update(peak_memory(ranks))
     ranks.leave()
-    findings["objective"] = objective.told
+    findings["objective"] = objective.as_json()
     return replace(told, executed={**told.executed, "parameters": parameters, "preflight": findings})
 
 
@@ -147,7 +147,7 @@ def steps_of(settings: TrainSettings, setup: Setup) -> list[Step]:
     return [step for epoch in epochs for step in epoch]
 
 
-def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> Settled:
+def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> CheckedObjective:
     """The loss as it will run, checked on this rank's device with the heads of these models, which then go again."""
     dtype, objective = COMPUTE_DTYPES[settings.compute_dtype], settings.objective
     student = load_head(setup.student, torch.float32, setup.device)
@@ -285,12 +285,12 @@ def outcome(
             "lowest_step": result.lowest_step,
             "lowest_validation_ce": result.lowest_validation_ce,
             "last_loss": result.last_loss,
-            "validations": result.validations,
+            "validations": [asdict(one) for one in result.validations],
         },
         data={
             "train": describe(setup.rows.training, settings.optimizer.epochs),
             "validation": describe(setup.rows.validation),
-            "positions": setup.rows.positions,
+            "positions": setup.rows.positions.model_dump(mode="json"),
         },
         executed={
             "batch_rows": batch_rows,

@@ -9,6 +9,7 @@ import pytest
 
 from essence.data.accept import EXCERPT_CHARACTERS, AcceptedRows, rejection_table
 from essence.data.reasons import Exchange
+from essence.data.row_records import ReasonCount, RowCounts
 from essence.errors import InputError
 from essence.settings import TokenizeSettings
 from support.tokenize_settings import protocol_settings
@@ -30,14 +31,14 @@ def write(folder: Path, rows: list[Any]) -> Path:
 
 def accept(
     folder: Path, rows: list[Any], asked: TokenizeSettings, problems: dict[str, Path] | None = None
-) -> tuple[dict[int, Exchange], dict[str, Any]]:
+) -> tuple[dict[int, Exchange], RowCounts]:
     accepted = AcceptedRows(write(folder, rows), asked, problems or {})
     found = dict(accepted)
     return found, accepted.results()
 
 
-def counts(table: dict[str, dict[str, Any]]) -> dict[str, int]:
-    return {reason: entry["count"] for reason, entry in table.items()}
+def counts(reasons: dict[str, ReasonCount] | None) -> dict[str, int]:
+    return {reason: entry.count for reason, entry in (reasons or {}).items()}
 
 
 ROWS = [
@@ -59,8 +60,8 @@ def test_corrected_uses_rows_with_clear_parts_only(tmp_path: Path) -> None:
         0: Exchange("1+1?", "<think>\nAdd.\n</think>\n\nIt is 2."),
         1: Exchange("1+2?", "<think>\nAdd.\n</think>\n\nIt is 3."),
     }
-    assert (results["rows_read"], results["rows_kept"], results["remarks"]) == (9, 2, {})
-    assert counts(results["rejections"]) == {
+    assert (results.rows_read, results.rows_kept, results.remarks) == (9, 2, {})
+    assert counts(results.rejections) == {
         "content is not text": 1,
         "longer than max_row_characters": 1,
         "no thought markers": 1,
@@ -76,12 +77,12 @@ def test_released_trains_on_what_the_template_takes_and_says_so(tmp_path: Path) 
     assert list(accepted) == [0, 1, 2, 3, 4, 5]
     assert accepted[1].assistant == "<think>\n\nAdd.\n\n</think>\n\nIt is 3.<|end_of_solution|>"
     assert accepted[2].assistant == "<think>a</think>b</think>c"
-    assert counts(results["rejections"]) == {
+    assert counts(results.rejections) == {
         "content is not text": 1,
         "longer than max_row_characters": 1,
         "unknown role": 1,
     }
-    assert counts(results["remarks"]) == {
+    assert counts(results.remarks) == {
         "no thought markers": 1,
         "same question and answer as an earlier row": 1,
         "solution marker that the exact replacement missed": 1,
@@ -94,14 +95,16 @@ def test_examples_are_five_short_lines_with_positions(tmp_path: Path) -> None:
     good = [row(f"{number}+1?", TRACE.format(number + 1)) for number in range(3)]
     rows = [row("?", 3)] * 9 + good
     _, results = accept(tmp_path, rows, protocol_settings())
-    entry = results["rejections"]["content is not text"]
-    assert entry["count"] == 9
-    assert [example["position"] for example in entry["examples"]] == [0, 1, 2, 3, 4]
-    assert entry["examples"][0]["row"] == json.dumps(rows[0])
+    assert results.rejections
+    entry = results.rejections["content is not text"]
+    assert entry.count == 9
+    assert [example.position for example in entry.examples] == [0, 1, 2, 3, 4]
+    assert entry.examples[0].row == json.dumps(rows[0])
     _, results = accept(tmp_path, [row("long " * 999, [TRACE * 30] * 30), *good], protocol_settings())
-    (example,) = results["rejections"]["content is not text"]["examples"]
-    assert len(example["row"]) <= EXCERPT_CHARACTERS
-    assert "long long" in example["row"] and " … " in example["row"]
+    assert results.rejections
+    (example,) = results.rejections["content is not text"].examples
+    assert len(example.row) <= EXCERPT_CHARACTERS
+    assert "long long" in example.row and " … " in example.row
 
 
 def test_an_excerpt_of_half_a_character_can_be_written(tmp_path: Path) -> None:
@@ -109,8 +112,9 @@ def test_an_excerpt_of_half_a_character_can_be_written(tmp_path: Path) -> None:
     assert len(list(accepted)) == 1
     accepted.write(tmp_path / "rejections.json")
     written = json.loads((tmp_path / "rejections.json").read_text(encoding="utf-8"))
-    assert written == json.loads(json.dumps(accepted.results()))
-    assert counts(written["rejections"]) == {"text with half a surrogate pair": 1}
+    read = RowCounts.model_validate(written)
+    assert read == accepted.results() and read.model_dump(mode="json") == written
+    assert counts(read.rejections) == {"text with half a surrogate pair": 1}
 
 
 def test_too_many_rejections_stop_with_the_table(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_a_thought_in_a_field_is_rendered_between_the_markers(tmp_path: Path, pr
     found["conversations"][1]["reasoning_content"] = "Add."
     accepted, results = accept(tmp_path, [found], protocol_settings(protocol))
     assert accepted == {0: Exchange("1+1?", "<think>\nAdd.\n</think>\n\nIt is 2.")}
-    assert results["rejections"] == results["remarks"] == {}
+    assert results.rejections == results.remarks == {}
 
 
 def test_the_names_that_were_seen_are_counted(tmp_path: Path) -> None:
@@ -154,7 +158,8 @@ def test_the_names_that_were_seen_are_counted(tmp_path: Path) -> None:
     rows += [{"conversations": [{"from": "gpt", "value": "x"}]}] * 9
     good = [row(f"{number}+1?", TRACE.format(number + 1)) for number in range(30)]
     _, results = accept(tmp_path, [*rows, *good], protocol_settings())
-    seen = results["rejections"]["unknown role"]["seen"]
+    assert results.rejections
+    seen = results.rejections["unknown role"].seen
     assert len(seen) == 50 and seen["'role 0'"] == 2
     line = next(line for line in rejection_table(results) if "unknown role" in line)
     assert line.endswith("(seen: 'role 0'; 'role 1'; 'role 10'; ...)")
@@ -183,8 +188,8 @@ def test_json_lines_of_another_shape_are_rejected_and_counted(tmp_path: Path) ->
     (tmp_path / "zmeta.jsonl").write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
     good = [row(f"{number}+1?", TRACE.format(number + 1)) for number in range(30)]
     _, results = accept(tmp_path, good, protocol_settings(max_rejected_share=0.1))
-    assert (results["rows_read"], results["rows_kept"]) == (32, 30)
-    assert results["rejections"]["a column of the format is missing"]["count"] == 2
+    assert (results.rows_read, results.rows_kept) == (32, 30)
+    assert counts(results.rejections)["a column of the format is missing"] == 2
 
 
 def test_rows_that_are_not_wanted_stop_nothing(tmp_path: Path) -> None:
@@ -193,7 +198,7 @@ def test_rows_that_are_not_wanted_stop_nothing(tmp_path: Path) -> None:
     asked = protocol_settings(format="synthetic1", max_rejected_share=0.0)
     accepted, results = accept(tmp_path, [other] * 9 + [wanted], asked)
     assert list(accepted) == [9]
-    assert counts(results["rejections"]) == {"task_type is not verifiable_math": 9}
+    assert counts(results.rejections) == {"task_type is not verifiable_math": 9}
 
 
 @pytest.mark.parametrize("remove", [False, True])
@@ -205,8 +210,8 @@ def test_evaluation_problems_are_counted_and_removed_when_asked(tmp_path: Path, 
     rows = [row("What is 1+1?", TRACE.format(2)), row("What is 1+2?", TRACE.format(3))]
     accepted, results = accept(tmp_path / "rows", rows, protocol_settings(decontamination=rules), {"sums": problems})
     assert list(accepted) == ([1] if remove else [0, 1])
-    assert results["contamination"]["sums"]["exact"] == 1
-    assert counts(results["rejections"]) == ({"question of an evaluation problem": 1} if remove else {})
+    assert results.contamination["sums"].exact == 1
+    assert counts(results.rejections) == ({"question of an evaluation problem": 1} if remove else {})
     assert any("sums: 1 repeat one of its 1 problems" in line for line in rejection_table(results))
 
 

@@ -15,7 +15,7 @@ LONG = "A rope of $12$ metres is cut into three parts so that the second part is
 def check(problems: dict[str, list[str]], question: str, overlap_words: int = 13) -> dict[str, tuple[int, int, int]]:
     found = Decontaminator(problems, overlap_words)
     answer = found.check(0, question)
-    counted = {name: (e["exact"], e["overlap"], e["formulaic"]) for name, e in found.results().items()}
+    counted = {name: (e.exact, e.overlap, e.formulaic) for name, e in found.results().items()}
     assert answer == any(exact or overlap for exact, overlap, _ in counted.values())
     return counted
 
@@ -76,9 +76,9 @@ def test_examples_name_row_and_problem() -> None:
     for position in range(7):
         found.check(position, LONG)
     entry = found.results()["b"]
-    assert entry["exact"] == 7
-    assert [example["position"] for example in entry["examples"]] == [0, 1, 2, 3, 4]
-    assert entry["examples"][0] | {"shared": ""} == {"position": 0, "problem": 1, "how": "exact", "shared": ""}
+    assert entry.exact == 7
+    assert [example.position for example in entry.examples] == [0, 1, 2, 3, 4]
+    assert (entry.examples[0].problem, entry.examples[0].how) == (1, "exact")
 
 
 def test_normal_forms() -> None:
@@ -102,8 +102,8 @@ def test_real_problems(assets: Path) -> None:
         for position, text in enumerate(texts):
             assert found.check(position, f"Return your final response within \\boxed{{}}. {text}")
         results = found.results()
-        assert results[name]["exact"] == len(texts)
-        others = [entry["exact"] + entry["overlap"] for other, entry in results.items() if other != name]
+        assert results[name].exact == len(texts)
+        others = [entry.exact + entry.overlap for other, entry in results.items() if other != name]
         assert others == [0, 0]
 
 
@@ -119,7 +119,7 @@ def test_other_contests_are_not_taken_for_the_benchmarks(assets: Path) -> None:
         question = row.get("problem") or row["question"]
         assert not found.check(position, question)
         assert not alone.check(position, question)
-    assert found.results()["aime24"]["formulaic"] == 10
+    assert found.results()["aime24"].formulaic == 10
 
 
 def test_the_miniature_trains_on_no_problem_of_its_benchmark() -> None:
@@ -129,4 +129,4 @@ def test_the_miniature_trains_on_no_problem_of_its_benchmark() -> None:
     found = Decontaminator({"tiny-sums": problems}, 13)
     assert not any(found.check(position, question) for position, question in enumerate(rows))
     assert found.check(2000, problems[7])
-    assert found.results()["tiny-sums"]["exact"] == 1
+    assert found.results()["tiny-sums"].exact == 1

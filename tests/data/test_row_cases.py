@@ -239,9 +239,9 @@ def test_a_row_is_rejected_with_its_reason(tmp_path: Path, name: str, protocol: 
     make, reason, seen = REJECTED[name]
     make(tmp_path)
     rows = read(tmp_path, protocol)
-    rejections = rows.results()["rejections"]
+    rejections = rows.results().rejections or {}
     assert rows.kept == COUNT and list(rejections) == [reason]
-    assert rejections[reason]["count"] == 1 and list(rejections[reason].get("seen", {})) == ([seen] if seen else [])
+    assert rejections[reason].count == 1 and list(rejections[reason].seen) == ([seen] if seen else [])
     with pytest.raises(InputError) as caught:
         read(tmp_path, protocol, max_rejected_share=0.0)
     assert seen in str(caught.value) and reason in str(caught.value)
@@ -279,9 +279,9 @@ def test_multi_turn_tool(tmp_path: Path, protocol: str) -> None:
     expected: dict[str, dict[str, int]] = {}
     for _, reason, seen in MULTI_TURN_TOOL:
         expected.setdefault(reason, {})[seen] = 1
-    rejections = rows.results()["rejections"]
-    assert {reason: entry["seen"] for reason, entry in rejections.items()} == expected
-    assert rows.kept == COUNT and sum(entry["count"] for entry in rejections.values()) == len(MULTI_TURN_TOOL)
+    rejections = rows.results().rejections or {}
+    assert {reason: entry.seen for reason, entry in rejections.items()} == expected
+    assert rows.kept == COUNT and sum(entry.count for entry in rejections.values()) == len(MULTI_TURN_TOOL)
     with pytest.raises(InputError) as caught:
         read(tmp_path, protocol, max_rejected_share=0.0)
     assert all(reason in str(caught.value) and seen in str(caught.value) for _, reason, seen in MULTI_TURN_TOOL)
@@ -336,7 +336,7 @@ def test_any_row_is_accepted_or_rejected_with_a_reason(
     (folder / "r.jsonl").write_text("".join(json.dumps(one) + "\n" for one in found), encoding="utf-8")
     accepted = read(folder, protocol, max_rejected_share=1.0)
     results = accepted.results()
-    rejected = sum(entry["count"] for entry in results["rejections"].values())
+    rejected = sum(entry.count for entry in (results.rejections or {}).values())
     assert accepted.kept >= 1 and accepted.kept + rejected == accepted.read == len(found)
     accepted.write(folder / "rejections.json")
-    assert json.loads((folder / "rejections.json").read_text(encoding="utf-8")) == json.loads(json.dumps(results))
+    assert json.loads((folder / "rejections.json").read_text(encoding="utf-8")) == results.model_dump(mode="json")

@@ -64,18 +64,18 @@ def test_the_record_says_in_one_word_whether_the_positions_are_the_published_one
     parts = whole.select(kept).train_test_split(test_size=10, seed=42)
     known = published(kept, parts["train"]["row"][:20], parts["test"]["row"])
     found = describe_selection(positions, select_rows(lengths, selection()), known)
-    assert found["published"] == "equal"
-    assert found["differs"] == {}
-    assert found["kept"]["sum"] == sum(kept)
+    assert found.published == "equal"
+    assert found.differs == {}
+    assert found.kept.sum == sum(kept)
 
     other = describe_selection(positions, select_rows(lengths, selection(train_rows=19)), known)
-    assert other["published"] == "different"
-    assert other["differs"]["train"]["rows"] == [19, 20]
-    assert set(other["differs"]) == {"train"}
+    assert other.published == "different"
+    assert other.differs["train"]["rows"] == (19, 20)
+    assert set(other.differs) == {"train"}
     longer = describe_selection(positions, select_rows(lengths, selection(max_row_tokens=120)), known)
-    assert longer["published"] == "different"
-    assert longer["differs"]["kept"]["rows"] == [int(np.count_nonzero(lengths < 120)), len(kept)]
-    assert describe_selection(positions, select_rows(lengths, selection()), None)["published"] == "not published"
+    assert longer.published == "different"
+    assert longer.differs["kept"]["rows"] == (int(np.count_nonzero(lengths < 120)), len(kept))
+    assert describe_selection(positions, select_rows(lengths, selection()), None).published == "not published"
 
 
 def test_positions_are_told_by_documented_numbers() -> None:
@@ -103,4 +103,4 @@ def test_a_list_that_was_not_read_is_no_list_that_is_not_published(name: str) ->
     published = train_settings(load(name).cells()[0], load(name).experiment).rows.published
     assert published == "not read"
     found = describe_selection(np.arange(40), select_rows(np.full(40, 9), selection()), published)
-    assert (found["published"], found["differs"]) == ("published, not read by the kit", {})
+    assert (found.published, found.differs) == ("published, not read by the kit", {})

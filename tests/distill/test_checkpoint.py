@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from essence.distill import checkpoint
+from essence.distill.checkpoint import State
 
 
 def write(folder: Path, step: int) -> Path:
-    return checkpoint.write(folder, step, {"weight/a": torch.full((3,), float(step))}, {"step": step}, kept=2)
+    state = State(step=step, last_loss=0.5)
+    return checkpoint.write(folder, step, {"weight/a": torch.full((3,), float(step))}, state, kept=2)
 
 
 TENSORS = "tensors-00000-of-00001.safetensors"
@@ -21,7 +23,7 @@ def test_round_trip(tmp_path: Path) -> None:
     write(tmp_path, 4)
     found = checkpoint.newest(tmp_path)
     assert found is not None
-    assert (found.step, found.state) == (4, {"step": 4})
+    assert (found.step, found.state) == (4, State(step=4, last_loss=0.5))
     assert found.tensor("weight/a").tolist() == [4.0, 4.0, 4.0]
 
 
@@ -68,4 +70,19 @@ def test_kill_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.M
 def test_no_pickle_is_written(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     assert sorted(p.name for p in path.iterdir()) == ["sha256.json", "state.json", TENSORS]
-    assert json.loads((path / "state.json").read_text()) == {"step": 1}
+    assert json.loads((path / "state.json").read_text())["step"] == 1
+
+
+def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
+    looks = [checkpoint.Validation(2, 1.5, [1.25, 1.75]), checkpoint.Validation(4, 1.0, [1.0, 1.0])]
+    state = State(step=4, best_step=4, best_ce=1.0, best_parts=[1.0, 1.0], validations=looks, tokens=9, seconds=0.1)
+    checkpoint.write(tmp_path, 4, {"weight/a": torch.zeros(1)}, state, kept=1)
+    assert checkpoint.states(tmp_path) == [state]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found.state == state
+
+
+@pytest.mark.parametrize("text", ['{"step": "4"}', '{"step": 4, "validations": [{"step": 2}]}', "[]"])
+def test_a_state_of_another_shape_is_passed_over(tmp_path: Path, text: str) -> None:
+    (write(tmp_path, 4) / checkpoint.STATE).write_text(text)
+    assert checkpoint.states(tmp_path) == []

@@ -223,12 +223,12 @@ BY_RANKS: dict[str, Any] = {**AS_RELEASED, "validations_per_epoch": 3}
 
 def test_a_training_keeps_the_weights_that_the_ranks_choose(of_four_ranks: Any) -> None:
     _, result = of_four_ranks
-    parts = [record["parts"] for record in result.validations]
+    parts = [record.parts for record in result.validations]
     chosen = result.validations[choose(parts) or 0]
-    lowest = min(result.validations, key=lambda record: record["ce"])
-    assert (result.best_step, result.best_validation_ce) == (chosen["step"], chosen["ce"])
-    assert (result.lowest_step, result.lowest_validation_ce) == (lowest["step"], lowest["ce"])
-    assert result.best_weights is not None and result.best_weights.name == f"best-{chosen['step']:08d}.safetensors"
+    lowest = min(result.validations, key=lambda record: record.ce)
+    assert (result.best_step, result.best_validation_ce) == (chosen.step, chosen.ce)
+    assert (result.lowest_step, result.lowest_validation_ce) == (lowest.step, lowest.ce)
+    assert result.best_weights is not None and result.best_weights.name == f"best-{chosen.step:08d}.safetensors"
     rows = examples(7, seed=2)
     student, losses = model(9), []
     student.load_state_dict(load_file(result.best_weights), strict=False)
@@ -243,7 +243,7 @@ def test_a_training_keeps_the_weights_that_the_ranks_choose(of_four_ranks: Any) 
         losses.append(torch.nn.functional.cross_entropy(logits[at - 1], ids[0, at]).item())
     own = [[0, 4], [1, 5], [2, 6], [3, 0]]  # the eighth place is the first again
     assert chosen["parts"] == pytest.approx([sum(losses[i] for i in part) / 2 for part in own], rel=1e-5)
-    assert chosen["ce"] == pytest.approx(sum(losses) / 7, rel=1e-5)
+    assert chosen.ce == pytest.approx(sum(losses) / 7, rel=1e-5)
 
 
 def test_killed_in_the_second_epoch_it_goes_on_in_the_same_order(of_four_ranks: Any, tmp_path: Path) -> None:
@@ -295,15 +295,15 @@ def test_the_record_says_whether_the_order_is_the_published_one() -> None:
         for e in (0, 1)
     ]
     found = describe_order(drawn, released, published(orders))
-    assert (found["published"], found["differs"], len(found["epochs"])) == ("equal", {}, 2)
+    assert (found.published, found.differs, len(found.epochs)) == ("equal", {}, 2)
     other = describe_order(drawn, settings(order={"seed": 1, "multiple": 4}), published(orders))
-    assert other["published"] == "different" and set(other["differs"]) == {"0", "1"}
+    assert other.published == "different" and set(other.differs) == {"0", "1"}
     longer = settings(order=RELEASED.model_dump())
     longer = longer.model_copy(update={"optimizer": longer.optimizer.model_copy(update={"epochs": 3})})
-    assert describe_order(drawn, longer, published(orders))["differs"] == {"epochs": [3, 2]}
-    assert describe_order(drawn, released, None)["published"] == "not published"
+    assert describe_order(drawn, longer, published(orders)).differs == {"epochs": (3, 2)}
+    assert describe_order(drawn, released, None).published == "not published"
     fewer = describe_order(drawn[:7], released, published(orders))
-    assert fewer["published"] == "different"
+    assert fewer.published == "different"
 
 
 def test_protocols_differ_in_order_and_choice() -> None:

@@ -60,8 +60,8 @@ def test_a_wrong_form_stops_or_gives_way_to_the_plain_one(monkeypatch: pytest.Mo
     with pytest.raises(MachineError, match=r'chunked loss is not the plain one on cpu: .*2\.0e-01.*set form = "plain"'):
         settle(*arguments, RESOURCES, ALONE)
     settled = settle(*arguments, RESOURCES.model_copy(update={"fallback": True}), ALONE)
-    assert settled.resources.form == settled.told["form"] == "plain"
-    assert len(settled.told["fell_back"]) == 1 and settled.told["parity"] is None
+    assert settled.resources.form == settled.as_json()["form"] == "plain"
+    assert len(settled.fell_back) == 1 and settled.parity is None
 
 
 COMPILED = RESOURCES.model_copy(update={"compiled": True})
@@ -72,7 +72,7 @@ def test_compiled_equals_plain() -> None:
     """In the paper's case, whose compiled form is spelt out in other operations, with chunks of two sizes."""
     head, teacher_head = heads(torch.bfloat16)
     settled = settle(head, teacher_head, torch.bfloat16, some_objective(), COMPILED, ALONE)
-    assert settled.told["compiled"] and settled.told["fell_back"] == [] and settled.told["parity"]["passed"]
+    assert settled.as_json()["compiled"] and settled.fell_back == [] and settled.parity and settled.parity.passed
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -86,5 +86,5 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         settle(*arguments, COMPILED, ALONE)
     settled = settle(*arguments, COMPILED.model_copy(update={"fallback": True}), ALONE)
     assert settled.resources == RESOURCES.model_copy(update={"fallback": True})
-    assert "cannot be compiled" in settled.told["fell_back"][0] and settled.told["parity"]["passed"]
+    assert "cannot be compiled" in settled.fell_back[0] and settled.parity and settled.parity.passed
     torch._dynamo.reset()

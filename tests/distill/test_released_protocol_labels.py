@@ -237,7 +237,7 @@ def test_loss_and_gradients_of_all_kept_lengths(span: str, lsp: float, sections:
 
 def cached(folder: Path, model: Any, rows: list[tuple[int, list[int]]]) -> CachedTeacher:
     """The whole rows read once, and the pad."""
-    cpu, writer = torch.device("cpu"), RowWriter(folder / ROWS, {})
+    cpu, writer = torch.device("cpu"), RowWriter(folder / ROWS, "float32", VOCABULARY)
     whole = [Example(position, np.array(ids, np.int32), np.zeros(len(ids), np.bool_)) for position, ids in rows]
     with torch.no_grad():
         states = states_of_rows(model, Batch.of(whole, MULTIPLE, cpu))

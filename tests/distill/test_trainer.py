@@ -139,9 +139,9 @@ def test_best_weights_are_those_of_the_lowest_validation(
     undisturbed: tuple[dict[str, torch.Tensor], TrainResult],
 ) -> None:
     result = undisturbed[1]
-    assert [record["step"] for record in result.validations] == [1, 3, 4, 6]
-    best = min(result.validations, key=lambda record: record["ce"])
-    assert (result.best_step, result.best_validation_ce) == (best["step"], best["ce"])
+    assert [record.step for record in result.validations] == [1, 3, 4, 6]
+    best = min(result.validations, key=lambda record: record.ce)
+    assert (result.best_step, result.best_validation_ce) == (best.step, best.ce)
     student, losses = model(9), []
     assert result.best_weights is not None
     checkpoint.load_weights(student, result.best_weights)
@@ -150,7 +150,7 @@ def test_best_weights_are_those_of_the_lowest_validation(
         losses.append(
             torch.nn.functional.cross_entropy(student.lm_head(states_at(student, batch)), batch.labels).item()
         )
-    assert sum(losses) / len(losses) == pytest.approx(best["ce"], rel=1e-5)
+    assert sum(losses) / len(losses) == pytest.approx(best.ce, rel=1e-5)
 
 
 def test_only_needed_best_weights_stay(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_only_needed_best_weights_stay(tmp_path: Path) -> None:
     run(tmp_path / "work", model(0), resources=every_step)
     states = checkpoint.states(tmp_path / "work" / "checkpoints")
     stored = {path.name for path in (tmp_path / "work").glob("best-*")}
-    assert stored == {f"best-{state['best_step']:08d}.safetensors" for state in states}
+    assert stored == {f"best-{state.best_step:08d}.safetensors" for state in states}
 
 
 def test_micro_batches_change_rounding_only(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from essence.plan.cost_table import PROPORTIONS, cost_table, finding, released_static_bytes
+from essence.plan.cost_table import COLUMNS, PROPORTIONS, cost_table, released_static_bytes
 from essence.sizes.architecture import Architecture
 from essence.sizes.memory import estimate_memory, gathered_parameters
 from support.paper_sizes import PAPER, QWEN3
@@ -20,7 +20,7 @@ from support.project import PROJECT, invoke
 )
 def test_half_of_the_row(student: str, teacher: str, flops: float, memory: float) -> None:
     """Ratios of counted steps on 4 GPUs at 4,096 tokens: FLOPs halve, memory does not, chunked it hardly changes."""
-    rows = {row.lsp: row for row in cost_table(QWEN3[student], QWEN3[teacher], 4096, 4)}
+    rows = {row.lsp: row for row in cost_table("pair", QWEN3[student], QWEN3[teacher], 4096, 4).rows}
     half = rows[0.5]
     assert half.flops_ratio == pytest.approx(flops, abs=1e-3)
     assert half.memory_ratio == pytest.approx(memory, abs=0.02)
@@ -30,13 +30,14 @@ def test_half_of_the_row(student: str, teacher: str, flops: float, memory: float
 
 
 def test_everything_grows_with_the_proportion_but_static_memory() -> None:
-    rows = cost_table(QWEN3["4b"], QWEN3["8b"], 2500, 4)
+    table = cost_table("pair", QWEN3["4b"], QWEN3["8b"], 2500, 4)
+    rows = table.rows
     assert [row.lsp for row in rows] == list(PROPORTIONS)
     for name in ("tokens", "flops", "dynamic_gib", "memory_ratio", "chunked_dynamic_gib", "time_ratio_exposed"):
         values = [getattr(row, name) for row in rows]
         assert values == sorted(values) and len(set(values)) > 5, name
     assert len({row.static_gib for row in rows}) == 1
-    assert "At LSP 0.5, 48% of the FLOPs" in finding(rows)
+    assert "At LSP 0.5, 48% of the FLOPs" in table.finding
 
 
 def test_the_command_prints_a_table_for_each_pair() -> None:
@@ -44,8 +45,20 @@ def test_the_command_prints_a_table_for_each_pair() -> None:
     assert done.returncode == 0, done.stderr
     assert "bespoke/qwen3-8b_qwen3-4b-base: a row of 2,500 tokens" in done.stdout
     assert "At LSP 0.5, 48% of the FLOPs" in done.stdout
-    record = json.loads(invoke("plan", "--experiment", "bespoke", "--costs", "--json").stdout)
-    assert len(record) == 1 and len(record[0]["rows"]) == 10
+    (record,) = json.loads(invoke("plan", "--experiment", "bespoke", "--costs", "--json").stdout)
+    assert record["name"] == "bespoke/qwen3-8b_qwen3-4b-base" and len(record["rows"]) == 10
+
+
+def test_one_renderer_writes_a_row_for_terminal_and_report() -> None:
+    table = cost_table("pair", QWEN3["4b"], QWEN3["8b"], 2500, 4)
+    whole = dict(zip(COLUMNS, table.lines[-1], strict=True))
+    assert whole["LSP"] == "1.00" and whole["Tokens"] == "2,500" and whole["Time"] == "1.00 to 1.00"
+    assert whole["Static GiB"] == "23.7"
+
+
+def test_sizes_beyond_a_hundred_gib_are_whole_numbers() -> None:
+    whole = cost_table("pair", QWEN3["8b"], QWEN3["32b"], 100, 1).lines[-1]
+    assert whole[list(COLUMNS).index("Static GiB")].isdigit()
 
 
 def test_the_released_form_has_no_bfloat16_shards() -> None:

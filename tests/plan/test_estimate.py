@@ -103,8 +103,8 @@ def test_the_mean_row_is_that_of_the_rows_that_are_trained_on(tmp_path: Path) ->
     statistics.add(SectionBounds(lengths, np.full(lengths.size, 100), lengths - 50), none)
     manifest = run_directory.stage(plan.stages["tokenize"]).manifest
     manifest.parent.mkdir(parents=True)
-    rows, counted = statistics.rows, statistics.as_dict()
-    results = {"rows_read": rows, "rows_kept": rows, "tokens": counted["tokens"], "statistics": counted}
+    rows, counts = statistics.rows, statistics.record().model_dump()
+    results = {"rows_read": rows, "rows_kept": rows, "tokens": counts["tokens"], "statistics": counts}
     record = made_up("ab" * 32, "tokenize", "tokenize", {}, results, {}, {})
     manifest.write_text(json.dumps(record), encoding="utf-8")
     row, counted = mean_row(plan, loaded, run_directory)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from essence.plan.cost_table import PROPORTIONS, cost_table, finding
+from essence.plan.cost_table import COLUMNS, PROPORTIONS, cost_table
 from essence.report.build import write_report
-from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
+from essence.report.page.cost_claim import claim_tables
 from essence.report.results.read import read_results
 from support.paper_sizes import QWEN3
 from support.synthetic_run import SyntheticRun
@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
 
 def test_page_markdown_and_record_show_the_table(run: SyntheticRun) -> None:
     page = write_report(run.root, run.experiment)
-    expected = finding(cost_table(QWEN3["4b"], QWEN3["8b"], 200, 4))
+    expected = cost_table("bespoke", QWEN3["4b"], QWEN3["8b"], 200, 4).finding
     for text in (page.read_text(), (page.parent / "report.md").read_text()):
         assert "a row of 200 tokens on 4 GPUs" in text and expected in text
     (told,) = json.loads((page.parent / "report.json").read_text())["computed_costs"]
@@ -31,8 +31,8 @@ def test_page_markdown_and_record_show_the_table(run: SyntheticRun) -> None:
 def test_a_table_for_each_pair_whose_sizes_are_known(run: SyntheticRun) -> None:
     results = read_results(run.root, run.experiment)
     (table,) = claim_tables(results)
-    assert len(table.rows) == len(PROPORTIONS) and {len(row) for row in table.rows} == {len(CLAIM_COLUMNS)}
-    assert table.rows[-1][2] == "1.000" and table.rows[-1][-1] == "1.00"
+    assert len(table.lines) == len(PROPORTIONS) and {len(line) for line in table.lines} == {len(COLUMNS)}
+    assert table.lines[-1][2] == "1.000" and table.lines[-1][-1] == "1.00"
     nowhere = tuple(stage for stage in results.stages if stage.stage != "download")
     assert claim_tables(replace(results, stages=nowhere)) == []
 

@@ -98,7 +98,7 @@ def diverge(work: Path, ranks: Ranks) -> None:
 def store_teacher(output: Path) -> None:
     """As the teacher stage does, in files of three rows."""
     whole = model(1, hidden=24).eval().requires_grad_(False)
-    writer = RowWriter(output / ROWS, {})
+    writer = RowWriter(output / ROWS, "float32", head_weight(whole).shape[0])
     for first in range(0, len(TRAIN), 3):
         rows = TRAIN[first : first + 3]
         states = states_of_rows(whole, Batch.of(rows, 16, CPU))

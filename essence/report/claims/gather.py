@@ -1,10 +1,9 @@
 """From the results of experiments to evidence: which arms are one, which are compared, which count at all."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 from essence.files import canonical_json, sha256_text
 from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
@@ -78,16 +77,22 @@ def _setting(key: GroupKey, arm: Arm, score: Score | None = None) -> Setting:
     return setting._replace(benchmark=score.benchmark, evaluation=_evaluation(score)) if score else setting
 
 
-def _settings(arm: Arm) -> dict[str, Any]:
-    """What the arm's trainings were told; empty where none of their records is here."""
-    found = (cell.train.look("settings", "resolved") for cell in arm.cells)
-    return next((dict(settings) for settings in found if settings), {})
+def _settings(arm: Arm) -> Mapping[str, object]:
+    """The arm's resolved settings as JSON, which is hashed; empty where no record of a training is here."""
+    manifests = (cell.train.manifest for cell in arm.cells)
+    return next((manifest.resolved_json for manifest in manifests if manifest and manifest.resolved_json), {})
+
+
+def _group_of(settings: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """A group of the settings; empty where earlier code had none."""
+    group = settings.get(name)
+    return group if isinstance(group, Mapping) else {}
 
 
 def _counts(arm: Arm) -> bool:
     """Whether the arm was distilled, and from the exact teacher; records of earlier code name an approximate one."""
     settings = _settings(arm)
-    return dict(settings.get("objective", {})).get("kd_weight") != 0.0 and settings.get("teacher") != "top-k"
+    return _group_of(settings, "objective").get("kd_weight") != 0.0 and settings.get("teacher") != "top-k"
 
 
 def _recipe(arm: Arm) -> str:
@@ -98,7 +103,7 @@ def _recipe(arm: Arm) -> str:
 def _matched(arm: Arm) -> str:
     """The recipe, whatever the number of rows."""
     settings = _settings(arm)
-    rows = {**dict(settings.get("rows") or {}), "train_rows": None, "token_budget": None}
+    rows = {**_group_of(settings, "rows"), "train_rows": None, "token_budget": None}
     return _hash({name: _but_drawn(name, {**settings, "rows": rows}.get(name)) for name in RECIPE})
 
 
@@ -108,13 +113,13 @@ def _evaluation(score: Score) -> str:
     return _hash({name: _but_drawn(name, stage.look("settings", "resolved")) for name, stage in stages.items()})
 
 
-def _but_drawn(name: str, settings: Any) -> Any:
-    if not isinstance(settings, dict):
+def _but_drawn(name: str, settings: object) -> object:
+    if not isinstance(settings, Mapping):
         return settings
     return {field: value for field, value in settings.items() if field not in DRAWN.get(name, ())}
 
 
-def _hash(settings: dict[str, Any]) -> str:
+def _hash(settings: Mapping[str, object]) -> str:
     return sha256_text(canonical_json(settings))[:16]
 
 

@@ -1,9 +1,8 @@
 """From a claim and what was measured to one word, and to what would decide where the interval is too wide."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims, load_questions
@@ -159,36 +158,3 @@ def decide(measured: Measured, band: tuple[float, float]) -> Verdict:
     if (high is not None and high < band[0]) or (low is not None and low > band[1]):
         return "not reproduced"
     return "undecided"
-
-
-def judged_record(judged: ClaimVerdict) -> dict[str, Any]:
-    """A row of the claims table as plain numbers, for report.json."""
-    claim, measured = judged.claim, judged.measured
-    band = [edge if math.isfinite(edge) else None for edge in claim.band] if claim.is_judged else None
-    return {
-        "id": claim.id,
-        "title": claim.title,
-        "grade": claim.grade,
-        "source": claim.source,
-        "protocol": judged.protocol,
-        "measure": claim.measure,
-        "unit": claim.unit,
-        "reported": claim.reported,
-        "accepted": band,
-        "word": judged.word,
-        "where": judged.where,
-        "ours": None if measured is None else vars(measured.estimate),
-        "on_other_problems": None if not (measured and measured.other_problems) else vars(measured.other_problems),
-        "trainings": 0 if measured is None else measured.trainings,
-        "samples": 0 if measured is None else measured.samples,
-        "look": 1 if measured is None else measured.look,
-        "confidence": level_of(1 if measured is None else measured.look),
-        "outside_p": None if measured is None else measured.outside,
-        "primary": claim.primary,
-        "settings": 0 if measured is None else measured.settings,
-        "settings_of_the_paper": claim.settings,
-        "note": "" if measured is None else measured.note,
-        "advice": judged.advice,
-        "would_decide": judged.would_decide,
-        "stages": [] if measured is None else list(measured.stages),
-    }

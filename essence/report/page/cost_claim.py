@@ -4,46 +4,28 @@ What a run measured stands in the tables of its groups; this says what the claim
 for a loss that holds all logits beside one that never does. `essence/plan/cost_table.py` states every assumption.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from essence import text
 from essence.errors import InputError
-from essence.plan.cost_table import CostRow, cost_table, finding
+from essence.plan.cost_table import CostTable, cost_table
 from essence.report.results.records import CellResult, Results
 from essence.report.results.stage_reader import StageEvidence
 from essence.sizes.architecture import Architecture
 
 DEVICES = 4
 """GPUs of the paper's trainings."""
-CLAIM_COLUMNS = (
-    "LSP", "Tokens", "FLOPs", "Time", "Static GiB", "Dynamic GiB", "Memory", "Dynamic GiB, chunked", "Memory, chunked",
-)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ClaimTable:
-    """One pair on one data set."""
-
-    title: str
-    finding: str
-    rows: tuple[tuple[str, ...], ...]
-    """A cell for each of `CLAIM_COLUMNS`."""
-    costs: tuple[CostRow, ...]
-
-
-def claim_tables(results: Results) -> list[ClaimTable]:
+def claim_tables(results: Results) -> list[CostTable]:
     """A table for each data set and pair of which the models' sizes and the rows' lengths are known here."""
-    tables: dict[str, ClaimTable] = {}
+    tables: dict[str, CostTable] = {}
     stages = {stage.id: stage for stage in results.stages}
     for cell in sorted(results.cells, key=lambda cell: -cell.lsp):
         student, teacher = (_architecture(cell.train, role, stages) for role in ("student", "teacher"))
         tokens = row_tokens(cell)
-        title = f"{cell.dataset}, {cell.teacher} to {cell.student}"
-        if title not in tables and student and teacher and tokens:
-            costs = cost_table(student, teacher, tokens, DEVICES)
-            shown = f"{title}: a row of {tokens:,} tokens on {DEVICES} GPUs"
-            tables[title] = ClaimTable(shown, finding(costs), tuple(map(_shown, costs)), tuple(costs))
+        name = f"{cell.dataset}, {cell.teacher} to {cell.student}"
+        if name not in tables and student and teacher and tokens:
+            tables[name] = cost_table(name, student, teacher, tokens, DEVICES)
     return list(tables.values())
 
 
@@ -68,17 +50,3 @@ def _architecture(stage: StageEvidence, role: str, stages: dict[str, StageEviden
         return Architecture.from_config(config) if isinstance(config, dict) else None
     except InputError:
         return None
-
-
-def _shown(row: CostRow) -> tuple[str, ...]:
-    return (
-        text.proportion(row.lsp),
-        f"{row.tokens:,}",
-        f"{row.flops_ratio:.3f}",
-        f"{row.time_ratio:.2f} to {row.time_ratio_exposed:.2f}",
-        f"{row.static_gib:.3g}",
-        f"{row.dynamic_gib:.3g}",
-        f"{row.memory_ratio:.2f}",
-        f"{row.chunked_dynamic_gib:.3g}",
-        f"{row.chunked_memory_ratio:.2f}",
-    )

@@ -4,13 +4,13 @@ One panel a figure, so that a phone shows it at full size and a wide page sets f
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from essence.evaluation.statistics import Estimate
@@ -23,7 +23,7 @@ from essence.text import percent, proportion, slug, times, with_interval
 WIDE, NARROW = (4.8, 3.45), (3.7, 3.1)
 """Inches; at 72 units an inch a phone shows text about as large as the page's small print."""
 PNG_DPI = 200
-STYLE: dict[str, Any] = {
+STYLE: Mapping[str, str | float | bool | list[str]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "essence",
     "font.family": ["DejaVu Sans"],
@@ -135,7 +135,7 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
             points = [value / full for value in each if value is not None and full]
             axes.scatter([arm.lsp] * len(points), points, s=16, color=LIGHT["accent"], alpha=0.35, linewidths=0)
         x, y = [arm.lsp for arm in arms], [arm.ratio[word] for arm in arms]
-        axes.plot(x, y, color=LIGHT["accent"], linewidth=2, **_markers())
+        _mark_pooled(*axes.plot(x, y, color=LIGHT["accent"], linewidth=2))
         axes.set_ylim(0, max(1.1, 1.1 * max(y)))
         axes.set_ylabel("ratio to LSP 1.0")
         _lsp_axis(axes)
@@ -219,21 +219,15 @@ def _pooled_line(axes: Axes, points: Sequence[tuple[float, Estimate]]) -> None:
             y.append(estimate.value)
             below.append(max(0.0, estimate.value - estimate.low) if estimate.low is not None else 0.0)
             above.append(max(0.0, estimate.high - estimate.value) if estimate.high is not None else 0.0)
-    axes.errorbar(
-        x,
-        y,
-        yerr=[below, above],
-        color=LIGHT["accent"],
-        linewidth=2,
-        elinewidth=1.6,
-        zorder=3,
-        clip_on=False,
-        **_markers(),
+    bars = axes.errorbar(
+        x, y, yerr=[below, above], color=LIGHT["accent"], linewidth=2, elinewidth=1.6, zorder=3, clip_on=False
     )
+    _mark_pooled(bars.lines[0])
 
 
-def _markers() -> dict[str, Any]:
-    return {"marker": "o", "markersize": 7, "markeredgecolor": LIGHT["surface"], "markeredgewidth": 1.2}
+def _mark_pooled(line: Line2D) -> None:
+    """A dot at each point that is pooled over seeds."""
+    line.set(marker="o", markersize=7, markeredgecolor=LIGHT["surface"], markeredgewidth=1.2)
 
 
 def _baseline_line(

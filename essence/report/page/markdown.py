@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from essence.plan.cost_table import COLUMNS as COST_COLUMNS
+from essence.plan.cost_table import CostTable
 from essence.report.claims.verdict import ClaimVerdict
 from essence.report.page.claims_table import claim_rows
-from essence.report.page.cost_claim import CLAIM_COLUMNS, ClaimTable, claim_tables
+from essence.report.page.cost_claim import claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
 from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
@@ -61,13 +63,13 @@ def _markdown_rows(view: RowsView) -> str:
     return "\n".join([*lines, *(_markdown_tokens(view.tokens) if view.tokens else [])])
 
 
-def _markdown_costs(table: ClaimTable) -> str:
+def _markdown_costs(table: CostTable) -> str:
     """Computed costs at each proportion, as a GitHub table."""
-    head = [_markdown_line(CLAIM_COLUMNS), _markdown_line(["--:"] * len(CLAIM_COLUMNS))]
+    head = [_markdown_line(list(COST_COLUMNS)), _markdown_line(["--:"] * len(COST_COLUMNS))]
     told = [
         markdown_text(table.title),
         markdown_text(table.finding),
-        "\n".join([*head, *map(_markdown_line, table.rows)]),
+        "\n".join([*head, *map(_markdown_line, table.lines)]),
     ]
     return "\n\n".join(told)
 

@@ -3,18 +3,18 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
 from essence import text
+from essence.plan.cost_table import COLUMNS as COST_COLUMNS
 from essence.record.machine_load import WALL_OVER_CPU
 from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions
 from essence.report.page import reported
 from essence.report.page.browse import browser_data
 from essence.report.page.claims_table import claim_rows, claims_lead, claims_summary, headline
-from essence.report.page.cost_claim import CLAIM_COLUMNS, claim_tables
+from essence.report.page.cost_claim import claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
@@ -99,50 +99,49 @@ def render_page(
         _group_view(results, g, f"g{i}", figures.get(g.key, []), verdicts) for i, g in enumerate(results.groups, 1)
     ]
     rows = claim_rows(verdicts)
-    context: dict[str, Any] = {
-        "results": results,
-        "claims": [row for row in rows if row.word != "not run"],
-        "claims_not_run": [row for row in rows if row.word == "not run"],
-        "claims_summary": claims_summary(rows),
-        "headline": headline(verdicts),
-        "overview": overview_rows(results) if len(results.groups) > MOST_INLINED_GROUPS else [],
-        "claims_lead": claims_lead(verdicts),
-        "questions": question_rows(questions) if asked(questions) else [],
-        "questions_lead": questions_lead(questions),
-        "questions_title": TITLE,
-        "pictures": pictures,
-        "groups": views,
-        "statement": statement(results),
-        "progress": _progress(results),
-        "columns": COLUMNS,
-        "missing": missing_lines(results),
-        "rows": rows_views(results),
-        "trained_rows": trained_rows(results),
-        "lsp_columns": LSP_COLUMNS,
-        "claim_columns": CLAIM_COLUMNS,
-        "claim_tables": claim_tables(results),
-        "settings": settings_facts(results),
-        "environment": environment_facts(results),
-        "finished": finished_at(results),
-        "wall": text.duration(total_wall_s(results)),
-        "load": total_load(results).words,
-        "reported_lsp": text.proportion(reported.RETENTION.lsp),
-        "nothing": text.NOTHING,
-        "citation": reported.CITATION,
-        "charts": any(cell.train.state == "done" for cell in results.cells),
-        "data": embedded(explore_data(results)),
-        "pieces": pieces,
-        "browser_data": embedded(browser_data(results, pieces)),
-        "piece_characters": PIECE_CHARACTERS,
-        "ending_columns": ENDING_COLUMNS,
-        "script": script(),
-        "script_hash": script_hash(script()),
-        "facets": FACETS,
-    }
-    # Macros see globals alone.
     environment = _environment()
+    # Macros see globals alone.
     environment.globals.update(many=len(results.groups) > MOST_INLINED_GROUPS, most_links=MOST_LINKS)
-    return environment.get_template("template.html").render(context)
+    return environment.get_template("template.html").render(
+        results=results,
+        claims=[row for row in rows if row.word != "not run"],
+        claims_not_run=[row for row in rows if row.word == "not run"],
+        claims_summary=claims_summary(rows),
+        headline=headline(verdicts),
+        overview=overview_rows(results) if len(results.groups) > MOST_INLINED_GROUPS else [],
+        claims_lead=claims_lead(verdicts),
+        questions=question_rows(questions) if asked(questions) else [],
+        questions_lead=questions_lead(questions),
+        questions_title=TITLE,
+        pictures=pictures,
+        groups=views,
+        statement=statement(results),
+        progress=_progress(results),
+        columns=COLUMNS,
+        missing=missing_lines(results),
+        rows=rows_views(results),
+        trained_rows=trained_rows(results),
+        lsp_columns=LSP_COLUMNS,
+        cost_columns=list(COST_COLUMNS),
+        claim_tables=claim_tables(results),
+        settings=settings_facts(results),
+        environment=environment_facts(results),
+        finished=finished_at(results),
+        wall=text.duration(total_wall_s(results)),
+        load=total_load(results).words,
+        reported_lsp=text.proportion(reported.RETENTION.lsp),
+        nothing=text.NOTHING,
+        citation=reported.CITATION,
+        charts=any(cell.train.state == "done" for cell in results.cells),
+        data=embedded(explore_data(results)),
+        pieces=pieces,
+        browser_data=embedded(browser_data(results, pieces)),
+        piece_characters=PIECE_CHARACTERS,
+        ending_columns=ENDING_COLUMNS,
+        script=script(),
+        script_hash=script_hash(script()),
+        facets=FACETS,
+    )
 
 
 def _environment() -> jinja2.Environment:

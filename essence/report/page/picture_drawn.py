@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -101,9 +102,9 @@ def _lines(axes: Axes, picture: Picture) -> None:
                 axes.axhspan(found.low, found.high, color=LIGHT[colour], alpha=0.08, linewidth=0, zorder=0)
 
 
-def _legend(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+def _legend(panels: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
     """Every curve and line once."""
-    named: dict[str, Any] = {}
+    named: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)

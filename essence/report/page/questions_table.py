@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence.report.claims.verdict import ClaimVerdict, Verdict, judged_record
+from essence.report.claims.claim_record import claim_record
+from essence.report.claims.verdict import ClaimVerdict, Verdict
 from essence.report.page.claims_table import STYLES, ClaimRow, claim_rows
 
 ANSWERS: dict[Verdict, str] = {"reproduced": "yes", "not reproduced": "no"}
 """Of a verdict; every other one is a word of its own."""
-OF_THE_PAPER = ("grade", "reported", "accepted", "where", "settings_of_the_paper", "primary", "word")
+OF_THE_PAPER = {"grade", "reported", "accepted", "where", "settings_of_the_paper", "primary", "word"}
 """Of the record of a claim: what a question does not have, or has under another name."""
 TITLE = "Questions of the kit’s own"
 NEEDS_ARMS = "experiments/controls.toml has the arms that they need"
@@ -46,9 +47,9 @@ def questions_lead(judged: Sequence[ClaimVerdict]) -> str:
 
 def question_record(judged: ClaimVerdict) -> dict[str, object]:
     """A row as plain numbers, for report.json: as of a claim, with `answer` and `yes` for its word and band."""
-    record = judged_record(judged)
-    kept = {name: value for name, value in record.items() if name not in OF_THE_PAPER}
-    return {**kept, "answer": ANSWERS.get(judged.word, judged.word), "yes": record["accepted"]}
+    record = claim_record(judged)
+    kept = record.model_dump(exclude=OF_THE_PAPER)
+    return {**kept, "answer": ANSWERS.get(judged.word, judged.word), "yes": record.accepted}
 
 
 def print_questions(judged: Sequence[ClaimVerdict], console: Console) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from essence.data.accept import rejection_table
 from essence.errors import RecordError
-from essence.files import read_json
 from essence.record.run_directory import StageFolder
+from essence.record.stage_records import TokenizeManifest, TokenizeResults, read_manifest
 from essence.report.page.tokens import TokensView, tokens_lines, tokens_view
 from essence.report.results.records import Results
 from essence.report.results.stage_reader import StageEvidence
@@ -67,42 +67,44 @@ def _trained_rows(name: str, stage: StageEvidence) -> TrainedRows | None:
 def rows_lines(folder: StageFolder) -> list[str]:
     """The table of a finished tokenize stage as lines for a terminal; nothing for any other."""
     try:
-        results = read_json(folder.manifest)["results"]
-        lines = rejection_table(results) if "rejections" in results else []
-        if len(lines) > 1:
-            lines.append(f"  examples: {folder.output / 'rejections.json'}")
-        return [*lines, *tokens_lines(results.get("statistics", {}))]
-    except (RecordError, KeyError):
+        manifest = read_manifest(folder.manifest)
+    except RecordError:
         return []
+    if not isinstance(manifest, TokenizeManifest):
+        return []
+    results = manifest.results
+    lines = [] if results.rejections is None else rejection_table(results)
+    if len(lines) > 1:
+        lines.append(f"  examples: {folder.output / 'rejections.json'}")
+    return [*lines, *tokens_lines(results.statistics)]
 
 
 def rows_views(results: Results) -> list[RowsView]:
     """One for each tokenized data set of an experiment."""
-    done = (stage for stage in results.stages if stage.stage == "tokenize" and stage.state == "done")
-    return [_view(stage) for stage in done if stage.look("results", "rejections") is not None]
+    done = ((stage, stage.tokenized.results) for stage in results.stages if stage.tokenized)
+    return [_view(stage, found) for stage, found in done if found.rejections is not None]
 
 
-def _view(stage: StageEvidence) -> RowsView:
-    found = stage.look("results")
+def _view(stage: StageEvidence, found: TokenizeResults) -> RowsView:
     reasons = tuple(
-        ReasonRow(reason, fate, int(entry["count"]))
-        for fate, group in (("rejected", "rejections"), ("kept", "remarks"))
-        for reason, entry in found.get(group, {}).items()
+        ReasonRow(reason, fate, entry.count)
+        for fate, group in (("rejected", found.rejections or {}), ("kept", found.remarks))
+        for reason, entry in group.items()
     )
     return RowsView(
         title=stage.title,
         link=stage.link,
         summary=rejection_table(found)[0],
         reasons=reasons,
-        contamination=tuple(_contamination(stage)),
-        tokens=tokens_view(found.get("statistics", {})),
+        contamination=tuple(_contamination(found)),
+        tokens=tokens_view(found.statistics),
     )
 
 
-def _contamination(stage: StageEvidence) -> Iterator[str]:
+def _contamination(counts: TokenizeResults) -> Iterator[str]:
     """A sentence a benchmark, a count of zero included."""
-    for name, found in (stage.look("results", "contamination") or {}).items():
+    for name, found in counts.contamination.items():
         yield (
-            f"{name} ({found['problems']:,} problems): {found['exact']:,} questions repeat one, "
-            f"{found['overlap']:,} overlap with one, {found['formulaic']:,} share a formula only"
+            f"{name} ({found.problems:,} problems): {found.exact:,} questions repeat one, "
+            f"{found.overlap:,} overlap with one, {found.formulaic or 0:,} share a formula only"
         )

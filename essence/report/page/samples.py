@@ -10,11 +10,11 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from pydantic import ValidationError
 
@@ -35,8 +35,31 @@ MOST_EMBEDDED_BYTES = 8_000_000
 PIECE_CHARACTERS = 16_000_000
 """Of the completions of one piece; with more the longest lose their middle, see `longest_kept`."""
 COMPRESSION = 6
-VERDICT_COLUMNS = ("sample", "correct", "status", "extracted")
-SAMPLE_COLUMNS = ("tokens", "finish_reason", "loop_at")
+
+
+class SamplePiece(TypedDict):
+    """The completions of one evaluation, column by column, in the order of samples.jsonl: read by samples.js."""
+
+    problems: list[tuple[str, str]]
+    """(id, gold)."""
+    problem: list[int]
+    """Place of each sample's problem in `problems`."""
+    sample: list[int]
+    correct: list[bool]
+    status: list[str]
+    extracted: list[str | None]
+    tokens: list[int]
+    finish_reason: list[str]
+    loop_at: list[int | None]
+    text: list[str]
+    """Each completion, or its beginning where it is cut."""
+    left_out: list[int]
+    """Characters between beginning and end."""
+    end: list[str]
+
+
+Piece = SamplePiece | dict[str, str]
+"""Completions, or problem -> statement."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Source:
     id: str
     made_from: str
     """Changes when the piece would."""
-    make: Callable[[], dict[str, Any]]
+    make: Callable[[], Piece]
     """InputError, KeyError or ValueError where the files do not tell."""
 
 
@@ -101,11 +124,8 @@ def problems_id(grade: StageEvidence) -> str:
     return f"{grade.inputs.get('problems', 'none')}-{slug(str(grade.look('results', 'benchmark')))}"
 
 
-def sample_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:
-    """Problems with their gold, and the samples column by column, in the order of samples.jsonl.
-
-    `text` is a completion or its beginning, `end` its end and `left_out` the characters between where it is cut.
-    """
+def sample_piece(run: RunDirectory, grade: StageEvidence) -> SamplePiece:
+    """Problems with their gold, and the samples. ValueError where the verdicts are those of other samples."""
     samples = read_lines(run.stage(grade.inputs["samples"]).output / "samples.jsonl", SampleLine)
     verdicts = read_lines(grade.folder.output / "verdicts.jsonl", VerdictLine)
     if [(s.problem, s.sample) for s in samples] != [(v.problem, v.sample) for v in verdicts]:
@@ -118,15 +138,20 @@ def sample_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:
     return {
         "problems": list(golds.items()),
         "problem": [number[v.problem] for v in verdicts],
-        **{name: [getattr(v, name) for v in verdicts] for name in VERDICT_COLUMNS},
-        **{name: [getattr(s, name) for s in samples] for name in SAMPLE_COLUMNS},
+        "sample": [v.sample for v in verdicts],
+        "correct": [v.correct for v in verdicts],
+        "status": [v.status for v in verdicts],
+        "extracted": [v.extracted for v in verdicts],
+        "tokens": [s.tokens for s in samples],
+        "finish_reason": [s.finish_reason for s in samples],
+        "loop_at": [s.loop_at for s in samples],
         "text": [begin for begin, _, _ in cut],
         "left_out": [middle for _, middle, _ in cut],
         "end": [end for _, _, end in cut],
     }
 
 
-def problem_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, Any]:
+def problem_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, str]:
     """Problem -> statement."""
     settings = BenchmarkSettings.model_validate(grade.look("settings", "resolved", "benchmark"))
     folder = run.stage(grade.inputs["problems"]).output / "problems"
@@ -143,7 +168,7 @@ def longest_kept(lengths: Sequence[int], most: int) -> int | None:
     return None
 
 
-def packed(piece: dict[str, Any]) -> str:
+def packed(piece: Mapping[str, object]) -> str:
     """Gzipped JSON in base64; the same piece gives the same text."""
     text = json.dumps(piece, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode(), COMPRESSION, mtime=0)).decode("ascii")

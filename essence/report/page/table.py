@@ -1,8 +1,8 @@
 """The table: one list of columns, shown in the terminal, in report.md, on the page and, as plain numbers, in JSON."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 from essence.evaluation.statistics import Estimate
 from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad
@@ -40,6 +40,10 @@ class Row:
     """Links to the manifests behind the costs."""
     load: MachineLoad = UNKNOWN_LOAD
     """How much of the machine the trainings had."""
+
+    def as_json(self) -> dict[str, object]:
+        """The row of report.json: shares as numbers, not as percent."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -121,25 +125,29 @@ def _baseline_row(results: Results, group: Group, benchmark: str, role: str) -> 
     score = results.baseline(role, group.key, benchmark)
     if score is None:
         return None
-    return _score_row("student" if role == "student" else "teacher", ROLE_WORDS[role], score)
+    return _score_row("student" if role == "student" else "teacher", ROLE_WORDS[role], score, "done")
 
 
-def _score_row(role: Role, label: str, score: Score | None, **more: Any) -> Row:
+def _score_row(role: Role, label: str, score: Score | None, state: str) -> Row:
+    """One model on one benchmark; what a training adds is `_cell_row`'s."""
     graded = score is not None and score.accuracy is not None
-    values: dict[str, Any] = {"lsp": None, "cost": {}, "ratio": {}, "trains": (), "state": "done", **more}
     return Row(
         role=role,
         label=label,
+        lsp=None,
         graded=int(graded),
         planned=1,
         samples=score.samples if score else 0,
         accuracy=score.accuracy if score else None,
         retention=score.retention if score else None,
+        cost={},
+        ratio={},
         capped_share=score.capped_share if score else None,
         mean_tokens=score.mean_tokens if score else None,
         endings=score.endings if score else {},
+        state=state,
         grades=(score.grade.link,) if score and graded else (),
-        **values,
+        trains=(),
     )
 
 
@@ -150,16 +158,14 @@ def cell_rows(group: Group, evaluation: Evaluation) -> list[Row]:
 
 def _cell_row(cell: CellResult, arm_cost: dict[str, float], arm_ratio: dict[str, float], evaluation: Evaluation) -> Row:
     cost = {word: value for word in arm_cost if (value := cell.cost.of(word)) is not None}
-    return _score_row(
-        "cell",
-        f"{proportion(cell.lsp)} · seed {cell.seed}",
-        cell.score(evaluation),
+    label = f"{proportion(cell.lsp)} · seed {cell.seed}"
+    return replace(
+        _score_row("cell", label, cell.score(evaluation), cell.state_words),
         lsp=cell.lsp,
         cost=cost,
         ratio={w: value / arm_cost[w] * arm_ratio[w] for w, value in cost.items() if w in arm_ratio and arm_cost[w]},
         trains=(cell.train.link,) if cell.train.state == "done" else (),
         load=cell.train.load,
-        state=cell.state_words,
     )
 
 
@@ -177,8 +183,3 @@ def missing_lines(results: Results) -> list[str]:
                 what = ROLE_WORDS.get(baseline.role, baseline.role)
                 lines.append(f"{what} {baseline.model} on {score.benchmark}: {score.grade.state_words}")
     return lines
-
-
-def row_record(row: Row) -> dict[str, Any]:
-    """A row as plain JSON: shares as numbers, not as percent."""
-    return asdict(row)

@@ -1,10 +1,9 @@
 """What the rows of a data set are made of, in tokens, from the statistics of its tokenize stage."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
+from essence.data.row_records import LspTokens, RowTokens, TokenCounts
 from essence.report.page.svg import LIGHT
 from essence.text import SPACE, magnitude, percent, proportion, whole
 
@@ -39,19 +38,19 @@ class TokensView:
 LSP_COLUMNS = ("LSP", "Kept tokens", "Rows that keep </think>", "Rows that keep the boxed answer")
 
 
-def tokens_view(statistics: Mapping[str, Any]) -> TokensView | None:
-    """For the `statistics` of a tokenize stage; None where it has no rows."""
-    if not statistics.get("rows"):
+def tokens_view(statistics: TokenCounts | None) -> TokensView | None:
+    """None where no row was counted."""
+    if statistics is None or not statistics.rows:
         return None
     return TokensView(
         sections_sentence(statistics),
-        lengths_sentence(statistics["row_tokens"]),
-        tuple(_lsp_row(entry) for entry in statistics["by_lsp"]),
-        histogram_svg(statistics["row_tokens"]),
+        lengths_sentence(statistics.row_tokens),
+        tuple(_lsp_row(entry) for entry in statistics.by_lsp),
+        histogram_svg(statistics.row_tokens),
     )
 
 
-def tokens_lines(statistics: Mapping[str, Any]) -> list[str]:
+def tokens_lines(statistics: TokenCounts | None) -> list[str]:
     """The same for a terminal: sections, lengths, and a line for each of the proportions 0.1, 0.3, 0.5, 0.7, 0.9."""
     view = tokens_view(statistics)
     if view is None:
@@ -64,38 +63,38 @@ def tokens_lines(statistics: Mapping[str, Any]) -> list[str]:
     return [f"  {view.sections}", f"  {view.lengths}", *lines]
 
 
-def sections_sentence(statistics: Mapping[str, Any]) -> str:
+def sections_sentence(statistics: TokenCounts) -> str:
     """`1.25 M tokens: 8.1 % prompt, 80.0 % chain of thought, 11.9 % answer`."""
-    total = statistics["tokens"]
+    total, tokens = statistics.tokens, statistics.section_tokens
     parts = [
-        f"{percent(statistics['section_tokens'][key] / total)} {name}"
+        f"{percent(tokens[key] / total)} {name}"
         for key, name in SECTION_NAMES.items()
-        if statistics["section_tokens"][key] or key != "unknown"
+        if tokens[key] or key != "unknown"
     ]
     return f"{magnitude(total)} tokens: {', '.join(parts)}"
 
 
-def lengths_sentence(lengths: Mapping[str, Any]) -> str:
+def lengths_sentence(lengths: RowTokens) -> str:
     """`rows have 102 to 3,961 tokens, half of them at most 1,500, 95 % at most 3,020`."""
-    half, most = (whole(lengths["quantiles"][quantile]) for quantile in ("0.5", "0.95"))
+    half, most = (whole(lengths.quantiles[quantile]) for quantile in ("0.5", "0.95"))
     return (
-        f"rows have {whole(lengths['smallest'])} to {whole(lengths['largest'])} tokens, half of them at "
+        f"rows have {whole(lengths.smallest)} to {whole(lengths.largest)} tokens, half of them at "
         f"most {half}, 95{SPACE}% at most {most}"
     )
 
 
-def _lsp_row(entry: Mapping[str, Any]) -> LspRow:
+def _lsp_row(entry: LspTokens) -> LspRow:
     return LspRow(
-        lsp=proportion(entry["lsp"]),
-        kept_tokens=magnitude(entry["kept_tokens"]),
-        thought_end=percent(entry["thought_end_kept"]),
-        boxed_answer=percent(entry["boxed_answer_kept"]),
+        lsp=proportion(entry.lsp),
+        kept_tokens=magnitude(entry.kept_tokens),
+        thought_end=percent(entry.thought_end_kept),
+        boxed_answer=percent(entry.boxed_answer_kept),
     )
 
 
-def histogram_svg(lengths: Mapping[str, Any]) -> str:
+def histogram_svg(lengths: RowTokens) -> str:
     """Rows by length, one bar a bin; follows the page's colours."""
-    counts, width = list(lengths["histogram"]), int(lengths["bin_tokens"])
+    counts, width = lengths.histogram, lengths.bin_tokens
     bar, highest = WIDTH / len(counts), max(counts)
     bars = "".join(
         f'<rect x="{place * bar + 1:.1f}" y="{BASE - height:.1f}" width="{max(1.0, bar - 2):.1f}" '

@@ -159,6 +159,6 @@ def _describe(result: TrainResult) -> dict[str, Any]:
         "steps": result.steps,
         "tokens": result.tokens,
         "last_loss": result.last_loss,
-        "validation_ce": result.validations[-1]["ce"],
+        "validation_ce": result.validations[-1].ce,
         "pretraining_s": result.seconds,
     }
