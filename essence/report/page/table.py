@@ -71,7 +71,7 @@ ACCURACY_HINT = (
 COLUMNS = (
     Column(
         "Accuracy", "grades", lambda r: percent(r.accuracy.value if r.accuracy else None),
-        lambda r: interval(r.accuracy), ACCURACY_HINT,
+        lambda r: interval(r.accuracy), hint=ACCURACY_HINT,
     ),
     Column(
         "Retention", "grades", lambda r: percent(r.retention.value if r.retention else None),
