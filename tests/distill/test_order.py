@@ -242,7 +242,7 @@ def test_a_training_keeps_the_weights_that_the_ranks_choose(of_four_ranks: Any) 
         at = pads + np.flatnonzero(row.supervised)
         losses.append(torch.nn.functional.cross_entropy(logits[at - 1], ids[0, at]).item())
     own = [[0, 4], [1, 5], [2, 6], [3, 0]]  # the eighth place is the first again
-    assert chosen["parts"] == pytest.approx([sum(losses[i] for i in part) / 2 for part in own], rel=1e-5)
+    assert chosen.parts == pytest.approx([sum(losses[i] for i in part) / 2 for part in own], rel=1e-5)
     assert chosen.ce == pytest.approx(sum(losses) / 7, rel=1e-5)
 
 

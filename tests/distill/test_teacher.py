@@ -200,6 +200,8 @@ def test_damage_is_named(prepared: dict[str, Path], cache: Path, tmp_path: Path)
     refused(r"rows-00003.safetensors: is missing", tmp_path / "lost")
     (copy("unknown").parent / "index.json").unlink()
     refused(r"index.json: missing or damaged", tmp_path / "unknown")
+    (copy("odd").parent / "index.json").write_text('{"files": [{"file": "a", "rows": "3"}]}')
+    refused(r"index.json: missing or damaged \(.*'dtype' is missing\)", tmp_path / "odd")
     head = copy("head").parent.parent / "model" / "head.safetensors"
     content = bytearray(head.read_bytes())
     content[-1] ^= 1
