@@ -196,7 +196,7 @@ def measure_stage(arguments: argparse.Namespace) -> dict[str, Any]:
     rest = tuple(total - part for total, part in zip(whole, start, strict=True))
     single = tuple(a + b for a, b in zip(rest, views[LSPS.index(SINGLE_LSP)], strict=True))
     sweep = tuple(a + sum(part) for a, part in zip(rest, zip(*views, strict=True), strict=True))
-    found_by = {"encoder": outcome.executed["encoder"], "tokens": outcome.results["tokens"]}
+    found_by = {"encoder": outcome.executed.encoder, "tokens": outcome.results.tokens}
     return {**timings(start, single, sweep), "peak_gib": peak_gib(), "sha256": hashes, **found_by}
 
 

@@ -1,4 +1,4 @@
-"""What a running stage is given, and how it reports its progress."""
+"""What a running stage is given, and how it says how far it is."""
 
 import fcntl
 import functools
@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -150,26 +150,6 @@ class StageContext:
         folder = self.partial.parent / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
-
-
-@dataclass(frozen=True)
-class StageOutcome:
-    """What a stage says about itself for the manifest; groups as in `essence/record/manifest.py`."""
-
-    results: dict[str, Any]
-    """What was found, with n and intervals where there are any."""
-    data: dict[str, Any] = field(default_factory=dict)
-    """What was read, counted and fingerprinted: rows and tokens kept, sha256 of token ids after selection."""
-    executed: dict[str, Any] = field(default_factory=dict)
-    """Settings as executed: effective batch, samples per problem, token cap, stop ids, template hash."""
-    cost: dict[str, Any] = field(default_factory=dict)
-    """Tokens, FLOPs and how they were counted; time and memory are added by the caller."""
-    seeds: dict[str, int] = field(default_factory=dict)
-
-    def with_gpu_use(self, progress: Progress) -> "StageOutcome":
-        """The same, with how busy the GPUs were, where that was seen."""
-        share = progress.gpu_busy_share
-        return self if share is None else replace(self, cost={**self.cost, "gpu_busy_share": round(share, 4)})
 
 
 def visible_gpus() -> list[str]:

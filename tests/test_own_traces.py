@@ -93,8 +93,8 @@ def tokenized(folder: Path, path: Path, tokenizer: Path) -> str:
     fetched = context(folder / "download")
     download.run(DownloadSettings(source=source), fetched)
     outcome = tokenize.run(SETTINGS, context(folder / "tokenize", rows=fetched.partial, tokenizer=tokenizer))
-    assert outcome.results["rows_kept"] == 20
-    return str(outcome.data["tokens_sha256"])
+    assert outcome.results.rows_kept == 20
+    return str(outcome.data.tokens_sha256)
 
 
 NAMES = ["rows.jsonl", "rows.jsonl.gz", "rows.json", "list.json", "list.json.gz", "rows.parquet"]

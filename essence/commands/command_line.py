@@ -5,7 +5,7 @@ word that it does not know, and with a traceback for a number that is none.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -123,7 +123,7 @@ class Command(Task[Any]):  # type: ignore[misc]  # invoke has no types
         return found
 
 
-def _option(argument: Argument, hints: dict[str, Any]) -> Option:
+def _option(argument: Argument, hints: Mapping[str, object]) -> Option:
     hint = hints[str(argument.name)]
     kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
     return Option(

@@ -30,9 +30,10 @@ from essence.record.comparison import (
     read_chain,
     result_differences,
 )
+from essence.record.evaluation_records import GradeResults
 from essence.record.plan_record import CellEntry, PlanRecord, read_plan
 from essence.record.run_directory import RunDirectory
-from essence.record.stage_records import GradeManifest, GradeResults
+from essence.record.stage_records import GradeManifest
 from essence.text import interval, percent
 
 EXPERIMENT_END = ": "

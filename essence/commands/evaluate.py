@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,20 @@ from essence.engines.machine import this_machine
 from essence.engines.readiness import make_ready
 from essence.engines.runner import Summary
 from essence.engines.selected_run import Options, Run
-from essence.errors import ExperimentError, PinError
-from essence.evaluation.doubts import doubt_words
-from essence.files import canonical_json, read_json, sha256_text
+from essence.errors import ExperimentError, PinError, RecordError
+from essence.files import canonical_json, sha256_text
 from essence.paths import local_path, place, typed_path
 from essence.plan.catalogue import ModelPin, find_pin
 from essence.plan.cells import resolve_seed
 from essence.plan.experiment import Experiment, load
 from essence.plan.schema import EvaluationSection
 from essence.plan.stage_plan import Plan, make_evaluation_plan
+from essence.record.evaluation_records import EstimateRecord
 from essence.record.local_sources import LocalSources
+from essence.record.recount import SAMPLES, VERDICTS
 from essence.record.run_directory import EVALUATION, RunDirectory, hold
 from essence.record.stage_key import that_count
+from essence.record.stage_records import GenerateManifest, GradeManifest, read_manifest
 from essence.settings.base import LONGEST_NAME
 from essence.settings.protocol import PROTOCOLS
 from essence.settings.toml import validate
@@ -152,12 +153,12 @@ def _short(name: str) -> str:
 
 def _with(loaded: Experiment, name: str, pin: ModelPin, asked: ModelOptions, root: RunDirectory) -> Experiment:
     """The experiment with this model, this benchmark, and the GPUs of this machine."""
-    changes: dict[str, Any] = {key: number for key, number in asked.numbers.items() if number is not None}
-    for key, number in changes.items():
+    numbers = {key: number for key, number in asked.numbers.items() if number is not None}
+    for key, number in numbers.items():
         if number < 1:
             raise ExperimentError(f"{option(key)} {number}: must be an integer of at least 1")
-    changes.update({"decoder": asked.decoder} if asked.decoder else {}, benchmarks=[asked.benchmark])
-    fields = {**loaded.experiment.evaluation.model_dump(), **changes}
+    decoder = {"decoder": asked.decoder} if asked.decoder else {}
+    fields = {**loaded.experiment.evaluation.model_dump(), **numbers, **decoder, "benchmarks": [asked.benchmark]}
     section = validate(EvaluationSection, fields, "invoke evaluate")
     machine = this_machine(root.root)
     gpus = {"gpus": len(machine.gpus), "gpu_memory_gib": machine.gpu_memory_gib}
@@ -174,56 +175,71 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What the records of the two stages say, and where to read more."""
+
+    generated: GenerateManifest
+    graded: GradeManifest
+    samples_file: Path
+    verdicts_file: Path
+
+    def as_json(self) -> dict[str, object]:
+        generated = self.generated.results.model_dump(mode="json")
+        return {
+            **self.graded.results.model_dump(mode="json", exclude={"per_problem"}),
+            "loops": generated["loops"],
+            "at_cap": generated["at_cap"],
+            "executed": self.generated.settings.executed.model_dump(mode="json"),
+            "samples_file": str(self.samples_file),
+            "verdicts_file": str(self.verdicts_file),
+        }
+
+    def lines(self) -> list[str]:
+        """Accuracy with its interval, how completions ended, how long they were, where to read them."""
+        results, executed = self.graded.results, self.generated.settings.executed
+        low, high = results.interval
+        completions = sum(results.finish_reasons.values())
+        ends = ", ".join(f"{reason} {percent(count / completions)}" for reason, count in results.finish_reasons.items())
+        loops = self.generated.results.loops
+        return [
+            f"{results.metric}: {percent(results.accuracy)} [{percent(low)}, {percent(high)}] "
+            f"({results.confidence:.0%} interval, {results.method})",
+            f"{completions} completions: {ends}; {loops.count if loops else 0} loop; "
+            f"{results.mean_completion_tokens:.0f} tokens on average{_interval(results.completion_tokens)}, "
+            f"cap {executed.max_new_tokens} ({executed.decoder})",
+            *([results.doubts.words] if results.doubts else []),
+            f"samples: {self.samples_file}",
+            f"verdicts: {self.verdicts_file}",
+        ]
+
+
 def _say(selection: Run, summary: Summary, command: str, as_json: bool, console: Console) -> int:
     """The result, or what failed and why."""
     results = _results(selection) if summary.complete else None
     if as_json:
-        sys.stdout.write(json.dumps({"model": selection.plan.baselines[0].model, "results": results}, indent=2) + "\n")
+        told = {"model": selection.plan.baselines[0].model, "results": results.as_json() if results else None}
+        sys.stdout.write(json.dumps(told, indent=2) + "\n")
     else:
         say_failures(selection, summary, command, console)
     if summary.interrupted:
         console.print(to_go_on(command), soft_wrap=True)
     if results is not None and not as_json:
-        for line in result_lines(results):
+        for line in results.lines():
             console.print(line, highlight=False, soft_wrap=True)
     return exit_code(selection, summary)
 
 
-def _results(selection: Run) -> dict[str, Any]:
-    """What the manifests of the two stages say."""
+def _interval(found: EstimateRecord | None) -> str:
+    """` [980, 1,210]`; nothing where there is none, as of a single problem."""
+    known = found and found.low is not None and found.high is not None
+    return f" [{found.low:,.0f}, {found.high:,.0f}]" if found and known else ""
+
+
+def _results(selection: Run) -> Evaluated:
     evaluation = selection.plan.baselines[0].evaluations[0]
     generate, grade = (selection.run_directory.stage(id) for id in (evaluation.generate, evaluation.grade))
-    generated, graded = read_json(generate.manifest), read_json(grade.manifest)
-    return {
-        **{name: value for name, value in graded["results"].items() if name != "per_problem"},
-        "loops": generated["results"]["loops"],
-        "at_cap": generated["results"]["at_cap"],
-        "executed": generated["settings"]["executed"],
-        "samples_file": str(generate.output / "samples.jsonl"),
-        "verdicts_file": str(grade.output / "verdicts.jsonl"),
-    }
-
-
-def _length_interval(found: Mapping[str, float | None]) -> str:
-    """` [980, 1,210]`; nothing where there is none, as of a single problem."""
-    low, high = found.get("low"), found.get("high")
-    return "" if low is None or high is None else f" [{low:,.0f}, {high:,.0f}]"
-
-
-def result_lines(results: dict[str, Any]) -> list[str]:
-    """Accuracy with its interval, how completions ended, how long they were, where to read them."""
-    low, high = results["interval"]
-    reasons = results["finish_reasons"]
-    completions = sum(reasons.values())
-    ends = ", ".join(f"{reason} {percent(count / completions)}" for reason, count in reasons.items())
-    executed, loops = results["executed"], results["loops"]
-    return [
-        f"{results['metric']}: {percent(results['accuracy'])} [{percent(low)}, {percent(high)}] "
-        f"({results['confidence']:.0%} interval, {results['method']})",
-        f"{completions} completions: {ends}; {loops['count']} loop; "
-        f"{results['mean_completion_tokens']:.0f} tokens on average"
-        f"{_length_interval(results['completion_tokens'])}, cap {executed['max_new_tokens']} ({executed['decoder']})",
-        doubt_words(results["doubts"]),
-        f"samples: {results['samples_file']}",
-        f"verdicts: {results['verdicts_file']}",
-    ]
+    generated, graded = read_manifest(generate.manifest), read_manifest(grade.manifest)
+    if not (isinstance(generated, GenerateManifest) and isinstance(graded, GradeManifest)):
+        raise RecordError(f"{generate.manifest}: of a {generated.identity.stage} stage, wanted: generate, then grade")
+    return Evaluated(generated, graded, generate.output / SAMPLES, grade.output / VERDICTS)

@@ -12,12 +12,13 @@ from rich.console import Console
 
 from essence.commands.graded_lines import Lines
 from essence.errors import InputError, nearest
-from essence.evaluation.doubts import DoubtCounts, doubt_words, sample_doubts, verdict_doubts
+from essence.evaluation.doubts import sample_doubts, verdict_doubts
 from essence.evaluation.golds import check_golds
 from essence.evaluation.graders import PACKAGE
 from essence.evaluation.graders_apart import grader_version, installed_graders, require_installed
 from essence.evaluation.grading_pool import grade_by_each
 from essence.plan.experiment import EXPERIMENTS
+from essence.record.evaluation_records import Doubts
 from essence.settings import GraderName
 from essence.settings.toml import read_toml
 
@@ -65,11 +66,11 @@ def _summarise(lines: Lines, records: list[GradedLine], grader: str, console: Co
     correct = sum(record.correct for record in records)
     statuses = Counter(record.status for record in records)
     counts = ", ".join(f"{number} {status}" for status, number in sorted(statuses.items()))
-    doubts: DoubtCounts = {**verdict_doubts(records), **sample_doubts(item.completion for item in lines.items)}
+    doubts = Doubts(**verdict_doubts(records), **sample_doubts(item.completion for item in lines.items))
     told = [
         f"{correct} of {len(records)} correct ({correct / len(records):.1%}); {counts}; {grader}, "
         f"{PACKAGE} {grader_version(grader)}",
-        doubt_words(doubts),
+        doubts.words,
         *lines.notes(),
     ]
     for line in told:

@@ -4,8 +4,8 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 from essence.errors import InputError, nearest
 from essence.evaluation.grading_pool import Item
@@ -44,25 +44,21 @@ class Lines:
         row = self._row(line, place)
         if not isinstance(row, dict):
             raise InputError(f"{place}: found {type(row).__name__}, {WANTED}.")
-        gold, completion = _field(row, "gold", place), _field(row, "completion", place)
-        if isinstance(gold, int | float) and not isinstance(gold, bool) and math.isfinite(gold):
-            gold = str(gold)  # as in a benchmark's answers
-        for field, value in (("gold", gold), ("completion", completion)):
-            if not isinstance(value, str):
-                raise InputError(f"{place}: field {field!r}: {type(value).__name__}, {WANTED}.")
+        gold, completion = _text(row, "gold", place, numbers=True), _text(row, "completion", place)
         if not gold.strip():
             raise InputError(f"{place}: field 'gold' is empty, {WANTED}.")
         return Item(gold, completion, place)
 
-    def _row(self, line: str, place: str) -> Any:
+    def _row(self, line: str, place: str) -> object:
         if "\r" in line.rstrip("\r"):
             raise InputError(f"{place}: found a carriage return within it, wanted: lines that end in a newline.")
         try:
-            return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=self._object)
+            row: object = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=self._object)
+            return row
         except (ValueError, RecursionError) as error:
             raise InputError(f"{place}: no JSON ({error}), {WANTED}.") from None
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def _object(self, pairs: list[tuple[str, object]]) -> Mapping[str, object]:
         found = dict(pairs)
         self.twice_named += len(found) < len(pairs)
         return found
@@ -72,10 +68,16 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _field(row: dict[str, Any], field: str, place: str) -> Any:
+def _text(row: Mapping[str, object], field: str, place: str, numbers: bool = False) -> str:
+    """The text in a field of a line; numbers: a number is one too, as in a benchmark's answers."""
     if field not in row:
         raise InputError(f"{place}: field {field!r}: no such field{nearest(field, row)}, {WANTED}.")
-    return row[field]
+    value = row[field]
+    if numbers and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if not isinstance(value, str):
+        raise InputError(f"{place}: field {field!r}: {type(value).__name__}, {WANTED}.")
+    return value
 
 
 def _read(file: str, name: str) -> str:

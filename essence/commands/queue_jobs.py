@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from typing import Any
+from typing import TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +27,41 @@ QUEUEING_WAIT_S = 300.0
 """How long to wait while another experiment's jobs are queued, with which this one may share stages."""
 
 
+class UnqueuedJob(TypedDict):
+    """A job as `--dry-run --json` prints it."""
+
+    id: str
+    """Of its stage."""
+    title: str
+    after: list[str]
+    """Stages whose jobs must have succeeded before."""
+    text: str
+
+
+class QueuedJob(TypedDict):
+    """A job that is in the queue now, as `--json` prints it."""
+
+    stage: str
+    title: str
+    job: str
+    """Slurm's id."""
+    after: list[str]
+    queued_now: bool
+
+
+class Queueing(TypedDict):
+    """What `--json` prints of a submission."""
+
+    experiment: str
+    jobs: list[QueuedJob]
+    done_before: int
+    """Stages."""
+    not_taken: int
+    """Jobs that Slurm took no more of."""
+    refusal: str | None
+    """What Slurm said to the first of these; None where it took all."""
+
+
 def planned_jobs(selection: Run, engine: SlurmEngine) -> list[Job]:
     """A job for each stage that is left and needs no network, once for all cells that share it."""
     launches = engine.launches(selection.left(), selection.run_directory)
@@ -39,7 +74,7 @@ def print_jobs(selection: Run, engine: SlurmEngine, as_json: bool) -> int:
     jobs = [(job, batch_text(job, engine.site)) for job in planned_jobs(selection, engine)]
     if as_json:
         known = {job.surroundings.stage_id for job, _ in jobs}
-        told = [
+        told: list[UnqueuedJob] = [
             {
                 "id": job.surroundings.stage_id,
                 "title": job.surroundings.title,
@@ -104,9 +139,9 @@ def check_downloads(selection: Run) -> None:
             raise PinError(f"{selection.name}: {error.problem}", error.cure)
 
 
-def _as_json(selection: Run, submission: Submission, jobs: list[Job]) -> dict[str, Any]:
+def _as_json(selection: Run, submission: Submission, jobs: list[Job]) -> Queueing:
     fresh = {job.surroundings.stage_id for job in submission.fresh}
-    told = [
+    told: list[QueuedJob] = [
         {
             "stage": job.surroundings.stage_id,
             "title": job.surroundings.title,

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import psutil
 from rich.console import Console
@@ -154,9 +154,17 @@ def _made_first(selection: Run) -> list[str]:
     return []
 
 
+class CommandLine(TypedDict):
+    """A stage that would be started, as `--dry-run --json` prints it."""
+
+    id: str
+    title: str
+    command: str
+
+
 def print_dry_run(selection: Run, as_json: bool, console: Console) -> int:
     """Every command line that would be started, in order; nothing is written and nothing is checked but the input."""
-    lines: list[dict[str, Any]] = []
+    lines: list[CommandLine] = []
     for stage in selection.left():
         rendered = selection.engine.render(surroundings(stage, selection.run_directory))
         lines.append({"id": stage.id, "title": stage.title, "command": rendered})

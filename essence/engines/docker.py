@@ -10,7 +10,7 @@ import shlex
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import psutil
 import requests
@@ -212,8 +212,31 @@ def answering_version(timeout_s: int) -> str | None:
         return None
 
 
-def creation(surroundings: Launch, secret: Token | None, user: str) -> dict[str, Any]:
+class Creation(TypedDict):
     """What `docker create` is told, in the words of docker-py."""
+
+    command: list[str]
+    environment: dict[str, str]
+    user: str
+    working_dir: str
+    mounts: list[Mount]
+    network_mode: Literal["bridge", "none"]
+    read_only: bool
+    tmpfs: dict[str, str]
+    cap_drop: list[str]
+    security_opt: list[str]
+    init: bool
+    """Without it the first process ignores the signal that asks it to stop."""
+    shm_size: int
+    """Bytes, as the two limits; None = no limit."""
+    mem_limit: int | None
+    memswap_limit: int | None
+    ulimits: list[Ulimit]
+    device_requests: list[DeviceRequest]
+
+
+def creation(surroundings: Launch, secret: Token | None, user: str) -> Creation:
+    """The container of a stage."""
     resources = surroundings.resources
     variables = surroundings.contained_variables() | (secret.variables(inside=True) if secret else {})
     mounts = [*surroundings.mounts, *([secret.mount] if secret else [])]
@@ -229,7 +252,6 @@ def creation(surroundings: Launch, secret: Token | None, user: str) -> dict[str,
         "tmpfs": {str(PRIVATE_TMP): TMPFS_OPTIONS},
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        # Without it the first process ignores the signal that asks it to stop.
         "init": True,
         "shm_size": int(resources.shm_gib * GIB),
         "mem_limit": memory,

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from essence.errors import MachineError, RecordError
-from essence.files import read_json, sha256_file, write_json
+from essence.files import sha256_file, write_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import GRADER_LOCK, PlannedStage
 from essence.record.source_key import runtime_sha256
+from essence.record.written import read_record
 from essence.settings import STAGES_IN, EnvironmentName, GenerateSettings
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def config_digest(client: "docker.DockerClient", image: Any) -> str:
         return str(image.id)
     if image.id not in _known_digests():
         remember_digest(image.id, _read_config_digest(image))
-    return str(_known_digests()[image.id])
+    return _known_digests()[image.id]
 
 
 def remember_digest(image_id: str, digest: str) -> None:
@@ -146,9 +147,10 @@ def remember_digest(image_id: str, digest: str) -> None:
     write_json(DIGESTS, {**_known_digests(), image_id: digest})
 
 
-def _known_digests() -> dict[str, Any]:
+def _known_digests() -> dict[str, str]:
+    """Id of an image -> digest of its configuration; none where the file is gone or damaged, so that they are read."""
     try:
-        return read_json(DIGESTS)
+        return read_record(DIGESTS, dict[str, str], "a list of digests")
     except RecordError:
         return {}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from essence.engines.engine import Engine, Exit, RunningStage, surroundings
 from essence.engines.gpu_pool import NO_GPUS, GpuPool, TakenGpus
@@ -22,6 +22,7 @@ from essence.errors import ExitCode, InputError, KitError
 from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
 from essence.plan.stage_plan import PlannedStage
+from essence.record.facts import CodeFacts
 from essence.record.live_records import GivenGpus
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, holder_alive
 from essence.record.source_key import module_hashes
@@ -95,7 +96,7 @@ class Runner:
     run_directory: RunDirectory
     stages: list[PlannedStage]
     capacity: Capacity
-    code: dict[str, Any]
+    code: CodeFacts
     display: Display
     _running: dict[str, _Started] = field(default_factory=dict)
     _next_look_s: float = 0.0
@@ -246,7 +247,7 @@ class Runner:
         return self.run_directory.stage(stage.id)
 
 
-def make_spec(stage: PlannedStage, code: dict[str, Any], image: dict[str, str | None]) -> Spec:
+def make_spec(stage: PlannedStage, code: CodeFacts, image: dict[str, str | None]) -> Spec:
     """What is told to a stage; inputs relative to its folder, so that the same spec runs under every engine."""
     return Spec(
         stage=stage.stage,

@@ -2,20 +2,20 @@
 
 import contextlib
 import functools
-import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from essence.engines.recipes import ImageRecipe
 from essence.errors import MachineError, RecordError
-from essence.files import read_json, sha256_file, write_json
+from essence.files import sha256_file, write_json
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
+from essence.record.written import read_record
 from essence.settings import Record
 
 FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"
@@ -23,6 +23,22 @@ DIGEST_LABEL = "essence.config-digest"
 NO_DIGEST = "none"
 """The label of a SIF that was made of no Docker image."""
 VERSION_LABEL = "org.label-schema.usage.apptainer.version"
+
+
+class Attributes(BaseModel):
+    """Of a SIF."""
+
+    labels: dict[str, str]
+
+
+class Data(BaseModel):
+    attributes: Attributes
+
+
+class Inspection(BaseModel):
+    """What `apptainer inspect --json --labels` prints."""
+
+    data: Data
 
 
 class SifRecord(Record):
@@ -115,17 +131,23 @@ def checked_sif(file: Path, image: ImageRecipe, cure: str) -> SifRecord:
 
 def known_sif(file: Path) -> SifRecord | None:
     """The record beside a SIF, where it is of this very file."""
-    with contextlib.suppress(RecordError, ValidationError, FileNotFoundError):
-        known = SifRecord.model_validate(read_json(record_file(file)))
-        return known if known.is_of(file) else None
+    known = _record_beside(file)
+    with contextlib.suppress(FileNotFoundError):
+        return known if known and known.is_of(file) else None
     return None
+
+
+def _record_beside(file: Path) -> SifRecord | None:
+    """The record beside a SIF, of whatever file; None where it is absent or damaged."""
+    try:
+        return read_record(record_file(file), SifRecord, "the record of a SIF")
+    except RecordError:
+        return None
 
 
 def read_sif(file: Path) -> SifRecord:
     """The record beside a SIF if it describes this file; else the file is hashed and the record rewritten."""
-    known = None
-    with contextlib.suppress(RecordError, ValidationError):
-        known = SifRecord.model_validate(read_json(record_file(file)))
+    known = _record_beside(file)
     if known and known.is_of(file):
         return known
     sha256 = sha256_file(file)
@@ -158,12 +180,16 @@ def make_record(file: Path, sha256: str, definition_sha256: str | None, config_d
 
 
 def inspect_labels(file: Path) -> dict[str, str]:
+    """The labels of a SIF, as Apptainer reads them; MachineError when it is none."""
     command = [program(), "inspect", "--json", "--labels", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _no_sif(file, " ".join(done.stderr.split()))
     try:
-        if done.returncode:
-            raise ValueError(done.stderr.strip())
-        labels = json.loads(done.stdout)["data"]["attributes"]["labels"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MachineError(f"{file}: no SIF that Apptainer can read ({error})", "remove it and make it again") from None
-    return {str(name): str(value) for name, value in labels.items()}
+        return Inspection.model_validate_json(done.stdout).data.attributes.labels
+    except ValidationError as error:
+        raise _no_sif(file, f"it prints something else than labels: {error.errors()[0]['msg']}") from None
+
+
+def _no_sif(file: Path, why: str) -> MachineError:
+    return MachineError(f"{file}: no SIF that Apptainer can read ({why})", "remove it and make it again")

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from essence.data.row_files import read_files
 from essence.errors import InputError, nearest
@@ -44,7 +43,7 @@ def read_problems(folder: Path, settings: BenchmarkSettings) -> list[Problem]:
     if not rows or wanted > len(rows):
         raise InputError(f"{folder} holds {len(rows)} problems of {settings.name}, wanted: {max(wanted, 1)}.")
     return [
-        Problem(id, row[settings.problem_field], _gold(row, id, settings))
+        Problem(id, row.problem, _gold(row.answer, id, settings))
         for id, row in zip(_ids(rows), rows[:wanted], strict=False)
     ]
 
@@ -57,8 +56,18 @@ def render_prompt(prompt: str, problem: str) -> str:
     return prompt.replace(PLACEHOLDER, problem)
 
 
-def _rows(file: Path, found: Iterable[object], settings: BenchmarkSettings) -> Iterator[dict[str, Any]]:
-    """The rows of one file, each with the fields that the settings name and a problem of text."""
+@dataclass(frozen=True)
+class _Row:
+    """What is used of a row, whatever fields it has."""
+
+    problem: str
+    answer: object
+    names: tuple[object, ...]
+    """What is in each of `ID_FIELDS`, None where it has no such field."""
+
+
+def _rows(file: Path, found: Iterable[object], settings: BenchmarkSettings) -> Iterator[_Row]:
+    """The rows of one file; InputError for one that lacks a field or whose problem is no text."""
     for number, row in enumerate(found):
         if not isinstance(row, dict):
             raise InputError(f"{file}, row {number}: found {type(row).__name__}, wanted an object with fields.")
@@ -70,12 +79,12 @@ def _rows(file: Path, found: Iterable[object], settings: BenchmarkSettings) -> I
                     f"fields found: {', '.join(map(str, row))}{nearest(field, map(str, row))}",
                     "name the files that hold the problems with `files`, where this is none of them",
                 )
-        _check_problem(row[settings.problem_field], f"{file}, row {number}: field {settings.problem_field!r}")
-        yield row
+        problem = _text(row[settings.problem_field], f"{file}, row {number}: field {settings.problem_field!r}")
+        yield _Row(problem, row[settings.answer_field], tuple(row.get(field) for field in ID_FIELDS))
 
 
-def _check_problem(problem: object, where: str) -> None:
-    """InputError unless it is a text that a tokenizer takes."""
+def _text(problem: object, where: str) -> str:
+    """The problem; InputError unless it is a text that a tokenizer takes."""
     if not isinstance(problem, str):
         raise InputError(f"{where} holds {type(problem).__name__}, wanted: the problem as text.")
     if not problem.strip():
@@ -84,24 +93,23 @@ def _check_problem(problem: object, where: str) -> None:
         problem.encode("utf-8")
     except UnicodeEncodeError:
         raise InputError(f"{where} holds half a surrogate pair, which no tokenizer takes.") from None
+    return problem
 
 
-def _ids(rows: list[dict[str, Any]]) -> list[str]:
+def _ids(rows: list[_Row]) -> list[str]:
     """A name a row, taken over all rows so that a limit on their number renames none."""
-    for field in ID_FIELDS:
-        values = [row.get(field) for row in rows]
+    for values in zip(*(row.names for row in rows), strict=True):
         if None not in values and max(Counter(map(str, values)).values()) == 1:
             return [str(value) for value in values]
     return [str(index) for index in range(len(rows))]
 
 
-def _gold(row: dict[str, Any], id: str, settings: BenchmarkSettings) -> str:
+def _gold(value: object, id: str, settings: BenchmarkSettings) -> str:
     """The answer as text, whatever type the file gives it.
 
     `integer`: no leading zeros, no `.0`, no commas; `number`: the same, decimals allowed; `gsm8k`: the number that
     follows `####`; `latex`: as published.
     """
-    value = row[settings.answer_field]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise _refused(settings, id, f"holds {type(value).__name__}", "a text or a number")
     text = str(value).strip()

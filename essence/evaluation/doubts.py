@@ -69,15 +69,5 @@ def sample_doubts(completions: Iterable[str]) -> SampleDoubts:
     return {"box_in_thought_alone": sum(in_thought_alone(text) for text in completions)}
 
 
-def doubt_words(doubts: DoubtCounts) -> str:
-    """`graders disagree on 3, answers not taken from a box 12, box inside the thought alone 4`."""
-    asked = doubts["disagreeing"]
-    disagree = f"graders disagree on {doubts['graders_disagree']}" if asked else "no other grader to compare with"
-    return (
-        f"{disagree}, answers not taken from a box {doubts['answers_not_from_a_box']}, "
-        f"box inside the thought alone {doubts['box_in_thought_alone']}"
-    )
-
-
 def _disputed(correct: bool, others: Iterable[bool]) -> bool:
     return any(other != correct for other in others)

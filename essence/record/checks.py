@@ -8,17 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from essence.files import canonical_json, sha256_file
+from essence.record.evaluation_records import GenerateResolved
 from essence.record.live_records import read_spec
 from essence.record.manifest import Manifest, OutputFile
 from essence.record.run_directory import StageFolder, stage_id
 from essence.record.stage_key import stage_key
-from essence.record.stage_records import (
-    GenerateManifest,
-    GenerateResolved,
-    GradeManifest,
-    TeacherManifest,
-    TrainManifest,
-)
+from essence.record.stage_records import GenerateManifest, GradeManifest, TeacherManifest, TrainManifest
 
 EDITED = "edited after it was written: its content does not give its seal"
 Declaration = tuple[str, object, object]

@@ -10,8 +10,6 @@ LOADS_DIFFER = 0.1
 """Two trainings whose wall time over processor time differs by a larger share did not run alike."""
 
 WALL_OVER_CPU = "wall/CPU"
-GPU_BUSY = "gpu_busy_share"
-"""Where a record has it: `cost.more`."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ class MachineLoad:
 UNKNOWN_LOAD = MachineLoad()
 
 
-def load_of(cost: Cost, attempts: int, gpu_busy: float | None) -> MachineLoad:
+def load_of(cost: Cost, attempts: int) -> MachineLoad:
     """The load of a finished stage, from its cost and the number of its attempts."""
     known = attempts <= 1 and cost.wall_s and cost.cpu_s
-    return MachineLoad(cost.wall_s / cost.cpu_s if known else None, gpu_busy)
+    return MachineLoad(cost.wall_s / cost.cpu_s if known else None, cost.more.gpu_busy_share)
 
 
 def mean_load(loads: Sequence[MachineLoad]) -> MachineLoad:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny, model_validator
 
 from essence.record.written import Group, Number, Written, gives_seal, seal_of
 from essence.settings import StageName
@@ -114,6 +114,13 @@ class Hardware(Written):
     scheduler: dict[str, str]
 
 
+class CostMore(Group):
+    """What a stage counts beside what all do."""
+
+    gpu_busy_share: Number | None = None
+    """Of its time, as the GPUs' driver counts; absent without one."""
+
+
 class Cost(Written):
     wall_s: float
     """Sum over all attempts, killed ones as far as they are known."""
@@ -127,7 +134,7 @@ class Cost(Written):
     tokens: int | None
     flops: float | None
     flops_formula: str | None
-    more: Group
+    more: SerializeAsAny[CostMore]
     """What this stage alone counts."""
 
 
@@ -152,7 +159,8 @@ class Manifest(Written):
     outputs: list[OutputFile]
     seal: str
     """sha256 of the canonical JSON of everything else: an edited record does not give its seal any more."""
-    _read: dict[str, Any] | None = PrivateAttr(default=None)
+    _read: dict[str, JsonValue] | None = PrivateAttr(default=None)
+    _resolved: Mapping[str, JsonValue] | None = PrivateAttr(default=None)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -160,7 +168,7 @@ class Manifest(Written):
         """Seal and key are hashes of the JSON itself, so that is kept as it was read."""
         made: Self = handler(value)
         if isinstance(value, dict) and isinstance(value.get("identity"), dict):
-            made._read = value
+            made._read, made._resolved = value, value["settings"]["resolved"]
         return made
 
     @classmethod
@@ -169,15 +177,14 @@ class Manifest(Written):
         return cls.model_validate(groups)
 
     @functools.cached_property
-    def as_written(self) -> dict[str, Any]:
+    def as_written(self) -> dict[str, JsonValue]:
         """The JSON that was read; of a record that was made here, that which is written."""
         return self.model_dump(mode="json") if self._read is None else self._read
 
     @property
     def resolved_json(self) -> Mapping[str, object]:
         """`settings.resolved` as JSON: what the key is a hash of."""
-        resolved: dict[str, object] = self.as_written["settings"]["resolved"]
-        return resolved
+        return self.settings.resolved.model_dump(mode="json") if self._resolved is None else self._resolved
 
     @functools.cached_property
     def is_sealed(self) -> bool:

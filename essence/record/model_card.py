@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from essence.errors import RecordError
-from essence.record.machine_load import GPU_BUSY, load_of
+from essence.record.evaluation_records import GradeResults
+from essence.record.machine_load import load_of
 from essence.record.manifest import Manifest
 from essence.record.plan_record import CellEntry, EvaluationEntry, PlanRecord
 from essence.record.run_directory import RunDirectory
-from essence.record.stage_records import (
-    DownloadManifest,
-    GradeManifest,
-    GradeResults,
-    SourceRecord,
-    TrainManifest,
-    intact_manifest,
-)
+from essence.record.stage_records import DownloadManifest, GradeManifest, SourceRecord, TrainManifest, intact_manifest
 from essence.settings import takes_proportion
 
 Row = tuple[str, str]
@@ -221,8 +215,7 @@ def _interval(results: GradeResults) -> str:
 
 def _cost(manifest: TrainManifest) -> list[Row]:
     cost = manifest.cost
-    busy = (cost.more.model_extra or {}).get(GPU_BUSY)
-    load = load_of(cost, len(manifest.identity.attempts), busy if isinstance(busy, float) else None)
+    load = load_of(cost, len(manifest.identity.attempts))
     facts = {
         "wall time, s": cost.wall_s,
         "wall time over processor time": load.wall_over_cpu,

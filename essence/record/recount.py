@@ -17,18 +17,11 @@ from essence.evaluation.sample_lines import SampleLine, VerdictLine, read_lines
 from essence.evaluation.scores import answer_numbers, completion_facts, ending_estimates, problem_marks
 from essence.evaluation.statistics import accuracy, majority_at_k, pass_at_k
 from essence.files import sha256_file
+from essence.record.evaluation_records import EstimateRecord, GenerateResults, GradeResults
 from essence.record.live_records import Live
 from essence.record.manifest import Manifest
 from essence.record.run_directory import StageFolder, stage_id
-from essence.record.stage_records import (
-    EstimateRecord,
-    GenerateManifest,
-    GenerateResults,
-    GradeManifest,
-    GradeResults,
-    TrainManifest,
-    read_manifest,
-)
+from essence.record.stage_records import GenerateManifest, GradeManifest, TrainManifest, read_manifest
 from essence.record.training_records import TrainResults
 from essence.record.written import Number
 

@@ -66,8 +66,9 @@ def crate_metadata(
     for action in actions.values():
         crate.root_dataset.append_to("mentions", action)
     _workflow(crate, experiment, here, actions, manifests)
-    metadata: dict[str, Any] = json.loads(json.dumps(crate.metadata.generate(), sort_keys=True))
-    metadata["@graph"] = sorted(metadata["@graph"], key=lambda entity: str(entity["@id"]))
+    generated = crate.metadata.generate()
+    entities = sorted(generated["@graph"], key=lambda entity: str(entity["@id"]))
+    metadata: dict[str, object] = json.loads(json.dumps({**generated, "@graph": entities}, sort_keys=True))
     return metadata
 
 

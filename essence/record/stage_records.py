@@ -6,19 +6,26 @@ docs/design.md has the same as a table.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, JsonValue
 
 from essence.data.row_records import RowCounts, TokenCounts
 from essence.errors import RecordError
 from essence.files import read_json
+from essence.record.evaluation_records import (
+    GenerateData,
+    GenerateExecuted,
+    GenerateResolved,
+    GenerateResults,
+    GradeData,
+    GradeExecuted,
+    GradeResolved,
+    GradeResults,
+)
 from essence.record.manifest import SCHEMA_VERSION, Inputs, Manifest, StageSettings
-from essence.record.training_records import TrainData, TrainExecuted, TrainResolved, TrainResults
+from essence.record.training_records import RowsRecord, TrainData, TrainExecuted, TrainResolved, TrainResults
 from essence.record.written import Group, Number, as_record
-from essence.settings import StageName
-
-Counts = dict[str, int]
+from essence.settings import PositionsRecord, StageName
 
 
 class SourceRecord(Group):
@@ -39,6 +46,17 @@ class DownloadResults(Group):
     bytes: int | None = None
     rows: int | None = None
     """Of a data set that was streamed or made."""
+    rows_wanted: int | None = None
+    """Of a data set that was streamed."""
+    problems: int | None = None
+    """Of a benchmark that was made."""
+    parameters: int | None = None
+    """Of a model that was made, as what follows: its pre-training."""
+    steps: int | None = None
+    tokens: int | None = None
+    last_loss: Number | None = None
+    validation_ce: Number | None = None
+    pretraining_s: Number | None = None
     config: dict[str, JsonValue] | None = None
     """Of a model: its config.json, which is the library's own."""
 
@@ -64,6 +82,8 @@ class TokenizeExecuted(Group):
     template_sha256: str | None = None
     encoder: str | None = None
     encoder_reason: str | None = None
+    rows_without_think_start: int | None = None
+    rows_without_think_end: int | None = None
 
 
 class TeacherResults(Group):
@@ -74,141 +94,25 @@ class TeacherResults(Group):
     files: int | None = None
 
 
+class TeacherData(Group):
+    rows: RowsRecord | None = None
+    positions: PositionsRecord | None = None
+
+
 class TeacherExecuted(Group):
+    """Of the last attempt alone."""
+
     dtype: str | None = None
+    device: str | None = None
+    attention: str | None = None
+    packed: bool | None = None
+    tokens: int | None = None
+    fill: Number | None = None
+    """None where all was read by earlier attempts."""
 
 
 class TeacherResolved(Group):
     compute_dtype: str | None = None
-
-
-class CountAndShare(Group):
-    count: int
-    share: Number
-    cut: int | None = None
-    """Of loops: how many were ended by the kit."""
-
-
-class GenerateResults(Group):
-    samples: int
-    problems: int
-    finish_reasons: Counts
-    stop_tokens: Counts = Field(default_factory=dict)
-    loops: CountAndShare | None = None
-    at_cap: CountAndShare | None = None
-    mean_completion_tokens: Number
-
-
-class GenerateData(Group):
-    prompts_sha256: str | None = None
-
-
-class GenerateExecuted(Group):
-    samples_per_problem: int | None = None
-    max_new_tokens: int | None = None
-    smallest_max_new_tokens: int | None = None
-    shortest_prompt_tokens: int | None = None
-    longest_prompt_tokens: int | None = None
-    stop_loops: bool | None = None
-    decoder: str | None = None
-    decoder_version: str | None = None
-    stop_token_ids: list[int] = Field(default_factory=list)
-    template_sha256: str | None = None
-    dtype: str | None = None
-
-
-class BenchmarkResolved(Group):
-    name: str | None = None
-    problem_field: str | None = None
-    answer_field: str | None = None
-    answer_type: str | None = None
-    prompt: str | None = None
-    problems: int | None = None
-
-
-class GenerateResolved(Group):
-    samples: int | None = None
-    max_new_tokens: int | None = None
-    max_model_tokens: int | None = None
-    stop_loops: bool | None = None
-    dtype: str | None = None
-    temperature: Number | None = None
-    seed: int | None = None
-    benchmark: BenchmarkResolved = Field(default_factory=BenchmarkResolved)
-
-
-class ProblemCount(Group):
-    """The samples of one problem."""
-
-    problem: str
-    correct: int
-    samples: int
-    tokens: int | None = None
-    """Of all its completions; this and the next two are not in records of earlier versions."""
-    stopped: int | None = None
-    at_cap: int | None = None
-
-
-class EstimateRecord(Group):
-    """An estimate with its interval, as `essence/evaluation/statistics.py` makes it."""
-
-    value: Number | None
-    standard_error: Number | None
-    low: Number | None
-    high: Number | None
-    n: int | None = None
-    method: str | None = None
-
-
-class Doubts(Group):
-    """What speaks against an accuracy (essence/evaluation/doubts.py)."""
-
-    graders_disagree: int = 0
-    disagreeing: Counts = Field(default_factory=dict)
-    answers_not_from_a_box: int = 0
-    box_in_thought_alone: int = 0
-
-
-class GradeResults(Group):
-    benchmark: str
-    metric: str
-    """`aime25 avg@64`."""
-    accuracy: Number
-    standard_error: Number | None
-    interval: Annotated[list[Number | None], Field(min_length=2, max_length=2)]
-    """Low, high; nulls for a single problem."""
-    confidence: Number
-    method: str
-    per_problem: list[ProblemCount]
-    finish_reasons: Counts
-    mean_completion_tokens: Number
-    median_completion_tokens: Number | None = None
-    longest_completion_tokens: int | None = None
-    completion_tokens: EstimateRecord | None = None
-    """Mean with its interval over problems; this and the next two are not in records of earlier versions."""
-    stop_rate: EstimateRecord | None = None
-    cap_rate: EstimateRecord | None = None
-    statuses: Counts = Field(default_factory=dict)
-    pass_at_k: dict[str, EstimateRecord] = Field(default_factory=dict)
-    majority_at_k: dict[str, EstimateRecord] = Field(default_factory=dict)
-    doubts: Doubts | None = None
-
-
-class GradeData(Group):
-    samples_sha256: str | None = None
-
-
-class GradeExecuted(Group):
-    grader: str | None = None
-    grader_version: str | None = None
-    samples_per_problem: int | None = None
-
-
-class GradeResolved(Group):
-    grader: str | None = None
-    samples: int | None = None
-    confidence: Number | None = None
-    benchmark: BenchmarkResolved = Field(default_factory=BenchmarkResolved)
 
 
 class DownloadManifest(Manifest):
@@ -229,6 +133,7 @@ class TokenizeManifest(Manifest):
 
 class TeacherManifest(Manifest):
     results: TeacherResults
+    inputs: Inputs[TeacherData]
     settings: StageSettings[TeacherResolved, TeacherExecuted]
 
 

@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -58,9 +58,9 @@ class TraceRecord(Written):
     grader_version: str
     seal: str = ""
 
-    def sealed(self) -> dict[str, Any]:
+    def sealed(self) -> dict[str, object]:
         """The record as it is written."""
-        record = self.model_dump(mode="json")
+        record: dict[str, object] = self.model_dump(mode="json")
         return {**record, "seal": seal_of(record)}
 
 

@@ -1,8 +1,9 @@
 """What a training adds to the groups of its manifest."""
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from essence.record.written import Group, Number
+from essence.settings import PositionsRecord
 
 
 class Validation(Group):
@@ -39,9 +40,32 @@ class RowsRecord(Group):
     """Of a schedule, which reads another part of a row in every epoch; None where a row is the same in all."""
 
 
+class OrderRecord(Group):
+    """The order of the training rows, epoch by epoch."""
+
+    published: str | None = None
+    epochs: list[PositionsRecord] = Field(default_factory=list)
+    differs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Epoch -> number -> `[ours, published]`."""
+
+
+class SelectionRecord(Group):
+    """Which rows of the data set were selected, beside what is published of them (essence/distill/row_split.py)."""
+
+    published: str | None = None
+    """`equal`, `different`, `published, not read by the kit`, or `not published`."""
+    kept: PositionsRecord | None = None
+    train: PositionsRecord | None = None
+    validation: PositionsRecord | None = None
+    differs: dict[str, JsonValue] = Field(default_factory=dict)
+    """Part -> number -> `[ours, published]`."""
+    order: OrderRecord | None = None
+
+
 class TrainData(Group):
     train: RowsRecord | None = None
     validation: RowsRecord | None = None
+    positions: SelectionRecord | None = None
 
 
 class ParallelRecord(Group):
@@ -52,13 +76,85 @@ class ParallelRecord(Group):
     """Placement, or `cached`."""
 
 
+class ParityFacts(Group):
+    """Relative differences of the loss as it ran from the plain one (essence/distill/parity.py)."""
+
+    loss_plain: Number
+    loss_fast: Number
+    loss_difference: Number
+    states_gradient_difference: Number
+    head_gradient_difference: Number
+    loss_tolerance: Number
+    gradient_tolerance: Number
+    passed: bool
+
+
 class ObjectiveFacts(Group):
+    """The loss as it ran."""
+
     form: str | None = None
     """`chunked` or `plain`."""
+    compiled: bool | None = None
+    fell_back: list[str] = Field(default_factory=list)
+    """Why each form that was asked for was left for the next one."""
+    parity: ParityFacts | None = None
+    """None where the plain form ran."""
+
+
+class MemoryEstimate(Group):
+    """What one device was to hold, before the first step."""
+
+    static_bytes: int
+    dynamic_bytes: int
+    device_bytes: int
+    usable_bytes: int
+    largest_positions: int
+    largest_labels: int
+    longest_row: int
+
+
+class RowsUnchanged(Group):
+    """Whether an attempt read the rows of the one before."""
+
+    train_sha256: str
+    validation_sha256: str
+    equals_earlier_attempt: bool | None
+    """None of the first attempt."""
 
 
 class Preflight(Group):
+    """What was looked at before the first step."""
+
+    memory: MemoryEstimate | None = None
+    teacher_bytes: int | None = None
+    """Of stored states."""
+    data: RowsUnchanged | None = None
     objective: ObjectiveFacts = Field(default_factory=ObjectiveFacts)
+
+
+class MicroBatches(Group):
+    """How the rows of the steps were shared out among forward passes, and how well they filled them."""
+
+    packed: bool
+    most_rows: int | None
+    """None where rows are packed."""
+    most_tokens: int
+    passes: int
+    tokens: int
+    positions: int
+    """Tokens with padding."""
+    fill: Number
+
+
+class VocabularySizes(Group):
+    tokenizer: int
+    student: int
+    teacher: int | None
+
+
+class ParameterCounts(Group):
+    trained: int
+    all: int
 
 
 class TrainExecuted(Group):
@@ -66,9 +162,35 @@ class TrainExecuted(Group):
     batch_tokens: int | None = None
     parallel: ParallelRecord = Field(default_factory=ParallelRecord)
     attention: str | None = None
+    micro_batches: MicroBatches | None = None
+    optimizer_steps: int | None = None
     dtype: str | None = None
+    """Of the computation."""
+    reduce_dtype: str | None = None
+    """Of sums between ranks."""
+    weights: str | None = None
+    """Dtype of the weights that are computed with."""
     device: str | None = None
+    eos_id: int | None = None
+    vocabulary: VocabularySizes | None = None
+    parameters: ParameterCounts | None = None
     preflight: Preflight = Field(default_factory=Preflight)
+
+
+class TrainMore(CostMore):
+    """What a training counts beside the cost of every stage."""
+
+    training_flops: Number
+    validation_flops: Number
+    validation_tokens: int
+    training_s: Number
+    tokens_per_s: Number | None
+    mfu: Number | None
+    """None where the device's peak is not known."""
+    mfu_formula: str
+    peak_flops: Number | None
+    peak_flops_source: str | None
+    static_memory_bytes: int
 
 
 class RowsResolved(Group):

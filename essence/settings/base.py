@@ -52,6 +52,10 @@ class Group(Written):
             made._given = tuple(value)
         return made
 
+    def plus(self, **fields: object) -> Self:
+        """The same with further fields, which are written last."""
+        return self.model_validate({**self.model_dump(), **fields})
+
     @model_serializer(mode="wrap")
     def _as_given(self, handler: Any) -> dict[str, object]:
         full = handler(self)

@@ -24,18 +24,11 @@ from typing import get_args
 
 from essence.errors import ExitCode, InputError, KitError, RecordError, disk_error
 from essence.files import read_json, sha256_file, write_json
-from essence.progress import (
-    Progress,
-    StageContext,
-    StageOutcome,
-    Stopped,
-    StopRequest,
-    die_with_launcher,
-    stop_when_alone,
-)
+from essence.progress import Progress, StageContext, Stopped, StopRequest, die_with_launcher, stop_when_alone
 from essence.record.attempts import AttemptJournal, now
 from essence.record.facts import hardware, software
 from essence.record.manifest import Code, Cost, Identity, Image, OutputFile, StageInput
+from essence.record.outcomes import StageOutcome
 from essence.record.run_directory import StageFolder, hold
 from essence.record.source_key import source_sha256
 from essence.record.stage_records import MANIFESTS, read_manifest
@@ -201,20 +194,20 @@ def _cost(outcome: StageOutcome, wall_s: float, resources: Resources) -> Cost:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     torch = sys.modules.get("torch")
     gpu_peak = torch.cuda.max_memory_allocated() / KIB**3 if torch and torch.cuda.is_available() else None
-    told = dict(outcome.cost)
+    told = outcome.cost
     # ru_maxrss is in KiB on Linux and in bytes on macOS.
     peak_kib = usage.ru_maxrss / (KIB if sys.platform == "darwin" else 1)
     return Cost(
         wall_s=round(wall_s, 3),
         cpu_s=round(usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime, 3),
         gpu_hours=round(wall_s * resources.gpus * resources.nodes / 3600, 6),
-        peak_memory_gib=round(told.pop("peak_memory_gib", peak_kib / KIB**2), 4),
-        peak_gpu_memory_gib=told.pop("peak_gpu_memory_gib", gpu_peak),
-        energy_j=told.pop("energy_j", None),
-        tokens=told.pop("tokens", None),
-        flops=told.pop("flops", None),
-        flops_formula=told.pop("flops_formula", None),
-        more=told,
+        peak_memory_gib=round(peak_kib / KIB**2 if told.peak_memory_gib is None else told.peak_memory_gib, 4),
+        peak_gpu_memory_gib=gpu_peak if told.peak_gpu_memory_gib is None else told.peak_gpu_memory_gib,
+        energy_j=told.energy_j,
+        tokens=told.tokens,
+        flops=told.flops,
+        flops_formula=told.flops_formula,
+        more=told.more,
     )
 
 

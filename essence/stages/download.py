@@ -5,51 +5,54 @@ The only stage that may use the network. Downloading again after a kill takes up
 """
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from essence.data.row_files import is_data_file
 from essence.errors import InputError, PinError
 from essence.files import canonical_json, sha256_text
 from essence.models.folder import check_folder, read_config
 from essence.paths import local_files
-from essence.progress import StageContext, StageOutcome
+from essence.progress import StageContext
 from essence.record.content import content_of
+from essence.record.outcomes import DownloadOutcome
+from essence.record.stage_records import DownloadData, DownloadResults, SourceRecord
 from essence.settings import DownloadSettings, Source
 
 FOLDERS = {"model": "model", "dataset": "rows", "benchmark": "problems"}
 
 
-def run(settings: DownloadSettings, context: StageContext) -> StageOutcome:
+def run(settings: DownloadSettings, context: StageContext) -> DownloadOutcome:
     """Fill `model/`, `rows/` or `problems/`; InputError when what arrived is not of that kind."""
     source = settings.source
     folder = context.partial / FOLDERS[source.kind]
-    results: dict[str, Any] = {}
+    made = DownloadResults()
     if source.builtin:
-        results = _make(source, context)
+        made = _make(source, context)
     elif source.path:
         if source.kind == "model":
             check_folder(Path(source.path))  # before its gigabytes are copied
         _copy(source, folder, context)
     elif source.rows_wanted:
-        results = _stream(source, folder, context)
+        made = _stream(source, folder, context)
     else:
         _fetch(source, folder)
     files = [p for p in folder.rglob("*") if p.is_file()]
     _check(source, folder, files)
-    results.update(files=len(files), bytes=sum(p.stat().st_size for p in files))
+    results = made.plus(files=len(files), bytes=sum(p.stat().st_size for p in files))
     if source.kind == "model":
-        results["config"] = _read_config(folder)
-    return StageOutcome(results=results, data={"source": source.model_dump(exclude_none=True)})
+        results = results.plus(config=_read_config(folder))
+    taken = SourceRecord.model_validate(source.model_dump(exclude_none=True))
+    return DownloadOutcome(results=results, data=DownloadData(source=taken))
 
 
-def _make(source: Source, context: StageContext) -> dict[str, Any]:
+def _make(source: Source, context: StageContext) -> DownloadResults:
     from essence.stages.tiny.sources import BUILTIN
 
     if source.builtin not in BUILTIN:
         known = ", ".join(BUILTIN)
         raise InputError(f"{source.kind} '{source.name}': unknown built-in source '{source.builtin}' (known: {known})")
-    return BUILTIN[source.builtin](context.partial, dict(source.options), context)
+    return BUILTIN[source.builtin](context.partial, source.options, context)
 
 
 def _copy(source: Source, folder: Path, context: StageContext) -> None:
@@ -95,11 +98,11 @@ def _fetch(source: Source, folder: Path) -> None:
     shutil.rmtree(folder / ".cache", ignore_errors=True)
 
 
-def _stream(source: Source, folder: Path, context: StageContext) -> dict[str, Any]:
+def _stream(source: Source, folder: Path, context: StageContext) -> DownloadResults:
     from essence.data.hub_stream import stream_rows
 
     _commit(source)
-    return stream_rows(source, folder, context)
+    return DownloadResults.model_validate(stream_rows(source, folder, context))
 
 
 def _commit(source: Source) -> str:
@@ -117,7 +120,7 @@ def _check(source: Source, folder: Path, files: list[Path]) -> None:
         raise InputError(f"{source.kind} '{source.name}': {place} holds no .parquet, .jsonl or .json file")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> Mapping[str, object]:
     """A model's config with its hash; it is small, and says what was trained."""
     config = read_config(folder)
     return {**config, "sha256": sha256_text(canonical_json(config))}

@@ -8,7 +8,7 @@ from typing import Any
 
 from essence.errors import InputError
 from essence.evaluation.benchmarks import read_problems
-from essence.evaluation.decoders import DecodeSettings, open_decoder
+from essence.evaluation.decoders import DecoderFacts, DecodeSettings, open_decoder
 from essence.evaluation.golds import check_golds, golds_of
 from essence.evaluation.requests import (
     FINISH_REASONS,
@@ -23,13 +23,21 @@ from essence.evaluation.sample_lines import SampleLine, read_lines
 from essence.evaluation.sampling import Recorder, check_as_declared, generate_samples, present_samples, put_in_order
 from essence.files import canonical_json, sha256_text
 from essence.models.loading import check_model, load_tokenizer
-from essence.progress import StageContext, StageOutcome
+from essence.progress import StageContext
+from essence.record.evaluation_records import (
+    CountAndShare,
+    GenerateData,
+    GenerateExecuted,
+    GenerateMore,
+    GenerateResults,
+)
+from essence.record.outcomes import GenerateOutcome, StageCost
 from essence.settings import GenerateSettings
 
 SAMPLES_FILE = "samples.jsonl"
 
 
-def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
+def run(settings: GenerateSettings, context: StageContext) -> GenerateOutcome:
     """Generate; inputs `model` (Hugging Face folder at `settings.model_folder`) and `problems`.
 
     Where every sample is there, the model is neither checked nor loaded.
@@ -52,19 +60,22 @@ def run(settings: GenerateSettings, context: StageContext) -> StageOutcome:
     stop_ids = stop_token_ids(folder, tokenizer, settings.stop_at_turn_end)
     told = DecodeSettings(folder, tuple(stop_ids), settings, context.resources)
     context.progress.update("generate", len(present), len(requests), "samples")
-    facts: dict[str, Any] = {"decoder": settings.decoder}
+    facts: DecoderFacts = {"decoder": settings.decoder}
     if not complete:
         facts = _generate(requests, present, told, Recorder(tokenizer, stop_ids, told.loops), context)
     path = context.partial / SAMPLES_FILE
     samples = put_in_order(path, read_lines(path, SampleLine), requests)
     check_as_declared(samples, requests, stop_ids)
-    executed = {
-        **facts,
-        "stop_token_ids": stop_ids,
-        "template_sha256": sha256_text(tokenizer.get_chat_template()),
-        "dtype": settings.dtype,
-    }
-    return _outcome(settings, prompts, requests, samples, executed)
+    return GenerateOutcome(
+        results=_results(prompts, samples),
+        data=GenerateData(prompts_sha256=sha256_text(canonical_json([[p.problem, p.token_ids] for p in prompts]))),
+        executed=_executed(told, prompts, requests, samples, facts, sha256_text(tokenizer.get_chat_template())),
+        cost=StageCost(
+            tokens=sum(sample.tokens for sample in samples),
+            more=GenerateMore(prompt_tokens=sum(len(request.prompt.token_ids) for request in requests)),
+        ),
+        seeds={"generate": settings.seed},
+    )
 
 
 def open_tokenizer(folder: Path) -> Any:
@@ -81,7 +92,7 @@ def _generate(
     told: DecodeSettings,
     record: Recorder,
     context: StageContext,
-) -> dict[str, Any]:
+) -> DecoderFacts:
     """Add to samples.jsonl what is not `present`; facts about the decoder."""
     path = context.partial / SAMPLES_FILE
     with closing(open_decoder(told)) as decoder:
@@ -91,47 +102,41 @@ def _generate(
         return decoder.facts
 
 
-def _outcome(
-    settings: GenerateSettings,
+def _executed(
+    told: DecodeSettings,
     prompts: list[Prompt],
     requests: list[Request],
     samples: list[SampleLine],
-    executed: dict[str, Any],
-) -> StageOutcome:
+    facts: DecoderFacts,
+    template_sha256: str,
+) -> GenerateExecuted:
     caps = [request.max_new_tokens for request in requests]
     lengths = [len(prompt.token_ids) for prompt in prompts]
-    completion_tokens = sum(sample.tokens for sample in samples)
-    return StageOutcome(
-        results=_results(prompts, samples),
-        data={"prompts_sha256": sha256_text(canonical_json([[p.problem, p.token_ids] for p in prompts]))},
-        executed={
-            "samples_per_problem": len(samples) // len(prompts),
-            "max_new_tokens": max(caps),
-            "smallest_max_new_tokens": min(caps),
-            "shortest_prompt_tokens": min(lengths),
-            "longest_prompt_tokens": max(lengths),
-            "stop_loops": settings.stop_loops,
-            **executed,
-        },
-        cost={
-            "tokens": completion_tokens,
-            "prompt_tokens": sum(len(request.prompt.token_ids) for request in requests),
-        },
-        seeds={"generate": settings.seed},
+    return GenerateExecuted(
+        samples_per_problem=len(samples) // len(prompts),
+        max_new_tokens=max(caps),
+        smallest_max_new_tokens=min(caps),
+        shortest_prompt_tokens=min(lengths),
+        longest_prompt_tokens=max(lengths),
+        stop_loops=told.generate.stop_loops,
+        **facts,
+        stop_token_ids=list(told.stop_ids),
+        template_sha256=template_sha256,
+        dtype=told.generate.dtype,
     )
 
 
-def _results(prompts: list[Prompt], samples: list[SampleLine]) -> dict[str, Any]:
+def _results(prompts: list[Prompt], samples: list[SampleLine]) -> GenerateResults:
     """Counts of what came out; loops and runs to the cap are what an evaluation's bill is made of."""
     reasons = Counter(sample.finish_reason for sample in samples)
     stops = Counter(str(sample.stop_token) for sample in samples if sample.stop_token is not None)
     loops = sum(sample.loop_at is not None for sample in samples)
-    return {
-        "samples": len(samples),
-        "problems": len(prompts),
-        "finish_reasons": {reason: reasons[reason] for reason in FINISH_REASONS},
-        "stop_tokens": dict(sorted(stops.items())),
-        "loops": {"count": loops, "share": loops / len(samples), "cut": reasons["loop"]},
-        "at_cap": {"count": reasons["length"], "share": reasons["length"] / len(samples)},
-        "mean_completion_tokens": sum(sample.tokens for sample in samples) / len(samples),
-    }
+    return GenerateResults(
+        samples=len(samples),
+        problems=len(prompts),
+        finish_reasons={reason: reasons[reason] for reason in FINISH_REASONS},
+        stop_tokens=dict(sorted(stops.items())),
+        loops=CountAndShare(count=loops, share=loops / len(samples), cut=reasons["loop"]),
+        at_cap=CountAndShare(count=reasons["length"], share=reasons["length"] / len(samples)),
+        mean_completion_tokens=sum(sample.tokens for sample in samples) / len(samples),
+    )

@@ -15,7 +15,9 @@ from essence.evaluation.sample_lines import SampleLine, VerdictLine, append_line
 from essence.evaluation.scores import Summary, summary
 from essence.evaluation.statistics import Estimate
 from essence.files import sha256_file
-from essence.progress import StageContext, StageOutcome
+from essence.progress import StageContext
+from essence.record.evaluation_records import GradeData, GradeExecuted, GradeResults
+from essence.record.outcomes import GradeOutcome
 from essence.settings import GradeSettings
 
 SAMPLES_FILE = "samples.jsonl"
@@ -23,7 +25,7 @@ VERDICTS_FILE = "verdicts.jsonl"
 VERDICTS_A_WRITE = 64
 
 
-def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
+def run(settings: GradeSettings, context: StageContext) -> GradeOutcome:
     """Grade; inputs `samples` (output of a generate stage) and `problems`.
 
     Raises InputError for samples that are not the same number of each problem or for golds that cannot be read, before
@@ -50,24 +52,24 @@ def run(settings: GradeSettings, context: StageContext) -> StageOutcome:
     verdicts = read_lines(context.partial / VERDICTS_FILE, VerdictLine)
     if [(v.problem, v.sample) for v in verdicts] != [(s.problem, s.sample) for s in samples]:
         raise StageError(f"{VERDICTS_FILE} is not of the samples in {samples_file}: delete the stage's folder.")
-    return StageOutcome(
+    return GradeOutcome(
         results=_results(summary(settings, [problem.id for problem in problems], samples, verdicts)),
-        data={"samples_sha256": sha256_file(samples_file)},
-        executed={
-            "grader": settings.grader,
-            "grader_version": f"{PACKAGE} {grader_version(settings.grader)}",
-            "grader_lock_sha256": grader_lock_sha256(settings.grader),
-            "other_graders": {grader: f"{PACKAGE} {grader_version(grader)}" for grader in others},
-            "samples_per_problem": samples_per_problem,
-        },
+        data=GradeData(samples_sha256=sha256_file(samples_file)),
+        executed=GradeExecuted(
+            grader=settings.grader,
+            grader_version=f"{PACKAGE} {grader_version(settings.grader)}",
+            grader_lock_sha256=grader_lock_sha256(settings.grader),
+            other_graders={grader: f"{PACKAGE} {grader_version(grader)}" for grader in others},
+            samples_per_problem=samples_per_problem,
+        ),
     )
 
 
-def _results(found: Summary) -> dict[str, object]:
+def _results(found: Summary) -> GradeResults:
     votes = {"pass_at_k": found["pass_at_k"], "majority_at_k": found["majority_at_k"]}
     plain: dict[str, object] = {name: {k: asdict(one) for k, one in of.items()} for name, of in votes.items()}
     plain |= {name: asdict(value) for name, value in found.items() if isinstance(value, Estimate)}
-    return {name: plain.get(name, value) for name, value in found.items()}
+    return GradeResults.model_validate({**found, **plain})
 
 
 def _check_grader(settings: GradeSettings) -> None:

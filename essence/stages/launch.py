@@ -9,7 +9,6 @@ The ranks meet at a store that the first machine's process keeps, on a free port
 torchrun's agent is not used: it gives a rank 30 seconds to write a checkpoint, and does not report why one has ended.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -19,17 +18,32 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from essence.distill.rank_variables import rank_variable
 from essence.errors import ExitCode, KitError, MachineError, StageError
-from essence.progress import StageContext, StageOutcome, Stopped, StopRequest
+from essence.progress import StageContext, Stopped, StopRequest
+from essence.record.outcomes import TrainOutcome
+from essence.record.written import Written, read_record
 from essence.settings import Resources, Spec, TrainSettings
 
 POLL_S = 0.05
 LOCALHOST = "127.0.0.1"
 REPORTS = "ranks"
 """Folder under `scratch/` where ranks leave their outcome or why they failed."""
+OUTCOME = "outcome.json"
+
+
+class RankFailure(Written):
+    """failure-<rank>.json among the reports: what ended a rank."""
+
+    rank: int
+    kind: str
+    """Name of the exception."""
+    message: str
+    cure: str | None
+    """Of a failure that the user can cure; None of a bug."""
+    time: float
+    """Unix time."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ def starts_ranks(spec: Spec, environment: Mapping[str, str]) -> bool:
     return spec.stage == "train" and "RANK" not in environment and spec.settings["parallel"] != "single"
 
 
-def run_ranks(settings: TrainSettings, context: StageContext) -> StageOutcome:
+def run_ranks(settings: TrainSettings, context: StageContext) -> TrainOutcome:
     """Train with as many processes as the settings say; the outcome is that of the first rank.
 
     Raises:
@@ -123,7 +137,7 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> StageOutcome:
         raise Stopped(context.stop.signal_name or "a signal to a rank")
     if any(codes.values()):
         raise _why(codes, settings.processes, reports)
-    return StageOutcome(**json.loads((reports / "outcome.json").read_text(encoding="utf-8")))
+    return read_record(reports / OUTCOME, TrainOutcome, "an outcome")
 
 
 def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
@@ -196,14 +210,14 @@ def _why(codes: dict[int, int], processes: int, reports: Path) -> Exception:
         rank, number = next(iter(killed.items()))
         hint = " (out of memory?)" if number == signal.SIGKILL else ""
         return StageError(f"rank {rank} of {processes} was killed by {signal.Signals(number).name}{hint}")
-    failures: list[dict[str, Any]] = [json.loads(path.read_text()) for path in reports.glob("failure-*.json")]
+    failures = [read_record(path, RankFailure, "a failure") for path in reports.glob("failure-*.json")]
     if not failures:
         return RuntimeError(f"ranks ended with {codes} and did not say why; the log may")
-    first = min(failures, key=lambda failure: (not failure["curable"], failure["time"]))
-    if not first["curable"]:
-        return RuntimeError(f"rank {first['rank']} of {processes}: {first['message']}")
+    first = min(failures, key=lambda failure: (failure.cure is None, failure.time))
+    if first.cure is None:
+        return RuntimeError(f"rank {first.rank} of {processes}: {first.message}")
     kinds = {kind.__name__: kind for kind in _all_kinds(KitError)}
-    return kinds.get(first["kind"], StageError)(first["message"], first["cure"])
+    return kinds.get(first.kind, StageError)(first.message, first.cure)
 
 
 def _all_kinds(kind: type[KitError]) -> list[type[KitError]]:

@@ -5,7 +5,6 @@ Started by `essence/stages/launch.py`, torchrun or srun. Exit codes as those of 
 """
 
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -31,7 +30,7 @@ from essence.progress import (
 from essence.record.run_directory import StageFolder
 from essence.settings import Spec, TrainSettings
 from essence.stages import train
-from essence.stages.launch import REPORTS
+from essence.stages.launch import OUTCOME, REPORTS, RankFailure
 
 
 def main() -> int:
@@ -65,21 +64,24 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
         _report(error, ranks, reports)
         return ExitCode.CURABLE if isinstance(error, KitError) else 1
     if ranks.first:
-        write_json(reports / "outcome.json", dataclasses.asdict(outcome.with_gpu_use(context.progress)))
+        told = outcome.with_gpu_use(context.progress)
+        write_json(reports / OUTCOME, told.model_dump(mode="json"))
     return 0
 
 
 def _report(error: Exception, ranks: Ranks, reports: Path) -> None:
-    curable = isinstance(error, KitError)
-    if not curable:
+    curable = error if isinstance(error, KitError) else None
+    if curable is None:
         traceback.print_exception(error)
-    told = {"rank": ranks.rank, "kind": type(error).__name__, "curable": curable}
-    if isinstance(error, KitError):
-        failure = {**told, "message": error.problem, "cure": error.cure}
-    else:
-        failure = {**told, "message": "".join(traceback.format_exception(error)[-3:]).strip()}
+    failure = RankFailure(
+        rank=ranks.rank,
+        kind=type(error).__name__,
+        message=curable.problem if curable else "".join(traceback.format_exception(error)[-3:]).strip(),
+        cure=curable.cure if curable else None,
+        time=time.time(),
+    )
     reports.mkdir(parents=True, exist_ok=True)
-    write_json(reports / f"failure-{ranks.rank:05d}.json", {**failure, "time": time.time()})
+    write_json(reports / f"failure-{ranks.rank:05d}.json", failure.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

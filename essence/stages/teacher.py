@@ -29,7 +29,10 @@ from essence.errors import InputError, MachineError
 from essence.files import GIB, flush_to_disk
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import TOKENIZER_FILES
-from essence.progress import StageContext, StageOutcome
+from essence.progress import StageContext
+from essence.record.outcomes import StageCost, TeacherOutcome
+from essence.record.stage_records import TeacherData, TeacherExecuted, TeacherResults
+from essence.record.training_records import RowsRecord
 from essence.settings import TeacherSettings
 from essence.sizes import passes
 from essence.sizes.architecture import Architecture, layer_flops, stored_bytes_per_token
@@ -39,7 +42,7 @@ SPARE_BYTES = 1 << 26
 FLOPS_FORMULA = "a row of T tokens: 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers; no padding"
 
 
-def run(settings: TeacherSettings, context: StageContext) -> StageOutcome:
+def run(settings: TeacherSettings, context: StageContext) -> TeacherOutcome:
     """Store what the teacher gives for the rows of the inputs `tokens`, `tokenizer` (whose ids these are), `teacher`.
 
     Raises:
@@ -181,34 +184,33 @@ def write_model(folder: Path, teacher: Path, head: Tensor) -> None:
 
 def outcome(
     settings: TeacherSettings, rows: Sequence[Example], writer: RowWriter, reader: Reader, model: Architecture
-) -> StageOutcome:
+) -> TeacherOutcome:
     """What the manifest is given; the cost is that of all attempts, `executed` speaks of the last one alone."""
     tokens = sum(row.input_ids.size for row in rows)
-    results: dict[str, Any] = {
-        "rows": len(rows),
-        "tokens": tokens,
-        "bytes": writer.bytes,
-        "bytes_per_token": writer.bytes / tokens,
-        "files": len(writer.files),
-    }
-    return StageOutcome(
-        results=results,
-        data={
-            "rows": {"rows": len(rows), "tokens": tokens, "sha256": fingerprint(rows)},
-            "positions": describe_positions(np.array([row.row for row in rows])).model_dump(mode="json"),
-        },
-        executed={
-            "dtype": settings.compute_dtype,
-            "device": reader.device.type,
-            "attention": reader.model.config._attn_implementation,
-            "packed": reader.packed,
-            "tokens": reader.tokens,
-            "fill": reader.tokens / reader.positions if reader.positions else None,
-        },
-        cost={
-            "tokens": tokens,
-            "flops": sum(layer_flops(model, row.input_ids.size) for row in rows),
-            "flops_formula": FLOPS_FORMULA,
-        },
+    return TeacherOutcome(
+        results=TeacherResults(
+            rows=len(rows),
+            tokens=tokens,
+            bytes=writer.bytes,
+            bytes_per_token=writer.bytes / tokens,
+            files=len(writer.files),
+        ),
+        data=TeacherData(
+            rows=RowsRecord(rows=len(rows), tokens=tokens, sha256=fingerprint(rows)),
+            positions=describe_positions(np.array([row.row for row in rows])),
+        ),
+        executed=TeacherExecuted(
+            dtype=settings.compute_dtype,
+            device=reader.device.type,
+            attention=reader.model.config._attn_implementation,
+            packed=reader.packed,
+            tokens=reader.tokens,
+            fill=reader.tokens / reader.positions if reader.positions else None,
+        ),
+        cost=StageCost(
+            tokens=tokens,
+            flops=sum(layer_flops(model, row.input_ids.size) for row in rows),
+            flops_formula=FLOPS_FORMULA,
+        ),
         seeds={"split": settings.rows.split_seed},
     )

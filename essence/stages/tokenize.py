@@ -5,7 +5,6 @@ a data set and a tokenizer, whatever the number of cells. Rows that give no conv
 minutes and is redone after a kill; the result is the same.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -27,13 +26,15 @@ from essence.errors import InputError
 from essence.files import sha256_text, write_json
 from essence.models.loading import load_tokenizer
 from essence.models.template import check_template, render
-from essence.progress import StageContext, StageOutcome
+from essence.progress import StageContext
+from essence.record.outcomes import StageCost, TokenizeOutcome
+from essence.record.stage_records import TokenizeData, TokenizeExecuted, TokenizeResults
 from essence.settings import TokenizeSettings
 
 BATCH_ROWS = 256
 
 
-def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
+def run(settings: TokenizeSettings, context: StageContext) -> TokenizeOutcome:
     """Write `tokens.arrow` and `statistics.json` from the inputs `rows` and `tokenizer` (their `rows/` and `model/`).
 
     Raises:
@@ -46,28 +47,29 @@ def run(settings: TokenizeSettings, context: StageContext) -> StageOutcome:
     renderer = Renderer(
         context.inputs["tokenizer"] / "model", settings.keep_generation_header, context.resources.threads
     )
-    markers, statistics = Counter[str](), TokenStatistics()
+    statistics, without_start, without_end = TokenStatistics(), 0, 0
     with TokenWriter(context.partial / "tokens.arrow") as writer, closing(renderer):
         for rendered in renderer.tokenised(iter(rows)):
             writer.write(rendered)
-            markers.update(count_markers(rendered))
+            without_start += sum(row.think_start < 0 for row in rendered)
+            without_end += sum(row.think_end < 0 for row in rendered)
             add_statistics(statistics, rendered)
             context.progress.update("tokenize", rows.read, rows.total, "rows")
             context.stop.check()
     rows.write(context.partial / "rejections.json")
     counted = statistics.record()
-    written = counted.model_dump(mode="json")
-    write_json(context.partial / "statistics.json", written)
-    return StageOutcome(
-        results={**rows.results().model_dump(mode="json"), "tokens": counted.tokens, "statistics": written},
-        data={"tokens_sha256": writer.sha256},
-        executed={
-            "template_sha256": renderer.template_sha256,
-            "encoder": renderer.encoder.library,
-            "encoder_reason": renderer.encoder.reason,
-            **{name: markers[name] for name in MARKER_COUNTS},
-        },
-        cost={"tokens": counted.tokens},
+    write_json(context.partial / "statistics.json", counted.model_dump(mode="json"))
+    return TokenizeOutcome(
+        results=TokenizeResults(**rows.results().model_dump(), tokens=counted.tokens, statistics=counted),
+        data=TokenizeData(tokens_sha256=writer.sha256),
+        executed=TokenizeExecuted(
+            template_sha256=renderer.template_sha256,
+            encoder=renderer.encoder.library,
+            encoder_reason=renderer.encoder.reason,
+            rows_without_think_start=without_start,
+            rows_without_think_end=without_end,
+        ),
+        cost=StageCost(tokens=counted.tokens),
     )
 
 
@@ -122,18 +124,6 @@ def add_statistics(statistics: TokenStatistics, rendered: list[TokenRow]) -> Non
     rows = ((row.input_ids.size, row.think_start, row.think_end, row.answer, row.boxed) for row in rendered)
     *bounds, boxed = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     statistics.add(SectionBounds(*bounds), boxed)
-
-
-MARKER_COUNTS = ("rows_without_think_start", "rows_without_think_end")
-
-
-def count_markers(rendered: list[TokenRow]) -> Counter[str]:
-    """How many rows lack a think token after rendering."""
-    counts = (
-        sum(row.think_start < 0 for row in rendered),
-        sum(row.think_end < 0 for row in rendered),
-    )
-    return Counter(dict(zip(MARKER_COUNTS, counts, strict=True)))
 
 
 def _first(input_ids: Tokens, token: int) -> int:

@@ -8,9 +8,8 @@ import os
 import resource
 import shutil
 import sys
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -25,13 +24,12 @@ from essence.distill.devices import (
     peak_of_device,
     prepare_device,
 )
-from essence.distill.masters import lowers_weights
 from essence.distill.once_loaded import load_once
 from essence.distill.order import steps_of_training
 from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.parity import CheckedObjective, settle
 from essence.distill.ranks import Ranks
-from essence.distill.row_split import CellRows, load_cell_rows
+from essence.distill.row_split import load_cell_rows
 from essence.distill.storage import TrainResult
 from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
 from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
@@ -40,7 +38,19 @@ from essence.errors import InputError, MachineError
 from essence.files import GIB
 from essence.models.loading import check_model, load_model, load_tokenizer
 from essence.models.saving import save_model
-from essence.progress import StageContext, StageOutcome
+from essence.progress import StageContext
+from essence.record.outcomes import StageCost, TrainOutcome
+from essence.record.training_records import (
+    MemoryEstimate,
+    ObjectiveFacts,
+    ParameterCounts,
+    Preflight,
+    RowsRecord,
+    RowsUnchanged,
+    SelectionRecord,
+    TrainData,
+    TrainMore,
+)
 from essence.settings import LossResources, Resources, TrainSettings
 from essence.sizes.architecture import (
     FLOPS_FORMULA,
@@ -52,27 +62,12 @@ from essence.sizes.architecture import (
 from essence.sizes.memory import load_of
 from essence.sizes.passes import Step
 from essence.stages.launch import check_devices
+from essence.stages.training_facts import Ran, Setup, describe_executed, describe_results
 
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class Setup:
-    """All that is known before the first step."""
-
-    device: torch.device
-    student: Path
-    teacher: Path | None
-    """None for plain fine-tuning (`kd_weight` 0)."""
-    student_config: dict[str, Any]
-    teacher_config: dict[str, Any] | None
-    tokenizer_size: int
-    eos_id: int
-    """Of the student's tokenizer; -1 where it has none."""
-    rows: CellRows
-
-
-def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
+def run(settings: TrainSettings, context: StageContext) -> TrainOutcome:
     """Train on the inputs `tokens` (`tokens.arrow`), `student` and `teacher` (their folders `model/`).
 
     Raises:
@@ -84,7 +79,7 @@ def run(settings: TrainSettings, context: StageContext) -> StageOutcome:
     return train_as(Ranks.of(os.environ), settings, context)
 
 
-def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> StageOutcome:
+def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> TrainOutcome:
     """Be one of the processes that train together; each returns the outcome, the first one writes the output."""
     if ranks.processes != settings.processes:
         raise MachineError(f"processes = {settings.processes}, but {ranks.processes} were started (WORLD_SIZE)")
@@ -92,11 +87,13 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     setup = prepare(settings, context, ranks)
     ranks.join(setup.device)
     objective = settle_objective(settings, context.resources, setup, ranks)
-    findings = look_first(settings, context, setup, objective.resources) if ranks.first else {}
+    looked = Preflight(objective=ObjectiveFacts.model_validate(objective.as_json()))
+    if ranks.first:
+        looked = look_first(settings, context, setup, objective.resources, looked.objective)
     # The teacher first: before it is shared out it lies whole on a device, which has no room for both.
     teacher = load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None
     student = load_student(setup.student, settings, ranks, setup.device)
-    parameters = count_parameters(student)
+    parameters = ParameterCounts(**count_parameters(student))
     result = train(
         student,
         teacher,
@@ -116,28 +113,43 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> St
     if ranks.first:
         write_output(result, context.partial, setup.student, settings)
         write_events(context.scratch / "tensorboard", context.partial / "tensorboard")
-    told = outcome(settings, context.resources, setup, result, student.config._attn_implementation)
-    told.cost.update(peak_memory(ranks))
+    ran = Ran(result, student.config._attn_implementation, parameters, looked)
+    executed = describe_executed(settings, context.resources, setup, ran)
+    cost = count_cost(settings, setup, result, peak_memory(ranks))
     ranks.leave()
-    findings["objective"] = objective.as_json()
-    return replace(told, executed={**told.executed, "parameters": parameters, "preflight": findings})
+    return TrainOutcome(
+        results=describe_results(result),
+        data=TrainData(
+            train=describe(setup.rows.training, settings.optimizer.epochs),
+            validation=describe(setup.rows.validation),
+            positions=SelectionRecord.model_validate(setup.rows.positions.model_dump(mode="json")),
+        ),
+        executed=executed,
+        cost=cost,
+        seeds={"train": settings.seed, "split": settings.rows.split_seed, "order": settings.order.seed},
+    )
 
 
-def look_first(settings: TrainSettings, context: StageContext, setup: Setup, loss: LossResources) -> dict[str, Any]:
+def look_first(
+    settings: TrainSettings, context: StageContext, setup: Setup, loss: LossResources, objective: ObjectiveFacts
+) -> Preflight:
     """What can be known without a model: whether the memory will do, and that the rows are those of before."""
     resources, training = context.resources, setup.rows.training.examples
-    teacher = Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
-    load = load_of(settings, Architecture.from_config(setup.student_config), teacher, loss)
+    load = load_of(settings, setup.student_sizes, setup.teacher_sizes, loss)
     multiple = settings.pad_to_multiple
     largest = preflight.largest_pass(
         training, steps_of(settings, setup), settings.processes, settings.packing, multiple, resources
     )
     stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
-    return {
-        "memory": preflight.check_memory(load, largest, multiple, setup.device),
-        "teacher_bytes": stored.check(training, resources.threads) if stored else None,
-        "data": preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples),
-    }
+    memory = preflight.check_memory(load, largest, multiple, setup.device)
+    teacher_bytes = stored.check(training, resources.threads) if stored else None
+    rows = preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples)
+    return Preflight(
+        memory=MemoryEstimate.model_validate(memory),
+        teacher_bytes=teacher_bytes,
+        data=RowsUnchanged.model_validate(rows),
+        objective=objective,
+    )
 
 
 def steps_of(settings: TrainSettings, setup: Setup) -> list[Step]:
@@ -165,16 +177,25 @@ def load_teacher(folder: Path, settings: TrainSettings, ranks: Ranks, device: to
     return place_teacher(model, settings.teacher_placement, dtype, ranks, device)
 
 
-def peak_memory(ranks: Ranks) -> dict[str, float]:
-    """Of all ranks of a training together in main memory, and of the fullest GPU; empty for one process alone."""
+class Peaks(TypedDict, total=False):
+    """Memory of a training of several processes."""
+
+    peak_memory_gib: float
+    """All of them together."""
+    peak_gpu_memory_gib: float
+    """On the fullest GPU; absent without one."""
+
+
+def peak_memory(ranks: Ranks) -> Peaks:
+    """Of all ranks of a training; empty for one process alone, which its caller measures."""
     if ranks.processes == 1:
         return {}
     unit = GIB if sys.platform == "darwin" else GIB / 1024  # bytes there, KiB on Linux
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     on_gpu = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
     found = ranks.all_of((resident, on_gpu))
-    gpu = {"peak_gpu_memory_gib": max(one[1] for one in found)} if torch.cuda.is_available() else {}
-    return {"peak_memory_gib": sum(one[0] for one in found), **gpu}
+    peaks: Peaks = {"peak_memory_gib": sum(one[0] for one in found)}
+    return {**peaks, "peak_gpu_memory_gib": max(one[1] for one in found)} if torch.cuda.is_available() else peaks
 
 
 def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Setup:
@@ -198,13 +219,13 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
         device=prepare_device(context.resources, ranks.local_rank),
         student=student,
         teacher=teacher,
-        student_config=read_decoder(student),
-        teacher_config=read_decoder(teacher) if teacher else None,
+        student_sizes=Architecture.from_config(read_decoder(student)),
+        teacher_sizes=Architecture.from_config(read_decoder(teacher)) if teacher else None,
         tokenizer_size=len(tokenizer),
         eos_id=eos_id,
         rows=rows,
     )
-    check_token_ids(rows.training, rows.validation, setup.student_config["vocab_size"])
+    check_token_ids(rows.training, rows.validation, setup.student_sizes.vocabulary)
     if teacher and settings.teacher != "live":
         StoredPads(teacher.parent).check(rows.training.examples)
     return setup
@@ -258,91 +279,23 @@ def write_events(events: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / f"events.out.tfevents.{number:04d}")
 
 
-def describe(part: Examples, epochs: int = 1) -> dict[str, Any]:
+def describe(part: Examples, epochs: int = 1) -> RowsRecord:
     """The manifest's words for some examples; of readings, numbers are those of an epoch, on average."""
     each = epochs if part.places.readings else 1
-    return {
-        "rows": len({example.row for example in part.examples}) if part.places.readings else len(part.examples),
-        "tokens": round(part.tokens / each),
-        "supervised_tokens": round(part.supervised_tokens / each),
-        "sha256": fingerprint(part.examples),
-        "skipped": part.skipped,
-        "noted": part.noted,
-        "readings": len(part.examples) if part.places.readings else None,
-    }
-
-
-def outcome(
-    settings: TrainSettings, resources: Resources, setup: Setup, result: TrainResult, attention: str
-) -> StageOutcome:
-    """What the manifest is given; `attention` is the implementation that the student ran with."""
-    batch_rows = min(settings.optimizer.batch_rows, len(setup.rows.training.examples))
-    return StageOutcome(
-        results={
-            "steps": result.steps,
-            "best_step": result.best_step,
-            "best_validation_ce": result.best_validation_ce,
-            "lowest_step": result.lowest_step,
-            "lowest_validation_ce": result.lowest_validation_ce,
-            "last_loss": result.last_loss,
-            "validations": [asdict(one) for one in result.validations],
-        },
-        data={
-            "train": describe(setup.rows.training, settings.optimizer.epochs),
-            "validation": describe(setup.rows.validation),
-            "positions": setup.rows.positions.model_dump(mode="json"),
-        },
-        executed={
-            "batch_rows": batch_rows,
-            "batch_tokens": settings.optimizer.batch_tokens,
-            "parallel": {
-                "backend": settings.parallel,
-                "processes": settings.processes,
-                "nodes": resources.nodes,
-                "teacher": describe_teacher(settings) if setup.teacher else None,
-            },
-            "attention": attention,
-            "micro_batches": describe_micro_batches(resources, result),
-            "optimizer_steps": result.steps,
-            "dtype": settings.compute_dtype,
-            "reduce_dtype": settings.reduce_dtype if lowers_weights(settings) else "float32",
-            "weights": settings.compute_dtype if lowers_weights(settings) else "float32",
-            "device": setup.device.type,
-            "eos_id": setup.eos_id,
-            "vocabulary": {
-                "tokenizer": setup.tokenizer_size,
-                "student": setup.student_config["vocab_size"],
-                "teacher": setup.teacher_config["vocab_size"] if setup.teacher_config else None,
-            },
-        },
-        cost=count_cost(settings, setup, result),
-        seeds={"train": settings.seed, "split": settings.rows.split_seed, "order": settings.order.seed},
+    return RowsRecord(
+        rows=len({example.row for example in part.examples}) if part.places.readings else len(part.examples),
+        tokens=round(part.tokens / each),
+        supervised_tokens=round(part.supervised_tokens / each),
+        sha256=fingerprint(part.examples),
+        skipped=part.skipped,
+        noted=part.noted,
+        readings=len(part.examples) if part.places.readings else None,
     )
 
 
-def describe_teacher(settings: TrainSettings) -> str:
-    """Where the teacher was: `replicated`, `sharded`, `offloaded`; or `cached`."""
-    return settings.teacher_placement if settings.teacher == "live" else settings.teacher
-
-
-def describe_micro_batches(resources: Resources, result: TrainResult) -> dict[str, Any]:
-    """How the rows of the steps were shared out among forward passes, and how well they filled them."""
-    most_rows = None if result.packed else resources.micro_batch_rows
-    return {
-        "packed": result.packed,
-        "most_rows": most_rows,
-        "most_tokens": resources.micro_batch_tokens,
-        "passes": result.passes,
-        "tokens": result.tokens,
-        "positions": result.positions,
-        "fill": result.tokens / max(1, result.positions),
-    }
-
-
-def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> dict[str, Any]:
-    """Tokens and FLOPs of the whole training, from the lengths of the rows."""
-    student = Architecture.from_config(setup.student_config)
-    teacher = Architecture.from_config(setup.teacher_config) if setup.teacher_config else None
+def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult, peaks: Peaks) -> StageCost:
+    """Tokens and FLOPs of the whole training, from the lengths of the rows; MFU of its steps."""
+    student, teacher = setup.student_sizes, setup.teacher_sizes
     training = distillation_flops(
         student,
         teacher,
@@ -353,19 +306,27 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult) -> di
     )
     validation = sum(forward_flops(student, example.input_ids.size) for example in setup.rows.validation.examples)
     validation_flops = validation * len(result.validations)
-    return {
-        "tokens": result.tokens,
-        "flops": training + validation_flops,
-        "flops_formula": FLOPS_FORMULA,
-        "training_flops": training,
-        "validation_flops": validation_flops,
-        "validation_tokens": setup.rows.validation.tokens * len(result.validations),
-        "training_s": result.seconds,
-        "tokens_per_s": result.tokens / result.seconds if result.seconds else None,
-        "energy_j": result.energy_j,
-        **describe_utilization(settings, setup, result, student, teacher, settings.processes),
-        "static_memory_bytes": static_bytes(student, teacher, settings.compute_dtype, settings.teacher, settings.lora),
-    }
+    peak = peak_of_device(setup.device)
+    more = TrainMore(
+        training_flops=training,
+        validation_flops=validation_flops,
+        validation_tokens=setup.rows.validation.tokens * len(result.validations),
+        training_s=result.seconds,
+        tokens_per_s=result.tokens / result.seconds if result.seconds else None,
+        mfu=utilization(settings, setup, result),
+        mfu_formula=MFU_FORMULA,
+        peak_flops=peak.flops if peak else None,
+        peak_flops_source=peak.source if peak else None,
+        static_memory_bytes=static_bytes(student, teacher, settings.compute_dtype, settings.teacher, settings.lora),
+    )
+    return StageCost(
+        tokens=result.tokens,
+        flops=training + validation_flops,
+        flops_formula=FLOPS_FORMULA,
+        energy_j=result.energy_j,
+        more=more,
+        **peaks,
+    )
 
 
 def lengths_read(settings: TrainSettings, setup: Setup) -> list[int]:
@@ -374,24 +335,14 @@ def lengths_read(settings: TrainSettings, setup: Setup) -> list[int]:
     return [examples[index].input_ids.size for step in steps_of(settings, setup) for index in step]
 
 
-def describe_utilization(
-    settings: TrainSettings,
-    setup: Setup,
-    result: TrainResult,
-    student: Architecture,
-    teacher: Architecture | None,
-    devices: int,
-) -> dict[str, Any]:
-    """MFU of the training steps; null where the device's peak is not known."""
-    lengths = lengths_read(settings, setup)
+def utilization(settings: TrainSettings, setup: Setup, result: TrainResult) -> float | None:
+    """MFU of the training steps; None where the device's peak is not known."""
     needed = distillation_flops(
-        student, teacher, lengths, activation_checkpointing=False, teacher_form=settings.teacher, lora=settings.lora
+        setup.student_sizes,
+        setup.teacher_sizes,
+        lengths_read(settings, setup),
+        activation_checkpointing=False,
+        teacher_form=settings.teacher,
+        lora=settings.lora,
     )
-    peak = peak_of_device(setup.device)
-    used = model_flops_utilization(needed, result.seconds, setup.device, devices)
-    return {
-        "mfu": used,
-        "mfu_formula": MFU_FORMULA,
-        "peak_flops": peak.flops if peak else None,
-        "peak_flops_source": peak.source if peak else None,
-    }
+    return model_flops_utilization(needed, result.seconds, setup.device, settings.processes)

@@ -169,7 +169,7 @@ def tokenised(
         plain.append(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     asked = tokenize_settings(faulty_rows="keep", max_rejected_share=0.0)
     outcome = tokenize.run(asked, context(root / "stage", rows=root / "rows", tokenizer=root / "tokenizer"))
-    assert outcome.executed["encoder"].startswith("tiktoken")
+    assert outcome.executed.encoder.startswith("tiktoken")
     return plain, TokenTable(root / "stage" / "partial" / "tokens.arrow")
 
 

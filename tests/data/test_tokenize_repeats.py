@@ -58,7 +58,7 @@ def test_threads_batches_and_library_change_nothing(
     stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run_with(stages, tmp_path / "a", 1)
-    assert first.executed["encoder"].startswith("tiktoken")
+    assert first.executed.encoder.startswith("tiktoken")
     monkeypatch.setattr(tokenize, "BATCH_ROWS", 57)
     many = run_with(stages, tmp_path / "b", 4)
 
@@ -67,8 +67,8 @@ def test_threads_batches_and_library_change_nothing(
 
     monkeypatch.setattr(encoding.FastEncoding, "__init__", refuse)
     slow = run_with(stages, tmp_path / "c", 2)
-    assert slow.executed["encoder"].startswith("tokenizers")
-    assert slow.executed["encoder_reason"] == "not today"
+    assert slow.executed.encoder.startswith("tokenizers")
+    assert slow.executed.encoder_reason == "not today"
     assert first.data == many.data == slow.data
     assert first.results == many.results == slow.results
 

@@ -14,7 +14,8 @@ from essence.distill.adapters import add_adapters
 from essence.distill.ranks import ALONE
 from essence.errors import InputError
 from essence.models.loading import load_model
-from essence.progress import StageContext, StageOutcome, Stopped
+from essence.progress import StageContext, Stopped
+from essence.record.outcomes import TrainOutcome
 from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters, training_flops
 from essence.stages import train
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
 
 
-def trained(folder: Path, prepared: dict[str, Path], **changes: Any) -> tuple[StageContext, StageOutcome]:
+def trained(folder: Path, prepared: dict[str, Path], **changes: Any) -> tuple[StageContext, TrainOutcome]:
     around = context(folder, **inputs(prepared))
     return around, train.run(train_settings(lora=LORA, **changes), around)
 
@@ -35,12 +36,12 @@ def losses(around: StageContext) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def done(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, StageOutcome]:
+def done(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, TrainOutcome]:
     return trained(tmp_path_factory.mktemp("lora"), prepared)
 
 
 def test_the_saved_model_is_the_student_with_its_adapters(
-    prepared: dict[str, Path], done: tuple[StageContext, StageOutcome]
+    prepared: dict[str, Path], done: tuple[StageContext, TrainOutcome]
 ) -> None:
     from peft import PeftModel
 
@@ -61,16 +62,16 @@ def test_the_saved_model_is_the_student_with_its_adapters(
     assert str(prepared["student"]) not in (partial / "last-adapter" / "adapter_config.json").read_text()
 
 
-def test_counts_are_those_of_the_adapters(prepared: dict[str, Path], done: tuple[StageContext, StageOutcome]) -> None:
+def test_counts_are_those_of_the_adapters(prepared: dict[str, Path], done: tuple[StageContext, TrainOutcome]) -> None:
     around, outcome = done
     architecture = Architecture.from_config(json.loads((prepared["student"] / "model" / "config.json").read_text()))
     adapters = adapter_parameters(architecture, LoraSettings.model_validate(LORA))
     stored = load_file(around.partial / "last-adapter" / "adapter_model.safetensors")
     assert adapters == sum(tensor.numel() for tensor in stored.values())
-    assert outcome.executed["parameters"] == {"trained": adapters, "all": architecture.parameters + adapters}
+    assert outcome.executed.parameters.model_dump() == {"trained": adapters, "all": architecture.parameters + adapters}
     teacher = Architecture.from_config(json.loads((prepared["teacher"] / "model" / "config.json").read_text()))
     frozen = 4 * (architecture.parameters + teacher.parameters)
-    assert outcome.cost["static_memory_bytes"] == frozen + 16 * adapters
+    assert outcome.cost.more.static_memory_bytes == frozen + 16 * adapters
     written = load_file(around.scratch / "training" / "last.safetensors")
     assert sum(tensor.numel() for tensor in written.values()) == adapters, "a checkpoint holds no frozen weight"
     assert losses(around)[-1] < losses(around)[0]
@@ -94,7 +95,7 @@ def test_flops_equal_the_count_of_pytorch() -> None:
 
 
 def test_stopped_and_resumed_is_undisturbed(
-    prepared: dict[str, Path], done: tuple[StageContext, StageOutcome], tmp_path: Path
+    prepared: dict[str, Path], done: tuple[StageContext, TrainOutcome], tmp_path: Path
 ) -> None:
     around = context(tmp_path, **inputs(prepared))
     update = around.progress.update
@@ -118,7 +119,7 @@ def test_frozen_weights_are_held_in_the_dtype_of_the_computation(prepared: dict[
     assert {p.dtype for p in student.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
     around, outcome = trained(tmp_path, prepared, compute_dtype="bfloat16", activation_checkpointing=True)
-    assert losses(around)[-1] < losses(around)[0] and outcome.executed["dtype"] == "bfloat16"
+    assert losses(around)[-1] < losses(around)[0] and outcome.executed.dtype == "bfloat16"
 
 
 def test_matrices_that_are_not_there_are_named() -> None:

@@ -81,16 +81,16 @@ def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Pa
     stored = [load_file(around.partial / "rows" / entry["file"]) for entry in index["files"]]
     assert [position for file in stored for position in file["positions"].tolist()] == expected
     results = outcome.results
-    assert results["rows"] == 20 and results["files"] == len(index["files"]) > 5
-    assert results["tokens"] == sum(int(file["lengths"].sum()) for file in stored) == outcome.cost["tokens"]
-    assert 0 <= results["bytes"] - results["tokens"] * (24 * 4 + 4) < 1000 * len(stored)
-    assert outcome.cost["flops"] > 0 and outcome.executed["packed"] and 0.5 < outcome.executed["fill"] <= 1.0
+    assert results.rows == 20 and results.files == len(index["files"]) > 5
+    assert results.tokens == sum(int(file["lengths"].sum()) for file in stored) == outcome.cost.tokens
+    assert 0 <= results.bytes - results.tokens * (24 * 4 + 4) < 1000 * len(stored)
+    assert outcome.cost.flops > 0 and outcome.executed.packed and 0.5 < outcome.executed.fill <= 1.0
     assert {path.name for path in (around.partial / "model").iterdir()} >= {
         "head.safetensors",
         "config.json",
         "tokenizer.json",
     }
-    json.dumps([outcome.results, outcome.data, outcome.executed, outcome.cost], allow_nan=False)
+    json.dumps(outcome.model_dump(mode="json"), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def test_stopped_between_files_goes_on_to_the_same_bytes(
     again = surroundings(tmp_path, prepared)
     outcome = teacher.run(stage_settings(), again)
     assert (around.partial / "rows" / files[0]).stat().st_mtime_ns == first_time
-    assert outcome.executed["tokens"] < outcome.results["tokens"], "what was stored before is not computed again"
-    assert outcome.cost["tokens"] == outcome.results["tokens"], "as FLOPs and wall time, of all attempts"
+    assert outcome.executed.tokens < outcome.results.tokens, "what was stored before is not computed again"
+    assert outcome.cost.tokens == outcome.results.tokens, "as FLOPs and wall time, of all attempts"
     nothing_left = teacher.run(stage_settings(), surroundings(tmp_path, prepared)).executed
     assert (nothing_left["tokens"], nothing_left["fill"]) == (0, None)
     for path in sorted(cache.rglob("*.*")):

@@ -59,10 +59,10 @@ def test_records_and_outcome(inputs: dict[str, Path], tmp_path: Path) -> None:
     assert reasons == {"stop", "length"}
     assert all(r["tokens"] == 24 for r in records if r["finish_reason"] == "length")
     assert not any("<|im_end|>" in r["completion"] or "<|endoftext|>" in r["completion"] for r in records)
-    assert sum(outcome.results["finish_reasons"].values()) == outcome.results["samples"] == 20
-    assert outcome.executed["samples_per_problem"] == 4
-    assert outcome.executed["max_new_tokens"] == 24
-    assert outcome.executed["stop_token_ids"] == [256, 258]
+    assert sum(outcome.results.finish_reasons.values()) == outcome.results.samples == 20
+    assert outcome.executed.samples_per_problem == 4
+    assert outcome.executed.max_new_tokens == 24
+    assert outcome.executed.stop_token_ids == [256, 258]
 
 
 @pytest.mark.parametrize("attempt", range(4))
@@ -181,7 +181,7 @@ def test_what_is_complete_loads_no_model(inputs: dict[str, Path], undisturbed: P
     folder = tmp_path / "model" / "model"
     shutil.copytree(inputs["model"] / "model", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     surroundings.inputs["model"] = folder.parent
-    assert generate.run(settings(), surroundings).results["samples"] == 20
+    assert generate.run(settings(), surroundings).results.samples == 20
 
 
 def test_lines_end_up_in_the_order_of_the_requests(inputs: dict[str, Path], undisturbed: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from essence.evaluation.loops import LoopRule, ends_in_loop, loop_end
+from essence.record.evaluation_records import CountAndShare
 from essence.stages import generate
 from support.sampling import context, make_inputs, samples, settings
 
@@ -66,10 +67,10 @@ def test_loops_are_counted_and_cut_where_the_settings_say_so(tmp_path: Path) -> 
     inputs = make_inputs(tmp_path)
     whole = generate.run(looping(), context(tmp_path / "whole", inputs))
     cut = generate.run(looping(stop_loops=True), context(tmp_path / "cut", inputs))
-    loops = whole.results["loops"]["count"]
-    assert loops > 0 and whole.results["loops"] == {"count": loops, "share": loops / 5, "cut": 0}
-    assert cut.results["loops"] == {"count": loops, "share": loops / 5, "cut": loops}
-    assert cut.results["finish_reasons"]["loop"] == loops and whole.results["finish_reasons"]["loop"] == 0
+    loops = whole.results.loops.count
+    assert loops > 0 and whole.results.loops == CountAndShare(count=loops, share=loops / 5, cut=0)
+    assert cut.results.loops == CountAndShare(count=loops, share=loops / 5, cut=loops)
+    assert cut.results.finish_reasons["loop"] == loops and whole.results.finish_reasons["loop"] == 0
     for before, after in zip(samples(tmp_path / "whole"), samples(tmp_path / "cut"), strict=True):
         assert after["loop_at"] == before["loop_at"]
         assert after["tokens"] == (before["loop_at"] or before["tokens"])

@@ -1,7 +1,6 @@
 """The vLLM decoder, really run on the CPU: one engine for all that can share it, and one that is killed three times."""
 
 import importlib.util
-import json
 import multiprocessing
 import os
 import random
@@ -28,6 +27,7 @@ from essence.evaluation.decoders.transformers import TransformersDecoder
 from essence.evaluation.decoders.vllm import VllmDecoder, replicas
 from essence.evaluation.requests import Completion, Request, RequestKey, plan_requests, render_prompts
 from essence.models.loading import load_tokenizer
+from essence.record.outcomes import GenerateOutcome
 from essence.settings import GenerateSettings
 from essence.stages import generate
 
@@ -165,7 +165,7 @@ def test_each_copy_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch, inputs: dic
 
 def run_stage(folder: Path, inputs: dict[str, Path], changes: dict[str, Any]) -> None:
     outcome = generate.run(settings(**changes), context(folder, inputs))
-    (folder / "outcome.json").write_text(json.dumps([outcome.results, outcome.executed]))
+    (folder / "outcome.json").write_text(outcome.model_dump_json())
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,8 @@ def test_killed_three_times_each_sample_once(
     process.join()
     records = samples(tmp_path)
     assert [(r["problem"], r["sample"]) for r in records] == [(str(p), s) for p in range(5) for s in range(40)]
-    results, executed = json.loads((tmp_path / "outcome.json").read_text())
-    assert results["samples"] == 200 and executed["decoder"] == decoder
+    outcome = GenerateOutcome.model_validate_json((tmp_path / "outcome.json").read_text())
+    assert outcome.results.samples == 200 and outcome.executed.decoder == decoder
 
 
 def count_lines(file: Path) -> int:

@@ -40,7 +40,7 @@ def test_a_training_whose_saving_failed_goes_on_from_its_last_step(prepared: dic
     assert kept.name == "step-00000010" == f"step-{state['step']:08d}"  # 2 epochs of 20 rows, 4 a step
     in_the_way.unlink()
     again = train.run(asked, context(tmp_path / "work", **inputs(prepared)))
-    assert again.results["steps"] == 10
+    assert again.results.steps == 10
     assert (surroundings.partial / "metrics.jsonl").read_bytes() == metrics  # no step was trained again
     undisturbed = context(tmp_path / "undisturbed", **inputs(prepared))
     train.run(asked, undisturbed)

@@ -13,8 +13,9 @@ import pytest
 
 from essence.commands.compare import AMONG_MANY, BEYOND, RETRAINED, Compared, _change, allow_for_number, over_all
 from essence.record.comparison import Chain, likely_causes
+from essence.record.evaluation_records import GradeResults
 from essence.record.manifest import Manifest
-from essence.record.stage_records import MANIFESTS, GradeResults
+from essence.record.stage_records import MANIFESTS
 from essence.settings import StageName
 from support.project import MICRO, PROJECT, invoke
 from support.synthetic_run import SyntheticRun

@@ -78,34 +78,34 @@ def settings(**changes: Any) -> GradeSettings:
 def test_stage(tmp_path: Path) -> None:
     outcome = grade.run(settings(), context(tmp_path, inputs(tmp_path, SAMPLES)))
     results = outcome.results
-    assert results["metric"] == "abc avg@2"
-    assert results["accuracy"] == pytest.approx(0.5)
-    assert results["per_problem"] == [
+    assert results.metric == "abc avg@2"
+    assert results.accuracy == pytest.approx(0.5)
+    assert [entry.model_dump() for entry in results.per_problem] == [
         {"problem": "a", "correct": 2, "samples": 2, "tokens": 21, "stopped": 1, "at_cap": 0},
         {"problem": "b", "correct": 1, "samples": 2, "tokens": 25, "stopped": 2, "at_cap": 0},
         {"problem": "c", "correct": 0, "samples": 2, "tokens": 29, "stopped": 1, "at_cap": 1},
     ]
-    assert results["stop_rate"]["value"] == pytest.approx(4 / 6)
-    assert results["cap_rate"]["value"] == pytest.approx(1 / 6)
-    length = results["completion_tokens"]
+    assert results.stop_rate.value == pytest.approx(4 / 6)
+    assert results.cap_rate.value == pytest.approx(1 / 6)
+    length = results.completion_tokens
     margin = student_t(0.95, 2) * np.std([10.5, 12.5, 14.5], ddof=1) / 3**0.5
-    assert [length[name] for name in ("value", "low", "high")] == pytest.approx([12.5, 12.5 - margin, 12.5 + margin])
-    assert results["interval"][0] < 0.5 < results["interval"][1]
-    assert results["statuses"] == {"graded": 5, "no answer": 1, "timeout": 0}
-    assert results["doubts"]["answers_not_from_a_box"] == results["doubts"]["box_in_thought_alone"] == 0
-    assert results["doubts"]["graders_disagree"] == 0 and "lighteval-0.10" in results["doubts"]["disagreeing"]
-    assert results["mean_completion_tokens"] == 12.5
-    assert {name: found["value"] for name, found in results["pass_at_k"].items()} == pytest.approx(
+    assert (length.value, length.low, length.high) == pytest.approx((12.5, 12.5 - margin, 12.5 + margin))
+    assert results.interval[0] < 0.5 < results.interval[1]
+    assert results.statuses == {"graded": 5, "no answer": 1, "timeout": 0}
+    assert results.doubts.answers_not_from_a_box == results.doubts.box_in_thought_alone == 0
+    assert results.doubts.graders_disagree == 0 and "lighteval-0.10" in results.doubts.disagreeing
+    assert results.mean_completion_tokens == 12.5
+    assert {name: found.value for name, found in results.pass_at_k.items()} == pytest.approx(
         {"pass@1": 0.5, "pass@2": 2 / 3}
     )
     # b has one vote for each of two answers, one of them right
-    assert {name: found["value"] for name, found in results["majority_at_k"].items()} == pytest.approx(
+    assert {name: found.value for name, found in results.majority_at_k.items()} == pytest.approx(
         {"maj@1": 0.5, "maj@2": 0.5}, abs=0.01
     )
-    assert outcome.executed["samples_per_problem"] == 2
+    assert outcome.executed.samples_per_problem == 2
     lines = (tmp_path / "partial" / "verdicts.jsonl").read_text().splitlines()
     assert [json.loads(line)["correct"] for line in lines] == [True, True, False, True, False, False]
-    json.dumps(results, allow_nan=False)
+    json.dumps(outcome.model_dump(mode="json"), allow_nan=False)
 
 
 def test_stage_goes_on_after_a_kill(tmp_path: Path) -> None:

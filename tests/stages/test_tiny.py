@@ -274,10 +274,14 @@ def test_the_template_renders_as_qwens(
     assert rendered[0] == rendered[1]
 
 
+FILES = {"tiny-problems": {"rows": 5}, "tiny-benchmark": {"problems": 5}}
+"""Built-in sources that are files, and what is recorded of them."""
+
+
 def test_rows_and_benchmark_as_files(tmp_path: Path) -> None:
     surroundings = context(tmp_path)
-    assert BUILTIN["tiny-problems"](surroundings.partial, OPTIONS["tiny-problems"], surroundings) == {"rows": 5}
-    assert BUILTIN["tiny-benchmark"](surroundings.partial, OPTIONS["tiny-benchmark"], surroundings) == {"problems": 5}
+    made = {name: BUILTIN[name](surroundings.partial, OPTIONS[name], surroundings) for name in FILES}
+    assert {name: results.model_dump() for name, results in made.items()} == FILES
     rows = (surroundings.partial / "rows" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(row) for row in rows] == training_rows(5, (2, 3), 1, 0)
     problems = (surroundings.partial / "problems" / "problems.jsonl").read_text(encoding="utf-8").splitlines()
@@ -293,7 +297,7 @@ def test_teacher_and_student_are_a_pair(tmp_path: Path) -> None:
         surroundings = context(tmp_path / name)
         results = BUILTIN[name](surroundings.partial, OPTIONS[name], surroundings)
         folder = surroundings.partial / "model"
-        assert results["steps"] == 3 and results["parameters"] > 0 and results["validation_ce"] > 0
+        assert results.steps == 3 and results.parameters > 0 and results.validation_ce > 0
         config = json.loads((folder / "config.json").read_text())
         generation = json.loads((folder / "generation_config.json").read_text())
         loaded = load_tokenizer(folder)

@@ -21,6 +21,7 @@ from essence.errors import InputError, MachineError  # noqa: E402
 from essence.models.loading import load_model, load_tokenizer  # noqa: E402
 from essence.models.saving import with_rope_theta  # noqa: E402
 from essence.progress import Stopped  # noqa: E402
+from essence.record.training_records import VocabularySizes  # noqa: E402
 from essence.settings import TrainSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.launch import check_devices  # noqa: E402
@@ -50,11 +51,11 @@ def test_tokens_are_the_rendered_rows(prepared: dict[str, Path], tmp_path: Path)
     assert text.endswith(".<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(table.input_ids(0)[table.bounds.think_start[0]]) == "<think>"
     assert tokenizer.decode(table.input_ids(0)[table.bounds.think_end[0]]) == "</think>"
-    assert outcome.results["rows_read"] == 40
-    assert outcome.results["rows_kept"] == len(table) == 36
-    assert outcome.results["tokens"] == table.lengths.sum()
-    assert outcome.results["rejections"]["no thought markers"]["count"] == 4
-    assert outcome.executed["rows_without_think_end"] == 0
+    assert outcome.results.rows_read == 40
+    assert outcome.results.rows_kept == len(table) == 36
+    assert outcome.results.tokens == table.lengths.sum()
+    assert outcome.results.rejections["no thought markers"].count == 4
+    assert outcome.executed.rows_without_think_end == 0
 
 
 def test_corrected_rows_end_with_the_turn(prepared: dict[str, Path], tmp_path: Path) -> None:
@@ -106,30 +107,30 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
         tokenizer = load_tokenizer(partial / name)
         assert tokenizer.chat_template == TEMPLATE
         assert tokenizer.get_vocab() == load_tokenizer(prepared["student"] / "model").get_vocab()
-    assert outcome.results["steps"] == outcome.executed["optimizer_steps"] == 10
-    assert [record["step"] for record in outcome.results["validations"]] == [2, 5, 7, 10]
-    validations = outcome.results["validations"]
-    kept = validations[choose([record["parts"] for record in validations]) or 0]
-    assert (outcome.results["best_step"], outcome.results["best_validation_ce"]) == (kept["step"], kept["ce"])
-    assert outcome.results["lowest_validation_ce"] == min(record["ce"] for record in validations)
-    assert [len(record["parts"]) for record in validations] == [4] * 4
+    assert outcome.results.steps == outcome.executed.optimizer_steps == 10
+    assert [record.step for record in outcome.results.validations] == [2, 5, 7, 10]
+    validations = outcome.results.validations
+    kept = validations[choose([record.parts for record in validations]) or 0]
+    assert (outcome.results.best_step, outcome.results.best_validation_ce) == (kept.step, kept.ce)
+    assert outcome.results.lowest_validation_ce == min(record.ce for record in validations)
+    assert [len(record.parts) for record in validations] == [4] * 4
     assert outcome.seeds == {"train": 3, "split": 42, "order": 42}
-    order = outcome.data["positions"]["order"]
-    assert order["published"] == "not published" and [epoch["rows"] for epoch in order["epochs"]] == [20, 20]
-    assert order["epochs"][0]["sum"] == order["epochs"][1]["sum"] == outcome.data["positions"]["train"]["sum"]
-    assert order["epochs"][0]["sha256"] != order["epochs"][1]["sha256"]
-    assert outcome.data["train"]["rows"] == 20
-    assert outcome.data["validation"]["rows"] == 6
-    assert outcome.executed["vocabulary"] == {"tokenizer": 52, "student": 64, "teacher": 80}
-    assert outcome.executed["preflight"]["objective"]["parity"]["passed"]
-    assert outcome.cost["tokens"] == 2 * outcome.data["train"]["tokens"]
-    assert outcome.cost["flops"] > 0
-    assert outcome.cost["tokens_per_s"] > 0
-    assert (outcome.cost["mfu"], outcome.cost["energy_j"]) == (None, None)
+    order = outcome.data.positions.order
+    assert order.published == "not published" and [epoch.rows for epoch in order.epochs] == [20, 20]
+    assert order.epochs[0].sum == order.epochs[1].sum == outcome.data.positions.train.sum
+    assert order.epochs[0].sha256 != order.epochs[1].sha256
+    assert outcome.data.train.rows == 20
+    assert outcome.data.validation.rows == 6
+    assert outcome.executed.vocabulary == VocabularySizes(tokenizer=52, student=64, teacher=80)
+    assert outcome.executed.preflight.objective.parity.passed
+    assert outcome.cost.tokens == 2 * outcome.data.train.tokens
+    assert outcome.cost.flops > 0
+    assert outcome.cost.more.tokens_per_s > 0
+    assert (outcome.cost.more.mfu, outcome.cost.energy_j) == (None, None)
     assert [path.name for path in (partial / "tensorboard").iterdir()] == ["events.out.tfevents.0000"]
-    executed = outcome.executed["micro_batches"]
-    assert executed["packed"] and executed["tokens"] == outcome.cost["tokens"] and 0.5 < executed["fill"] <= 1.0
-    json.dumps([outcome.results, outcome.data, outcome.executed, outcome.cost], allow_nan=False)
+    executed = outcome.executed.micro_batches
+    assert executed.packed and executed.tokens == outcome.cost.tokens and 0.5 < executed.fill <= 1.0
+    json.dumps(outcome.model_dump(mode="json"), allow_nan=False)
 
 
 def test_recorded_fingerprint_is_of_the_view(prepared: dict[str, Path], tmp_path: Path) -> None:
@@ -140,14 +141,14 @@ def test_recorded_fingerprint_is_of_the_view(prepared: dict[str, Path], tmp_path
         ids = table.input_ids(int(index))
         ids = ids[: int(ids.size * 0.5)]
         expected.append(Example(0, ids, np.r_[False, ids[1:] != 1]))
-    assert outcome.data["train"]["sha256"] == fingerprint(expected)
+    assert outcome.data.train.sha256 == fingerprint(expected)
 
 
 def test_fine_tuning_needs_no_teacher(prepared: dict[str, Path], tmp_path: Path) -> None:
     chosen = {name: path for name, path in inputs(prepared).items() if name != "teacher"}
     settings = train_settings(objective=some_objective(kd_weight=0.0))
     outcome = train.run(settings, context(tmp_path, **chosen))
-    assert outcome.executed["vocabulary"]["teacher"] is None
+    assert outcome.executed.vocabulary.teacher is None
 
 
 def test_a_loss_that_is_not_the_plain_one_stops_before_the_first_step_or_gives_way(
@@ -167,8 +168,8 @@ def test_a_loss_that_is_not_the_plain_one_stops_before_the_first_step_or_gives_w
     assert not (surroundings.scratch / "training").exists()
     loss = RESOURCES.loss.model_copy(update={"fallback": True})
     allowed = replace(surroundings, resources=RESOURCES.model_copy(update={"loss": loss}))
-    told = train.run(train_settings(), allowed).executed["preflight"]["objective"]
-    assert told["form"] == "plain" and "not the plain one" in told["fell_back"][0]
+    told = train.run(train_settings(), allowed).executed.preflight.objective
+    assert told.form == "plain" and "not the plain one" in told.fell_back[0]
 
 
 def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jinja2
 
@@ -20,7 +20,7 @@ from essence.engines.apptainer_stage import MACHINE_VARIABLE
 from essence.engines.engine import Launch
 from essence.engines.inherited import SECRET
 from essence.engines.slurm.queue import OF_SLURM
-from essence.engines.slurm.site import Site
+from essence.engines.slurm.site import Site, StageLimits
 from essence.errors import ExitCode, ExperimentError
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.settings import Spec
@@ -60,7 +60,7 @@ def batch_text(job: Job, site: Site) -> str:
     around = job.surroundings
     for path in (around.folder.path, *(mount.source for mount in around.mounts)):
         check_path(path)
-    return _template("job.sh").render(_job_values(job, site), **_task_values(job, site))
+    return _template("job.sh").render({**_job_values(job, site), **_task_values(job, site)})
 
 
 def task_text(job: Job, site: Site) -> str:
@@ -68,7 +68,42 @@ def task_text(job: Job, site: Site) -> str:
     return _template("task.sh").render(_task_values(job, site))
 
 
-def _job_values(job: Job, site: Site) -> dict[str, Any]:
+class JobValues(TypedDict):
+    """What `job.sh` is filled with, beside the values of its task."""
+
+    title: str
+    stage_id: str
+    folder: str
+    log: str
+    spec_file: str
+    spec: str
+    """The spec itself, as JSON."""
+    limits: StageLimits
+    nodes: int
+    gpus: int
+    memory_mib: int
+    limit_words: str
+    keeps_progress: bool
+    mounts: str
+    scrub: str
+    scrub_apptainer: str
+    exit_stopped: int
+
+
+class TaskValues(TypedDict):
+    """What `task.sh` is filled with."""
+
+    site: Site
+    image: str
+    apptainer: str
+    """The command line of the container, one option a line."""
+    names_on_node: list[str]
+    """Variables that are read when the job runs."""
+    variables: dict[str, str]
+    command: str
+
+
+def _job_values(job: Job, site: Site) -> JobValues:
     around, limits = job.surroundings, site.limits[job.surroundings.stage]
     resources = around.resources
     return {
@@ -92,7 +127,7 @@ def _job_values(job: Job, site: Site) -> dict[str, Any]:
     }
 
 
-def _task_values(job: Job, site: Site) -> dict[str, Any]:
+def _task_values(job: Job, site: Site) -> TaskValues:
     around = job.surroundings
     of_several = ("MASTER_ADDR", "MASTER_PORT", "SLURM_NODEID")
     written = around.contained_variables()

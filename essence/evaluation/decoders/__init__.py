@@ -6,7 +6,7 @@ They give the same records: which one made them is a setting, and part of the st
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import NotRequired, Protocol, TypedDict
 
 from essence.evaluation.loops import LoopRule
 from essence.evaluation.requests import Completion, Request, RequestKey
@@ -15,11 +15,23 @@ from essence.settings import GenerateSettings, Resources
 Finished = tuple[Request, Completion]
 
 
+class DecoderFacts(TypedDict):
+    """Name, version and how it ran, for the manifest."""
+
+    decoder: str
+    decoder_version: NotRequired[str]
+    """As all others, absent where no decoder had to be started."""
+    replicas: NotRequired[int]
+    """Of vLLM, as what follows: copies of the model, and the engine's own options."""
+    enforce_eager: NotRequired[bool]
+    tensor_parallel_size: NotRequired[int]
+    seed: NotRequired[int]
+
+
 class Decoder(Protocol):
     """Requests in, completions out."""
 
-    facts: dict[str, Any]
-    """Name, version and how it ran, for the manifest."""
+    facts: DecoderFacts
 
     def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
         """Decode what is not `present`; yield what has finished since the last time, often nothing."""

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from essence.errors import KitError, StageError
-from essence.evaluation.decoders import DecodeSettings, Finished
+from essence.evaluation.decoders import DecoderFacts, DecodeSettings, Finished
 from essence.evaluation.decoders.vllm import VllmDecoder
 from essence.evaluation.requests import Request, RequestKey
 from essence.progress import visible_gpus
@@ -31,7 +31,7 @@ class Replicas:
         self.settings = _of_one_copy(settings, copies)
         self.copies = copies
         self.processes: list[Any] = []
-        self.facts: dict[str, Any] = {}
+        self.facts: DecoderFacts = {"decoder": "vllm"}
 
     def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
         """Start the copies, and pass on what they finish in the order in which it arrives."""
@@ -76,7 +76,8 @@ class Replicas:
         if kind == "error":
             raise value
         if kind == "end":
-            self.facts = {**value, "replicas": self.copies}
+            facts: DecoderFacts = value
+            self.facts = {**facts, "replicas": self.copies}
             return None
         return list(value)
 

@@ -14,7 +14,7 @@ import transformers
 from transformers import DynamicCache
 
 from essence.errors import MachineError
-from essence.evaluation.decoders import DecodeSettings, Finished
+from essence.evaluation.decoders import DecoderFacts, DecodeSettings, Finished
 from essence.evaluation.loops import LOOK_EVERY_TOKENS, ends_in_loop
 from essence.evaluation.requests import Completion, FinishReason, Request, RequestKey
 from essence.models.loading import load_model
@@ -31,7 +31,7 @@ class TransformersDecoder:
         self.stop_ids = frozenset(settings.stop_ids)
         self.temperature, self.top_p, self.batch = asked.temperature, asked.top_p, asked.batch_sequences
         self.loops = settings.loops
-        self.facts: dict[str, Any] = {"decoder": "transformers", "decoder_version": transformers.__version__}
+        self.facts: DecoderFacts = {"decoder": "transformers", "decoder_version": transformers.__version__}
 
     def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
         """Batch by batch; one that is there in part is decoded again as a whole."""

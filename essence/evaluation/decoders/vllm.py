@@ -8,13 +8,13 @@ has a process and a fixed share of the requests (essence/evaluation/decoders/rep
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import psutil
 import torch
 
 from essence.errors import InputError, MachineError
-from essence.evaluation.decoders import Decoder, DecodeSettings, Finished
+from essence.evaluation.decoders import Decoder, DecoderFacts, DecodeSettings, Finished
 from essence.evaluation.decoders.installed import vllm_version
 from essence.evaluation.loops import LOOK_EVERY_TOKENS, ends_in_loop
 from essence.evaluation.requests import Completion, FinishReason, Request, RequestKey
@@ -75,8 +75,14 @@ class VllmDecoder:
         self.loops = settings.loops
         self.sampling = settings.generate
         self.stop_ids = list(settings.stop_ids)
-        told = {name: options[name] for name in ("enforce_eager", "tensor_parallel_size", "seed")}
-        self.facts: dict[str, Any] = {"decoder": "vllm", "decoder_version": version, "replicas": 1, **told}
+        self.facts: DecoderFacts = {
+            "decoder": "vllm",
+            "decoder_version": version,
+            "replicas": 1,
+            "enforce_eager": options["enforce_eager"],
+            "tensor_parallel_size": options["tensor_parallel_size"],
+            "seed": options["seed"],
+        }
 
     def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
         """Hand over all that is missing; after every step of the engine yield what it has finished."""
@@ -140,10 +146,32 @@ def _seconds(metrics: Any) -> float:
     return float(metrics.last_token_ts - metrics.scheduled_ts)
 
 
-def _engine_options(settings: DecodeSettings) -> dict[str, Any]:
-    """Arguments of vLLM's engine."""
+class EngineOptions(TypedDict):
+    """Arguments of vLLM's engine, in its words."""
+
+    model: str
+    trust_remote_code: bool
+    load_format: str
+    generation_config: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    enable_prefix_caching: bool
+    seed: int
+    tensor_parallel_size: int
+    enforce_eager: bool
+    disable_log_stats: bool
+    gpu_memory_utilization: NotRequired[float]
+    """On GPUs."""
+    kv_cache_memory_bytes: NotRequired[int]
+    """On a CPU, as what follows."""
+    enable_chunked_prefill: NotRequired[bool]
+    max_num_batched_tokens: NotRequired[int]
+
+
+def _engine_options(settings: DecodeSettings) -> EngineOptions:
     asked, resources = settings.generate, settings.resources
-    options: dict[str, Any] = {
+    options: EngineOptions = {
         "model": str(settings.model),
         "trust_remote_code": False,
         "load_format": "safetensors",
@@ -159,8 +187,9 @@ def _engine_options(settings: DecodeSettings) -> dict[str, Any]:
         "disable_log_stats": False,  # the times of each request
     }
     if resources.gpus:
-        return options | {"gpu_memory_utilization": resources.decoder_memory_share}
-    return options | {
+        return {**options, "gpu_memory_utilization": resources.decoder_memory_share}
+    return {
+        **options,
         "kv_cache_memory_bytes": _cpu_cache_bytes(settings),
         # On a CPU vLLM 0.32 cannot set back the generator of a seeded request whose prompt was read in pieces.
         "enable_chunked_prefill": False,

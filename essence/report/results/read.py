@@ -6,9 +6,9 @@ from pathlib import Path
 
 from essence.errors import RecordError
 from essence.evaluation.statistics import Estimate, pooled_accuracy, pooled_amount
+from essence.record.evaluation_records import GradeResults
 from essence.record.plan_record import BaselineEntry, CellEntry, EvaluationEntry, accepted_sentences, plan_of
 from essence.record.run_directory import RunDirectory
-from essence.record.stage_records import GradeResults
 from essence.record.trace_record import TRACES, read_trace_records
 from essence.report.results.records import (
     COST_UNITS,

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from essence.errors import RecordError
 from essence.record.checks import EDITED
 from essence.record.live_records import read_failure
-from essence.record.machine_load import GPU_BUSY, UNKNOWN_LOAD, MachineLoad, load_of
+from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad, load_of
 from essence.record.manifest import Manifest
 from essence.record.plan_record import StageEntry
 from essence.record.recount import METRICS, MetricLine, StepLine, ValidationLine, metric_lines
@@ -100,8 +100,7 @@ class StageEvidence:
         """How much of the machine it had."""
         if self.manifest is None:
             return UNKNOWN_LOAD
-        busy = self.number("cost", "more", GPU_BUSY)
-        return load_of(self.manifest.cost, len(self.manifest.identity.attempts), busy)
+        return load_of(self.manifest.cost, len(self.manifest.identity.attempts))
 
     @property
     def link(self) -> str:

@@ -18,7 +18,7 @@ amount, and the result and the check follow from the wrong totals.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from essence.errors import InputError
 from essence.files import sha256_text
@@ -31,6 +31,25 @@ MISSES_ALLOWED = 1000
 LARGEST_TOTAL = 19
 """Of one column: 9 + 9 + 1."""
 SYSTEM = "Think step by step, look at your work a second time, then give the answer in a box."
+
+
+Turn = TypedDict("Turn", {"from": str, "value": str})
+"""Who speaks, `user` or `assistant`, and what."""
+
+
+class TrainingRow(TypedDict):
+    """A row as Bespoke-Stratos-17k has it."""
+
+    system: str
+    conversations: list[Turn]
+
+
+class BenchmarkRow(TypedDict):
+    """A problem as benchmarks are published."""
+
+    id: str
+    problem: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -126,26 +145,26 @@ def thought(columns: Sequence[Column]) -> str:
     )
 
 
-def training_row(problem: Problem, rng: Random, slip: int) -> dict[str, Any]:
-    """One row as Bespoke-Stratos-17k has it."""
+def training_row(problem: Problem, rng: Random, slip: int) -> TrainingRow:
+    """A problem with its worked trace."""
     columns = add_columns(problem, rng, slip)
     solution = f"The sum is \\boxed{{{stated_result(columns)}}}."
     answer = (
         f"<|begin_of_thought|>\n\n{thought(columns)}\n\n<|end_of_thought|>\n\n"
         f"<|begin_of_solution|>\n\n{solution}\n\n<|end_of_solution|>"
     )
-    turns = [{"from": "user", "value": problem.question}, {"from": "assistant", "value": answer}]
+    turns: list[Turn] = [{"from": "user", "value": problem.question}, {"from": "assistant", "value": answer}]
     return {"system": SYSTEM, "conversations": turns}
 
 
-def training_rows(count: int, digits: Sequence[int], seed: int, slip: int) -> list[dict[str, Any]]:
+def training_rows(count: int, digits: Sequence[int], seed: int, slip: int) -> list[TrainingRow]:
     """Rows of different problems, none of which is in a benchmark. `slip` changes the traces, not the problems."""
     rng = Random(seed)  # noqa: S311 (a data set, not a secret)
     return [training_row(problem, rng, slip) for problem in draw_problems(count, digits, seed, "train")]
 
 
-def benchmark_rows(count: int, digits: Sequence[int], seed: int) -> list[dict[str, str]]:
-    """Problems that no training row has: fields id, problem, answer."""
+def benchmark_rows(count: int, digits: Sequence[int], seed: int) -> list[BenchmarkRow]:
+    """Problems that no training row has."""
     problems = draw_problems(count, digits, seed, "benchmark")
     return [
         {"id": f"{number:04d}", "problem": problem.question, "answer": str(problem.answer)}

@@ -1,11 +1,12 @@
 """Options of the built-in sources, as they are in an experiment's TOML. There are no defaults."""
 
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
 
 from pydantic import Field, model_validator
 
 from essence.errors import ExperimentError, InputError
-from essence.settings import Factor, OptimizerSettings, Record, Seed, Size
+from essence.settings import Factor, OptimizerSettings, Option, Record, Seed, Size
 from essence.settings.toml import validate
 
 Digits = Annotated[int, Field(gt=0, le=100)]
@@ -85,9 +86,9 @@ OPTIONS: dict[str, type[Record]] = {
 AnyOptions = TypeVar("AnyOptions", bound=Record)
 
 
-def read_options(record: type[AnyOptions], options: dict[str, Any], builtin: str) -> AnyOptions:
+def read_options(record: type[AnyOptions], options: Mapping[str, Option], builtin: str) -> AnyOptions:
     """`options` as a record; InputError naming the source, the key, the value and what is allowed."""
     try:
-        return validate(record, options, f"built-in source '{builtin}'")
+        return validate(record, dict(options), f"built-in source '{builtin}'")
     except ExperimentError as error:
         raise InputError(error.problem, error.cure) from None

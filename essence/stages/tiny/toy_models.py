@@ -17,11 +17,11 @@ from essence.data.markers import split_trace
 from essence.data.readers import read_conversation
 from essence.data.reasons import Fault, Reason
 from essence.data.truncation import Example
-from essence.distill.storage import TrainResult
 from essence.distill.trainer import train
 from essence.models.loading import load_tokenizer
 from essence.models.saving import save_model
 from essence.progress import StageContext
+from essence.record.stage_records import DownloadResults
 from essence.settings import (
     ObjectiveSettings,
     OptimizerSettings,
@@ -30,7 +30,7 @@ from essence.settings import (
     TrainSettings,
     ViewSettings,
 )
-from essence.stages.tiny.problems import training_rows
+from essence.stages.tiny.problems import TrainingRow, training_rows
 from essence.stages.tiny.source_options import ModelOptions
 from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, TURN_END, write_tokenizer
 
@@ -40,7 +40,7 @@ VOCABULARY_MULTIPLE = 128
 
 def make_model(
     folder: Path, options: ModelOptions, slip: int, end_of_sequence: str, context: StageContext
-) -> dict[str, Any]:
+) -> DownloadResults:
     """Pre-train a model and write it to `folder`; resumes from the checkpoints in the stage's scratch folder."""
     torch.set_num_threads(context.resources.threads)
     tokenizer_folder = context.scratch / "tokenizer"
@@ -61,7 +61,14 @@ def make_model(
         phase="pre-train",
     )
     save_model(model, folder, tokenizer_from=tokenizer_folder)
-    return {"parameters": sum(p.numel() for p in model.parameters()), **_describe(result)}
+    return DownloadResults(
+        parameters=sum(p.numel() for p in model.parameters()),
+        steps=result.steps,
+        tokens=result.tokens,
+        last_loss=result.last_loss,
+        validation_ce=result.validations[-1]["ce"],
+        pretraining_s=result.seconds,
+    )
 
 
 def make_documents(tokenizer: Any, options: ModelOptions, slip: int) -> list[Example]:
@@ -72,7 +79,7 @@ def make_documents(tokenizer: Any, options: ModelOptions, slip: int) -> list[Exa
     return [_document(number, np.array(ids, dtype=np.int32)) for number, ids in enumerate(encoded)]
 
 
-def render_document(tokenizer: Any, row: dict[str, Any]) -> str:
+def render_document(tokenizer: Any, row: TrainingRow) -> str:
     """A row through the kit's own reader and the chat template, and the end of the document."""
     exchange = read_conversation(row)
     trace = exchange.reason if isinstance(exchange, Fault) else split_trace(exchange)
@@ -152,13 +159,3 @@ def _document(number: int, input_ids: np.ndarray[tuple[int], np.dtype[np.int32]]
     supervised = np.ones(input_ids.size, dtype=np.bool_)
     supervised[0] = False
     return Example(number, input_ids, supervised)
-
-
-def _describe(result: TrainResult) -> dict[str, Any]:
-    return {
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "last_loss": result.last_loss,
-        "validation_ce": result.validations[-1].ce,
-        "pretraining_s": result.seconds,
-    }

@@ -6,6 +6,7 @@ added tokens that are not special, as in Qwen3, so that decoding keeps them.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def _texts() -> list[str]:
     return texts
 
 
-def _configuration(tokenizer: Any, end_of_sequence: str) -> dict[str, Any]:
+def _configuration(tokenizer: Any, end_of_sequence: str) -> Mapping[str, object]:
+    """tokenizer_config.json in the words of transformers."""
     added = {
         str(tokenizer.token_to_id(token)): {
             "content": token,
