@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from essence.engines.selected_run import Run
-from essence.errors import ExperimentError, RecordError
-from essence.files import read_json
+from essence.errors import ExperimentError
 from essence.record.hash_cache import HashCache
+from essence.record.live_records import ResolvedExperiment, look_at
 from essence.record.untouched import check_untouched
 
 
@@ -43,19 +43,19 @@ def _check_same_experiment(selection: Run) -> None:
     """
     if selection.evaluated:
         return
-    try:
-        told = read_json(selection.run_directory.resolved(selection.name))
-    except RecordError:
+    told = look_at(selection.run_directory.resolved(selection.name), ResolvedExperiment)
+    if told is None or told.file is None:
         return
-    before, now = told.get("file"), whereabouts(selection)
-    if not before or any(before[key] == now[key] for key in now) or not Path(before["path"]).is_file():
+    before, now = told.file, whereabouts(selection)
+    moved = before.path == now["path"] or before.from_run_directory == now["from_run_directory"]
+    if moved or not Path(before.path).is_file():
         return
     loaded = selection.loaded
     catalogue = loaded.catalogue.model_dump(mode="json", exclude_none=True)
-    if (told["experiment"], told["catalogue"]) == (loaded.experiment.model_dump(mode="json"), catalogue):
+    if (told.experiment, told.catalogue) == (loaded.experiment.model_dump(mode="json"), catalogue):
         return
     raise ExperimentError(
         f"{loaded.file}: {selection.run_directory.root} holds the experiment '{selection.name}' of another file, "
-        f"{before['path']}",
+        f"{before.path}",
         "rename one of the files, or name another run directory with --runs",
     )

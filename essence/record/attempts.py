@@ -3,13 +3,10 @@
 import datetime
 import time
 from pathlib import Path
-from typing import Literal
 
 from essence.files import append_json_line
 from essence.record.live_records import ProgressRecord, look_at, read_attempt_lines
-from essence.record.manifest import Attempt
-
-Outcome = Literal["finished", "stopped", "failed", "killed"]
+from essence.record.manifest import Attempt, HowEnded
 
 
 def now() -> str:
@@ -28,17 +25,17 @@ class AttemptJournal:
         self.unix = time.time()
         append_json_line(self.file, {"started": now(), "unix": self.unix})
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: HowEnded) -> None:
         append_json_line(self.file, {"ended": outcome, "seconds": round(time.time() - self.unix, 3)})
 
     def attempts(self) -> list[Attempt]:
         """All attempts, the running one as finished now."""
         lines = list(read_attempt_lines(self.file))
         starts = [line.started for line in lines if line.started]
-        ends = [(line.ended, line.seconds) for line in lines if line.ended]
+        ends: list[tuple[HowEnded, float]] = [(line.ended, line.seconds) for line in lines if line.ended]
         ends.append(("finished", round(time.time() - self.unix, 3)))
         return [
-            Attempt.model_validate({"started": start, "seconds": seconds, "outcome": outcome})
+            Attempt(started=start, seconds=seconds, outcome=outcome)
             for start, (outcome, seconds) in zip(starts, ends, strict=False)
         ]
 

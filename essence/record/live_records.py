@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from essence.errors import RecordError
 from essence.files import read_json, read_json_lines
-from essence.record.written import Number, read_record
-from essence.settings import Record
+from essence.record.manifest import HowEnded
+from essence.record.written import Number, as_record, read_record
+from essence.settings import SETTINGS, Record, Spec
+from essence.settings.spec import AnySettings
 
 AnyLive = TypeVar("AnyLive", bound=BaseModel)
 
@@ -120,13 +122,41 @@ class ResolvedFile(Live):
     file: FilePath
 
 
+class Whereabouts(Live):
+    """The file of an experiment, and the same from the run directory."""
+
+    path: str
+    from_run_directory: str | None = None
+
+
+class ResolvedExperiment(Live):
+    """experiment.json, as far as it is compared with an experiment of the same name."""
+
+    file: Whereabouts | None = None
+    experiment: dict[str, JsonValue]
+    catalogue: dict[str, JsonValue]
+
+
 class AttemptLine(Live):
     """A line of attempts.jsonl: a start, or an end."""
 
     started: str | None = None
     unix: float = 0.0
-    ended: str | None = None
+    ended: HowEnded | None = None
     seconds: float = 0.0
+
+
+def read_whole_spec(file: Path) -> Spec:
+    """All that a stage is given; RecordError where spec.json is missing, damaged or of another kit.
+
+    `settings` are those of the stage (`stage_settings`).
+    """
+    return read_record(file, Spec, "a spec")
+
+
+def stage_settings(file: Path, spec: Spec) -> AnySettings:
+    """The settings of the stage that `spec`, read from `file`, is for; RecordError for those of another kit."""
+    return as_record(file, spec.settings, SETTINGS[spec.stage], f"settings of a {spec.stage} stage")
 
 
 def read_spec(file: Path) -> StageSpec:

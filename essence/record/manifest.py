@@ -19,10 +19,14 @@ SCHEMA_VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 
 
+HowEnded = Literal["finished", "stopped", "failed", "killed"]
+"""An attempt at a stage."""
+
+
 class Attempt(Written):
     started: str
     seconds: float
-    outcome: Literal["finished", "stopped", "failed", "killed"]
+    outcome: HowEnded
 
 
 class Identity(Written):

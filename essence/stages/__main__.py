@@ -23,17 +23,18 @@ from pathlib import Path
 from typing import get_args
 
 from essence.errors import ExitCode, InputError, KitError, RecordError, disk_error
-from essence.files import read_json, sha256_file, write_json
+from essence.files import sha256_file, write_json
 from essence.progress import Progress, StageContext, Stopped, StopRequest, die_with_launcher, stop_when_alone
 from essence.record.attempts import AttemptJournal, now
 from essence.record.facts import hardware, software
+from essence.record.live_records import read_whole_spec, stage_settings
 from essence.record.manifest import Code, Cost, Identity, Image, OutputFile, StageInput
 from essence.record.outcomes import StageOutcome
 from essence.record.run_directory import StageFolder, hold
 from essence.record.source_key import source_sha256
 from essence.record.stage_records import MANIFESTS, read_manifest
 from essence.record.untouched import check_untouched, own_names
-from essence.settings import SETTINGS, Resources, Spec, StageName, TrainSettings
+from essence.settings import Resources, Spec, StageName, TrainSettings
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.stages.watcher import ORPHAN_WAIT_S, Watcher
 
@@ -63,7 +64,7 @@ def main() -> int:
 
 def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher) -> int:
     folder = StageFolder(spec_file.parent)
-    spec = Spec.model_validate(read_json(spec_file))
+    spec = read_whole_spec(spec_file)
     if spec.stage != stage:
         raise RecordError(f"{spec_file}: is the spec of a {spec.stage} stage, not of {stage}")
     if spec.source_sha256 and spec.source_sha256 != source_sha256(stage):
@@ -113,7 +114,7 @@ def _write_failure(folder: StageFolder, journal: AttemptJournal, error: BaseExce
 
 def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
     """Run the stage's module on what is in `partial/`."""
-    settings = SETTINGS[spec.stage].model_validate(spec.settings)
+    settings = stage_settings(folder.spec, spec)
     inputs = {name: StageFolder((folder.path / place).resolve()) for name, place in spec.inputs.items()}
     for name, place in inputs.items():
         if not place.done:

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from essence.distill.ranks import Ranks
 from essence.errors import ExitCode, KitError
-from essence.files import read_json, write_json
+from essence.files import write_json
 from essence.progress import (
     Progress,
     StageContext,
@@ -27,8 +27,9 @@ from essence.progress import (
     StopRequest,
     die_with_launcher,
 )
+from essence.record.live_records import read_whole_spec
 from essence.record.run_directory import StageFolder
-from essence.settings import Spec, TrainSettings
+from essence.settings import TrainSettings
 from essence.stages import train
 from essence.stages.launch import OUTCOME, REPORTS, RankFailure
 
@@ -46,7 +47,7 @@ def main() -> int:
 
 def run_rank(spec_file: Path, stop: StopRequest) -> int:
     """Train as the rank that the environment names; returns the exit code."""
-    folder, spec = StageFolder(spec_file.parent), Spec.model_validate(read_json(spec_file))
+    folder, spec = StageFolder(spec_file.parent), read_whole_spec(spec_file)
     ranks = Ranks.of(os.environ)
     context = StageContext(
         partial=folder.partial,

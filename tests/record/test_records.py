@@ -10,11 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from essence.errors import KitError, RecordError
+from essence.record.attempts import AttemptJournal
 from essence.record.checks import executed_findings, key_findings
+from essence.record.live_records import ProgressRecord, look_at, read_spec, read_whole_spec, stage_settings
 from essence.record.plan_record import read_plan
 from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.stage_records import GradeManifest, read_manifest
+from essence.record.written import seal_of
+from essence.report.build import report_is_current, write_report
+from essence.report.recheck import report_findings
 from support.finished_runs import unpack_schema_1
 
 SEVERAL = settings(
@@ -76,6 +81,74 @@ def test_a_damaged_plan_is_read_or_named_in_one_sentence(run: RunDirectory, seed
         assert read_plan(damaged).cells
     except RecordError as error:
         assert str(error).startswith(f"{damaged}: ") and "\n" not in str(error)
+
+
+def torn(whole: Any, chance: random.Random) -> str:
+    """The text of a record that ends too early."""
+    text = json.dumps(whole)
+    return text[: chance.randrange(len(text))]
+
+
+@given(seed=st.integers(0, 2**32), odd=ODD, cut=st.booleans())
+@SEVERAL
+def test_a_damaged_spec_is_read_or_named_in_one_sentence(run: RunDirectory, seed: int, odd: Any, cut: bool) -> None:
+    chance = random.Random(seed)
+    spec = json.loads(chance.choice(sorted(run.stages.glob("*/spec.json"))).read_text(encoding="utf-8"))
+    damaged = run.root / "damaged-spec.json"
+    damaged.write_text(torn(spec, chance) if cut else json.dumps(mutated(spec, chance, odd)), encoding="utf-8")
+    for read in (read_spec, read_whole_spec, lambda file: stage_settings(file, read_whole_spec(file))):
+        try:
+            assert read(damaged)
+        except RecordError as error:
+            assert str(error).startswith(f"{damaged}: ") and "\n" not in str(error)
+
+
+PROGRESS = {
+    "phase": "train", "done": 3, "total": 8, "unit": "steps", "note": "", "seconds_left": 1.5, "updated": 1.7e9,
+    "pid": 7,
+    "gpus": [{"busy_percent": 9.0, "memory_gib": 1.0, "total_gib": 80.0}],
+}  # fmt: skip
+ATTEMPTS = [{"started": "2026-07-01T10:00:00+00:00", "unix": 1.7e9}, {"ended": "killed", "seconds": 4.0}]
+
+
+@given(seed=st.integers(0, 2**32), odd=ODD, cut=st.booleans())
+@SEVERAL
+def test_damaged_progress_and_attempts_stop_nothing(run: RunDirectory, seed: int, odd: Any, cut: bool) -> None:
+    chance = random.Random(seed)
+    folder = StageFolder(run.stages / "train-damaged")
+    folder.path.mkdir(exist_ok=True)
+    lines = [torn(line, chance) if cut else json.dumps(mutated(line, chance, odd)) for line in ATTEMPTS]
+    folder.progress.write_text(torn(PROGRESS, chance) if cut else json.dumps(mutated(PROGRESS, chance, odd)))
+    folder.attempts.write_text("".join(f"{line}\n" for line in lines))
+    seen = look_at(folder.progress, ProgressRecord)
+    assert seen is None or seen.updated == PROGRESS["updated"] or seen.updated == odd
+    journal = AttemptJournal(folder.attempts, folder.progress)
+    assert journal.attempts()[-1].outcome in ("finished", "killed")
+
+
+@pytest.fixture(scope="module")
+def report(run: RunDirectory) -> dict[str, Any]:
+    """The record of a report that the present code has made."""
+    record: dict[str, Any] = json.loads((write_report(run.root, "micro").parent / "report.json").read_text())
+    assert report_findings(run, "micro")[0] == []
+    return record
+
+
+@given(seed=st.integers(0, 2**32), odd=ODD, cut=st.booleans(), sealed=st.booleans())
+@settings(SEVERAL, max_examples=40)
+def test_a_damaged_report_is_findings_of_one_line_each(
+    run: RunDirectory, report: dict[str, Any], seed: int, odd: Any, cut: bool, sealed: bool
+) -> None:
+    chance = random.Random(seed)
+    record = mutated(report, chance, odd)
+    if sealed:  # as if the kit had written it so
+        record["seal"] = seal_of(record)
+    file = run.report("micro") / "report.json"
+    file.write_text(torn(record, chance) if cut else json.dumps(record), encoding="utf-8")
+    findings, unchecked = report_findings(run, "micro")
+    assert findings or unchecked or sealed or record == report, "a damaged seal is found whatever else is there"
+    assert all("\n" not in line and str(run.root) in line for line in [*findings, *unchecked])
+    assert report_is_current(run.root, "micro") in (True, False)
 
 
 def test_records_are_written_as_they_were_read(run: RunDirectory) -> None:

@@ -18,12 +18,12 @@ from essence.engines.slurm.refusals import refusal
 from essence.engines.slurm.site import Site, load_site
 from essence.engines.slurm.submit import Submission
 from essence.errors import MachineError, SchedulerError
-from essence.files import read_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import PlannedStage
 from essence.record.facts import code_facts
+from essence.record.live_records import read_whole_spec
 from essence.record.run_directory import RunDirectory
-from essence.settings import EnvironmentName, Spec
+from essence.settings import EnvironmentName
 
 DEFAULT_SITE = "generic"
 
@@ -116,7 +116,7 @@ class SlurmEngine(Engine):
 
     def job(self, launch: Launch, expected_s: float | None = None) -> Job:
         """The job of a stage; one that is expected to take so long asks for a time that fits."""
-        spec = launch.spec or Spec.model_validate(read_json(launch.folder.spec))
+        spec = launch.spec or read_whole_spec(launch.folder.spec)
         image = self.site.image(recipe(launch.environment, self.flavour))
         return Job(launch, spec, image, launch.inputs, expected_s)
 

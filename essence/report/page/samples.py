@@ -5,7 +5,6 @@ report.html while all of them together are small, else a script each in `samples
 """
 
 import base64
-import contextlib
 import gzip
 import json
 import os
@@ -16,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from essence.errors import InputError, RecordError
+from essence.errors import InputError
 from essence.evaluation.benchmarks import read_problems
 from essence.evaluation.sample_lines import SampleLine, VerdictLine, read_lines
-from essence.files import canonical_json, read_json, sha256_file, sha256_text
+from essence.files import canonical_json, sha256_file, sha256_text
+from essence.record.live_records import Live, look_at
 from essence.record.run_directory import RunDirectory
 from essence.report.results.records import Results
 from essence.report.results.stage_reader import StageEvidence
@@ -87,6 +87,13 @@ class Pieces:
         return bool(self.ids) and not self.embedded
 
 
+class ReportFiles(Live):
+    """report.json of a report that is there already, as far as its files can be taken over."""
+
+    files: dict[str, str] = Field(default_factory=dict)
+    """Path beside report.json -> sha256."""
+
+
 def write_pieces(results: Results, folder: Path, old: Path) -> Pieces:
     """Write `<folder>/samples/<id>.js` for every evaluation; what the report in `old` holds unchanged, by
     the hash in its record, is linked.
@@ -94,10 +101,10 @@ def write_pieces(results: Results, folder: Path, old: Path) -> Pieces:
     Takes the files away again and returns their texts when all together are at most `MOST_EMBEDDED_BYTES`. An
     evaluation whose files are missing or damaged has no piece: `invoke verify` is what tells why.
     """
-    samples, hashes = folder / "samples", {}
+    samples = folder / "samples"
     samples.mkdir()
-    with contextlib.suppress(RecordError):
-        hashes = dict(read_json(old / "report.json").get("files", {}))
+    earlier = look_at(old / "report.json", ReportFiles)
+    hashes = earlier.files if earlier else {}
     written = {s.id: samples / f"{s.id}.js" for s in sources(results) if _write(s, samples, old, hashes)}
     total = sum(file.stat().st_size for file in written.values())
     if total > MOST_EMBEDDED_BYTES:
