@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from essence.record.manifest import CostMore
 from essence.record.written import Group, Number
 
 Counts = dict[str, int]

@@ -2,6 +2,7 @@
 
 from pydantic import Field, JsonValue
 
+from essence.record.manifest import CostMore
 from essence.record.written import Group, Number
 from essence.settings import PositionsRecord
 

@@ -79,6 +79,7 @@ class JobValues(TypedDict):
     spec: str
     """The spec itself, as JSON."""
     limits: StageLimits
+    time: str
     nodes: int
     gpus: int
     memory_mib: int

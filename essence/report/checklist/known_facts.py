@@ -131,9 +131,9 @@ def parameters(results: Results) -> Facts:
     """Parameters of the students: trained, and all."""
     pairs = []
     for cell in results.cells:
-        counts = cell.train.look("settings", "executed", "parameters")
-        if isinstance(counts, dict) and counts:
-            shown = ", ".join(f"{name} {value:,}" for name, value in counts.items() if isinstance(value, int))
+        training = cell.train.training
+        if training and (counts := training.settings.executed.parameters):
+            shown = f"trained {counts.trained:,}, all {counts.all:,}"
             pairs.append((f"Parameters of {cell.student}: {shown}.", cell.train.id))
     return _joined(pairs)
 

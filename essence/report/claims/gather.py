@@ -12,7 +12,6 @@ from essence.report.results.stage_reader import StageEvidence
 
 RECIPE = ("rows", "objective", "optimizer", "lora", "compute_dtype", "teacher")
 """Settings of a training that are the same in all arms of a setting."""
-TIMES = ("started", "finished")
 DRAWN = {"rows": ("split_seed",), "generate": ("seed", "model_folder")}
 """What differs between the runs of one setting."""
 
@@ -110,7 +109,7 @@ def _matched(arm: Arm) -> str:
 def _evaluation(score: Score) -> str:
     """Of the settings of its two stages."""
     stages = {"generate": score.generate, "grade": score.grade}
-    return _hash({name: _but_drawn(name, stage.look("settings", "resolved")) for name, stage in stages.items()})
+    return _hash({name: _but_drawn(name, stage.resolved) for name, stage in stages.items()})
 
 
 def _but_drawn(name: str, settings: object) -> object:
@@ -125,18 +124,19 @@ def _hash(settings: Mapping[str, object]) -> str:
 
 def _ran(train: StageEvidence) -> Ran | None:
     """None where the record does not tell."""
-    host, *times = (train.look(*place) for place in (("hardware", "host"), *(("identity", n) for n in TIMES)))
-    if not (host and all(times)):
+    if train.manifest is None:
         return None
-    return Ran(str(host), *(datetime.fromisoformat(str(time)).timestamp() for time in times))
+    identity = train.manifest.identity
+    started, finished = (datetime.fromisoformat(time).timestamp() for time in (identity.started, identity.finished))
+    return Ran(train.manifest.hardware.host, started, finished)
 
 
 def _devices(cell: CellResult) -> str:
     """Processes, and the GPUs they ran on; without a GPU the processor and its threads."""
-    train = cell.train
-    gpus = [gpu.get("name") for gpu in train.look("hardware", "gpus") or []]
-    shared = {name: train.look("settings", "resolved", name) for name in ("parallel", "processes")}
-    processor = {} if gpus else {name: train.look("hardware", name) for name in ("cpu", "threads")}
+    train, hardware = cell.train, cell.train.manifest.hardware if cell.train.manifest else None
+    gpus = [gpu.name for gpu in hardware.gpus] if hardware else []
+    shared = {name: train.resolved.get(name) for name in ("parallel", "processes")}
+    processor = {"cpu": hardware.cpu, "threads": hardware.threads} if hardware and not gpus else {}
     return _hash({**shared, **processor, "gpus": gpus})
 
 
@@ -151,7 +151,7 @@ def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
                     found,
                     matched=_matched(arm),
                     tokens=cell.cost.kept_tokens,
-                    labels=cell.train.number("inputs", "data", "train", "supervised_tokens"),
+                    labels=read.supervised_tokens if (read := cell.train.trained_rows) else None,
                 ),
             )
 
@@ -175,7 +175,8 @@ def scored(setting: Setting, cell: CellResult, score: Score) -> Scored:
 def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
     for cell in arm.cells:
         cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
-        if cost:
+        training = cell.train.training
+        if cost and training:
             cost |= {"time": time} if (time := cell.train.median_time()) else {}
             yield Trained(
                 setting=_setting(group.key, arm),
@@ -184,11 +185,11 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 lsp=arm.lsp,
                 seed=cell.seed,
                 cost=cost,
-                on_gpu=cell.train.number("cost", "peak_gpu_memory_gib") is not None,
+                on_gpu=training.cost.peak_gpu_memory_gib is not None,
                 stages=(cell.train.id,),
-                validation_ce=cell.train.number("results", "lowest_validation_ce"),
+                validation_ce=training.results.lowest_validation_ce,
                 devices=_devices(cell),
                 load=cell.train.load,
                 ran=_ran(cell.train),
-                loss_form=str(cell.train.look("settings", "executed", "preflight", "objective", "form") or ""),
+                loss_form=training.settings.executed.preflight.objective.form or "",
             )

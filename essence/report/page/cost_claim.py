@@ -4,8 +4,6 @@ What a run measured stands in the tables of its groups; this says what the claim
 for a loss that holds all logits beside one that never does. `essence/plan/cost_table.py` states every assumption.
 """
 
-from typing import Any
-
 from essence.errors import InputError
 from essence.plan.cost_table import CostTable, cost_table
 from essence.report.results.records import CellResult, Results
@@ -36,17 +34,17 @@ def row_tokens(cell: CellResult) -> int:
     """
     if cell.span not in ("left", "schedule"):
         return 0
-    kept, rows = (cell.train.number("inputs", "data", "train", name) for name in ("tokens", "rows"))
-    return round(kept / rows / cell.lsp) if kept and rows else 0
+    read = cell.train.trained_rows
+    return round(read.tokens / read.rows / cell.lsp) if read and read.tokens and read.rows else 0
 
 
 def _architecture(stage: StageEvidence, role: str, stages: dict[str, StageEvidence]) -> Architecture | None:
     """Of the model that a stage was given, through a stage that has stored what it gives; None where not known."""
     given = stages.get(stage.inputs.get(role, ""))
-    config: Any = given.look("results", "config") if given else None
+    config = given.download.results.config if given and given.download else None
     if given and not config and role in given.inputs:
         return _architecture(given, role, stages)
     try:
-        return Architecture.from_config(config) if isinstance(config, dict) else None
+        return Architecture.from_config(config) if config else None
     except InputError:
         return None

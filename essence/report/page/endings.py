@@ -99,25 +99,24 @@ def ending_shares(scores: Iterable[Score]) -> dict[str, float]:
 def _numbers(scores: Sequence[Score], accuracy: float | None) -> tuple[str, ...]:
     """Shares of all completions; mean and median tokens are means over the cells, the longest is of all of them."""
     shares = ending_shares(scores)
+    results = [graded.results for score in scores if (graded := score.grade.graded)]
     return (
         text.percent(accuracy),
         *(text.percent(shares.get(reason)) for reason in REASONS),
         *(text.percent(_status_share(scores, status)) for status in ("no answer", "timeout")),
-        *(text.whole(_mean(scores, f"{kind}_completion_tokens")) for kind in ("mean", "median")),
-        text.whole(max(_tokens(scores, "longest_completion_tokens"), default=None)),
+        text.whole(_mean([graded.mean_completion_tokens for graded in results])),
+        text.whole(_mean([graded.median_completion_tokens for graded in results])),
+        text.whole(max((graded.longest_completion_tokens or 0 for graded in results), default=0) or None),
     )
 
 
 def _status_share(scores: Sequence[Score], status: str) -> float | None:
-    counts = [found for score in scores if (found := score.grade.look("results", "statuses"))]
+    counts = [graded.results.statuses for score in scores if (graded := score.grade.graded)]
     total = sum(sum(one.values()) for one in counts)
     return sum(one.get(status, 0) for one in counts) / total if total else None
 
 
-def _tokens(scores: Sequence[Score], name: str) -> list[float]:
-    return [value for score in scores if (value := score.grade.number("results", name)) is not None]
-
-
-def _mean(scores: Sequence[Score], name: str) -> float | None:
-    found = _tokens(scores, name)
+def _mean(recorded: Sequence[float | None]) -> float | None:
+    """Of the cells whose record has it."""
+    found = [value for value in recorded if value is not None]
     return fmean(found) if found else None

@@ -119,7 +119,7 @@ def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
 
 def _cost(arms: list[Arm], word: str, name: str) -> Figure:
     mark = reported.COST
-    on_device = any(cell.train.number("cost", "peak_gpu_memory_gib") for arm in arms for cell in arm.cells)
+    on_device = any((m := cell.train.manifest) and m.cost.peak_gpu_memory_gib for arm in arms for cell in arm.cells)
     note = "Resident memory of the process, its libraries included." if word == "memory" and not on_device else ""
     if word == "time":
         loads = [f"{proportion(arm.lsp)}: {arm.load.words}" for arm in arms if arm.load.words]

@@ -128,14 +128,14 @@ def _doubts(group: Group, evaluation: Evaluation) -> str:
     """Counts that speak against the accuracies, over all graded cells; earlier records have none."""
     pooled = [arm.pooled[evaluation] for arm in group.arms if evaluation in arm.pooled]
     scores = [score for arm in pooled for score in arm.scores]
-    known = [doubts for score in scores if (doubts := score.grade.look("results", "doubts"))]
+    known = [graded.results.doubts for s in scores if (graded := s.grade.graded) and graded.results.doubts]
     if not known or len(known) < len(scores):
         return ""
-    names = ("graders_disagree", "answers_not_from_a_box", "box_in_thought_alone")
-    disagree, unboxed, in_thought = (sum(doubts[name] for doubts in known) for name in names)
     return (
-        f"Of {sum(score.samples for score in scores):,} completions: graders disagree on {disagree:,}, answers not "
-        f"taken from a box {unboxed:,}, box inside the thought alone {in_thought:,}."
+        f"Of {sum(score.samples for score in scores):,} completions: graders disagree on "
+        f"{sum(doubts.graders_disagree for doubts in known):,}, answers not taken from a box "
+        f"{sum(doubts.answers_not_from_a_box for doubts in known):,}, box inside the thought alone "
+        f"{sum(doubts.box_in_thought_alone for doubts in known):,}."
     )
 
 

@@ -130,7 +130,9 @@ def _curves(points: Iterable[Point], whole: Point | None) -> dict[str, tuple[Poi
 def _point(group: Group, arm: Arm, evaluation: Evaluation, several: bool) -> Point | None:
     """None where it is not graded, or its record does not say how many tokens it read."""
     pooled, key = arm.pooled.get(evaluation), group.key
-    counted = [(_number(cell, "tokens"), _number(cell, "supervised_tokens"), _epochs(cell)) for cell in arm.cells]
+    counted = [
+        (read.tokens, read.supervised_tokens, _epochs(cell)) for cell in arm.cells if (read := cell.train.trained_rows)
+    ]
     known = [(tokens, labels, epochs) for tokens, labels, epochs in counted if tokens]
     if pooled is None or pooled.accuracy.value is None or not known or not several:
         return None
@@ -150,12 +152,9 @@ def _point(group: Group, arm: Arm, evaluation: Evaluation, several: bool) -> Poi
     )
 
 
-def _number(cell: CellResult, name: str) -> float | None:
-    return cell.train.number("inputs", "data", "train", name)
-
-
 def _epochs(cell: CellResult) -> float:
-    return cell.train.number("settings", "resolved", "optimizer", "epochs") or 1.0
+    training = cell.train.training
+    return (training.settings.resolved.optimizer.epochs if training else None) or 1.0
 
 
 def picture_csv(picture: Picture) -> str:

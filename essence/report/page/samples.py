@@ -118,7 +118,8 @@ def sources(results: Results) -> Iterator[Source]:
     """A piece for every finished grade stage, and one for the problems of each benchmark."""
     run, seen = RunDirectory(results.run_dir), set()
     for grade in (s for s in results.stages if s.stage == "grade" and s.state == "done"):
-        made_from = sha256_text(canonical_json([FORMAT, PIECE_CHARACTERS, grade.look("seal")]))
+        assert grade.manifest is not None, "it is done"
+        made_from = sha256_text(canonical_json([FORMAT, PIECE_CHARACTERS, grade.manifest.seal]))
         yield Source(grade.id, made_from, partial(sample_piece, run, grade))
         id = problems_id(grade)
         if id not in seen:
@@ -128,7 +129,8 @@ def sources(results: Results) -> Iterator[Source]:
 
 def problems_id(grade: StageEvidence) -> str:
     """Id of the piece that holds the statements of a grade stage's problems."""
-    return f"{grade.inputs.get('problems', 'none')}-{slug(str(grade.look('results', 'benchmark')))}"
+    benchmark = grade.graded.results.benchmark if grade.graded else None
+    return f"{grade.inputs.get('problems', 'none')}-{slug(str(benchmark))}"
 
 
 def sample_piece(run: RunDirectory, grade: StageEvidence) -> SamplePiece:
@@ -160,7 +162,7 @@ def sample_piece(run: RunDirectory, grade: StageEvidence) -> SamplePiece:
 
 def problem_piece(run: RunDirectory, grade: StageEvidence) -> dict[str, str]:
     """Problem -> statement."""
-    settings = BenchmarkSettings.model_validate(grade.look("settings", "resolved", "benchmark"))
+    settings = BenchmarkSettings.model_validate(grade.resolved["benchmark"])
     folder = run.stage(grade.inputs["problems"]).output / "problems"
     return {problem.id: problem.problem for problem in read_problems(folder, settings)}
 

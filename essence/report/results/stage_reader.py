@@ -1,11 +1,12 @@
 """What a run directory holds of each stage: state, manifest, metrics. What is missing is reported, not an error."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 from essence.errors import RecordError
@@ -24,6 +25,7 @@ from essence.record.stage_records import (
     TrainManifest,
     read_manifest,
 )
+from essence.record.training_records import RowsRecord
 from essence.settings import StageName
 
 STATE_WORDS: dict[State, str] = {
@@ -51,20 +53,6 @@ class StageEvidence:
     """What is wrong with a manifest that is there; it then counts for nothing."""
     inputs: dict[str, str] = field(default_factory=dict, repr=False)
     """Name of an input -> id of the stage that makes it, as planned."""
-
-    def look(self, *keys: str) -> Any:
-        """The value at `manifest[keys[0]][keys[1]]...`, or None where a group or key is missing."""
-        value: Any = self.manifest.as_written if self.manifest else {}
-        for key in keys:
-            if not isinstance(value, dict) or key not in value:
-                return None
-            value = value[key]
-        return value
-
-    def number(self, *keys: str) -> float | None:
-        """The number at a place of the manifest, or None."""
-        value = self.look(*keys)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     def of(self, kind: type[AnyManifest]) -> AnyManifest | None:
         """The manifest, where it is one of this kind."""
@@ -94,6 +82,16 @@ class StageEvidence:
     def graded(self) -> GradeManifest | None:
         """The manifest of a finished grade stage."""
         return self.of(GradeManifest)
+
+    @property
+    def trained_rows(self) -> RowsRecord | None:
+        """What a finished training read."""
+        return self.training.inputs.data.train if self.training else None
+
+    @property
+    def resolved(self) -> Mapping[str, object]:
+        """The settings of a finished stage as it was asked, in the words of the kit that ran it; else empty."""
+        return self.manifest.resolved_json if self.manifest else {}
 
     @property
     def load(self) -> MachineLoad:
