@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from essence.errors import RecordError
 from essence.evaluation.sample_lines import SampleLine, VerdictLine, read_lines
+from essence.record.evaluation_records import GradeResults
 from essence.record.recount import SAMPLES, VERDICTS
-from essence.record.stage_records import GradeResults
 from essence.report.data_columns import EvaluationRow, Place, SampleRow
 from essence.report.results.records import Baseline, CellResult, Results, Score
 

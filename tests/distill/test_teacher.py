@@ -173,7 +173,7 @@ def test_stopped_between_files_goes_on_to_the_same_bytes(
     assert outcome.executed.tokens < outcome.results.tokens, "what was stored before is not computed again"
     assert outcome.cost.tokens == outcome.results.tokens, "as FLOPs and wall time, of all attempts"
     nothing_left = teacher.run(stage_settings(), surroundings(tmp_path, prepared)).executed
-    assert (nothing_left["tokens"], nothing_left["fill"]) == (0, None)
+    assert (nothing_left.tokens, nothing_left.fill) == (0, None)
     for path in sorted(cache.rglob("*.*")):
         assert (around.partial / path.relative_to(cache)).read_bytes() == path.read_bytes(), path.name
     assert len(list(around.partial.rglob("*.*"))) == len(list(cache.rglob("*.*")))

@@ -66,7 +66,7 @@ def make_model(
         steps=result.steps,
         tokens=result.tokens,
         last_loss=result.last_loss,
-        validation_ce=result.validations[-1]["ce"],
+        validation_ce=result.validations[-1].ce,
         pretraining_s=result.seconds,
     )
 
