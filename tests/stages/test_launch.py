@@ -20,7 +20,7 @@ from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
-from essence.stages.launch import Node, _why, helps, stopped
+from essence.stages.launch import Node, RankFailure, _why, helps, stopped
 from support.finished_input import write_manifest
 from support.stage_inputs import RESOURCES, inputs, train_settings
 
@@ -150,15 +150,8 @@ def test_what_a_rank_cannot_read_is_the_sentence_of_the_stage(prepared: dict[str
 
 
 def report(folder: Path, rank: int, kind: str, curable: bool, moment: float) -> None:
-    record = {
-        "rank": rank,
-        "kind": kind,
-        "curable": curable,
-        "message": f"{kind} of {rank}",
-        "cure": "",
-        "time": moment,
-    }
-    (folder / f"failure-{rank:05d}.json").write_text(json.dumps(record))
+    failure = RankFailure(rank=rank, kind=kind, message=f"{kind} of {rank}", cure="" if curable else None, time=moment)
+    (folder / f"failure-{rank:05d}.json").write_text(failure.model_dump_json())
 
 
 def test_the_failure_that_came_first_is_told(tmp_path: Path) -> None:
