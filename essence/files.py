@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +13,7 @@ from typing import IO, Any
 from essence.errors import RecordError
 
 GIB = 1 << 30
+GZIP = b"\x1f\x8b"
 MOST_DIGITS = 300
 """Of an integer in a record: what has more does not fit into a float."""
 MOST_BYTES = 1 << 28
@@ -73,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (IsADirectoryError, NotADirectoryError):
         raise RecordError(f"{path}: not a file") from None
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: damaged, not valid JSON ({error})") from None
+        raise RecordError(f"{path}: damaged, not valid JSON ({json_fault(error)})") from None
     if not isinstance(value, dict):
         raise RecordError(f"{path}: damaged, holds {type(value).__name__} where an object is expected")
     return value
@@ -128,8 +130,20 @@ def decode_text(content: bytes) -> str:
         raise ValueError(f"byte 0x{content[error.start]:02x} in line {line} is not UTF-8: save it as UTF-8") from None
 
 
+def json_fault(error: ValueError | RecursionError) -> str:
+    """Why Python cannot read a text as JSON, in words that do not speak of Python."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}"
+    digits = re.match(r"Exceeds the limit \((\d+) digits\)", str(error))
+    return f"a number of more than {int(digits[1]):,} digits" if digits else str(error)
+
+
 def refuse_other_encodings(beginning: bytes) -> None:
-    """ValueError where the first bytes are those of UTF-16 or UTF-32, with or without a byte-order mark."""
+    """ValueError where the first bytes are those of gzip, or of UTF-16 or UTF-32, with or without a byte-order mark."""
+    if beginning.startswith(GZIP):
+        raise ValueError("it is compressed with gzip, wanted: text; unpack it, or let its name end in .gz")
     for mark, name in OTHER_ENCODINGS:
         if beginning.startswith(mark):
             raise ValueError(f"it is {name}, wanted: UTF-8; save it as UTF-8")

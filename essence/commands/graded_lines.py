@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from essence.errors import InputError, nearest
 from essence.evaluation.grading_pool import Item
-from essence.files import decode_text, read_text
+from essence.files import decode_text, json_fault, read_text
 from essence.paths import typed_path
 
 STANDARD_INPUT = "-"
@@ -56,7 +56,7 @@ class Lines:
             row: object = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=self._object)
             return row
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: no JSON ({error}), {WANTED}.") from None
+            raise InputError(f"{place}: no JSON ({json_fault(error)}), {WANTED}.") from None
 
     def _object(self, pairs: list[tuple[str, object]]) -> Mapping[str, object]:
         found = dict(pairs)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from essence.errors import InputError
-from essence.files import refuse_other_encodings
+from essence.files import json_fault, refuse_other_encodings
 
 PARQUET_BATCH_ROWS = 512
 CHUNK_CHARACTERS = 1 << 20
@@ -150,7 +150,7 @@ class _JsonList:
                 value, end = decoder.raw_decode(self._window, self._at)
             except (ValueError, RecursionError) as error:
                 if isinstance(error, RecursionError) or not self._read_on():
-                    raise self._damaged(str(error)) from None
+                    raise self._damaged(json_fault(error)) from None
                 continue
             if end == len(self._window) and self._read_on():
                 continue  # a number may go on
@@ -238,7 +238,7 @@ def _parse(line: bytes, where: str) -> object:
     try:
         value: object = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}): mend it or download it again") from None
+        raise InputError(f"{where}: not valid JSON ({json_fault(error)}): mend it or download it again") from None
     return value
 
 

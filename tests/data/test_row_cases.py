@@ -134,8 +134,11 @@ REJECTED: dict[str, tuple[Make, str, str]] = {
     "other columns": (more('{"text": "a"}'), "a column of the format is missing", "no messages; columns: text"),
 }
 REFUSED: dict[str, tuple[Make, str]] = {
-    "big_int": (more(f'{{"messages": {"9" * 5000}}}'), r"r\.jsonl:31: not valid JSON"),
-    "deep_nesting": (more("[" * 100_000 + "]" * 100_000), r"r\.jsonl:31: not valid JSON"),
+    "big_int": (
+        more(f'{{"messages": {"9" * 5000}}}'),
+        r"r\.jsonl:31: not valid JSON \(a number of more than 4,300 digits\)",
+    ),
+    "deep_nesting": (more("[" * 100_000 + "]" * 100_000), r"r\.jsonl:31: not valid JSON \(nested too deeply\)"),
     "latin1": (
         text("r.jsonl", LINES.encode() + '{"messages": "é"}\n'.encode("latin-1")),
         r"r\.jsonl:31: not valid JSON",
@@ -179,7 +182,10 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "csv": (text("r.csv", "messages\n1\n"), "no rows: expected files ending in"),
     "ndjson": (text("r.ndjson", LINES), "no rows: expected files ending in"),
     "upper_suffix": (text("r.JSONL", LINES), "no rows: expected files ending in"),
-    "gz_wrong_suffix": (text("r.jsonl", gzip.compress(LINES.encode())), r"r\.jsonl:1: not valid JSON"),
+    "gz_wrong_suffix": (
+        text("r.jsonl", gzip.compress(LINES.encode())),
+        r"r\.jsonl: it is compressed with gzip, wanted: text",
+    ),
     "plain_named_gz": (text("r.jsonl.gz", LINES), r"r\.jsonl\.gz: damaged"),
     "folder_with_metadata": (
         both(more(), text("meta.json", '{\n "a": 1\n}\n')),
