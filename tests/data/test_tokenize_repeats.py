@@ -104,6 +104,6 @@ def test_killed_at_a_random_moment_and_issued_again(stages: Path, tmp_path: Path
     assert stage_process(folder).wait() == 0
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     undisturbed = run_with(stages, tmp_path, 2)
-    assert manifest["inputs"]["data"] == undisturbed.data
-    assert manifest["results"] == undisturbed.results
+    assert manifest["inputs"]["data"] == undisturbed.data.model_dump()
+    assert manifest["results"] == undisturbed.results.model_dump(mode="json")
     assert {output["path"] for output in manifest["outputs"]} == {"tokens.arrow", "statistics.json", "rejections.json"}
