@@ -33,7 +33,9 @@ class Place:
     protocol: Annotated[str, Told("", "`released` or `corrected`")]
     seed: Annotated[int | None, Told("", "seed of the cell")]
     train_rows: Annotated[int | None, Told("rows", "training rows asked for, where the cell says")]
-    token_budget: Annotated[int | None, Told("tokens", "tokens of whole rows asked for, where the cell says")]
+    token_budget: Annotated[
+        int | None, Told("tokens", "tokens to read an epoch: rows in order until so many are read, none is cut for it")
+    ]
     benchmark: Annotated[str, Told("", "short name of the benchmark")]
     checkpoint: Annotated[str, Told("", "`best` or `last` of a training, `model` of a baseline")]
 

@@ -21,11 +21,14 @@ EVALUATIONS, SAMPLE_TABLE = "evaluations", "samples"
 
 
 class CsvWriter:
-    """Comma-separated, UTF-8, a header; what is not known is empty, truth is `true` or `false`."""
+    """Comma-separated, UTF-8, a header; what is not known is empty, truth is `true` or `false`.
+
+    Rows end in CR LF: the csv module quotes the characters of the line's end alone, and readers end a row at each.
+    """
 
     def __init__(self, path: Path, columns: Sequence[Column]) -> None:
         self._file: IO[str] = path.open("w", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._writer = csv.writer(self._file, lineterminator="\r\n")
         self._writer.writerow([column.name for column in columns])
 
     def add(self, rows: Sequence[Row]) -> None:

@@ -161,6 +161,19 @@ def test_ten_lines_load_the_rows_and_redraw_the_main_figure(tmp_path: Path, monk
     assert json.loads(done.stdout) == [pytest.approx(point) for point in expected]
 
 
+def test_a_cell_may_hold_any_line_break_quote_and_comma(run: SyntheticRun) -> None:
+    file = run.root / "stages" / run.stage_of(2, "grade") / "output" / "verdicts.jsonl"
+    odd = ["a\rb", "a\nb", "a\r\nb", '"a"', "a,b", "=1+1", " a "]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    changed = [{**line, "extracted": odd[place % len(odd)]} for place, line in enumerate(lines)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    written(run, "csv", "parquet")
+    rows = [row for row in table(run.root, "samples.csv") if row["grade_stage"] == run.stage_of(2, "grade")]
+    assert {row["extracted"] for row in rows} == set(odd) and len(rows) == PROBLEMS * SAMPLES
+    read = pandas.read_csv(run.root / "tiny" / "samples.csv", dtype={"extracted": str}, keep_default_na=False)
+    assert read.extracted.tolist() == pandas.read_parquet(run.root / "tiny" / "samples.parquet").extracted.tolist()
+
+
 def test_a_data_frame_of_samples_keeps_answers_as_text(run: SyntheticRun) -> None:
     written(run, "csv", "parquet")
     told = {"dtype": dict.fromkeys(("gold", "extracted", "answer"), str), "keep_default_na": False, "na_values": [""]}
