@@ -157,7 +157,7 @@ def _picture_record(picture: Picture) -> dict[str, object]:
         "subject": picture.subject,
         "files": [f"{stem}.{kind}" for kind in ("png", "svg", "csv")],
         "curves": {name: [asdict(point) for point in points] for name, points in picture.curves.items()},
-        "equal_tokens": [asdict(point) for point in picture.matched],
+        "equal_tokens": [asdict(point) for points in picture.matched.values() for point in points],
         "untrained": asdict(picture.untrained) if picture.untrained else None,
     }
 

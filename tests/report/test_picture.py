@@ -45,13 +45,64 @@ def test_a_curve_for_each_arm_and_whole_rows_at_the_end_of_those_that_lead_there
     ]
     assert [point.span for point in found.curves["first-k"]] == ["first-512", "first-2048"]
     assert found.whole is found.curves["left"][-1] and found.untrained is not None
-    assert [(point.name, point.token_budget) for point in found.matched] == [
-        ("left 0.50", 5_000_000), ("random-tokens 0.50", 5_000_000),
-    ]  # fmt: skip
+    assert {budget: [point.name for point in points] for budget, points in found.matched.items()} == {
+        5_000_000: ["left 0.50", "random-tokens 0.50"],
+    }
     # 200,000 tokens an epoch at one half, two epochs.
     assert [point.tokens for point in found.curves["left"]] == [400_000, 800_000]
     arm = read_with_retention(run.root, run.experiment).groups[0].arms[0]
     assert found.curves["left"][0].accuracy == arm.pooled[("aime25", "best")].accuracy
+
+
+def test_arms_of_two_budgets_are_not_called_equal(run: SyntheticRun) -> None:
+    larger = [
+        {**cell, "name": f"{cell['name']}/more", "token_budget": 9_000_000}
+        for cell in run.plan["cells"]
+        if cell["token_budget"]
+    ]
+    for cell in larger:
+        stages = run.root / "stages"
+        old, new = cell["stages"]["train"], f"{cell['stages']['train']}-more"
+        record = json.loads((stages / old / "manifest.json").read_text())
+        record["inputs"]["data"]["train"]["tokens"] = 900_000
+        (stages / new).mkdir()
+        (stages / new / "manifest.json").write_text(json.dumps(record))
+        run.damage(new, inputs=record["inputs"])
+        run.plan["stages"][new] = run.plan["stages"][old]
+        cell["stages"] = {**cell["stages"], "train": new}
+    run.plan["cells"] += larger
+    run.write_plan()
+    found = picture(run)
+    assert {budget: {point.tokens for point in points} for budget, points in found.matched.items()} == {
+        5_000_000: {400_000}, 9_000_000: {1_800_000},
+    }  # fmt: skip
+    (figure,) = draw_pictures([found])
+    assert "trained on: 400" in figure.svg and "trained on: 1.8" in figure.svg and "trained on: 1.1" not in figure.svg
+    assert "equal tokens (9,000,000 an epoch), left 0.50: " in figure.alt and "a panel" in figure.caption
+    assert [line["token_budget"] for line in csv.DictReader(io.StringIO(figure.data))][5:9] == [
+        "5000000", "5000000", "9000000", "9000000",
+    ]  # fmt: skip
+
+
+def test_whole_rows_are_a_line_where_all_curves_have_as_many_rows(run: SyntheticRun) -> None:
+    fewer = [
+        {**cell, "name": f"{cell['name']}/fewer", "train_rows": 1000}
+        for cell in run.plan["cells"]
+        if cell["span"] in ("left", "random-tokens") and not cell["token_budget"]
+    ]
+    run.plan["cells"] += fewer
+    run.write_plan()
+    found = picture(run)
+    assert found.whole is None and not found.equal_rows
+    ends = {name: (curve[-1].lsp, curve[-1].train_rows) for name, curve in found.curves.items() if name != "first-k"}
+    assert ends == {
+        "left": (1.0, None), "random-tokens": (1.0, None),
+        "left, 1,000 rows": (1.0, 1000), "random-tokens, 1,000 rows": (1.0, 1000),
+    }  # fmt: skip
+    (figure,) = draw_pictures([found])
+    assert WHOLE not in figure.svg and "equal rows" not in figure.svg and "different numbers of rows" in figure.caption
+    lines = [line for line in csv.DictReader(io.StringIO(figure.data)) if line["curve"] == WHOLE]
+    assert [line["train_rows"] for line in lines] == ["", "1000"]
 
 
 def test_its_numbers_lie_beside_it(run: SyntheticRun) -> None:

@@ -43,6 +43,11 @@ class Point:
     trainings: int
 
     @property
+    def is_whole(self) -> bool:
+        """True for whole rows, all of them."""
+        return self.token_budget is None and is_whole(self.lsp, self.span)
+
+    @property
     def name(self) -> str:
         """`random-span 0.50`; `first-512`."""
         return self.span if self.lsp == FULL else f"{self.span} {proportion(self.lsp)}"
@@ -58,16 +63,28 @@ class Picture:
     """Of its first group: what all have in common is data set, pair, sections and protocol."""
     evaluation: Evaluation
     curves: dict[str, tuple[Point, ...]]
-    """On equal rows, by curve, from the fewest tokens to the most; whole rows are the end of each that leads there."""
-    matched: tuple[Point, ...]
-    """At one number of tokens (`token_budget`), in the order of the plan."""
+    """Each on equal rows, from the fewest tokens to the most; whole rows are the end of each that leads there."""
+    matched: dict[int, tuple[Point, ...]]
+    """At one number of tokens each: by `token_budget`, in the order of the plan."""
     whole: Point | None
+    """None where there are none, or where curves are of several numbers of rows, each with whole rows of its own."""
     untrained: Estimate | None
     confidence: float | None
 
     @property
     def title(self) -> str:
         return f"Accuracy against tokens trained on, {self.evaluation[0]}"
+
+    @property
+    def equal_rows(self) -> bool:
+        """True where all curves are of as many rows."""
+        return len({point.train_rows for curve in self.curves.values() for point in curve}) == 1
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Every arm once: those of the curves, then those of equal tokens."""
+        groups = (*self.curves.values(), *self.matched.values())
+        return tuple(dict.fromkeys(point for points in groups for point in points))
 
     @property
     def subject(self) -> str:
@@ -98,32 +115,36 @@ def _picture(results: Results, name: str, groups: Sequence[Group], evaluation: E
     points = [
         point for group in groups for arm in group.arms if (point := _point(group, arm, evaluation, len(groups) > 1))
     ]
-    equal_rows = [point for point in points if point.token_budget is None]
-    whole = next((point for point in equal_rows if is_whole(point.lsp, point.span)), None)
+    unmatched = [point for point in points if point.token_budget is None]
+    budgets = dict.fromkeys(point.token_budget for point in points if point.token_budget is not None)
+    whole = [point for point in unmatched if point.is_whole]
     untrained = results.baseline("student", groups[0].key, evaluation[0])
     scores = (score for group in groups for cell in group.cells if (score := cell.score(evaluation)))
     return Picture(
         name=name,
         key=groups[0].key,
         evaluation=evaluation,
-        curves=_curves(equal_rows, whole),
-        matched=tuple(point for point in points if point.token_budget is not None),
-        whole=whole,
+        curves=_curves(unmatched, whole),
+        matched={budget: tuple(point for point in points if point.token_budget == budget) for budget in budgets},
+        whole=whole[0] if whole and len({point.train_rows for point in unmatched}) == 1 else None,
         untrained=untrained.accuracy if untrained else None,
         confidence=next((score.confidence for score in scores if score.confidence), None),
     )
 
 
-def _curves(points: Iterable[Point], whole: Point | None) -> dict[str, tuple[Point, ...]]:
-    """Whole rows, which are planned once, end every curve whose span becomes the whole row at LSP 1.0."""
+def _curves(points: Iterable[Point], whole: Iterable[Point]) -> dict[str, tuple[Point, ...]]:
+    """Whole rows, which are planned once, end every curve of as many rows whose span is the whole row at LSP 1.0."""
+    whole_of: dict[int | None, Point] = {}
+    for point in whole:
+        whole_of.setdefault(point.train_rows, point)
     found: dict[str, list[Point]] = {}
     for point in points:
         found.setdefault(point.curve, []).append(point)
     for curve in found.values():
         first = curve[0]
-        leads_there = is_whole(FULL, first.span) and not any(is_whole(point.lsp, point.span) for point in curve)
-        if whole and leads_there and first.train_rows == whole.train_rows:
-            curve.append(whole)
+        leads_there = is_whole(FULL, first.span) and not any(point.is_whole for point in curve)
+        if leads_there and first.train_rows in whole_of:
+            curve.append(whole_of[first.train_rows])
     return {name: tuple(sorted(curve, key=lambda point: point.tokens)) for name, curve in found.items()}
 
 
@@ -168,9 +189,8 @@ def picture_csv(picture: Picture) -> str:
         "sections": key.sections, "protocol": key.protocol, "benchmark": picture.evaluation[0],
         "checkpoint": picture.evaluation[1],
     }  # fmt: skip
-    points = dict.fromkeys((*(point for curve in picture.curves.values() for point in curve), *picture.matched))
-    for point in points:
-        curve = WHOLE if point is picture.whole else point.curve
+    for point in picture.points:
+        curve = WHOLE if point.is_whole else point.curve
         lines.writerow({**common, **_point_columns(point), "curve": curve, **_accuracy_columns(point.accuracy)})
     if picture.untrained:
         lines.writerow({**common, "checkpoint": "model", "curve": UNTRAINED, **_accuracy_columns(picture.untrained)})

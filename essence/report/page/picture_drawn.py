@@ -1,4 +1,4 @@
-"""The picture for a paper, drawn: a panel of curves on equal rows, and one of arms at an equal number of tokens."""
+"""The picture for a paper, drawn: a panel of curves, and one of arms for each number of tokens that arms share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,12 +33,13 @@ def _drawn(picture: Picture) -> Figure:
     looks = {name: LOOKS[place % len(LOOKS)] for place, name in enumerate(_names(picture))}
 
     def draw(canvas: Canvas) -> None:
-        widths = [3.0, 1.0 + 0.25 * len(picture.matched)] if picture.curves and picture.matched else [1.0]
+        widths = [3.0] * bool(picture.curves) + [1.0 + 0.25 * len(points) for points in picture.matched.values()]
         panels: Sequence[Axes] = canvas.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0]
         if picture.curves:
             _curve_panel(panels[0], picture, looks)
-        if picture.matched:
-            _matched_panel(panels[-1], picture, looks)
+        matched = panels[len(panels) - len(picture.matched) :]
+        for axes, points in zip(matched, picture.matched.values(), strict=True):
+            _matched_panel(axes, points, picture, looks)
         for axes in panels:
             _lines(axes, picture)
             axes.set_ylim(bottom=0)
@@ -47,34 +48,37 @@ def _drawn(picture: Picture) -> Figure:
         panels[0].set_ylabel(f"accuracy on {picture.evaluation[0]}")
         canvas.legend(*_legend(panels), loc="outside lower center", ncols=4, handlelength=2.6, fontsize=9.5)
 
-    size = TWO_PANELS if picture.curves and picture.matched else ONE_PANEL
+    size = TWO_PANELS if bool(picture.curves) + len(picture.matched) > 1 else ONE_PANEL
     figure = on_canvas(picture.name, "picture", picture.title, _caption(picture), _words(picture), draw, size)
     return figure.with_data(picture_csv(picture))
 
 
 def _names(picture: Picture) -> list[str]:
-    return list(dict.fromkeys([*picture.curves, *(point.curve for point in picture.matched)]))
+    return list(dict.fromkeys([*picture.curves, *(point.curve for point in picture.points)]))
 
 
 def _curve_panel(axes: Axes, picture: Picture, looks: dict[str, tuple[str, str, str]]) -> None:
     for name, points in picture.curves.items():
         colour, marker, line = looks[name]
         _bars(axes, [point.tokens for point in points], points, LIGHT[colour], marker, linestyle=line, label=name)
-    axes.set_xlabel("tokens trained on, equal rows")
+    axes.set_xlabel("tokens trained on, equal rows" if picture.equal_rows else "tokens trained on")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
 
 
-def _matched_panel(axes: Axes, picture: Picture, looks: dict[str, tuple[str, str, str]]) -> None:
+def _matched_panel(
+    axes: Axes, points: Sequence[Point], picture: Picture, looks: dict[str, tuple[str, str, str]]
+) -> None:
     """Arms of one number of tokens side by side: their places on the axis mean nothing."""
-    for place, point in enumerate(picture.matched):
+    for place, point in enumerate(points):
         colour, marker, _ = looks[point.curve]
         label = point.curve if point.curve not in picture.curves else None
         _bars(axes, [place], [point], LIGHT[colour], marker, linestyle="none", label=label)
-    axes.set_xticks(range(len(picture.matched)), [point.name for point in picture.matched], rotation=30, ha="right")
-    axes.set_xlim(-0.6, len(picture.matched) - 0.4)
-    tokens = [point.tokens for point in picture.matched]
-    axes.set_xlabel(f"equal tokens trained on: {magnitude(sum(tokens) / len(tokens))}")
+    axes.set_xticks(range(len(points)), [point.name for point in points], rotation=30, ha="right")
+    axes.set_xlim(-0.6, len(points) - 0.4)
+    tokens = [point.tokens for point in points]
+    broken = "\n" if len(picture.matched) > 1 else " "
+    axes.set_xlabel(f"equal tokens{broken}trained on: {magnitude(sum(tokens) / len(tokens))}")
 
 
 def _bars(axes: Axes, places: Sequence[float], points: Sequence[Point], colour: str, marker: str, **more: Any) -> None:
@@ -113,10 +117,11 @@ def _legend(panels: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
 
 def _caption(picture: Picture) -> str:
     level = f"{percent(picture.confidence, 0)} " if picture.confidence else ""
-    trainings = {point.trainings for curve in picture.curves.values() for point in curve}
-    trainings |= {point.trainings for point in picture.matched}
+    trainings = {point.trainings for point in picture.points}
     each = "One training of each arm: how much another would differ is in no interval. " if trainings == {1} else ""
     matched = " Right: arms of as many tokens, of different rows." if picture.matched and picture.curves else ""
+    matched += " Each number of tokens has a panel." if len(picture.matched) > 1 else ""
+    matched += " Curves are of different numbers of rows." if picture.curves and not picture.equal_rows else ""
     return (
         f"{picture.subject}. Tokens are those read in all epochs. Bars and bands: {level}intervals over problems, and "
         f"over trainings where there are several. {each}{matched}"
@@ -129,7 +134,11 @@ def _words(picture: Picture) -> str:
         f"{name}: " + "; ".join(f"{magnitude(point.tokens)} tokens {_shown(point.accuracy)}" for point in points)
         for name, points in picture.curves.items()
     ]
-    matched = [f"equal tokens, {point.name}: {_shown(point.accuracy)}" for point in picture.matched]
+    matched = [
+        f"equal tokens{f' ({budget:,} an epoch)' * (len(picture.matched) > 1)}, {point.name}: {_shown(point.accuracy)}"
+        for budget, points in picture.matched.items()
+        for point in points
+    ]
     untrained = [f"{UNTRAINED}: {_shown(picture.untrained)}"] if picture.untrained else []
     return f"{picture.title}. {'. '.join([*curves, *matched, *untrained])}."
 
