@@ -1,7 +1,9 @@
 """A venue's questions with their answers, as text, LaTeX and JSON."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from essence.report.checklist.known_facts import FACTS, NOTHING_OF, KnownFact
 from essence.report.checklist.venues import Venue
@@ -13,10 +15,15 @@ MOST_STAGES = 3
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", "`": r"\`{}", "\u00a0": "~", "→": r"$\rightarrow$", "×": r"$\times$", "–": "--",
-    "“": "``", "”": "''", "’": "'",
+    "|": r"\textbar{}", "`": r"\`{}", "[": "{[}", "]": "{]}", "\u00a0": "~", "–": "--", "—": "---",
+    "→": r"$\rightarrow$", "×": r"$\times$", "·": r"$\cdot$", "±": r"$\pm$", "−": "$-$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "“": "``", "”": "''", "‘": "`", "’": "'", "…": r"\ldots{}", "©": r"\copyright{}",
 }  # fmt: skip
-"""Characters that LaTeX reads as something else, and those that older engines do not have."""
+"""Characters that LaTeX reads as something else, and those that its first fonts have under another name."""
+ACCENTED = {chr(number) for number in range(0xC0, 0x100)} - set("ÐÞðþ×÷")
+"""Letters beside ASCII that pdflatex prints without a package."""
+JOINED = ("--", "''", ",,", "``", "?`", "!`")
+"""Pairs that LaTeX prints as one sign, as the hyphens of `--engine`."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,21 @@ def as_record(venue: Venue, results: Results, answers: Sequence[Answered]) -> di
 
 
 def latex(words: str) -> str:
-    """A text that LaTeX prints as it is, on one line, so that it stays one paragraph."""
-    plain = (letter if letter.isprintable() or letter == "\u00a0" else " " for letter in words)
-    return "".join(LATEX.get(letter, letter) for letter in plain)
+    """A text that LaTeX prints as it is, on one line, so that it stays one paragraph.
+
+    A letter that it cannot print without a package is named: `[CYRILLIC SMALL LETTER ZHE]`.
+    """
+    made = [_printed(sign) for sign in unicodedata.normalize("NFC", words)]
+    pairs = zip_longest(made, made[1:], fillvalue="")
+    return "".join(f"{one}{{}}" if one[-1] + after[:1] in JOINED else one for one, after in pairs)
+
+
+def _printed(sign: str) -> str:
+    if sign in LATEX:
+        return LATEX[sign]
+    if not sign.isprintable():
+        return " "
+    return sign if sign.isascii() or sign in ACCENTED else f"{{[}}{unicodedata.name(sign, '?')}{{]}}"
 
 
 def _lead(results: Results) -> list[str]:

@@ -3,6 +3,7 @@
 Nothing here is a guess. What no record tells is a fact of its own that is not known, or is not there at all.
 """
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,16 +11,22 @@ from pathlib import Path
 
 from essence import text
 from essence.files import GIB
+from essence.plan.experiment import EXPERIMENTS, PROJECT, available
+from essence.record.live_records import ResolvedFile, look_at
+from essence.record.manifest import Manifest
+from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import DownloadManifest
+from essence.report.checklist.stated_licence import stated_licence
 from essence.report.claims.verdict import judge
 from essence.report.page.claims_table import claim_rows
-from essence.report.results.records import Results
+from essence.report.results.records import CellResult, Group, Results
 from essence.report.results.run_facts import Fact, environment_facts, settings_facts
 from essence.report.results.stage_reader import StageEvidence
 
 KIT_LICENCE = "BSD-2-Clause, the kit's own"
-LICENCE_FILES = ("LICENSE", "LICENCE", "COPYING")
-LONGEST_LICENCE_LINE = 80
+IMAGES = {"docker": "images", "apptainer": "sif"}
+"""Engine -> the command that builds what it starts."""
+DEFAULT_RUNS = "runs"
 WORK = {
     "teacher": "states of the teacher", "train": "training", "generate": "sampling", "grade": "grading",
     "tokenize": "tokenizing", "download": "downloads",
@@ -61,40 +68,12 @@ def licences(results: Results) -> Facts:
 
 
 def _licence(stage: StageEvidence, manifest: DownloadManifest) -> KnownFact:
-    source = manifest.source
-    name = f"{_kind(source.kind)} {source.name}"
-    if source.builtin:
+    name = f"{_kind(manifest.source.kind)} {manifest.source.name}"
+    if manifest.source.builtin:
         return KnownFact(f"{name}: {KIT_LICENCE}.", (stage.id,))
-    for output in manifest.outputs:
-        file = Path(output.path)
-        if file.name.split(".")[0].upper() in LICENCE_FILES:
-            words = _first_line(stage.folder.output / output.path)
-            begins = f", which begins “{words}”" if words else ""
-            return KnownFact(f"{name}: its file {file.name}{begins} (sha256 {output.sha256[:16]}).", (stage.id,))
-        if file.name == "README.md" and (declared := _declared(stage.folder.output / output.path)):
-            return KnownFact(f"{name}: its card declares {declared}.", (stage.id,))
-    return KnownFact(f"licence of {name}: no file that was downloaded states one.", (stage.id,), known=False)
-
-
-def _first_line(file: Path) -> str:
-    """The first line with words of a licence; empty where the file is not here."""
-    if not file.is_file():
-        return ""
-    lines = (" ".join(line.split()) for line in file.read_text(encoding="utf-8", errors="replace").splitlines())
-    return next((line[:LONGEST_LICENCE_LINE] for line in lines if line), "")
-
-
-def _declared(card: Path) -> str:
-    """`license:` in the front matter of a card; empty where there is none."""
-    if not card.is_file():
-        return ""
-    head, *lines = card.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-    for line in lines if head.strip() == "---" else ():
-        if line.strip() == "---":
-            break
-        if line.startswith("license:"):
-            return line.removeprefix("license:").strip().strip("'\"")
-    return ""
+    found = stated_licence(stage.folder.output, manifest.outputs)
+    sentence = f"{name}: {found.words}." if found.known else f"licence of {name}: {found.words}."
+    return KnownFact(sentence, (stage.id,), found.known)
 
 
 def compute(results: Results) -> Facts:
@@ -141,13 +120,22 @@ def parameters(results: Results) -> Facts:
 def methods(results: Results) -> Facts:
     """What was trained on what, by which protocol."""
     found = []
-    for group in results.groups:
-        done = [cell for cell in group.cells if cell.train.manifest]
-        lsps = ", ".join(f"{lsp:g}" for lsp in sorted({cell.lsp for cell in done}))
-        key = group.key
-        sentence = f"{key.student} learns from {key.teacher} on {key.dataset} ({key.details}), LSP {lsps}."
-        found += [KnownFact(sentence, tuple(cell.train.id for cell in done))] if done else []
+    for key, done in ((group.key, [cell for cell in group.cells if cell.train.manifest]) for group in results.groups):
+        alone, taught = ([cell for cell in done if _is_alone(cell) is so] for so in (True, False))
+        ways = (
+            (taught, f"{key.student} learns from {key.teacher} on {key.dataset} ({key.details})"),
+            (alone, f"{key.student} is fine-tuned on {key.dataset}, without a teacher ({key.details})"),
+        )
+        for cells, words in ways:
+            lsps = ", ".join(f"{lsp:g}" for lsp in sorted({cell.lsp for cell in cells}))
+            found += [KnownFact(f"{words}, LSP {lsps}.", tuple(cell.train.id for cell in cells))] if cells else []
     return found
+
+
+def _is_alone(cell: CellResult) -> bool:
+    """True where the record says that no teacher had a part in the loss."""
+    objective = cell.train.training.settings.resolved.objective if cell.train.training else None
+    return objective is not None and "kd_weight" in objective.model_fields_set and objective.kd_weight == 0.0
 
 
 def training_settings(results: Results) -> Facts:
@@ -174,29 +162,39 @@ def trainings(results: Results) -> Facts:
 
 
 def intervals(results: Results) -> Facts:
-    """How the accuracies and their intervals were computed."""
+    """How the accuracy of each grading and its interval were computed; `accuracies` has those over trainings."""
     pairs = []
     for stage in results.stages:
         if stage.graded:
             found = stage.graded.results
             level = f"{100 * found.confidence:g} %"
-            sentence = f"{found.metric} over {len(found.per_problem)} problems, {level} intervals: {found.method}."
+            what = f"{found.metric} over {len(found.per_problem)} problems, {level} intervals"
+            sentence = f"Each grading by itself: {what}: {found.method}."
             pairs.append((sentence, stage.id))
     return _joined(pairs)
 
 
 def accuracies(results: Results) -> Facts:
-    """Each arm's accuracy with its interval, pooled over its trainings."""
+    """Each arm's accuracy with its interval, pooled over its trainings, and the method of that interval."""
     found = []
     for group in results.groups:
         for benchmark, checkpoint in group.evaluations:
             for arm in group.arms:
                 if pooled := arm.pooled.get((benchmark, checkpoint)):
-                    where = f"{group.key.label}, LSP {arm.lsp:g}, {benchmark}, {checkpoint} checkpoint"
+                    where = f"{_setting(group)}, LSP {arm.lsp:g}, {benchmark}, {checkpoint} checkpoint"
                     count = f"{len(pooled.scores)} training{'s' * (len(pooled.scores) != 1)}"
-                    sentence = f"{where}: {text.with_interval(pooled.accuracy)} ({count})."
+                    how = f"{count}; {pooled.accuracy.method}"
+                    sentence = f"{where}: {text.with_interval(pooled.accuracy)} ({how})."
                     found.append(KnownFact(sentence, tuple(score.grade.id for score in pooled.scores)))
     return found
+
+
+def _setting(group: Group) -> str:
+    """What the arms of a group have in common; no teacher where none of them had one."""
+    key = group.key
+    if all(map(_is_alone, group.cells)):
+        return f"{key.dataset}, {key.student} without a teacher, {key.details}"
+    return key.label
 
 
 def verdicts(results: Results) -> Facts:
@@ -285,10 +283,52 @@ def disk(results: Results) -> Facts:
 
 
 def commands(results: Results) -> Facts:
-    """What makes the same again. The plan says so, no manifest."""
-    name = results.experiment
-    steps = ("make setup", f"invoke reproduce {name}", f"invoke report --experiment {name}", "invoke verify runs")
-    return [KnownFact(f"To reproduce: {'; '.join(steps)} (runs/{name}/experiment.json has every setting).")]
+    """What makes the same again, for an experiment of the kit, in what the records say that it ran in."""
+    name, run = results.experiment, RunDirectory(results.run_dir)
+    if name not in available() or not _is_of_the_kit(run, name):
+        return [KnownFact("commands: the experiment is no file of the kit.", known=False)]
+    local = [(stage.id, found.source.name) for stage, found in _downloads(results) if _is_local(found)]
+    work = [stage for stage in results.stages if stage.manifest and stage.stage != "download"]
+    setup, engine = _setup(stage.manifest for stage in work if stage.manifest)
+    folder = shlex.quote(_from_the_project(results.run_dir))
+    runs = "" if folder == DEFAULT_RUNS else f" --runs {folder}"
+    steps = [
+        *setup,
+        f"invoke reproduce {name}{engine}{' --pins FILE' * bool(local)}{runs}",
+        f"invoke report --experiment {name}{runs}",
+        f"invoke verify {folder}",
+    ]
+    notes = [f"{folder}/{name}/experiment.json has every setting"] if run.resolved(name).is_file() else []
+    notes += [f"FILE names local copies of {', '.join(which for _, which in local)}"] if local else []
+    shown = f" ({'; '.join(notes)})" if notes else ""
+    evidence = (*(stage for stage, _ in local), *(stage.id for stage in work))
+    return [KnownFact(f"To reproduce: {'; '.join(steps)}{shown}.", evidence)]
+
+
+def _is_of_the_kit(run: RunDirectory, name: str) -> bool:
+    """False where the run tells of a file of one's own; a copy was read from the kit of another machine."""
+    told = look_at(run.resolved(name), ResolvedFile)
+    return told is None or Path(told.file.path).parent.name == EXPERIMENTS.name
+
+
+def _is_local(manifest: DownloadManifest) -> bool:
+    source = manifest.source
+    return bool(source.path or source.path_state) and not (source.repository or source.builtin)
+
+
+def _setup(manifests: Iterable[Manifest]) -> tuple[list[str], str]:
+    """The commands that make what the stages ran in, and the option that chooses it again."""
+    done = list(manifests)
+    gpus = any(manifest.cost.gpu_hours for manifest in done)
+    engines = list(dict.fromkeys(manifest.image.engine for manifest in done))
+    flavour = "" if gpus else " --flavour cpu"
+    images = [f"invoke {IMAGES[name]}{flavour}" for name in engines if name in IMAGES]
+    chosen = f" --engine {engines[0]}" if len(engines) == 1 and (images or gpus) else ""
+    return ["make setup-gpu" if gpus and "local" in engines else "make setup", *images], chosen
+
+
+def _from_the_project(folder: Path) -> str:
+    return str(folder.relative_to(PROJECT) if folder.is_relative_to(PROJECT) else folder)
 
 
 FACTS: dict[str, Callable[[Results], Facts]] = {
@@ -328,4 +368,4 @@ def _joined(pairs: Iterable[tuple[str, str]]) -> Facts:
 
 
 def _of_facts(title: str, facts: Iterable[Fact]) -> Facts:
-    return [KnownFact(f"{title} {fact.name}: {', '.join(fact.values)}.", (fact.stage,)) for fact in facts]
+    return [KnownFact(f"{title} {fact.name}: {', '.join(fact.values)}.", fact.stages) for fact in facts]

@@ -18,13 +18,14 @@ LONGEST_LIST = 12
 
 @dataclass(frozen=True)
 class Fact:
-    """A named value, or the different values that it takes over the stages, and the manifest of the first."""
+    """A named value, or the different values that it takes over the stages."""
 
     name: str
     values: tuple[str, ...]
     link: str
-    stage: str
-    """Id of that first one."""
+    """Of the first stage's manifest."""
+    stages: tuple[str, ...]
+    """Ids of all stages that have it: first one of each value, then the others."""
 
 
 def settings_facts(results: Results) -> dict[str, list[Fact]]:
@@ -125,12 +126,17 @@ def _gpu_words(gpu: Gpu) -> str:
 
 def _facts(pairs: Iterable[tuple[str, object, StageEvidence]]) -> list[Fact]:
     """Different values by name, in the order they are met; what is None or empty is left out."""
-    values: dict[str, dict[str, StageEvidence]] = {}
+    values: dict[str, dict[str, list[StageEvidence]]] = {}
     for name, value, stage in pairs:
         if value not in (None, "", {}):
-            values.setdefault(name, {}).setdefault(_shown(value), stage)
-    first = {name: next(iter(found.values())) for name, found in values.items()}
-    return [Fact(name, _shortened(list(found)), first[name].link, first[name].id) for name, found in values.items()]
+            values.setdefault(name, {}).setdefault(_shown(value), []).append(stage)
+    return [_fact(name, found) for name, found in values.items()]
+
+
+def _fact(name: str, found: dict[str, list[StageEvidence]]) -> Fact:
+    firsts = [stages[0] for stages in found.values()]
+    ids = dict.fromkeys(stage.id for stages in (firsts, *found.values()) for stage in stages)
+    return Fact(name, _shortened(list(found)), firsts[0].link, tuple(ids))
 
 
 def _shortened(values: list[str]) -> tuple[str, ...]:
