@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -27,7 +28,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     used = read if experiment else real or read
     judged = judge(used)
     questions = judge_questions(used)
-    unrecorded = _record_looks(used, [*judged, *questions])
+    unrecorded = record_shown(used, [*judged, *questions])
     refused = {stage.id: stage.problem for one in used for stage in one.refused}
     if as_json:
         record = {
@@ -49,7 +50,7 @@ def print_all_claims(run_directory: RunDirectory, experiment: str | None, as_jso
     return 0
 
 
-def _record_looks(used: list[Results], judged: list[ClaimVerdict]) -> list[str]:
+def record_shown(used: Sequence[Results], judged: Sequence[ClaimVerdict]) -> list[str]:
     """Write the look down in each experiment; why not, where one refuses: the verdicts stand all the same."""
     refused = []
     for one in used:

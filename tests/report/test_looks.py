@@ -115,3 +115,15 @@ def test_a_damaged_list_of_looks_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tiny" / "looks.jsonl").write_text('{"claim": "a"}\n')
     with pytest.raises(RecordError, match=r"looks\.jsonl: not a list of looks of this kit: key 'protocol' is missing"):
         judge([read_results(tmp_path, run.experiment)])
+
+
+def test_a_checklist_that_shows_verdicts_is_a_look(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), texts=False, **REAL).write()
+    file = tmp_path / run.experiment / "looks.jsonl"
+    here = ("checklist", "--experiment", run.experiment, "--runs", str(tmp_path), "--json")
+    assert invoke(*here, "--venue", "acl").returncode == 0 and not file.exists()
+    done = invoke(*here, "--venue", "ae")
+    assert done.returncode == 0 and "retention" in done.stdout.lower()
+    seen = file.read_text(encoding="utf-8")
+    assert '"retention-half"' in seen
+    assert invoke(*here, "--venue", "ae").stdout == done.stdout and file.read_text(encoding="utf-8") == seen

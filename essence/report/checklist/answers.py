@@ -3,10 +3,12 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
-from essence.report.checklist.known_facts import FACTS, NOTHING_OF, KnownFact
+from essence.report.checklist.known_facts import FACTS, NOTHING_OF, KnownFact, verdicts
 from essence.report.checklist.venues import Venue
+from essence.report.claims.verdict import ClaimVerdict
 from essence.report.results.records import Results
 
 NOT_KNOWN = "not known"
@@ -47,9 +49,10 @@ class Answered:
         return (*found, *((self.open,) if self.open else ()))
 
 
-def answer(venue: Venue, results: Results) -> list[Answered]:
-    """Every question of a venue, answered from the records of one experiment."""
-    facts = {name: made(results) or [KnownFact(NOTHING_OF[name], known=False)] for name, made in FACTS.items()}
+def answer(venue: Venue, results: Results, judged: Sequence[ClaimVerdict] | None = None) -> list[Answered]:
+    """Every question of a venue, answered from the records of one experiment; `judged`: its verdicts, where known."""
+    told = {**FACTS, "verdicts": partial(verdicts, judged=judged)}
+    facts = {name: made(results) or [KnownFact(NOTHING_OF[name], known=False)] for name, made in told.items()}
     return [
         Answered(
             question.number,

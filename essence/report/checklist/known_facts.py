@@ -17,7 +17,7 @@ from essence.record.manifest import Manifest
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import DownloadManifest
 from essence.report.checklist.stated_licence import stated_licence
-from essence.report.claims.verdict import judge
+from essence.report.claims.verdict import ClaimVerdict, judge
 from essence.report.page.claims_table import claim_rows
 from essence.report.results.records import CellResult, Group, Results
 from essence.report.results.run_facts import Fact, environment_facts, settings_facts
@@ -197,9 +197,9 @@ def _setting(group: Group) -> str:
     return key.label
 
 
-def verdicts(results: Results) -> Facts:
-    """The paper's claims that this run says something of."""
-    rows = [row for row in claim_rows(judge([results])) if row.word != "not run"]
+def verdicts(results: Results, judged: Sequence[ClaimVerdict] | None = None) -> Facts:
+    """The paper's claims that this run says something of; `judged`: their verdicts, where they are known."""
+    rows = [row for row in claim_rows(judge([results]) if judged is None else judged) if row.word != "not run"]
     return [
         KnownFact(f"{row.title}: {row.verdict} (ours {row.ours}; {row.count}).", row.stages)
         for row in rows
