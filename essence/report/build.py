@@ -32,6 +32,12 @@ from essence.report.results.records import Figure, Group, GroupKey, Results
 from essence.report.results.stage_reader import read_stage
 
 SCHEMA_VERSION = 2
+ELSEWHERE = (
+    "text.py", "evaluation/statistics.py", "plan/cost_table.py", "record/machine_load.py", "sizes/architecture.py",
+    "sizes/memory.py",
+)  # fmt: skip
+"""Modules outside this package whose numbers and words stand in a report: how values are written, intervals, the
+computed costs, loads."""
 
 
 def write_report(run_dir: Path, experiment: str) -> Path:
@@ -68,9 +74,10 @@ def made_from(run_dir: Path, experiment: str) -> str:
 
 
 def own_files() -> list[Path]:
-    """What decides how a report looks and what it says: the files of this package, claims and questions."""
+    """What decides how a report looks and what it says: files of this package and `ELSEWHERE`, claims and questions."""
     found = (file for kind in ("py", "html", "js") for file in Path(__file__).parent.rglob(f"*.{kind}"))
-    return [*sorted(found), CLAIMS_FILE, QUESTIONS_FILE]
+    elsewhere = (Path(__file__).parents[1] / name for name in ELSEWHERE)
+    return [*sorted(found), *elsewhere, CLAIMS_FILE, QUESTIONS_FILE]
 
 
 def write_results(results: Results) -> Path:

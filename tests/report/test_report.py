@@ -387,6 +387,7 @@ def test_no_part_of_a_report_can_be_written_otherwise_under_a_new_seal(part: str
 def test_a_report_is_of_the_page_and_the_claims_of_this_version() -> None:
     names = {file.name for file in own_files()}
     assert {"template.html", "charts.js", "build.py", "verdict.py", "stage_reader.py", "claims.toml"} <= names
+    assert {"text.py", "statistics.py", "cost_table.py", "machine_load.py"} <= names
 
 
 def test_a_report_is_current_until_a_manifest_changes(run: SyntheticRun, reported: SyntheticRun) -> None:
