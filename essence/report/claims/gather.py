@@ -152,6 +152,8 @@ def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
                     matched=_matched(arm),
                     tokens=cell.cost.kept_tokens,
                     labels=read.supervised_tokens if (read := cell.train.trained_rows) else None,
+                    rows=read.rows if read else None,
+                    budget=cell.token_budget is not None,
                 ),
             )
 
@@ -192,4 +194,5 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 load=cell.train.load,
                 ran=_ran(cell.train),
                 loss_form=training.settings.executed.preflight.objective.form or "",
+                budget=cell.token_budget is not None,
             )
