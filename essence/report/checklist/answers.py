@@ -1,12 +1,12 @@
 """A venue's questions with their answers, as text, LaTeX and JSON."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 
-from essence.report.checklist.known_facts import FACTS, NOTHING_OF, KnownFact, verdicts
+from essence.report.checklist.known_facts import FACTS, NOTHING_OF, Facts, KnownFact, verdicts
 from essence.report.checklist.venues import Venue
 from essence.report.claims.verdict import ClaimVerdict
 from essence.report.results.records import Results
@@ -51,7 +51,7 @@ class Answered:
 
 def answer(venue: Venue, results: Results, judged: Sequence[ClaimVerdict] | None = None) -> list[Answered]:
     """Every question of a venue, answered from the records of one experiment; `judged`: its verdicts, where known."""
-    told = {**FACTS, "verdicts": partial(verdicts, judged=judged)}
+    told: dict[str, Callable[[Results], Facts]] = {**FACTS, "verdicts": partial(verdicts, judged=judged)}
     facts = {name: made(results) or [KnownFact(NOTHING_OF[name], known=False)] for name, made in told.items()}
     return [
         Answered(
