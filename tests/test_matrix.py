@@ -99,7 +99,7 @@ def test_ctrl_c_stops_the_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
     status = json.loads(invoke("status", "--experiment", "micro", "--runs", str(tmp_path), "--json").stdout)
     assert status["counts"]["running"] >= 1 and f"process {host.pid}" in status["held_by"]
     host.send_signal(signal.SIGINT)
-    output, errors = host.communicate(timeout=90)
+    output, errors = host.communicate(timeout=300)
     assert host.returncode == 130, output + errors
     assert f"to go on: invoke reproduce {MICRO} --runs {tmp_path}" in output
     assert stage_processes(tmp_path) == []

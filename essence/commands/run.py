@@ -27,6 +27,7 @@ from essence.engines.runner import Capacity, Runner, Summary, last_lines
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExitCode, MachineError, disk_error
 from essence.files import GIB
+from essence.plan.fit import main_memory_of_trainings
 from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.live_records import FailureRecord, look_at
 from essence.record.run_directory import RunDirectory, StageFolder, hold
@@ -62,7 +63,8 @@ def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
     code = save_plan(plan, selection)
     resources = selection.loaded.experiment.resources
     pool = GpuPool.of_this_machine(selection.engine.gpus_in_use)
-    capacity = Capacity(resources.parallel_stages, pool, psutil.virtual_memory().total / GIB)
+    estimated = main_memory_of_trainings(selection.plan, selection.run_directory) if resources.gpus else {}
+    capacity = Capacity(resources.parallel_stages, pool, psutil.virtual_memory().total / GIB, estimated)
     at_once = max(capacity.parallel, pool.stages_at_once(resources.gpus))
     found = partial(_found, selection.run_directory)
     with RunDisplay(console, selection.wanted, selection.left(), at_once, found) as display:

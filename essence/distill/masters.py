@@ -3,7 +3,8 @@
 A student that is trained whole in bfloat16 has bfloat16 weights, so activations, residual stream and norms are bfloat16
 too, as under the released FSDP. Beside each weight stands its float32 master, which the optimiser updates and of which
 the weight is a rounding; gradients are added up in float32 over the passes of a step, and cross between ranks once, in
-`reduce_dtype`. Under ZeRO, DeepSpeed does the same with its shards (`essence/distill/zero.py`).
+`reduce_dtype`. Under ZeRO, DeepSpeed has the masters as shards (`essence/distill/zero.py`); there the gradients of each
+pass cross in `reduce_dtype`, and their owner adds them up in float32.
 """
 
 from collections.abc import Iterator, Sequence

@@ -41,6 +41,9 @@ class ZeroBackend:
             _deepspeed().zero.register_external_parameter(distiller.objective, head_weight(self.student))
         lowered = lowers_weights(settings)
         exact = _rounded(self.student) if lowered else {}
+        if found:
+            # Its masters come from the checkpoint: two copies of all weights would not fit beside each other.
+            exact.clear()
         config = {
             **_config(self.stage, ranks, device),
             **(_mixed(settings.reduce_dtype) if lowered else {}),

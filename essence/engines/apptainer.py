@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
-from essence.engines.engine import NETWORK_VARIABLES, Engine, Launch, Mount
+from essence.engines.engine import DEVICE_ORDER, NETWORK_VARIABLES, Engine, Launch, Mount
 from essence.engines.recipes import ImageRecipe, check_decoder, recipe
 from essence.engines.secrets import Token, token
 from essence.engines.sif_builds import check_disk, make_sifs, sources
@@ -79,7 +79,11 @@ class ApptainerEngine(Engine):
         images = [recipe(name, self.flavour) for name in sorted({stage.runs_in for stage in stages})]
         return [image for image in images if not sif_file(image).is_file()]
 
-    def check_making(self, images: list[ImageRecipe]) -> None:
+    def check_making(self, stages: list[PlannedStage], images: list[ImageRecipe]) -> None:
+        check_decoder(stages, self.flavour)
+        for name in sorted({stage.runs_in for stage in stages}):
+            if (image := recipe(name, self.flavour)) not in images:
+                found_sif(image, self._cure())
         check_disk(images)
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
@@ -188,7 +192,7 @@ def gpu_variables(around: Launch) -> dict[str, str]:
     """So many GPUs as the stage asks for: --nv alone shows all of the machine."""
     count = around.resources.gpus
     chosen = around.chosen_gpus() or [str(index) for index in range(count)]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)} if count else {}
+    return {"CUDA_DEVICE_ORDER": DEVICE_ORDER, "CUDA_VISIBLE_DEVICES": ",".join(chosen)} if count else {}
 
 
 def work_folder(around: Launch) -> Path:

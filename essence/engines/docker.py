@@ -102,7 +102,8 @@ class DockerEngine(Engine):
             return False
         return True
 
-    def check_making(self, images: list[ImageRecipe]) -> None:
+    def check_making(self, stages: list[PlannedStage], images: list[ImageRecipe]) -> None:
+        check_decoder(stages, self.flavour)
         try:
             check_buildx()
         except MachineError as error:
@@ -165,9 +166,13 @@ class DockerEngine(Engine):
         except (APIError, requests.RequestException) as error:
             raise _cannot_start(surroundings, error) from error
 
-    def gpus_in_use(self) -> dict[str, Path]:
+    def gpus_in_use(self) -> dict[str, Path] | None:
         """Those of all containers of stages that run on this engine, whoever started them."""
-        running = self.client.containers.list(filters={"label": GPUS})
+        try:
+            # One that ends while it is looked at has none.
+            running = self.client.containers.list(filters={"label": GPUS}, ignore_removed=True)
+        except (APIError, requests.RequestException):
+            return None
         return {
             name: Path(container.labels[FOLDER])
             for container in running
@@ -177,7 +182,7 @@ class DockerEngine(Engine):
 
     def _left_behind(self, surroundings: Launch) -> list[Container]:
         labels = [f"{FOLDER}={surroundings.folder.path}"]
-        return list(self.client.containers.list(all=True, filters={"label": labels}))
+        return list(self.client.containers.list(all=True, filters={"label": labels}, ignore_removed=True))
 
     def _start(self, surroundings: Launch) -> DockerStage:
         log_start = surroundings.folder.log.stat().st_size if surroundings.folder.log.is_file() else 0

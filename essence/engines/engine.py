@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 NETWORK_VARIABLES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 """What a download is told of the caller's environment."""
 CERTIFICATES = "SSL_CERT_FILE"
+DEVICE_ORDER = "PCI_BUS_ID"
+"""By which a number means the same GPU to CUDA as to the driver's tools; by itself CUDA begins with the fastest."""
 PRIVATE_TMP = Path("/tmp")  # noqa: S108  a tmpfs of the container's own
 
 
@@ -217,16 +219,16 @@ class Engine(ABC):
         del stages
         return []
 
-    def check_making(self, images: list[ImageRecipe]) -> None:
-        """KitError when these images cannot be made here."""
-        del images
+    def check_making(self, stages: list[PlannedStage], images: list[ImageRecipe]) -> None:
+        """KitError when these images cannot be made here, or would not be enough for these stages."""
+        del stages, images
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Make these images; what makes them shows on standard error how far it is."""
         del images, say
 
-    def gpus_in_use(self) -> dict[str, Path]:
-        """GPU -> folder of the stage that has it and outlives this process: one in a container."""
+    def gpus_in_use(self) -> dict[str, Path] | None:
+        """GPU -> folder of the stage that has it and outlives this process: one in a container; None = not told now."""
         return {}
 
     def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
@@ -237,7 +239,7 @@ class Engine(ABC):
         if not engine.met:
             return
         if lacking := self.lacking(stages):
-            yield asked("images", lambda: self.check_making(lacking), to_be_made(lacking))
+            yield asked("images", lambda: self.check_making(stages, lacking), to_be_made(lacking))
         else:
             names = ", ".join(sorted({stage.runs_in for stage in stages}))
             yield asked("environments", lambda: self.check(stages), f"{names} are there")

@@ -4,22 +4,22 @@ A GPU is taken by a lock on a file that the stage's own processes keep open: it 
 were the host killed or not. A container keeps no file open, but can be asked when the host is gone: the engine does.
 """
 
-import contextlib
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from essence.errors import MachineError
 from essence.files import sha256_text
 from essence.progress import visible_gpus
 from essence.record.facts import query_gpus
 from essence.record.manifest import Gpu
 
 NAME_DIGITS = 16
-InUse = Callable[[], Mapping[str, Path]]
-"""GPU -> folder of the stage whose container has it."""
+InUse = Callable[[], Mapping[str, Path] | None]
+"""GPU -> folder of the stage whose container has it; None where the engine does not say just now."""
+LOCKS = Path("/tmp")  # noqa: S108  the same for all shells: TMPDIR differs between them
 
 
 @dataclass(frozen=True)
@@ -53,43 +53,76 @@ class GpuPool:
         """The GPUs of CUDA_VISIBLE_DEVICES, or all that the driver tells of."""
         gpus = query_gpus()
         names = visible_gpus() or [gpu.index for gpu in gpus if gpu.index]
-        return cls({name: _identity(name, gpus) for name in names}, in_use)
+
+        def identified() -> dict[str, Path] | None:
+            """Another run may know a GPU by another name."""
+            found = in_use()
+            return None if found is None else {_identity(name, gpus): stage for name, stage in found.items()}
+
+        return cls({name: _identity(name, gpus) for name in names}, identified)
 
     def stages_at_once(self, count: int) -> int:
         """How many stages of so many GPUs these are enough for; 0 where a stage asks for none."""
         return len(self.identities) // count if count else 0
 
     def take(self, count: int, stage: Path) -> TakenGpus | None:
-        """So many free GPUs for the stage of this folder, or None; those that a container of its own has come first."""
-        in_use = self.in_use()
-        mine = [name for name in self.identities if in_use.get(name) == stage]
-        free = [name for name in self.identities if name not in in_use]
+        """So many free GPUs for the stage of this folder, or None; those that a container of its own has come first.
+
+        Raises:
+            MachineError: there will never be so many, or their locks cannot be kept.
+        """
+        if count > len(self.identities):
+            raise MachineError(
+                f"a stage asks for {count} GPUs, and this run may use {len(self.identities)}",
+                "set CUDA_VISIBLE_DEVICES to more, or gpus in [resources] to fewer",
+            )
         taken: dict[str, int] = {}
-        for name in [*mine, *free]:
+        for name in self._in_order(stage):
             if len(taken) < count and (descriptor := self._lock(name)) is not None:
                 taken[name] = descriptor
-        if len(taken) == count:
+        # A host that died in between may have left a container on one of them.
+        if len(taken) == count and set(taken) <= set(self._in_order(stage)):
             return TakenGpus(tuple(taken), tuple(taken.values()))
         for descriptor in taken.values():
             os.close(descriptor)
         return None
 
+    def _in_order(self, stage: Path) -> list[str]:
+        """What no other stage's container has, its own first."""
+        in_use = self.in_use()
+        if in_use is None:
+            return []
+        mine = [name for name, identity in self.identities.items() if in_use.get(identity) == stage]
+        return mine + [name for name, identity in self.identities.items() if identity not in in_use]
+
     def _lock(self, name: str) -> int | None:
         """An open, locked file; None where somebody else has it."""
-        folder = lock_folder()
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / sha256_text(self.identities[name])[:NAME_DIGITS]
+        path = lock_folder() / sha256_text(self.identities[name])[:NAME_DIGITS]
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            # What tidies up folders of temporary files goes by their age.
+            os.utime(descriptor)
+            if path.exists() and os.path.samestat(path.lstat(), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            os.close(descriptor)
+            raise MachineError(
+                f"{path}: cannot be locked ({error.strerror})", "make it a file of a local disk"
+            ) from None
         os.close(descriptor)
         return None
 
 
 def lock_folder() -> Path:
     """Of this user on this machine: GPUs of a machine are few, and runs of one user meet there."""
-    return Path(tempfile.gettempdir()) / f"essence-gpus-{os.getuid()}"
+    folder = LOCKS / f"essence-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise MachineError(f"{folder}: is not this user's own folder", "have it removed")
+    return folder
 
 
 def _identity(name: str, gpus: Iterable[Gpu]) -> str:

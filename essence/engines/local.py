@@ -14,7 +14,7 @@ from pathlib import Path
 
 import essence
 from essence.engines import environments
-from essence.engines.engine import Engine, Exit, Launch, ended_by_signal, memory_kills
+from essence.engines.engine import DEVICE_ORDER, Engine, Exit, Launch, ended_by_signal, memory_kills
 from essence.engines.inherited import inherited
 from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import token
@@ -95,7 +95,9 @@ def check_torch(gpus: bool) -> None:
 def variables(surroundings: Launch) -> dict[str, str]:
     """The whole environment of a stage's process: the caller's without secrets, and what the kit says."""
     own = {"ESSENCE_PARENT": str(os.getpid()), "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUTF8": "1"}
-    gpus = {"CUDA_VISIBLE_DEVICES": ",".join(surroundings.gpus)} if surroundings.gpus else {}
+    gpus = {}
+    if surroundings.gpus:
+        gpus = {"CUDA_DEVICE_ORDER": DEVICE_ORDER, "CUDA_VISIBLE_DEVICES": ",".join(surroundings.gpus)}
     return {**inherited(), **surroundings.variables, **gpus, **own}
 
 

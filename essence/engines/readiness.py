@@ -13,6 +13,7 @@ from pathlib import Path
 from essence.engines.choice import DOCKER, queueing
 from essence.engines.engine import fetches
 from essence.engines.gpu_pool import GpuPool
+from essence.engines.image_builds import to_be_made
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
 from essence.engines.requirement import Requirement, asked, unmet
@@ -73,8 +74,20 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
         yield from _fits(selection, left, machine)
         yield _disk(selection, machine)
         yield from selection.engine.requirements(left, selection.run_directory)
+        if offline:
+            yield from _images_offline(selection, left)
     # Compute nodes have no network.
     yield from _downloads(selection, thorough, offline or selection.engine.queue is not None)
+
+
+def _images_offline(selection: Run, left: list[PlannedStage]) -> Iterator[Requirement]:
+    """Images that a run would make, which takes a network."""
+    engine = selection.engine
+    if engine.queue or not asked("", lambda: engine.check([])).met:
+        return
+    if lacking := engine.lacking(left):
+        cure = f"on a machine with network: make images sif FLAVOUR={selection.flavour}, and bring them here"
+        yield Requirement("images offline", to_be_made(lacking), "images that are here", cure)
 
 
 def doctor_command(selection: Run) -> str:
@@ -175,14 +188,14 @@ def _memory(selection: Run, left: list[PlannedStage], machine: Machine) -> Itera
 
 
 def room_of(selection: Run, machine: Machine) -> Room:
-    """What the stages can use: of a cluster's nodes what `[resources]` says, of this machine what is there.
+    """What the stages can use: of a cluster's nodes what the jobs ask for, of this machine what is there.
 
     Where this machine has no such GPU, which is told anyway, the one that is asked for counts.
     """
     planned = planned_room(selection.loaded)
-    if selection.engine.queue:
-        return planned
     limit = selection.loaded.experiment.resources.memory_gib
+    if queue := selection.engine.queue:
+        return replace(planned, main_gib=limit or queue.site.limits["train"].memory_gib or planned.main_gib)
     main = min(machine.memory_gib, limit) if limit else machine.memory_gib
     return Room(machine.gpu_memory_gib or planned.gpu_gib, main)
 

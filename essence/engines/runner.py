@@ -8,7 +8,7 @@ import importlib.util
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -85,6 +85,12 @@ class Capacity:
     """Of stages with GPUs as many as find free ones here."""
     memory_gib: float = math.inf
     """Main memory of this machine, for those stages together."""
+    estimated_gib: Mapping[str, float] = field(default_factory=dict)
+    """Stage id -> main memory that it is expected to take, of stages that name no limit of their own."""
+
+    def main_gib(self, stage: PlannedStage) -> float:
+        """What a stage takes of the main memory; 0 = not known."""
+        return stage.resources.memory_gib or self.estimated_gib.get(stage.id, 0.0)
 
 
 @dataclass
@@ -98,8 +104,8 @@ class Runner:
     code: dict[str, Any]
     display: Display
     _running: dict[str, _Started] = field(default_factory=dict)
-    _next_look_s: float = 0.0
-    """When GPUs are looked for again, by the clock of `time.monotonic`."""
+    _next_look_s: dict[int, float] = field(default_factory=dict)
+    """Number of GPUs -> when so many are looked for again, by the clock of `time.monotonic`."""
     _stopping: bool = False
     _checked: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
@@ -167,12 +173,13 @@ class Runner:
         if not pool.identities:
             # They cannot be told apart here: one stage at a time has all that the engine gives it.
             return None if others else NO_GPUS
-        memory = sum(one.stage.resources.memory_gib for one in others) + stage.resources.memory_gib
-        if (others and memory > self.capacity.memory_gib) or time.monotonic() < self._next_look_s:
+        memory = sum(map(self.capacity.main_gib, (stage, *(one.stage for one in others))))
+        asked = stage.resources.gpus
+        if (others and memory > self.capacity.memory_gib) or time.monotonic() < self._next_look_s.get(asked, 0.0):
             return None
-        taken = pool.take(stage.resources.gpus, self._folder(stage).path)
+        taken = pool.take(asked, self._folder(stage).path)
         if taken is None:
-            self._next_look_s = time.monotonic() + GPU_POLL_S
+            self._next_look_s[asked] = time.monotonic() + GPU_POLL_S
             if not self._running and stage.id not in self._told:
                 self._told.add(stage.id)
                 self.display.waits_for_gpus(stage)
@@ -205,7 +212,7 @@ class Runner:
             if (ending := one.process.poll()) is not None:
                 del self._running[one.stage.id]
                 one.gpus.leave()
-                self._next_look_s = 0.0
+                self._next_look_s.clear()
                 self._ended(one.stage, ending, time.monotonic() - one.at, summary)
 
     def _ended(self, stage: PlannedStage, ending: Exit, seconds: float, summary: Summary) -> None:

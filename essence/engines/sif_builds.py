@@ -80,11 +80,13 @@ def make_sifs(found: Sequence[tuple[ImageRecipe, ImageSource]], say: Callable[[s
 
 def check_disk(images: Sequence[ImageRecipe]) -> None:
     """MachineError where these SIFs, or what Apptainer unpacks while it makes the largest, find no room."""
-    wanted = {sif_folder(): sum(image.compressed_gib for image in images)}
     work = Path(next(filter(None, map(os.environ.get, WORK_VARIABLES)), tempfile.gettempdir()))
-    wanted[work] = wanted.get(work, 0.0) + UNPACKED * max(image.compressed_gib for image in images)
-    for folder, gib in wanted.items():
-        here = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    unpacked = UNPACKED * max(image.compressed_gib for image in images)
+    asked = [(sif_folder(), sum(image.compressed_gib for image in images)), (work, unpacked)]
+    places = [next(path for path in (folder, *folder.absolute().parents) if path.is_dir()) for folder, _ in asked]
+    on_one_disk = len({path.stat().st_dev for path in places}) == 1
+    for (folder, own), here in zip(asked, places, strict=True):
+        gib = sum(each for _, each in asked) if on_one_disk else own
         if (free := shutil.disk_usage(here).free / GIB) < gib:
             raise MachineError(
                 f"{folder}: {free:.1f} GiB are free, and making {', '.join(image.name for image in images)} takes "

@@ -80,6 +80,13 @@ def fits_of(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] 
     return [fit for fit in found if fit]
 
 
+def main_memory_of_trainings(plan: Plan, run_directory: RunDirectory) -> dict[str, float]:
+    """Stage id -> GiB of main memory that a training is expected to take, where sizes are known."""
+    room = planned_room(plan.loaded)
+    found = {cell.stages["train"]: training_fit(cell, plan.loaded, run_directory, room) for cell in plan.cells}
+    return {stage: fit.main_gib for stage, fit in found.items() if fit and fit.main_gib is not None}
+
+
 def _trainings(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] | None) -> Iterator[Fit | None]:
     for cell in plan.cells:
         if left is None or cell.stages["train"] in left:

@@ -160,7 +160,9 @@ def device_bytes(load: DeviceLoad) -> int:
 
 def loading_bytes(load: DeviceLoad) -> int:
     """While models are put on a device: the teacher first, whole before it is shared out; then the student."""
-    teacher, student = load.teacher, FLOAT32_BYTES * load.student.parameters
+    teacher = load.teacher
+    # While weights are lowered, both forms lie beside each other.
+    student = (FLOAT32_BYTES + (BYTES["bfloat16"] if load.lowered else 0)) * load.student.parameters
     size = BYTES[load.compute_dtype]
     whole = size * teacher.parameters if teacher and not load.teacher_stored else 0
     alone = whole if load.teacher_placement != "offloaded" else 0

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from essence.engines.gpu_pool import GpuPool
+from essence.errors import MachineError
 from essence.record.facts import query_gpus
+from essence.record.manifest import Gpu
 from support.gpu_host import matrix, run
 from support.project import PROJECT
 
@@ -118,13 +120,51 @@ def test_what_a_killed_host_has_started_goes_on_to_hold_its_gpus() -> None:
 
 
 def test_a_container_that_outlived_its_host_keeps_its_gpus_for_its_own_stage() -> None:
-    pool = GpuPool(EIGHT, lambda: {"2": Path("/stages/a"), "3": Path("/stages/a"), "5": Path("/stages/b")})
+    in_use = {EIGHT[name]: Path("/stages") / stage for name, stage in (("2", "a"), ("3", "a"), ("5", "b"))}
+    pool = GpuPool(EIGHT, lambda: in_use)
     taken = pool.take(2, Path("/stages/a"))
     assert taken and taken.names == ("2", "3")
     other = pool.take(5, Path("/stages/c"))
     assert other and other.names == ("0", "1", "4", "6", "7") and pool.take(1, Path("/stages/d")) is None
     taken.leave()
     other.leave()
+
+
+def test_a_container_of_another_name_for_its_gpu_and_one_that_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels say how the host of the container called its GPUs."""
+    monkeypatch.setattr("essence.engines.gpu_pool.visible_gpus", lambda: ["GPU-a", "GPU-b"])
+    gpus = [Gpu(index="0", uuid=f"GPU-a-{os.getpid()}"), Gpu(index="1", uuid=f"GPU-b-{os.getpid()}")]
+    monkeypatch.setattr("essence.engines.gpu_pool.query_gpus", lambda: gpus)
+    pool = GpuPool.of_this_machine(lambda: {"0": Path("/stages/a")})
+    assert pool.take(2, Path("/stages/b")) is None
+    taken = pool.take(1, Path("/stages/b"))
+    assert taken and taken.names == ("GPU-b",)
+    taken.leave()
+    looks = iter([{}, {"0": Path("/stages/a")}])
+    late = GpuPool(EIGHT, lambda: {EIGHT[name]: stage for name, stage in next(looks).items()})
+    assert late.take(1, Path("/stages/b")) is None
+    silent = GpuPool(EIGHT, lambda: None)
+    assert silent.take(1, Path("/stages/b")) is None
+
+
+def test_what_never_comes_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match="asks for 9 GPUs, and this run may use 8"):
+        GpuPool(EIGHT).take(9, Path("/a"))
+    monkeypatch.setattr("essence.engines.gpu_pool.LOCKS", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"essence-gpus-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(MachineError, match="is not this user's own folder"):
+        GpuPool(EIGHT).take(1, Path("/a"))
+
+
+def test_a_lock_is_on_a_file_of_today(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What tidies up folders of temporary files goes by their age."""
+    monkeypatch.setattr("essence.engines.gpu_pool.LOCKS", tmp_path)
+    taken = GpuPool(EIGHT).take(1, Path("/a"))
+    assert taken
+    held = list((tmp_path / f"essence-gpus-{os.getuid()}").iterdir())
+    assert len(held) == 1 and time.time() - held[0].stat().st_mtime < 60
+    taken.leave()
 
 
 def test_a_gpu_is_one_gpu_by_its_index_and_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

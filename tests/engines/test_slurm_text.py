@@ -48,10 +48,10 @@ def test_golden_texts(name: str, nodes: int, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("expected_s", "asked"),
-    [(None, "1-00:00:00"), (0.0, "03:00:00"), (5401.0, "03:10:00"), (30000.0, "16:40:00"), (43199.0, "1-00:00:00")],
+    [(None, "1-00:00:00"), (0.0, "03:10:00"), (5401.0, "03:20:00"), (30000.0, "16:50:00"), (43199.0, "1-00:00:00")],
 )
 def test_a_job_asks_for_twice_what_is_expected(expected_s: float | None, asked: str) -> None:
-    """At least three hours, full ten minutes, at most what the site file gives."""
+    """At least three hours and the ten minutes of signal_s, full ten minutes, at most what the site file gives."""
     site = load_site("alliance-h100")
     text = batch_text(replace(job(), expected_s=expected_s), site)
     assert f"#SBATCH --time={asked}\n" in text

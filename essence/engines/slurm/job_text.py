@@ -79,7 +79,7 @@ def _job_values(job: Job, site: Site) -> dict[str, Any]:
         "spec_file": str(around.folder.spec),
         "spec": json.dumps(job.spec.model_dump(mode="json"), ensure_ascii=True),
         "limits": limits,
-        "time": limits.asked(job.expected_s),
+        "time": limits.asked(job.expected_s, site.signal_s),
         "nodes": resources.nodes,
         "gpus": resources.gpus,
         "memory_mib": int(resources.memory_gib * MIB_IN_GIB) or limits.memory_gib * MIB_IN_GIB,

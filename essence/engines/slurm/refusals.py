@@ -61,7 +61,7 @@ def cure(site: Site, name: str, job: Job, words: str) -> str:
     known = next((text for reason, text in TABLE.items() if re.search(reason, words, re.IGNORECASE)), "")
     stage, gpus = job.surroundings.stage, job.surroundings.resources.gpus
     limits = site.limits[stage]
-    time = limits.asked(job.expected_s)
+    time = limits.asked(job.expected_s, site.signal_s)
     asked = f"limits.{stage} = {time}, {limits.memory_gib} GiB, {limits.cpus} cores"
     asked += f", gpu_type = '{site.gpu_type}' with {gpus} GPUs" if gpus else ""
     there = ", ".join(queue.partitions()) if "{partitions}" in known else ""

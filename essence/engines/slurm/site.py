@@ -63,9 +63,10 @@ class StageLimits(Record):
         hours, minutes, seconds = map(int, clock.split(":"))
         return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
-    def asked(self, expected_s: float | None) -> str:
-        """The time that a job asks for: twice what is expected, at least three hours; without an estimate, the most."""
-        wanted = max(MARGIN * expected_s, LEAST_ASKED_S) if expected_s is not None else self.seconds
+    def asked(self, expected_s: float | None, signal_s: int) -> str:
+        """The time that a job asks for: twice what is expected, at least three hours, and what comes after the signal;
+        without an estimate, the most."""
+        wanted = max(MARGIN * expected_s, LEAST_ASKED_S) + signal_s if expected_s is not None else self.seconds
         if wanted >= self.seconds:
             return self.time
         minutes = math.ceil(wanted / ROUNDED_S) * ROUNDED_S // 60
