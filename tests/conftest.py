@@ -1,6 +1,7 @@
 """Fixtures and settings for all tests."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,9 @@ hypothesis_settings.load_profile("essence")
 for name in ("ESSENCE_ENGINE", "ESSENCE_SITE"):
     os.environ.pop(name, None)
 os.environ.setdefault("ESSENCE_ENVIRONMENTS", "/nonexistent")
+# A shell that starts something in the background lets it ignore Ctrl-C, and so all that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Hundreds of processes are started: one that may not keep bytecode compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -60,7 +60,7 @@ def test_the_completion_of_a_worker_killed_from_outside_is_graded_again() -> Non
     before = {process.pid for process in multiprocessing.active_children()}
     items = [Item("42", f"{number} " + "and so on, " * 200 + r"\boxed{42}") for number in range(120)]
     kills = 0
-    with closing(grade_all(items, "math-verify", 60.0, 2)) as graded:
+    with closing(grade_all(items, "math-verify", 60.0, 1)) as graded:
         verdicts = [next(graded)]
         for verdict in graded:
             verdicts.append(verdict)
