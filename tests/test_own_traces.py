@@ -30,6 +30,12 @@ from essence.stages import download, tokenize
 from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, write_tokenizer
 
 
+@pytest.fixture(autouse=True)
+def _without_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experiments ask for GPUs, and a Docker engine of other tests may answer."""
+    monkeypatch.setenv("ESSENCE_ENGINE", "local")
+
+
 def messages(question: str, answer: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
