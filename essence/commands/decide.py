@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from essence.commands.options import select
-from essence.commands.planned_design import planned_design, without_teacher
+from essence.commands.planned_design import judged_benchmarks, planned_design, without_teacher
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.decision_power import UNMEASURED, Chances, Design, Hours, chances, cheapest, fewest_seeds
@@ -161,7 +161,7 @@ def what_is_known(selection: Run, asked: Question) -> Known:
 
 
 def _pilot(selection: Run, claim: Claim) -> Pilot | None:
-    """Of the settings that are planned, else of any that the claim is about."""
+    """Of the settings and benchmarks that are planned and judged, else of any that the claim is about."""
     root = selection.run_directory
     evidence = gather([read_results(root.root, name) for name in root.experiments()])
     cells = [plan.cell for plan in selection.plan.cells]
@@ -169,6 +169,7 @@ def _pilot(selection: Run, claim: Claim) -> Pilot | None:
         update={
             "datasets": sorted({cell.dataset for cell in cells}),
             "pairs": sorted({f"{cell.teacher}_{cell.student}" for cell in cells}),
+            "benchmarks": judged_benchmarks(selection.plan.cells, claim),
         }
     )
     some = [evidence.under(name) for name in dict.fromkeys(cell.protocol for cell in cells)]

@@ -1,6 +1,7 @@
 """From the planned cells to the design that the planner computes with: settings, seeds, samples, GPU hours."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from essence.engines.selected_run import Run
@@ -15,7 +16,7 @@ UNKNOWN_PROBLEMS = 30
 
 
 def planned_design(selection: Run, claim: Claim, accuracy: float) -> tuple[Design, Hours | None]:
-    """Settings that have both arms, the fewest seeds of an arm, and GPU hours where they can be estimated.
+    """Settings that have both arms on the same rows, the fewest seeds of an arm, and GPU hours where they can be known.
 
     accuracy: expected at LSP 1.0, as a share of 1. ExperimentError where no setting has both arms, or has no teacher.
     """
@@ -24,10 +25,10 @@ def planned_design(selection: Run, claim: Claim, accuracy: float) -> tuple[Desig
     if without_teacher(selection):
         raise ExperimentError(f"{selection.name}: trains without a teacher, so no claim on distillation is about it")
     if not both:
-        raise ExperimentError(f"{selection.name}: no setting has cells at LSP {claim.lsp:g} and 1.0")
+        raise ExperimentError(f"{selection.name}: no setting has cells at LSP {claim.lsp:g} and 1.0 of the same rows")
     cells = [plan for found in both for lsp in sides for plan in found[lsp]]
-    benchmarks = {evaluation.benchmark for plan in cells for evaluation in plan.evaluations}
-    samples = min((e.samples for plan in cells for e in plan.evaluations), default=1)
+    benchmarks = judged_benchmarks(cells, claim)
+    samples = min((e.samples for plan in cells for e in plan.evaluations if e.benchmark in benchmarks), default=1)
     catalogue, section = selection.loaded.catalogue.benchmarks, selection.loaded.experiment.evaluation
     problems = [section.problems or catalogue[name].problems or UNKNOWN_PROBLEMS for name in benchmarks]
     design = Design(
@@ -41,6 +42,13 @@ def planned_design(selection: Run, claim: Claim, accuracy: float) -> tuple[Desig
         retention=claim.reported or sum(claim.band) / 2.0,
     )
     return design, _hours(selection, cells, samples)
+
+
+def judged_benchmarks(plans: Sequence[CellPlan], claim: Claim) -> list[str]:
+    """Benchmarks that the claim will be judged on: of those that are planned the claim's own, else all of them."""
+    planned = [(plan.cell, evaluation.benchmark) for plan in plans for evaluation in plan.evaluations]
+    own = {name for cell, name in planned if claim.speaks_of(cell.dataset, cell.teacher, cell.student, name)}
+    return sorted(own or {name for _, name in planned})
 
 
 def without_teacher(selection: Run) -> bool:
@@ -57,13 +65,19 @@ def _with_all(arms: list[Arms], sides: tuple[float, ...]) -> list[Arms]:
 
 
 def _arms(selection: Run, claim: Claim) -> list[list[Arms]]:
-    """The settings of each protocol, which are judged apart; those outside the claim only where none is inside."""
-    plans = [p for p in selection.plan.cells if (p.cell.span, p.cell.sections) == (claim.span, claim.sections)]
+    """The settings of each protocol, which are judged apart; those outside the claim only where none is inside.
+
+    Arms of as many tokens instead of the same rows are left out, as the verdict leaves them out.
+    """
+    plans = [
+        plan for plan in selection.plan.cells
+        if (plan.cell.span, plan.cell.sections) == (claim.span, claim.sections) and plan.cell.token_budget is None
+    ]  # fmt: skip
     inside = [p for p in plans if claim.speaks_of(p.cell.dataset, p.cell.teacher, p.cell.student, "")]
     protocols: dict[str, dict[tuple[Any, ...], Arms]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for plan in inside or plans:
         cell = plan.cell
-        setting = (cell.dataset, cell.teacher, cell.student, cell.train_rows, cell.token_budget)
+        setting = (cell.dataset, cell.teacher, cell.student, cell.train_rows)
         protocols[cell.protocol][setting][cell.lsp].append(plan)
     return [list(settings.values()) for settings in protocols.values()]
 

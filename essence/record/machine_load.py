@@ -28,7 +28,18 @@ class MachineLoad:
         """`93 % GPU`, else `wall/CPU 1.02`; empty where nothing is known."""
         if self.gpu_busy is not None:
             return f"{100 * self.gpu_busy:.0f}\u00a0% GPU"
+        return self.processor_words
+
+    @property
+    def processor_words(self) -> str:
+        """`wall/CPU 1.02`, which `differs` goes by; empty where it is not known."""
         return f"{WALL_OVER_CPU} {self.wall_over_cpu:.2f}" if self.wall_over_cpu is not None else ""
+
+    def beside(self, other: "MachineLoad") -> tuple[str, str]:
+        """Words of both: of the processor where they differ in it, however busy their GPUs were."""
+        if self.differs(other):
+            return self.processor_words, other.processor_words
+        return self.words, other.words
 
     def differs(self, other: "MachineLoad") -> bool:
         """Whether one of the two had less of the processor than the other; False where that is not known."""

@@ -154,6 +154,19 @@ def test_a_pilot_of_two_seeds_is_read_from_the_run_directory(tmp_path: Path) -> 
     assert typed["rows"][0]["design"]["accuracy"] == 0.3
 
 
+def test_arms_of_equal_tokens_and_other_benchmarks_are_no_part_of_the_design(tmp_path: Path) -> None:
+    """`controls` has one setting of equal rows, and four benchmarks; the claim is about two of them."""
+    fields = {**REAL, "protocol": "corrected", "benchmark": "gsm8k"}
+    SyntheticRun(tmp_path, experiment="pilot", lsps=(0.5, 1.0), seeds=(1, 2), texts=False, **fields).write()
+    asked = ("--decide", "retention-half", "--json", "--runs", str(tmp_path))
+    record = json.loads(invoke("plan", "--experiment", "controls", *asked).stdout)
+    design = record["rows"][0]["design"]
+    assert (design["settings"], design["seeds"], design["benchmarks"], design["problems"]) == (1, 3, 2, 30)
+    assert record["pilot"] is None  # on a benchmark that the claim is not about
+    alone = invoke("plan", "--experiment", "rewritten", *asked)
+    assert alone.returncode == 2 and "no setting has cells at LSP 0.5 and 1.0 of the same rows" in alone.stderr
+
+
 def test_a_pilot_that_was_judged_is_planned_on_at_the_next_looks_level(tmp_path: Path) -> None:
     pilot_run(tmp_path, (1, 2))
     write_report(tmp_path, "pilot")

@@ -30,7 +30,7 @@ def arm(span: str, lsp: float, accuracy: float, **changes: object) -> Scored:
     setting = Setting("bespoke", "qwen3-8b", "qwen3-4b-base", "corrected", "aime25")
     ease = accuracy + 0.1 * np.sin(7.0 * np.arange(30))
     shares = tuple(dict(zip(PROBLEMS, (ease + apart).tolist(), strict=True)) for apart in (-0.005, 0.0, 0.005))
-    fields: dict[str, object] = {"tokens": 1e6, "labels": 9e5, **changes}
+    fields: dict[str, object] = {"tokens": 1e6, "labels": 9e5, "rows": 12_000, **changes}
     name = f"{span}-{lsp}-{fields['tokens']}"
     trainings = tuple(f"{name}-{seed}" for seed in (1, 2, 3))
     return Scored(setting, "best", span, "p+cot+a", lsp, shares, trainings, 16, (f"grade-{name}",), **fields)  # type: ignore[arg-type]
@@ -94,6 +94,30 @@ def test_an_amount_is_compared_with_the_share_of_as_many_tokens() -> None:
     assert both.measured.estimate.standard_error == pytest.approx(error, rel=1e-3)
 
 
+def test_arms_that_an_amount_is_not_compared_with_are_no_part_of_the_evidence() -> None:
+    """A share further off, and a neighbour of exactly as many tokens as the other one would weigh with nothing."""
+    needed = [arm("left", 0.25, 0.2, tokens=5e5), arm("left", 0.5, 0.4), arm("first-512", 1.0, 0.35, tokens=7.5e5)]
+    beside = arm("left", 1.0, 0.5, tokens=2e6)
+    alone, among = answer("amount-over-share", *needed).measured, answer("amount-over-share", *needed, beside).measured
+    assert alone and among and alone == among and "grade-left-1.0-2000000.0" not in among.stages
+    equal = answer("amount-over-share", *needed[:2], arm("first-512", 1.0, 0.35, tokens=5e5)).measured
+    assert equal and equal.estimate.value == pytest.approx(0.15) and len(equal.rests_on) == 6
+
+
+def test_settings_whose_amounts_need_more_or_fewer_arms_all_count() -> None:
+    def elsewhere(one: Scored) -> Scored:
+        names = tuple(f"openthoughts-{name}" for name in one.trainings)
+        return replace(one, setting=one.setting._replace(dataset="openthoughts"), trainings=names)
+
+    shares = [arm("left", 0.25, 0.2, tokens=5e5), arm("left", 0.5, 0.4), arm("left", 1.0, 0.5, tokens=2e6)]
+    two = [arm("first-512", 1.0, 0.35, tokens=7.5e5), arm("first-2048", 1.0, 0.4, tokens=1.5e6)]
+    one = [elsewhere(some) for some in (*shares, arm("first-512", 1.0, 0.42, tokens=7.5e5))]
+    found = answer("amount-over-share", *shares, *two, *one).measured
+    assert found and found.settings == 2 and found.estimate.value == pytest.approx((0.0 + 0.12) / 2)
+    assert len(found.rests_on) == 3 * (5 + 3)
+    assert found.trainings == 3 and found.estimate.low is not None
+
+
 @pytest.mark.parametrize("tokens", [4e5, 2.1e6])
 def test_an_amount_beyond_every_share_is_not_compared(tokens: float) -> None:
     shares = [arm("left", 0.25, 0.2, tokens=5e5), arm("left", 1.0, 0.5, tokens=2e6)]
@@ -112,6 +136,23 @@ def test_does_a_student_that_sees_the_end_stop() -> None:
     assert shown(longer) == "yes" and longer.measured and longer.measured.estimate.value == pytest.approx(4.0)
     assert longer.measured.note == "lead+answer 0.50 1,200 tokens; left 0.50 4,000 tokens; whole rows 1,000 tokens"
     assert answer("longer-completions", replace(cut, endings=()), whole).word == "not run"
+
+
+def test_arms_of_other_numbers_of_rows_are_not_compared_as_equal_rows() -> None:
+    """At one `token_budget` the recipe is the same, and the first half has twice the rows."""
+    led, cut = arm("lead+answer", 0.5, 0.5, **ending(0.9, 1200.0)), arm("left", 0.5, 0.5, **ending(0.2, 4000.0))
+    whole = arm("left", 1.0, 0.5, rows=6_000, **ending(0.92, 1000.0))
+    for name in ("longer-completions", "answer-ends-turns-as-whole"):
+        judged = answer(name, led, cut, whole)
+        assert judged.word == "not run" and judged.advice.endswith("has 12,000 rows, whole 6,000")
+    assert shown(answer("answer-ends-turns", led, cut, whole)) == "yes"
+    unknown = answer("longer-completions", replace(cut, rows=None), whole)
+    assert unknown.word == "not run" and "do not say how many rows" in unknown.advice
+
+
+def test_arms_of_equal_tokens_answer_the_kits_own_questions() -> None:
+    left, drawn = (arm(span, 0.5, share, budget=True) for span, share in (("left", 0.5), ("random-span", 0.4)))
+    assert shown(answer("first-half-or-any-half", left, drawn)) == "yes"
 
 
 def test_one_training_of_each_arm_answers_nothing() -> None:

@@ -14,10 +14,13 @@ from essence.record.machine_load import MachineLoad
 from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
+from essence.report.claims.gather import gather
+from essence.report.claims.kept import read_with_retention
 from essence.report.claims.made_up import judge_made_up, made_up
 from essence.report.claims.measured import Measured
 from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
+from essence.report.page.findings import findings
 from essence.report.results.read import read_results
 from support.project import invoke
 from support.synthetic_run import PROBLEMS, REAL, SAMPLES, SyntheticRun
@@ -104,6 +107,72 @@ def test_a_busy_machine_is_told_and_not_judged() -> None:
     one_quiet = [*busy[:3], timed(1.0, 2, 80.0, 79.0)]
     kept = verdict("time-half", trained=one_quiet).measured
     assert kept and kept.estimate.n == 1 and "1 of 2 pairs left out" in kept.note
+
+
+def test_a_busy_machine_is_told_by_what_was_compared_however_busy_its_gpus_were() -> None:
+    cells = [timed(0.5, 1, 40.0, 40.0), timed(1.0, 1, 290.0, 68.0)]
+    on_gpus = [replace(cell, load=replace(cell.load, gpu_busy=0.93)) for cell in cells]
+    found = verdict("time-half", trained=on_gpus)
+    assert found.word == "not comparable" and found.measured
+    assert found.measured.note == "wall/CPU 1.00 at LSP 0.5, wall/CPU 4.26 at 1.0"
+    quiet = [replace(cell, load=MachineLoad(1.0, 0.93)) for cell in cells]
+    alike = verdict("time-half", trained=quiet).measured
+    assert alike and alike.note == "93\u00a0% GPU at LSP 0.5, 93\u00a0% GPU at 1.0"
+
+
+@pytest.mark.parametrize(("busy", "compared"), [((1,), True), ((1, 2), False)])
+def test_the_page_says_not_compared_where_the_verdict_does(
+    tmp_path: Path, busy: tuple[int, ...], compared: bool
+) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), texts=False, **REAL).write()
+    for cell in range(4):
+        train = run.stage_of(cell, "train")
+        cost = json.loads((tmp_path / "stages" / train / "manifest.json").read_text())["cost"]
+        seed, lsp = run.plan["cells"][cell]["seed"], run.plan["cells"][cell]["lsp"]
+        slowed = 0.2 if lsp == 1.0 and seed in busy else 1.0
+        more = {**cost["more"], "gpu_busy_share": 0.93}
+        run.damage(train, cost={**cost, "cpu_s": cost["wall_s"] * slowed, "more": more})
+    results = read_results(tmp_path, run.experiment)
+    verdicts = judge([results])
+    assert next(one for one in verdicts if one.claim.id == "time-half").measured
+    group = results.groups[0]
+    said = " ".join(findings(results, group, group.evaluations[0], verdicts))
+    full = {1: "3.00", 2: "5.00"}[len(busy)]
+    assert f"The machine was busy: wall/CPU 1.00 at LSP 0.5, wall/CPU {full} at 1.0" in said
+    assert ("not compared" not in said) == compared
+
+
+def test_arms_of_equal_tokens_count_for_no_claim() -> None:
+    """At one `token_budget` LSP 0.5 has twice the rows: its FLOPs are nearly those of whole rows."""
+    place = PLACE._replace(benchmark="")
+    cells = [
+        Trained(place, "left", "p+cot+a", lsp, seed, {"flops": flops, "time": flops + seed / 100}, False,
+                (f"train-{lsp}-{seed}",), budget=True)
+        for lsp, flops in ((0.5, 0.98), (1.0, 1.0)) for seed in (1, 2)
+    ]  # fmt: skip
+    arms = [replace(arm(lsp, [EASE] * 2), budget=True) for lsp in (0.5, 1.0)]
+    for claim in ("flops-half", "time-half", "retention-half"):
+        found = verdict(claim, *arms, trained=cells)
+        assert found.word == "not run" and "token_budget" in found.advice
+    rows = [replace(cell, budget=False, cost={"flops": 0.5 * cell.lsp}) for cell in cells]
+    assert verdict("flops-half", trained=[*cells, *rows]).word == "reproduced"
+
+
+def test_a_token_budget_is_read_from_the_plan_of_a_run(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), texts=False, **REAL).write()
+    for cell in run.plan["cells"]:
+        cell["token_budget"] = 200_000
+    run.write_plan()
+    evidence = gather([read_results(tmp_path, run.experiment)])
+    assert all(one.budget for one in (*evidence.scored, *evidence.trained))
+    assert sorted(one.rows or 0 for one in evidence.scored) == [2000, 2000]
+    results = read_with_retention(tmp_path, run.experiment)
+    judged, group = judge([results]), results.groups[0]
+    words = {one.claim.id: one.word for one in judged}
+    said = " ".join(findings(results, group, group.evaluations[0], judged))
+    assert "the student keeps" in said and "costs, against LSP 1.0" in said
+    assert "paper" not in said and "not run" not in said
+    assert {words[name] for name in ("flops-half", "time-half", "retention-half")} == {"not run"}
 
 
 def test_trainings_that_ran_at_the_same_moment_are_one_replicate() -> None:

@@ -22,7 +22,7 @@ from essence.report.claims.units import Compared, Predicate, Unit, by_setting, c
 from essence.settings import first_tokens
 
 APART = 0.01
-"""Two arms whose tokens or labels differ by a larger share do not have as many."""
+"""Two arms whose tokens, labels or rows differ by a larger share do not have as many."""
 MOST_NAMED = 12
 """Arms that a note names."""
 
@@ -50,19 +50,18 @@ def _other(claim: Claim) -> Predicate:
 
 def _counted(claim: Claim, unit: Unit) -> float | None:
     """What the records of an arm say of that which both must have as much of; None where they say nothing."""
-    return unit.arms[0].labels if claim.equal == "labels" else unit.arms[0].tokens
+    arm = unit.arms[0]
+    return {"labels": arm.labels, "rows": arm.rows, "tokens": arm.tokens}[claim.equal or "tokens"]
 
 
 def _apart(claim: Claim, units: Sequence[Unit]) -> float:
-    """By what share two arms differ in it; 0 of rows, which a setting has in common, infinite where not known."""
-    if claim.equal == "rows":
-        return 0.0
+    """By what share two arms differ in it; infinite where not known."""
     first, second = (_counted(claim, unit) for unit in units)
     return abs(first / second - 1.0) if first and second else float("inf")
 
 
 def _equal_words(claim: Claim) -> str:
-    return "" if claim.equal == "rows" else f" with equal {claim.equal} (at most {100 * APART:g} % apart)"
+    return f" with equal {claim.equal} (at most {100 * APART:g} % apart)"
 
 
 def _unequal(claim: Claim, units: Sequence[Unit]) -> str:
@@ -78,7 +77,7 @@ def _note(claim: Claim, settings: Sequence[Compared], arms: Sequence[Scored]) ->
     if claim.quantity == "accuracy":
         counted = [_counted(claim, unit) for unit in settings[0]]
         shown = " and ".join(f"{one:,.0f}" for one in counted if one)
-        return f"{shown} {claim.equal}" if claim.equal != "rows" and len(settings) == 1 else ""
+        return f"{shown} {claim.equal}" if len(settings) == 1 else ""
     kept = {units[0].setting for units in settings}
     beside = [
         group for setting, group in by_setting(arms) if setting in kept
@@ -107,81 +106,84 @@ def _written(claim: Claim, arms: Sequence[Scored]) -> str:
     return f"{mean:,.0f} tokens" if claim.quantity == "length" else text.percent(mean)
 
 
+Arm = Sequence[Scored]
+"""One arm of a setting, with all its benchmarks."""
+
+
 @dataclass(frozen=True)
 class Between:
     """An arm of k tokens, and where its tokens lie between two arms of a share."""
 
-    amount: Unit
-    below: Unit
-    above: Unit
+    amount: Arm
+    below: Arm
+    above: Arm
     place: float
     """0 = as many tokens as below, 1 = as above."""
+
+    @property
+    def weights(self) -> list[tuple[Arm, float]]:
+        """Of each arm in the amount minus the share; an arm that weighs nothing is not used."""
+        sides = ((self.amount, 1.0), (self.below, self.place - 1.0), (self.above, -self.place))
+        return [(arm, weight) for arm, weight in sides if weight]
 
 
 def amount_over_share(claim: Claim, evidence: Evidence) -> Outcome:
     """Accuracy of each `first-k` minus that of the left share of as many tokens, mean over k and settings.
 
-    The accuracy of a share between two that were trained is read off the straight line between them.
+    The accuracy of a share between two that were trained is read off the straight line between them. Arms that are not
+    needed for it are no part of what is judged.
     """
     settings, weights, notes = [], [], []
     for setting, group in by_setting(evidence.of(claim, any_span=True)):
-        amounts = [one for one in _by_arm(group) if first_tokens(one[0].span)]
-        shares = [one for one in _by_arm(group) if one[0].whole or one[0].span == claim.span]
-        units = side_by_side(setting, [*amounts, *shares]) if amounts and shares else ()
-        found = _betweens(units[: len(amounts)], units[len(amounts) :])
-        if found:
+        arms = _by_arm(group)
+        amounts = [one for one in arms if first_tokens(one[0].span)]
+        shares = [one for one in arms if one[0].whole or one[0].span == claim.span]
+        found = _betweens(amounts, shares)
+        used = [one for one in arms if any(one is arm for between in found for arm, _ in between.weights)]
+        if found and (units := side_by_side(setting, used)):
             settings.append(units)
-            weights.append(_weights(units, found))
+            weights.append(_weights(used, found))
             notes += [_between_words(one) for one in found]
     if not settings:
         return wanted(claim, "first-k, and left spans of both fewer and more tokens, on the same rows")
-    return _of_one_shape(claim, evidence, settings, weights, notes)
-
-
-def _of_one_shape(
-    claim: Claim, evidence: Evidence, settings: Sequence[Compared], weights: Sequence[Matrix], notes: Sequence[str]
-) -> Outcome:
-    """Over settings with as many arms: those with the most of them, where settings were not run alike."""
-    most = max(len(one) for one in settings)
-    chosen = [place for place, units in enumerate(settings) if len(units) == most]
+    most = max(len(units) for units in settings)
+    sides = [units + units[-1:] * (most - len(units)) for units in settings]  # those that fill up weigh nothing
+    each = np.array([np.pad(one, (0, most - len(one))) for one in weights])
     note = "; ".join(dict.fromkeys(notes)) if len(settings) == 1 else ""
-    used = [settings[place] for place in chosen]
-    return measured_on(claim, evidence, used, weighted(np.array([weights[place] for place in chosen])), note)
+    return measured_on(claim, evidence, sides, weighted(each), note)
 
 
-def _betweens(amounts: Sequence[Unit], shares: Sequence[Unit]) -> list[Between]:
+def _betweens(amounts: Sequence[Arm], shares: Sequence[Arm]) -> list[Between]:
     """Each amount with its two neighbours; those beyond every share are left out."""
-    known = sorted((unit for unit in shares if unit.arms[0].tokens), key=lambda unit: unit.arms[0].tokens or 0.0)
+    known = sorted((arm for arm in shares if arm[0].tokens), key=_tokens)
     found = []
     for amount in amounts:
-        tokens = amount.arms[0].tokens or 0.0
         for below, above in pairwise(known):
-            low, high = below.arms[0].tokens or 0.0, above.arms[0].tokens or 0.0
-            if low <= tokens <= high and low < high:
-                found.append(Between(amount, below, above, (tokens - low) / (high - low)))
+            low, high = _tokens(below), _tokens(above)
+            if low <= _tokens(amount) <= high and low < high:
+                found.append(Between(amount, below, above, (_tokens(amount) - low) / (high - low)))
                 break
     return found
 
 
-def _weights(units: Sequence[Unit], found: Sequence[Between]) -> Matrix:
-    """Of each side in the mean over amounts: a training that two of them share counts once, with the sum."""
-    weights = np.zeros(len(units))
-    for one in found:
-        for unit, weight in ((one.amount, 1.0), (one.below, one.place - 1.0), (one.above, -one.place)):
-            weights[_index(units, unit)] += weight / len(found)
+def _tokens(arm: Arm) -> float:
+    return arm[0].tokens or 0.0
+
+
+def _weights(used: Sequence[Arm], found: Sequence[Between]) -> Matrix:
+    """Of each arm in the mean over amounts: a training that two of them share counts once, with the sum."""
+    weights = np.zeros(len(used))
+    for arm, weight in (one for between in found for one in between.weights):
+        weights[next(place for place, one in enumerate(used) if one is arm)] += weight / len(found)
     return weights
-
-
-def _index(units: Sequence[Unit], unit: Unit) -> int:
-    return next(place for place, one in enumerate(units) if one is unit)
 
 
 def _between_words(one: Between) -> str:
     """`first-512 reads as much as LSP 0.31, between 0.25 and 0.50`."""
-    low, high = one.below.lsp, one.above.lsp
+    low, high = one.below[0].lsp, one.above[0].lsp
     share = low + one.place * (high - low)
     between = f"between {text.proportion(low)} and {text.proportion(high)}"
-    return f"{one.amount.arms[0].span} reads as much as LSP {share:.2f}, {between}"
+    return f"{one.amount[0].span} reads as much as LSP {share:.2f}, {between}"
 
 
 def weighted(weights: Matrix) -> Statistic:

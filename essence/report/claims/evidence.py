@@ -54,6 +54,10 @@ class Scored:
     """Of the training rows after truncation."""
     labels: float | None = None
     """Of them, the tokens that are supervised."""
+    rows: int | None = None
+    """Training rows, as its record counted them."""
+    budget: bool = False
+    """Whether its rows were chosen so that a number of tokens is read (`token_budget`): more of them at a lower LSP."""
     endings: tuple[dict[Ending, dict[str, float]], ...] = field(default=(), repr=False)
     """As `shares`, for each seed: tokens of a completion, shares that stopped or met the cap, by problem."""
 
@@ -108,6 +112,8 @@ class Trained:
     ran: Ran | None = None
     loss_form: str = ""
     """Whether the loss holds the logits (`plain`) or never does (`chunked`); empty where not known."""
+    budget: bool = False
+    """As that of a scored arm."""
 
     @property
     def whole(self) -> bool:
@@ -140,6 +146,11 @@ class Evidence:
         """The same with intervals of another level."""
         return replace(self, level=level)
 
+    @property
+    def equal_tokens_alone(self) -> bool:
+        """Whether all trainings were given rows by a number of tokens."""
+        return bool(self.trained) and all(cell.budget for cell in self.trained)
+
     def inside(self, claim: Claim) -> bool:
         """Whether anything was run in a setting that the claim is about."""
         return any(_about(cell.setting, claim) for cell in self.trained) or any(
@@ -154,6 +165,7 @@ class Evidence:
             if arm.checkpoint == claim.checkpoint
             and (any_span or arm.whole or arm.span == claim.span)
             and (any_sections or arm.sections == claim.sections)
+            and _of_rows(arm, claim)
             and _about(arm.setting, claim)
         ]
 
@@ -164,8 +176,14 @@ class Evidence:
             for cell in self.trained
             if (any_span or cell.whole or cell.span == claim.span)
             and cell.sections == claim.sections
+            and _of_rows(cell, claim)
             and _about(cell.setting, claim)
         ]
+
+
+def _of_rows(one: Scored | Trained, claim: Claim) -> bool:
+    """The paper compares arms of the same rows; arms of the same tokens answer the kit's own questions alone."""
+    return claim.grade == "kit" or not one.budget
 
 
 def _about(setting: Setting, claim: Claim) -> bool:

@@ -93,6 +93,7 @@ def _scored(plan: CellPlan, number: int) -> Iterator[Scored]:
             trainings=(_training(plan),),
             samples=one.samples,
             stages=(one.grade,),
+            budget=cell.token_budget is not None,
         )
 
 
@@ -109,4 +110,5 @@ def _trained(plan: CellPlan, number: int, resources: Resources) -> Trained:
         stages=(_training(plan),),
         validation_ce=1.0 + 0.001 * number,
         loss_form=resources.loss.form,
+        budget=cell.token_budget is not None,
     )

@@ -152,6 +152,8 @@ def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
                     matched=_matched(arm),
                     tokens=cell.cost.kept_tokens,
                     labels=cell.train.number("inputs", "data", "train", "supervised_tokens"),
+                    rows=cell.train.number("inputs", "data", "train", "rows"),
+                    budget=cell.token_budget is not None,
                 ),
             )
 
@@ -191,4 +193,5 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 load=cell.train.load,
                 ran=_ran(cell.train),
                 loss_form=str(cell.train.look("settings", "executed", "preflight", "objective", "form") or ""),
+                budget=cell.token_budget is not None,
             )

@@ -103,7 +103,8 @@ def _measured(
 
 def _loads(pairs: Sequence[Pair], left_out: int) -> str:
     """`wall/CPU 1.02 at LSP 0.5, 4.27 at 1.0`, and how many pairs count for nothing."""
-    short, full = (mean_load([pair[side].load for pair in pairs]).words for side in (0, 1))
+    means = [mean_load([pair[side].load for pair in pairs]) for side in (0, 1)]
+    short, full = (load.processor_words if left_out else load.words for load in means)
     if not short or not full:
         return ""
     shown = f"{short} at LSP {pairs[0][0].lsp:g}, {full} at 1.0"

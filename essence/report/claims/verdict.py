@@ -25,6 +25,7 @@ Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable",
 FAILURES = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """What a measure can meet in results that nobody foresaw: its claim is undecided then, and says so."""
 PROXY = "a proxy, counted by a stated rule, where the paper had a language model judge"
+EQUAL_TOKENS = " (arms of an equal token_budget are there, and are compared by the kit's own questions alone)"
 DECIDABLE = ("reproduced", "not reproduced", "undecided")
 LEVEL = 0.05
 NO_LOOKS = Looks()
@@ -101,6 +102,7 @@ def _judged(claim: Claim, protocol: str, evidence: Evidence, refused: int, looks
             why = PROXY if claim.measure == "proxy" else elsewhere.incomparable or elsewhere.why_open
             return ClaimVerdict(claim, protocol, "shown, not judged", elsewhere, why)
         note = f" ({refused} records are there but are not counted)" if refused and claim.measure != "none" else ""
+        note += EQUAL_TOKENS if claim.grade != "kit" and claim.is_judged and evidence.equal_tokens_alone else ""
         return ClaimVerdict(claim, protocol, "not run", None, outcome + note)
     if not claim.is_judged:
         return ClaimVerdict(claim, protocol, "shown, not judged", outcome, PROXY)

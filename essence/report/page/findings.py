@@ -20,9 +20,11 @@ SHAPE = {"shape-rise": ("rise", "more than 0 %"), "shape-plateau": ("kept", "at 
 def findings(results: Results, group: Group, evaluation: Evaluation, verdicts: Sequence[ClaimVerdict]) -> list[str]:
     """The sentences of one group on one benchmark; one that lacks its numbers is left out.
 
-    Numbers are of the group; what they mean for the paper is the verdict of its claim, and nothing else.
+    Numbers are of the group; what they mean for the paper is the verdict of its claim, and nothing else. No claim is
+    about arms of equal tokens, so beside their numbers the paper is not named.
     """
-    words = {one.claim.id: one for one in verdicts if one.protocol == group.key.protocol}
+    judged = verdicts if group.key.token_budget is None else ()
+    words = {one.claim.id: one for one in judged if one.protocol == group.key.protocol}
     sentences = (
         _training_effect(results, group, evaluation),
         _retention(group, evaluation, words),
@@ -68,10 +70,10 @@ def _retention(group: Group, evaluation: Evaluation, words: Words) -> str:
         return ""
     if kept.value is None:
         return f"Retention at LSP {mark.lsp:g} cannot be said: {kept.method}."
-    return (
-        f"At LSP {mark.lsp:g} the student keeps {text.with_interval(kept)} of the accuracy at LSP 1.0. The paper "
-        f"reports {mark.words}, {reported.OVER}{_verdict(words, reported.RETENTION_CLAIM)}."
-    )
+    ours = f"At LSP {mark.lsp:g} the student keeps {text.with_interval(kept)} of the accuracy at LSP 1.0."
+    if group.key.token_budget is not None:
+        return ours
+    return f"{ours} The paper reports {mark.words}, {reported.OVER}{_verdict(words, reported.RETENTION_CLAIM)}."
 
 
 def _shape(group: Group, evaluation: Evaluation, words: Words) -> str:
@@ -104,19 +106,24 @@ def _cost(group: Group, words: Words) -> str:
     parts = _listed(
         [f"{COST_NAMES[word]} {text.times(ratio)}{_verdict(words, f'{word}-half')}" for word, ratio in ratios.items()]
     )
-    costs = f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}. The paper reports {mark.words} of each."
-    return f"{costs} {busy}" if (busy := busy_words(group)) else costs
+    costs = f"Training at LSP {mark.lsp:g} costs, against LSP 1.0: {parts}."
+    if group.key.token_budget is None:
+        costs += f" The paper reports {mark.words} of each."
+    return f"{costs} {busy}" if (busy := busy_words(group, words)) else costs
 
 
-def busy_words(group: Group) -> str:
-    """What the two times at the paper's proportion and at 1.0 were measured beside, where that differs; else empty."""
+def busy_words(group: Group, words: Words) -> str:
+    """What the two times at the paper's proportion and at 1.0 were measured beside, where that differs; else empty.
+
+    Whether they are compared is for the verdict of the claim on time to say, which leaves out single pairs.
+    """
     arm, full = arm_at(group, reported.COST.lsp), arm_at(group, FULL)
     if arm is None or full is None or not arm.load.differs(full.load):
         return ""
-    return (
-        f"The machine was busy: {arm.load.words} at LSP {arm.lsp:g}, {full.load.words} at 1.0, so the times are shown "
-        "and not compared."
-    )
+    short, whole = arm.load.beside(full.load)
+    time = words.get("time-half")
+    then = ", so the times are shown and not compared" if time and time.word == "not comparable" else ""
+    return f"The machine was busy: {short} at LSP {arm.lsp:g}, {whole} at 1.0{then}."
 
 
 def _verdict(words: Words, claim: str) -> str:

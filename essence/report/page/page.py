@@ -232,9 +232,8 @@ def _tiles(group: Group, evaluation: Evaluation) -> list[Tile]:
 def _loads(group: Group, arm: Arm) -> str:
     """What the time of an arm, and that at LSP 1.0, are to be read beside: `wall/CPU 1.02, at 1.0 1.03`."""
     full = arm_at(group, FULL)
-    known = arm.load.words and full and full.load.words
-    beside = full.load.words.removeprefix(f"{WALL_OVER_CPU} ") if full else ""
-    return f"{arm.load.words}, at LSP 1.00 {beside}" if known else arm.load.words
+    short, whole = arm.load.beside(full.load) if full else (arm.load.words, "")
+    return f"{short}, at LSP 1.00 {whole.removeprefix(f'{WALL_OVER_CPU} ')}" if short and whole else short
 
 
 def _progress(results: Results) -> str:
