@@ -54,7 +54,7 @@ class Scored:
     """Of the training rows after truncation."""
     labels: float | None = None
     """Of them, the tokens that are supervised."""
-    rows: int | None = None
+    rows: float | None = None
     """Training rows, as its record counted them."""
     budget: bool = False
     """Whether its rows were chosen so that a number of tokens is read (`token_budget`): more of them at a lower LSP."""
