@@ -18,7 +18,7 @@ from typing import Any
 
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
 from essence.engines.engine import DEVICE_ORDER, NETWORK_VARIABLES, Engine, Launch, Mount
-from essence.engines.recipes import ImageRecipe, check_decoder, recipe
+from essence.engines.recipes import ImageRecipe, check_decoder, images_of, recipe
 from essence.engines.secrets import Token, token
 from essence.engines.sif_builds import check_disk, make_sifs, sources
 from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, program_name, sif_file, version
@@ -67,22 +67,21 @@ class ApptainerEngine(Engine):
         """MachineError without Apptainer, a SIF that was made from the project as it is, or GPUs for containers."""
         program()
         check_decoder(stages, self.flavour)
-        names = sorted({stage.runs_in for stage in stages})
-        missing_sifs([recipe(name, self.flavour) for name in names], self._cure())
-        for name in names:
-            self.image(name)
+        images = images_of(stages, self.flavour)
+        missing_sifs(images, self._cure())
+        for image in images:
+            self.image(image.environment)
         if asking := [stage for stage in stages if stage.resources.gpus]:
             self._try_gpus(asking[0])
 
     def lacking(self, stages: list[PlannedStage]) -> list[ImageRecipe]:
         """Absent. One of another state of the project is refused instead: others may be running from that file."""
-        images = [recipe(name, self.flavour) for name in sorted({stage.runs_in for stage in stages})]
-        return [image for image in images if not sif_file(image).is_file()]
+        return [image for image in images_of(stages, self.flavour) if not sif_file(image).is_file()]
 
     def check_making(self, stages: list[PlannedStage], images: list[ImageRecipe]) -> None:
         check_decoder(stages, self.flavour)
-        for name in sorted({stage.runs_in for stage in stages}):
-            if (image := recipe(name, self.flavour)) not in images:
+        for image in images_of(stages, self.flavour):
+            if image not in images:
                 found_sif(image, self._cure())
         check_disk(images)
 

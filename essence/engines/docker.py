@@ -22,7 +22,7 @@ import docker
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import PRIVATE_TMP, Engine, Launch
 from essence.engines.image_builds import bake, check_buildx, to_be_made
-from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, recipe
+from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, images_of, recipe
 from essence.engines.secrets import Token, left_token, token
 from essence.errors import MachineError
 from essence.files import GIB
@@ -79,21 +79,19 @@ class DockerEngine(Engine):
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
         check_decoder(stages, self.flavour)
-        names = sorted({stage.runs_in for stage in stages})
+        images = images_of(stages, self.flavour)
         present = {tag for image in self.client.images.list() for tag in image.tags}
-        absent = [name for name in (recipe(name, self.flavour).name for name in names) if name not in present]
-        if absent:
+        if absent := [image.name for image in images if image.name not in present]:
             raise MachineError(f"no image {' and no image '.join(absent)} here", f"build them: {self._cure()}")
-        for name in names:
-            self.built(name)
-            self.image(name)
+        for image in images:
+            self.built(image.environment)
+            self.image(image.environment)
         if asking := [stage for stage in stages if stage.resources.gpus]:
             self.try_gpus(asking[0])
 
     def lacking(self, stages: list[PlannedStage]) -> list[ImageRecipe]:
         """Absent, or of another state of the project: their layers are kept, and a change of the code takes seconds."""
-        images = [recipe(name, self.flavour) for name in sorted({stage.runs_in for stage in stages})]
-        return [image for image in images if not self._is_current(image)]
+        return [image for image in images_of(stages, self.flavour) if not self._is_current(image)]
 
     def _is_current(self, image: ImageRecipe) -> bool:
         try:

@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +126,11 @@ def least_driver(cuda: str) -> str:
 def recipe(environment: EnvironmentName, flavour: str) -> ImageRecipe:
     """The image that an environment has in a flavour; that of downloads is the same in all."""
     return ImageRecipe(environment, "cpu" if environment == "download" else flavour)
+
+
+def images_of(stages: Iterable[PlannedStage], flavour: str) -> list[ImageRecipe]:
+    """The images that stages run in, each once."""
+    return [recipe(name, flavour) for name in sorted({stage.runs_in for stage in stages})]
 
 
 def config_digest(client: "docker.DockerClient", image: Any) -> str:

@@ -162,7 +162,7 @@ def steps_of(settings: TrainSettings, setup: Setup) -> list[Step]:
 def settle_objective(settings: TrainSettings, resources: Resources, setup: Setup, ranks: Ranks) -> CheckedObjective:
     """The loss as it will run, checked on this rank's device with the heads of these models, which then go again."""
     dtype, objective = COMPUTE_DTYPES[settings.compute_dtype], settings.objective
-    student = load_head(setup.student, torch.float32, setup.device)
+    student = load_head(setup.student, dtype if lowers_weights(settings) else torch.float32, setup.device)
     teacher = load_head(setup.teacher, dtype, setup.device) if setup.teacher else None
     return settle(student, teacher, dtype, objective, resources.loss, ranks)
 

@@ -12,7 +12,9 @@ from essence.distill.parity import parity, settle
 from essence.distill.ranks import ALONE
 from essence.errors import MachineError
 from essence.settings import LossResources
+from essence.stages import train
 from support.some_resources import some_objective
+from support.stage_inputs import context, inputs, train_settings
 
 RESOURCES = LossResources(form="chunked", chunk_rows=512, gradient_rows=4096, compiled=False, fallback=False)
 
@@ -88,3 +90,12 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert settled.resources == RESOURCES.model_copy(update={"fallback": True})
     assert "cannot be compiled" in settled.fell_back[0] and settled.parity and settled.parity.passed
     torch._dynamo.reset()
+
+
+def test_a_whole_training_in_bfloat16_passes_its_check(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """With heads as the models of this training have them: both bfloat16."""
+    around = context(tmp_path, **inputs(prepared))
+    outcome = train.run(train_settings(compute_dtype="bfloat16"), around)
+    checked = outcome.executed["preflight"]["objective"]
+    assert checked["form"] == "chunked" and checked["parity"]["passed"] and checked["fell_back"] == []
+    assert outcome.executed["weights"] == "bfloat16"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,6 @@ import pytest
 from essence.engines.gpu_pool import GpuPool
 from essence.errors import MachineError
 from essence.record.facts import query_gpus
-from essence.record.manifest import Gpu
 from support.gpu_host import matrix, run
 from support.project import PROJECT
 
@@ -80,6 +80,14 @@ def test_gpus_that_do_not_suffice_for_two_run_one_stage_at_a_time(tmp_path: Path
     assert not any(a.gpus and b.gpus for a, b in overlapping(uses(tmp_path / "log")))
 
 
+@pytest.mark.parametrize(("each_gib", "at_once"), [(40.0, True), (60.0, False)])
+def test_stages_at_once_share_the_main_memory(tmp_path: Path, each_gib: float, at_once: bool) -> None:
+    stages = matrix(3, 4)
+    expected = {stage.id: each_gib for stage in stages if stage.resources.gpus}
+    assert run(tmp_path, stages, 8, 100.0, expected).complete
+    assert any(a.gpus and b.gpus for a, b in overlapping(uses(tmp_path / "log"))) == at_once
+
+
 @pytest.mark.parametrize("turn", range(3))
 def test_a_host_killed_at_a_random_moment_leaves_no_gpu_taken_twice(tmp_path: Path, turn: int) -> None:
     """Its stages outlive it here, and the next host waits for their GPUs."""
@@ -130,21 +138,35 @@ def test_a_container_that_outlived_its_host_keeps_its_gpus_for_its_own_stage() -
     other.leave()
 
 
-def test_a_container_of_another_name_for_its_gpu_and_one_that_comes_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The labels say how the host of the container called its GPUs."""
-    monkeypatch.setattr("essence.engines.gpu_pool.visible_gpus", lambda: ["GPU-a", "GPU-b"])
-    gpus = [Gpu(index="0", uuid=f"GPU-a-{os.getpid()}"), Gpu(index="1", uuid=f"GPU-b-{os.getpid()}")]
-    monkeypatch.setattr("essence.engines.gpu_pool.query_gpus", lambda: gpus)
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """UUIDs of two GPUs, as a program of the name nvidia-smi tells of them."""
+    program, uuids = tmp_path / "bin" / "nvidia-smi", [f"GPU-{os.getpid()}-{number}" for number in range(2)]
+    rows = [f"{number}, NVIDIA H100, {uuid}, 81559, 580.95.05" for number, uuid in enumerate(uuids)]
+    program.parent.mkdir()
+    program.write_text("\n".join(["#!/bin/sh", "cat <<END", *rows, "END", ""]))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    query_gpus.cache_clear()
+    yield uuids
+    query_gpus.cache_clear()
+
+
+def test_a_container_counts_by_whatever_name_its_host_gave_its_gpu(
+    two_gpus: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(two_gpus))
     pool = GpuPool.of_this_machine(lambda: {"0": Path("/stages/a")})
     assert pool.take(2, Path("/stages/b")) is None
     taken = pool.take(1, Path("/stages/b"))
-    assert taken and taken.names == ("GPU-b",)
+    assert taken and taken.names == (two_gpus[1],)
     taken.leave()
-    looks = iter([{}, {"0": Path("/stages/a")}])
-    late = GpuPool(EIGHT, lambda: {EIGHT[name]: stage for name, stage in next(looks).items()})
-    assert late.take(1, Path("/stages/b")) is None
-    silent = GpuPool(EIGHT, lambda: None)
-    assert silent.take(1, Path("/stages/b")) is None
+
+
+def test_a_container_that_comes_while_gpus_are_taken_and_a_silent_engine() -> None:
+    looks = iter([{}, {EIGHT["0"]: Path("/stages/a")}])
+    assert GpuPool(EIGHT, lambda: next(looks)).take(1, Path("/stages/b")) is None
+    assert GpuPool(EIGHT, lambda: None).take(1, Path("/stages/b")) is None
 
 
 def test_what_never_comes_is_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,19 +189,12 @@ def test_a_lock_is_on_a_file_of_today(monkeypatch: pytest.MonkeyPatch, tmp_path:
     taken.leave()
 
 
-def test_a_gpu_is_one_gpu_by_its_index_and_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, uuids = tmp_path / "nvidia-smi", [f"GPU-{os.getpid()}-{number}" for number in range(2)]
-    rows = [f"{number}, NVIDIA H100, {uuid}, 81559, 580.95.05" for number, uuid in enumerate(uuids)]
-    program.write_text("\n".join(["#!/bin/sh", "cat <<END", *rows, "END", ""]))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    query_gpus.cache_clear()
+def test_a_gpu_is_one_gpu_by_its_index_and_by_its_uuid(two_gpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pools = []
-    for visible in ("", "0,1", ",".join(uuids)):
+    for visible in ("", "0,1", ",".join(two_gpus)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         pools.append(GpuPool.of_this_machine())
-    query_gpus.cache_clear()
-    assert [list(pool.identities.values()) for pool in pools] == [uuids] * 3
+    assert [list(pool.identities.values()) for pool in pools] == [two_gpus] * 3
     taken = pools[0].take(2, Path("/a"))
     assert taken and all(pool.take(1, Path("/b")) is None for pool in pools)
     taken.leave()

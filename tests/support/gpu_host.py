@@ -4,8 +4,10 @@ Each stage is a process of the local engine that writes down which GPUs it was g
 Killed, it goes on: no stage of these looks for its host.
 """
 
+import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +91,15 @@ def matrix(cells: int, gpus: int) -> list[PlannedStage]:
     return stages
 
 
-def run(runs: Path, stages: list[PlannedStage], gpus: int) -> Summary:
-    capacity = Capacity(1, GpuPool({str(number): f"stand-in {runs.name} {number}" for number in range(gpus)}))
+def run(
+    runs: Path,
+    stages: list[PlannedStage],
+    gpus: int,
+    memory_gib: float = math.inf,
+    expected_gib: Mapping[str, float] | None = None,
+) -> Summary:
+    pool = GpuPool({str(number): f"stand-in {runs.name} {number}" for number in range(gpus)})
+    capacity = Capacity(1, pool, memory_gib, expected_gib or {})
     return Runner(StandInEngine(runs / "log"), RunDirectory(runs), stages, capacity, {"version": "0"}, Silent()).run()
 
 
