@@ -24,6 +24,7 @@ from essence.distill.devices import (
     peak_of_device,
     prepare_device,
 )
+from essence.distill.masters import lowers_weights
 from essence.distill.once_loaded import load_once
 from essence.distill.order import steps_of_training
 from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids

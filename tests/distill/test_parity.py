@@ -96,6 +96,6 @@ def test_a_whole_training_in_bfloat16_passes_its_check(prepared: dict[str, Path]
     """With heads as the models of this training have them: both bfloat16."""
     around = context(tmp_path, **inputs(prepared))
     outcome = train.run(train_settings(compute_dtype="bfloat16"), around)
-    checked = outcome.executed["preflight"]["objective"]
-    assert checked["form"] == "chunked" and checked["parity"]["passed"] and checked["fell_back"] == []
-    assert outcome.executed["weights"] == "bfloat16"
+    checked = outcome.executed.preflight.objective
+    assert checked.form == "chunked" and checked.parity and checked.parity.passed and checked.fell_back == []
+    assert outcome.executed.weights == "bfloat16"
