@@ -16,7 +16,7 @@ PYTEST := .venv/bin/pytest -n auto
 ENGINES := docker or apptainer or slurm
 PROGRAMS := browser or vllm
 
-.PHONY: help setup setup-gpu setup-host images sif test test-engines test-programs test-all coverage lint clean reproduce-tiny
+.PHONY: help setup setup-gpu setup-host images sif test test-engines test-programs test-all coverage lint clean prove reproduce-tiny
 
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
@@ -35,6 +35,9 @@ $(LOCKED): locks/cpu.txt locks/bootstrap.txt locks/install.sh pyproject.toml
 
 reproduce-tiny: $(LOCKED) ## Run the whole matrix in miniature, on a laptop
 	@$(INVOKE) reproduce tiny $(WITH)
+
+prove: $(LOCKED) ## Measure this machine and check that it computes right, in ten minutes
+	@$(INVOKE) prove $(WITH)
 
 reproduce-%: $(LOCKED) ## Run a whole experiment, as in reproduce-bespoke
 	@$(INVOKE) reproduce $* $(WITH)

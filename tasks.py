@@ -6,6 +6,7 @@ put their name before that of each task.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from invoke import Collection, Context
@@ -25,8 +26,8 @@ def run(
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
     seed: int | None = None, only: str | None = None, engine: str | None = None, site: str | None = None,
     account: str | None = None, partition: str | None = None, sif_folder: str | None = None,
-    flavour: str | None = None, pins: str | None = None, runs: str | None = None, accept_earlier: bool = False,
-    dry_run: bool = False,
+    flavour: str | None = None, gpus: int | None = None,
+    pins: str | None = None, runs: str | None = None, accept_earlier: bool = False, dry_run: bool = False,
     json: bool = False
 ) -> int:  # fmt: skip
     """Run chosen cells of an experiment, as in: invoke run --lsp 0.5"""
@@ -40,8 +41,8 @@ def run(
 def reproduce(
     _: Context, name: str, only: str | None = None, engine: str | None = None, site: str | None = None,
     account: str | None = None, partition: str | None = None, sif_folder: str | None = None,
-    flavour: str | None = None, pins: str | None = None, runs: str | None = None, accept_earlier: bool = False,
-    dry_run: bool = False,
+    flavour: str | None = None, gpus: int | None = None,
+    pins: str | None = None, runs: str | None = None, accept_earlier: bool = False, dry_run: bool = False,
     json: bool = False
 ) -> int:  # fmt: skip
     """Run the whole matrix of an experiment with its baselines and write the report."""
@@ -58,8 +59,8 @@ def doctor(
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
     seed: int | None = None, only: str | None = None, engine: str | None = None, site: str | None = None,
     account: str | None = None, partition: str | None = None, sif_folder: str | None = None,
-    flavour: str | None = None, pins: str | None = None, runs: str | None = None, offline: bool = False,
-    json: bool = False
+    flavour: str | None = None, gpus: int | None = None,
+    pins: str | None = None, runs: str | None = None, offline: bool = False, json: bool = False
 ) -> int:  # fmt: skip
     """Check this machine for a run; exit code 2 if something is missing."""
     from essence.commands.doctor import doctor as look
@@ -87,8 +88,8 @@ def download(
 def plan(
     _: Context, experiment: str | None = None, lsp: float | None = None, dataset: str | None = None,
     pair: str | None = None, span: str | None = None, sections: str | None = None, protocol: str | None = None,
-    seed: int | None = None, engine: str | None = None, flavour: str | None = None, pins: str | None = None,
-    runs: str | None = None, accept_earlier: bool = False, json: bool = False,
+    seed: int | None = None, engine: str | None = None, flavour: str | None = None, gpus: int | None = None,
+    pins: str | None = None, runs: str | None = None, accept_earlier: bool = False, json: bool = False,
     costs: bool = False, decide: str | None = None, training_sd: float | None = None,
     accuracy: float | None = None, assurance: float = 0.8
 ) -> int:  # fmt: skip
@@ -121,6 +122,25 @@ def evaluate(
     numbers = {"samples": samples, "problems": problems}
     numbers.update(max_new_tokens=max_new_tokens, max_model_tokens=max_model_tokens)
     return start(words, ModelOptions(model, benchmark, decoder, numbers), dry_run, json, terminal.console())
+
+
+@command(
+    experiment="whose pair, sampling and resources are measured (default: bespoke with GPUs, else tiny)",
+    pair="whose cell is measured (default: the first)",
+)
+def prove(
+    _: Context, experiment: str | None = None, pair: str | None = None, engine: str | None = None,
+    site: str | None = None, account: str | None = None, partition: str | None = None,
+    sif_folder: str | None = None, flavour: str | None = None, pins: str | None = None, runs: str | None = None,
+    dry_run: bool = False, json: bool = False
+) -> int:  # fmt: skip
+    """Measure this machine in ten minutes and check that it computes right; plan and doctor then use what was found."""
+    from essence.commands.prove import prove as start
+    from essence.engines.selected_run import Options
+
+    words = Options(experiment, pair=pair, engine=engine, flavour=flavour, pins=pins, runs=runs, site=site)
+    words = replace(words, account=account, partition=partition, sif_folder=sif_folder)
+    return start(words, dry_run, json, terminal.console())
 
 
 # What a run left: how far it is, its report, its records.
@@ -296,7 +316,7 @@ def sif(_: Context, flavour: str = "cuda", only: str | None = None, archives: st
 
 
 namespace = Collection(
-    *(run, reproduce, doctor, download, plan, evaluate),
+    *(run, reproduce, doctor, download, plan, evaluate, prove),
     *(status, report, claims, checklist, traces, verify, compare, export, card, push, clean, grade),
     *(pin, lock, images, sif),
 )

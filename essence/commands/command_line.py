@@ -41,6 +41,7 @@ HELP = {
     "first": "run directory, experiment in it, or stage folder; FOLDER:TEXT is the cell with TEXT in its name",
     "flavour": "images: cuda or cpu (default: cuda; for stages, cpu where no GPU is asked for)",
     "folder": "run directory, one experiment in it, or an exported archive",
+    "gpus": "GPUs of one stage, instead of what the experiment says; a step keeps its rows",
     "grader": "math-verify, lighteval-0.10 or math-verify-0.9",
     "json": "print JSON for machines",
     "lsp": "lead-span proportion, 0 < p <= 1",

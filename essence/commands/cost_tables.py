@@ -1,7 +1,12 @@
-"""`invoke plan --costs`: time, memory and FLOPs at LSP 0.1 to 1.0 for each pair of an experiment, computed."""
+"""`invoke plan --costs`: time, memory and FLOPs at LSP 0.1 to 1.0 for each pair of an experiment, computed.
+
+The experiment's own form of the training stands beside the released one.
+"""
 
 import json
 import sys
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -9,27 +14,44 @@ from rich.table import Table
 from essence.commands.options import select
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
+from essence.plan.cells import train_settings
 from essence.plan.cost_table import COLUMNS, CostTable, cost_table
-from essence.plan.estimate import estimate
+from essence.plan.estimate import estimate, trained_of
 from essence.plan.model_sizes import architecture
+from essence.plan.our_costs import OUR_COLUMNS, OurCosts, our_costs
+from essence.plan.proved import speeds_for
+from essence.plan.stage_plan import CellPlan
+
+
+class PairCosts(NamedTuple):
+    """One pair on one data set."""
+
+    released: CostTable
+    ours: OurCosts | None
+    """None where the cell is not taught, so that there is no such training."""
 
 
 def print_costs(words: Options, as_json_text: bool, console: Console) -> int:
     """Print a table for each pair and data set of the chosen cells; nothing is checked but the input."""
     tables = pair_tables(select(words, baselines=False))
     if as_json_text:
-        records = [{"name": table.name, **table.as_json()} for table in tables]
+        records = [
+            {"name": one.released.name, **one.released.as_json(), "ours": one.ours.as_json() if one.ours else None}
+            for one in tables
+        ]
         sys.stdout.write(json.dumps(records, indent=2) + "\n")
         return 0
-    for table in tables:
-        console.print(_terminal_table(table))
-        console.print(table.finding + "\n", highlight=False, soft_wrap=True)
+    for one in tables:
+        for table in _tables(one):
+            console.print(table)
+        told = [one.released.finding, *([one.ours.finding] if one.ours else [])]
+        console.print("\n".join(told) + "\n", highlight=False, soft_wrap=True)
     return 0
 
 
-def pair_tables(selection: Run) -> list[CostTable]:
+def pair_tables(selection: Run) -> list[PairCosts]:
     """A table for each `dataset/teacher_student`; ExperimentError where no pair's sizes are known yet."""
-    tables: dict[str, CostTable] = {}
+    tables: dict[str, PairCosts] = {}
     devices = max(2, selection.loaded.experiment.resources.gpus)
     for plan in selection.plan.cells:
         cell = plan.cell
@@ -38,7 +60,8 @@ def pair_tables(selection: Run) -> list[CostTable]:
         teacher = architecture(cell.teacher, plan.stages.get("teacher"), selection.loaded, selection.run_directory)
         tokens = estimate(plan, selection.loaded, selection.run_directory).row_tokens
         if name not in tables and student and teacher and tokens:
-            tables[name] = cost_table(name, student, teacher, int(tokens), devices)
+            released = cost_table(name, student, teacher, int(tokens), devices)
+            tables[name] = PairCosts(released, _ours(plan, selection, int(tokens)))
     if not tables:
         raise ExperimentError(
             f"{selection.name}: the sizes of no pair are known yet: add `architecture` and `mean_row_tokens` to the "
@@ -47,11 +70,24 @@ def pair_tables(selection: Run) -> list[CostTable]:
     return list(tables.values())
 
 
-def _terminal_table(costs: CostTable) -> Table:
-    title = f"{costs.title}, computed; ratios against LSP 1.0"
+def _ours(plan: CellPlan, selection: Run, row_tokens: int) -> OurCosts | None:
+    loaded, run_directory = selection.loaded, selection.run_directory
+    trained = trained_of(plan, loaded, run_directory, train_settings(plan.cell, loaded.experiment))
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    return our_costs(trained, row_tokens, speeds) if trained and trained.teacher else None
+
+
+def _tables(costs: PairCosts) -> Iterator[Table]:
+    title = f"{costs.released.title}, computed; ratios against LSP 1.0"
+    yield _table(title, list(COLUMNS), costs.released.lines)
+    if costs.ours:
+        yield _table("the same as this experiment trains", list(OUR_COLUMNS), costs.ours.lines)
+
+
+def _table(title: str, headings: list[str], lines: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left", box=None, header_style="dim")
-    for heading in COLUMNS:
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in costs.lines:
+    for line in lines:
         table.add_row(*line)
     return table

@@ -12,6 +12,7 @@ from essence.engines.selected_run import Options, Run, flavour_of
 from essence.errors import ExperimentError, RecordError, nearest
 from essence.paths import check_folder, typed_path
 from essence.plan.experiment import PROJECT, Cell, available, choose, load
+from essence.plan.gpu_count import with_gpus
 from essence.plan.stage_plan import ONLY, Plan, make_plan
 from essence.record.live_records import LastRun, ResolvedFile, look_at
 from essence.record.local_sources import LocalSources
@@ -82,6 +83,7 @@ def select(words: Options, baselines: bool) -> Run:
     check_word("--flavour", "flavour", words.flavour, FLAVOURS)
     check_word("--only", "stage", words.only, ONLY)
     loaded = load(words.experiment or DEFAULT_EXPERIMENT, typed_path("--pins", words.pins) if words.pins else None)
+    loaded = with_gpus(loaded, words.gpus)
     axes = words.axes()
     cells, left_out = choose(loaded, axes) if axes else (loaded.cells(), [])
     for sentence in left_out:

@@ -13,9 +13,12 @@ from essence.engines.machine import this_machine
 from essence.engines.readiness import disk_gib, doctor_command, fitting
 from essence.engines.selected_run import Options, Run
 from essence.errors import PinError
+from essence.plan.baselines import BaselineHours, baselines_gpu_hours
 from essence.plan.catalogue import missing
 from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
 from essence.plan.fit import Fit, fits_of, planned_room
+from essence.plan.measured_lengths import lengths_of
+from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
@@ -33,7 +36,9 @@ def print_plan(words: Options, as_json: bool, console: Console) -> int:
     """
     selection = select(words, baselines=not words.axes())
     require_readable_golds(selection)
-    rows = [(plan, estimate(plan, selection.loaded, selection.run_directory)) for plan in selection.plan.cells]
+    measured = lengths_of(selection.plan, selection.run_directory)
+    loaded, runs = selection.loaded, selection.run_directory
+    rows = [(plan, estimate(plan, loaded, runs, measured)) for plan in selection.plan.cells]
     if as_json:
         sys.stdout.write(json.dumps(_as_json(selection, rows), indent=2) + "\n")
     else:
@@ -93,6 +98,8 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
     hours = sum((c.training_gpu_hours or 0) + (c.evaluation_gpu_hours or 0) for _, c in rows)
     stored = _stored(selection)
     hours += sum(one.gpu_hours for one in stored if one.stage)
+    baseline_hours = baselines_gpu_hours(selection.plan, selection.run_directory)
+    hours += baseline_hours.expected
     baselines = f" and {len(selection.plan.baselines)} untrained models" if selection.plan.baselines else ""
     resources = experiment.resources
     wants = f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"
@@ -101,13 +108,42 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
         + (f"; about {hours:.0f} GPU hours in all" if hours else ""),
         f"wants {wants}, about {disk_gib(selection):.1f} GiB of disk; "
         f"this machine has {this_machine(selection.run_directory.root).describe()}",
-        f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {ASSUMPTIONS}",
+        f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {_proved(selection)}",
     ]
+    lines += _evaluation_lines(selection, [cost for _, cost in rows], baseline_hours)
     lines += _fit_lines(selection)
     lines += [one.sentence() for one in stored if resources.gpus or one.stage]
     lines += [*renewal_lines(_renewed(selection)), *_acceptance(selection)]
     lines += decision_note(selection)
     return [*lines, *_rows_lines(selection), *([experiment.note] if experiment.note else [])]
+
+
+def _proved(selection: Run) -> str:
+    """On what the hours rest."""
+    gpus = selection.loaded.experiment.resources.gpus > 0
+    proof = newest_proof(selection.run_directory, gpus)
+    if proof:
+        return proof.sentence()
+    return NOT_PROVED.format(assumptions=ASSUMPTIONS) if gpus else NOT_PROVED_PROCESSOR
+
+
+def _evaluation_lines(selection: Run, costs: list[Estimate], baselines: BaselineHours) -> list[str]:
+    """What evaluations cost at the length that they are estimated with, and at the cap, baselines apart."""
+    known = [cost for cost in costs if cost.evaluation_gpu_hours is not None]
+    if not known:
+        return []
+    measured = {cost.completions_measured for cost in known}
+    tokens = sum(cost.completion_tokens for cost in known) / len(known)
+    how = "as measured" if measured == {True} else "expected" if measured == {False} else "measured where finished"
+    here = sum(cost.evaluation_gpu_hours or 0.0 for cost in known)
+    most = sum(cost.evaluation_cap_gpu_hours or 0.0 for cost in known)
+    cap = selection.loaded.experiment.evaluation.max_new_tokens
+    line = (
+        f"evaluations at {tokens:,.0f} tokens a completion ({how}): {here:.0f} GPU hours; all at the cap of {cap:,}: "
+    )
+    line += f"{most:.0f}"
+    untrained = f"; untrained models on top: {baselines.expected:.0f}, all at the cap {baselines.cap:.0f}"
+    return [line + (untrained if selection.plan.baselines else "")]
 
 
 def _fits(selection: Run) -> list[Fit]:
@@ -174,6 +210,8 @@ def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str,
             "disk_gib": machine.disk_gib,
         },
         "assumptions": ASSUMPTIONS,
+        "proved": _proved(selection),
+        "baselines_gpu_hours": baselines_gpu_hours(selection.plan, selection.run_directory)._asdict(),
     }
 
 

@@ -62,7 +62,8 @@ def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
     """Write down the plan and the resolved settings, then run what is wanted."""
     code = save_plan(plan, selection)
     resources = selection.loaded.experiment.resources
-    pool = GpuPool.of_this_machine(selection.engine.gpus_in_use)
+    # A queue gives its jobs GPUs of other machines.
+    pool = GpuPool() if selection.engine.queue else GpuPool.of_this_machine(selection.engine.gpus_in_use)
     estimated = main_memory_of_trainings(selection.plan, selection.run_directory) if resources.gpus else {}
     capacity = Capacity(resources.parallel_stages, pool, psutil.virtual_memory().total / GIB, estimated)
     at_once = max(capacity.parallel, pool.stages_at_once(resources.gpus))

@@ -23,6 +23,7 @@ from essence.models.folder import check_folder
 from essence.plan.catalogue import missing
 from essence.plan.estimate import download_gib, estimate
 from essence.plan.fit import Fit, Room, fits_of, planned_room
+from essence.plan.proved import newest_proof
 from essence.plan.schema import ResourcesSection
 from essence.plan.stage_plan import PlannedStage
 from essence.plan.stored_teacher import stored_teachers
@@ -76,8 +77,19 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
         yield from selection.engine.requirements(left, selection.run_directory)
         if offline:
             yield from _images_offline(selection, left)
+    if thorough:
+        yield _proof(selection)
     # Compute nodes have no network.
     yield from _downloads(selection, thorough, offline or selection.engine.queue is not None)
+
+
+def _proof(selection: Run) -> Requirement:
+    """Whether this machine was measured, and found to be right."""
+    proof = newest_proof(selection.run_directory, selection.loaded.experiment.resources.gpus > 0)
+    if proof is None:
+        return Requirement("proof", "not proved: estimates by formula; invoke prove measures this machine")
+    cure = "cure it and take another proof: invoke prove" if proof.failed else ""
+    return Requirement("proof", proof.sentence(), cure=cure)
 
 
 def _images_offline(selection: Run, left: list[PlannedStage]) -> Iterator[Requirement]:

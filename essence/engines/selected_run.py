@@ -31,6 +31,8 @@ class Options:
     engine: str | None = None
     """None = chosen for what the experiment asks for and what answers here (`engines/choice.py`)."""
     flavour: str | None = None
+    gpus: int | None = None
+    """Of one stage, instead of what the experiment says."""
     pins: str | None = None
     runs: str | None = None
     site: str | None = None
@@ -61,7 +63,7 @@ class Options:
 
     def typed(self, whole: bool, command: str = "run") -> str:
         """The command as it was typed, to be repeated in a message; or another one with the same words."""
-        names = [*AXES, "only", "pins", "runs"]
+        names = [*AXES, "only", "gpus", "pins", "runs"]
         start = ["invoke", "reproduce", str(self.experiment)] if whole else ["invoke", command]
         for name in names if whole else ["experiment", *names]:
             if (value := getattr(self, name)) is not None:

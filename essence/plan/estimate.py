@@ -3,7 +3,7 @@
 After the tokenize stage has run, its counts take the place of the assumed row length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -13,8 +13,21 @@ from essence.paths import local_files
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
 from essence.plan.fit import machine_load, planned_load
-from essence.plan.model_sizes import PROMPT_TOKENS, architecture, mean_row, tokens_read
+from essence.plan.measured_lengths import measured_lengths
+from essence.plan.model_sizes import PROMPT_TOKENS, architecture, mean_row, row_lengths, tokens_read
+from essence.plan.proved import speeds_for
 from essence.plan.stage_plan import CellPlan, PlannedStage
+from essence.plan.times import (
+    SAVED_FOLDERS,
+    Evaluated,
+    Lengths,
+    Trained,
+    evaluation_seconds,
+    longest_rank,
+    trained_parameters,
+    training_time,
+)
+from essence.record.plan_record import EvaluationEntry
 from essence.record.run_directory import RunDirectory
 from essence.settings import DownloadSettings, Resources, Source, TrainSettings
 from essence.sizes.architecture import (
@@ -25,23 +38,25 @@ from essence.sizes.architecture import (
 )
 from essence.sizes.host import main_memory_bytes
 from essence.sizes.memory import BYTES, FLOAT32_BYTES, device_bytes
+from essence.sizes.speeds import (
+    ACHIEVABLE_FLOPS,
+    ASSUMED,
+    DECODING_EFFICIENCY,
+    MEMORY_BANDWIDTH,
+    TRAINING_UTILIZATION,
+    Speeds,
+)
 
-ACHIEVABLE_FLOPS = 790e12
-"""Dense bfloat16 FLOP/s that an H100 or H200 reaches in matrix products."""
-TRAINING_UTILIZATION = 0.4
-"""Share of it that a training step is assumed to reach."""
-MEMORY_BANDWIDTH = 3.35e12
-"""Bytes/s of an H100; decoding reads every key and value once a token."""
-DECODING_EFFICIENCY = 0.65
-SAVED_FOLDERS = 2
-"""best/ and last/, in the dtype of the computation."""
 SCRATCH_BYTES = 3 * 12 + 4
 """A parameter takes 12 in a checkpoint (weight and two moments); two are kept, one is being written; 4 for the best."""
+SECONDS_IN_HOUR = 3600.0
 
 ASSUMPTIONS = (
     f"{ACHIEVABLE_FLOPS / 1e12:.0f} TFLOP/s at {TRAINING_UTILIZATION:.0%} in training; decoding bound by "
-    f"{MEMORY_BANDWIDTH / 1e12:.2f} TB/s at {DECODING_EFFICIENCY:.0%}; row length assumed until it is tokenized"
+    f"{MEMORY_BANDWIDTH / 1e12:.2f} TB/s at {DECODING_EFFICIENCY:.0%}; a link of "
+    f"{ASSUMED.link_bytes_per_s / 1e9:.0f} GB/s and a disk that writes {ASSUMED.disk_write_bytes_per_s / 1e9:.0f} GB/s"
 )
+"""Of a machine that is not proved."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,19 @@ class Estimate:
     kept_tokens: int | None
     """Tokens read in one epoch."""
     training_flops: float | None
+    training_steps: int | None
+    training_step_s: float | None
+    """Of one step, of the rank that has the most to read."""
+    training_steps_gpu_hours: float | None
+    """In steps alone."""
     training_gpu_hours: float | None
+    """All of it: steps, validations, saving, loading and starting."""
+    completion_tokens: float
+    """Mean length that evaluations are estimated with: as finished ones measured it, else as the experiment expects."""
+    completions_measured: bool
     evaluation_gpu_hours: float | None
+    evaluation_cap_gpu_hours: float | None
+    """If every completion went on to the cap."""
     gpu_memory_gib: float | None
     """On each device."""
     main_memory_gib: float | None
@@ -71,8 +97,13 @@ class Estimate:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def estimate(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory) -> Estimate:
-    """The estimate for one cell."""
+def estimate(
+    plan: CellPlan, loaded: Experiment, run_directory: RunDirectory, measured_elsewhere: Lengths | None = None
+) -> Estimate:
+    """The estimate for one cell.
+
+    measured_elsewhere: lengths of the completions of other cells that are finished, for a cell that has none itself.
+    """
     settings = train_settings(plan.cell, loaded.experiment)
     row, measured = mean_row(plan, loaded, run_directory)
     row_tokens = float(row.lengths[0]) if row else None
@@ -84,19 +115,32 @@ def estimate(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory) ->
     kept = tokens_read(row, settings.view) if row else None
     rows = rows_trained(settings, kept)
     flops = _training_flops(settings, known, teacher, kept, row, rows)
-    gpus = loaded.experiment.resources.gpus
+    gpus, section = loaded.experiment.resources.gpus, loaded.experiment.evaluation
+    speeds = speeds_for(run_directory, gpus > 0)
+    trained = trained_of(plan, loaded, run_directory, settings) if gpus else None
+    time, devices = training_time(trained, speeds) if trained else None, resources.gpus * resources.nodes
+    own = measured_lengths(plan.evaluations, run_directory, section.max_new_tokens) or measured_elsewhere
+    lengths = own or Lengths.all_of(section.expected_tokens)
     return Estimate(
         rows=rows,
         row_tokens=row_tokens,
         measured=measured,
         kept_tokens=kept * rows if kept else None,
         training_flops=flops,
-        training_gpu_hours=flops / (ACHIEVABLE_FLOPS * TRAINING_UTILIZATION) / 3600 if flops and gpus else None,
-        evaluation_gpu_hours=_evaluation_gpu_hours(plan, student, loaded) if gpus else None,
+        training_steps=time.steps if time else None,
+        training_step_s=time.step_s if time else None,
+        training_steps_gpu_hours=time.steps_s * devices / SECONDS_IN_HOUR if time else None,
+        training_gpu_hours=time.seconds * devices / SECONDS_IN_HOUR if time else None,
+        completion_tokens=lengths.mean,
+        completions_measured=own is not None,
+        evaluation_gpu_hours=evaluation_gpu_hours(plan.evaluations, student, loaded, lengths, speeds),
+        evaluation_cap_gpu_hours=evaluation_gpu_hours(
+            plan.evaluations, student, loaded, Lengths.all_of(section.max_new_tokens), speeds
+        ),
         gpu_memory_gib=_gpu_memory_gib(settings, known, teacher, resources) if gpus else None,
         main_memory_gib=_main_memory_gib(settings, known, teacher, resources) if gpus else None,
         disk_gib=_saved_bytes(settings, student) / GIB if student else None,
-        scratch_gib=SCRATCH_BYTES * _trained(settings, student) / GIB if student else None,
+        scratch_gib=SCRATCH_BYTES * trained_parameters(settings, student) / GIB if student else None,
     )
 
 
@@ -147,18 +191,61 @@ def _training_flops(
     return float(step * epochs * rows + validation * validations)
 
 
-def _evaluation_gpu_hours(plan: CellPlan, student: Architecture | None, loaded: Experiment) -> float | None:
-    """Tokens a second <= bandwidth / (mean context * bytes of keys and values a token)."""
-    section = loaded.experiment.evaluation
-    problems = [section.problems or loaded.catalogue.benchmarks[e.benchmark].problems for e in plan.evaluations]
-    # What bounds vLLM; transformers, one batch after the other on one device, is bound otherwise.
-    if student is None or None in problems or section.decoder != "vllm":
+def trained_of(
+    plan: CellPlan, loaded: Experiment, run_directory: RunDirectory, settings: TrainSettings
+) -> Trained | None:
+    """What a cell trains under some settings, in the terms of the model of time; None where a size is not known."""
+    row, _ = mean_row(plan, loaded, run_directory)
+    student = architecture(plan.cell.student, plan.stages["student"], loaded, run_directory)
+    taught = settings.objective.kd_weight > 0.0
+    teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory) if taught else None
+    if not (row and student and (teacher or not taught)):
         return None
-    completions = sum(p for p in problems if p) * section.samples
-    cache_bytes = 2 * 2 * student.layers * student.kv_heads * student.head_dim
-    context = PROMPT_TOKENS + section.expected_tokens / 2
-    tokens_per_s = MEMORY_BANDWIDTH * DECODING_EFFICIENCY / (context * cache_bytes)
-    return completions * section.expected_tokens / tokens_per_s / 3600
+    kept = tokens_read(row, settings.view)
+    if not kept:
+        return None
+    optimizer, limit = settings.optimizer, settings.rows.max_row_tokens
+    counted = row_lengths(plan, run_directory)
+    step_rows = max(1, optimizer.batch_tokens // kept) if optimizer.batch_tokens else optimizer.batch_rows
+    return Trained(
+        settings=settings,
+        resources=resources_of("train", loaded.experiment, plan.cell),
+        student=student,
+        teacher=teacher,
+        rows=rows_trained(settings, kept),
+        kept=kept,
+        validated=tokens_read(row, validation_view(settings)),
+        longest_rank=longest_rank(counted, limit, step_rows, settings.processes),
+    )
+
+
+def evaluation_gpu_hours(
+    evaluations: Sequence[EvaluationEntry],
+    model: Architecture | None,
+    loaded: Experiment,
+    lengths: Lengths,
+    speeds: Speeds,
+    of: str = "",
+) -> float | None:
+    """Of some benchmarks of one model, decoder starts included; None without GPUs, or where a size is not known.
+
+    of: the model by its short name, where it is one that `[by_model]` may change the resources of.
+    """
+    section, resources = loaded.experiment.evaluation, resources_of("generate", loaded.experiment, of)
+    problems = [section.problems or loaded.catalogue.benchmarks[one.benchmark].problems for one in evaluations]
+    # What bounds vLLM; transformers, one batch after the other on one device, is bound otherwise.
+    if model is None or None in problems or section.decoder != "vllm" or not resources.gpus:
+        return None
+    seconds = sum(
+        evaluation_seconds(
+            Evaluated(model, number * section.samples, PROMPT_TOKENS, section.batch_sequences, resources),
+            lengths,
+            speeds,
+        )
+        for number in problems
+        if number
+    )
+    return seconds * resources.gpus / SECONDS_IN_HOUR
 
 
 def _gpu_memory_gib(
@@ -172,11 +259,6 @@ def _main_memory_gib(
     settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, resources: Resources
 ) -> float | None:
     return main_memory_bytes(machine_load(settings, student, teacher, resources)) / GIB if student else None
-
-
-def _trained(settings: TrainSettings, student: Architecture) -> int:
-    """Parameters that a checkpoint holds: all of the student, or its adapters alone."""
-    return adapter_parameters(student, settings.lora) if settings.lora.rank else student.parameters
 
 
 def _saved_bytes(settings: TrainSettings, student: Architecture) -> int:

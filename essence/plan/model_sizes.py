@@ -58,6 +58,14 @@ def mean_row(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory) ->
     return (_row(0, assumed, 0) if assumed else None), False
 
 
+def row_lengths(plan: CellPlan, run_directory: RunDirectory) -> RowTokens | None:
+    """Lengths of the rows of a cell's data set, as the tokenize stage counted them; None until it has."""
+    folder = run_directory.stage(plan.stages["tokenize"])
+    manifest = read_manifest(folder.manifest) if folder.done else None
+    counted = manifest.results.statistics if isinstance(manifest, TokenizeManifest) else None
+    return counted.row_tokens if counted else None
+
+
 def _mean_below(row_tokens: RowTokens, limit: int, mean: float) -> float:
     """Mean length of the rows shorter than a limit, from bins that count with their middle; `mean` is that of all."""
     if row_tokens.largest is None or row_tokens.largest < limit:

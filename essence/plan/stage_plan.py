@@ -20,6 +20,7 @@ from essence.record.run_directory import stage_id
 from essence.record.source_key import source_sha256
 from essence.record.stage_key import stage_key
 from essence.settings import (
+    STAGES_IN,
     BenchmarkSettings,
     DownloadSettings,
     EnvironmentName,
@@ -143,7 +144,7 @@ def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
     """Which environment a stage runs in; what the kit makes itself, models for one, needs that of training."""
     if isinstance(settings, DownloadSettings):
         return "train" if settings.source.builtin else "download"
-    return "eval" if stage in ("generate", "grade") else "train"
+    return "eval" if stage in STAGES_IN["eval"] else "train"
 
 
 def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str]:

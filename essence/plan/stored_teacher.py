@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass
 from essence.data.selection import reads_prefix
 from essence.files import GIB
 from essence.plan.cells import train_settings
-from essence.plan.estimate import ACHIEVABLE_FLOPS, TRAINING_UTILIZATION, rows_trained
+from essence.plan.estimate import SECONDS_IN_HOUR, trained_of
 from essence.plan.experiment import Experiment
-from essence.plan.model_sizes import architecture, mean_row, tokens_read
+from essence.plan.model_sizes import architecture, mean_row
+from essence.plan.proved import speeds_for
 from essence.plan.stage_plan import CellPlan
+from essence.plan.times import training_time
 from essence.record.run_directory import RunDirectory
-from essence.settings import ProtocolName, TeacherForm
+from essence.settings import ProtocolName, TeacherForm, TrainSettings
 from essence.sizes.architecture import layer_flops, stored_bytes_per_token
-
-FLOPS_PER_GPU_HOUR = ACHIEVABLE_FLOPS * TRAINING_UTILIZATION * 3600
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,13 @@ def _stored(group: Sequence[CellPlan], loaded: Experiment, run_directory: RunDir
     length = int(row.lengths[0])
     rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
     size = stored_bytes_per_token(teacher, settings.compute_dtype)
-    reading = layer_flops(teacher, length) * rows / FLOPS_PER_GPU_HOUR
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    reading = layer_flops(teacher, length) * rows * speeds.flop_s / SECONDS_IN_HOUR
     saved = 0.0
     for plan in group:
-        cell = train_settings(plan.cell, loaded.experiment)
-        kept = tokens_read(row, cell.view)
-        saved += layer_flops(teacher, kept) * rows_trained(cell, kept) * cell.optimizer.epochs / FLOPS_PER_GPU_HOUR
+        one = train_settings(plan.cell, loaded.experiment)
+        saved += _gpu_hours(plan, loaded, run_directory, one.model_copy(update={"teacher": "live"}))
+        saved -= _gpu_hours(plan, loaded, run_directory, one.model_copy(update={"teacher": "cached"}))
     return StoredTeacher(
         dataset=first.cell.dataset,
         protocol=first.cell.protocol,
@@ -97,3 +98,13 @@ def _stored(group: Sequence[CellPlan], loaded: Experiment, run_directory: RunDir
         gpu_hours=reading,
         saved_gpu_hours=saved - reading,
     )
+
+
+def _gpu_hours(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory, settings: TrainSettings) -> float:
+    """Of a training under these settings; 0 where a size is not known."""
+    trained = trained_of(plan, loaded, run_directory, settings)
+    if trained is None:
+        return 0.0
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    devices = trained.resources.gpus * trained.resources.nodes or settings.processes
+    return training_time(trained, speeds).seconds * devices / SECONDS_IN_HOUR

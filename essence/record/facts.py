@@ -94,7 +94,7 @@ def hardware(threads: int) -> Hardware:
     return Hardware(
         # A container has a name of its own; whoever started it knows the machine's.
         host=os.environ.get("ESSENCE_HOST") or socket.gethostname(),
-        cpu=_cpu_name(),
+        cpu=processor_name(),
         cpu_count=os.cpu_count(),
         threads=threads,
         memory_gib=round(psutil.virtual_memory().total / GIB, 2),
@@ -125,7 +125,7 @@ def _gpu(found: dict[str, str]) -> Gpu:
     return Gpu.model_validate({**facts, "memory_gib": round(float(found["memory.total"]) / 1024, 2)})
 
 
-def _cpu_name() -> str | None:
+def processor_name() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -14,6 +14,7 @@ from essence.record.evaluation_records import (
     GradeResults,
 )
 from essence.record.manifest import CostMore
+from essence.record.proof_records import ProveDecodingResults, ProveTrainingResults
 from essence.record.stage_records import (
     DownloadData,
     DownloadResults,
@@ -97,3 +98,11 @@ class GradeOutcome(StageOutcome):
     results: GradeResults
     data: GradeData
     executed: GradeExecuted
+
+
+class ProveTrainingOutcome(StageOutcome):
+    results: ProveTrainingResults
+
+
+class ProveDecodingOutcome(StageOutcome):
+    results: ProveDecodingResults

@@ -15,10 +15,13 @@ from essence.record.plan_record import EarlierEntry
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.written import read_record
 
-STAGE = re.compile(r"(download|tokenize|teacher|train|generate|grade)-[0-9a-f]{16}")
-"""Folders of `stages/` that are the kit's; others are somebody's own and stay."""
-ORDER = ("grade", "generate", "train", "teacher", "tokenize", "download")
+ORDER = (
+    *("prove_decoding", "prove_training"),
+    *("grade", "generate", "train", "teacher", "tokenize", "download"),
+)
 """What is made of others goes first, so that a half done removal leaves nothing without its inputs."""
+STAGE = re.compile(rf"({'|'.join(ORDER)})-[0-9a-f]{{16}}")
+"""Folders of `stages/` that are the kit's; others are somebody's own and stay."""
 OF_AN_EXPERIMENT = (
     *(".*.partial", ".*.tmp", "report", "cards", "traces", "looks.jsonl", "experiment.json", "holder.json", "lock"),
     "plan.json",

@@ -27,7 +27,20 @@ State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
 KEY_DIGITS = 16
 HOLDER_SILENT_S = 120.0
 LOCK_POLL_S = 0.1
-RESERVED = {"stages", "code", "experiments", "locks", "report", "cards", "lock", "holder.json", "export.json"} | {
+PROOFS = "prove"
+"""Folder of what `invoke prove` has measured: a run directory of its own, of which no experiment knows."""
+RESERVED = {
+    "stages",
+    "code",
+    "experiments",
+    "locks",
+    "report",
+    "cards",
+    "lock",
+    "holder.json",
+    "export.json",
+    PROOFS,
+} | {
     "sha256sums",
     "ro-crate-metadata.json",
 }
@@ -146,6 +159,11 @@ class RunDirectory:
     def queueing(self) -> Path:
         """Held while jobs are queued, or while stages are removed."""
         return self.root / ".queueing"
+
+    @property
+    def proofs(self) -> "RunDirectory":
+        """What `invoke prove` has measured of machines."""
+        return RunDirectory(self.root / PROOFS)
 
     def stage(self, stage_id: str) -> StageFolder:
         return StageFolder(self.stages / stage_id)

@@ -23,6 +23,7 @@ from essence.record.evaluation_records import (
     GradeResults,
 )
 from essence.record.manifest import SCHEMA_VERSION, Inputs, Manifest, StageSettings
+from essence.record.proof_records import ProveDecodingResults, ProveResolved, ProveTrainingResults
 from essence.record.training_records import RowsRecord, TrainData, TrainExecuted, TrainResolved, TrainResults
 from essence.record.written import Group, Number, as_record
 from essence.settings import PositionsRecord, StageName
@@ -155,6 +156,16 @@ class GradeManifest(Manifest):
     settings: StageSettings[GradeResolved, GradeExecuted]
 
 
+class ProveTrainingManifest(Manifest):
+    results: ProveTrainingResults
+    settings: StageSettings[ProveResolved, Group]
+
+
+class ProveDecodingManifest(Manifest):
+    results: ProveDecodingResults
+    settings: StageSettings[ProveResolved, Group]
+
+
 MANIFESTS: Mapping[StageName, type[Manifest]] = {
     "download": DownloadManifest,
     "tokenize": TokenizeManifest,
@@ -162,6 +173,8 @@ MANIFESTS: Mapping[StageName, type[Manifest]] = {
     "train": TrainManifest,
     "generate": GenerateManifest,
     "grade": GradeManifest,
+    "prove_training": ProveTrainingManifest,
+    "prove_decoding": ProveDecodingManifest,
 }
 
 

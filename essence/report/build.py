@@ -10,6 +10,7 @@ from pathlib import Path
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
+from essence.plan.proved import proofs
 from essence.record.plan_record import plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.trace_record import read_trace_records
@@ -23,6 +24,7 @@ from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
 from essence.report.page.page import render_page
 from essence.report.page.picture import Picture, pictures
+from essence.report.page.predicted import predicted_rows
 from essence.report.page.questions_table import question_record
 from essence.report.page.rows import trained_rows
 from essence.report.page.samples import write_pieces
@@ -33,11 +35,11 @@ from essence.report.results.stage_reader import read_stage
 
 SCHEMA_VERSION = 2
 ELSEWHERE = (
-    "text.py", "evaluation/statistics.py", "plan/cost_table.py", "record/machine_load.py", "sizes/architecture.py",
-    "sizes/memory.py",
+    "text.py", "evaluation/statistics.py", "plan/cost_table.py", "plan/proved.py", "record/machine_load.py",
+    "sizes/architecture.py", "sizes/memory.py", "sizes/speeds.py",
 )  # fmt: skip
 """Modules outside this package whose numbers and words stand in a report: how values are written, intervals, the
-computed costs, loads."""
+computed costs and times, loads."""
 
 
 def write_report(run_dir: Path, experiment: str) -> Path:
@@ -70,7 +72,8 @@ def made_from(run_dir: Path, experiment: str) -> str:
     }
     own = hashlib.sha256(b"".join(file.read_bytes() for file in own_files()))
     traces = [record.seal for record in read_trace_records(run.experiment(experiment))[0]]
-    return sha256_text(canonical_json([plan.as_json(), seen, own.hexdigest(), traces]))
+    proved = sorted(proof.training.seal for proof in proofs(run))
+    return sha256_text(canonical_json([plan.as_json(), seen, own.hexdigest(), traces, proved]))
 
 
 def own_files() -> list[Path]:
@@ -129,6 +132,7 @@ def report_record(
         "questions": [question_record(one) for one in asked],
         "pictures": [_picture_record(picture) for picture in pictures(results)],
         "groups": [_group_record(results, group, drawn.get(group.key, ()), judged) for group in results.groups],
+        "predicted_steps": [row.as_json() for row in predicted_rows(results)],
         "computed_costs": [table.as_json() for table in claim_tables(results)],
         "trained_rows": [asdict(row) for row in trained_rows(results)],
         "traces": [record.model_dump(mode="json") for record in results.traces],

@@ -1,4 +1,4 @@
-"""The settings of the six stages, as they are in a spec, a stage's key and a manifest.
+"""The settings of the stages, as they are in a spec, a stage's key and a manifest.
 
 Every field changes a result, so every field is in the key. What only changes speed (threads, where files lie) is not
 here but in `Resources`. Values that can change a published number have no default: they come from `experiments/*.toml`

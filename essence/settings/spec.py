@@ -7,16 +7,17 @@ from pydantic import Field
 from essence.settings.base import LARGEST_SEED, Count, CountOrZero, Few, Gib, Record, Seconds, Share
 from essence.settings.data import DownloadSettings, TokenizeSettings
 from essence.settings.evaluation import GenerateSettings, GradeSettings
+from essence.settings.proving import ProveDecodingSettings, ProveTrainingSettings
 from essence.settings.training import TeacherSettings, TrainSettings
 
 ProtocolName = Literal["released", "corrected"]
-StageName = Literal["download", "tokenize", "teacher", "train", "generate", "grade"]
+StageName = Literal["download", "tokenize", "teacher", "train", "generate", "grade", "prove_training", "prove_decoding"]
 EnvironmentName = Literal["download", "train", "eval"]
 """The three environments that stages run in; each is an image, or all of them the one of `.venv/`."""
 STAGES_IN: dict[EnvironmentName, tuple[StageName, ...]] = {
     "download": ("download",),
-    "train": ("download", "tokenize", "teacher", "train"),
-    "eval": ("generate", "grade"),
+    "train": ("download", "tokenize", "teacher", "train", "prove_training"),
+    "eval": ("generate", "grade", "prove_decoding"),
 }
 """Which stages run in an environment."""
 
@@ -70,7 +71,16 @@ class Resources(Record):
     """The newest so many are kept while a training runs; where the newest is damaged, the one before is used."""
 
 
-AnySettings = DownloadSettings | TokenizeSettings | TeacherSettings | TrainSettings | GenerateSettings | GradeSettings
+AnySettings = (
+    DownloadSettings
+    | TokenizeSettings
+    | TeacherSettings
+    | TrainSettings
+    | GenerateSettings
+    | GradeSettings
+    | ProveTrainingSettings
+    | ProveDecodingSettings
+)
 SETTINGS: dict[StageName, type[AnySettings]] = {
     "download": DownloadSettings,
     "tokenize": TokenizeSettings,
@@ -78,6 +88,8 @@ SETTINGS: dict[StageName, type[AnySettings]] = {
     "train": TrainSettings,
     "generate": GenerateSettings,
     "grade": GradeSettings,
+    "prove_training": ProveTrainingSettings,
+    "prove_decoding": ProveDecodingSettings,
 }
 
 

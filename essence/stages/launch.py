@@ -27,6 +27,7 @@ from essence.record.written import Written, read_record
 from essence.settings import Resources, Spec, TrainSettings
 
 POLL_S = 0.05
+RANK = "essence.stages.rank"
 LOCALHOST = "127.0.0.1"
 REPORTS = "ranks"
 """Folder under `scratch/` where ranks leave their outcome or why they failed."""
@@ -91,7 +92,7 @@ def help_out(spec: Spec, spec_file: Path, stop: StopRequest) -> int:
 
         return run_rank(spec_file, stop)
     settings = TrainSettings.model_validate(spec.settings)
-    codes = _run_here(settings.processes, spec.resources.nodes, spec_file, stop)
+    codes = run_here(settings.processes, spec.resources.nodes, spec_file, stop)
     return next((code for code in codes.values() if code), 0)
 
 
@@ -132,7 +133,7 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> TrainOutcome:
     shutil.rmtree(reports, ignore_errors=True)  # of an earlier attempt
     reports.mkdir()
     spec_file = context.partial.parent / "spec.json"
-    codes = _run_here(settings.processes, context.resources.nodes, spec_file, context.stop)
+    codes = run_here(settings.processes, context.resources.nodes, spec_file, context.stop)
     if stopped(codes, context.stop):
         raise Stopped(context.stop.signal_name or "a signal to a rank")
     if any(codes.values()):
@@ -146,7 +147,7 @@ def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
     return any(codes.values()) and all(code in (0, *asked) for code in codes.values())
 
 
-def _run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest) -> dict[int, int]:
+def run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest, program: str = RANK) -> dict[int, int]:
     """Run this machine's ranks to their end: rank -> exit code. When one fails, the others are ended."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
@@ -167,7 +168,9 @@ def _run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest) ->
             "MASTER_PORT": port,
             "ESSENCE_PARENT": os.getpid(),
         }
-        ranks[machine.index * here + local] = _start(spec_file, {name: str(value) for name, value in told.items()})
+        ranks[machine.index * here + local] = _start(
+            program, spec_file, {name: str(value) for name, value in told.items()}
+        )
     try:
         return _wait(ranks, stop)
     finally:
@@ -176,14 +179,14 @@ def _run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest) ->
             process.wait()
 
 
-def _start(spec_file: Path, told: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(program: str, spec_file: Path, told: dict[str, str]) -> subprocess.Popen[bytes]:
     fixed = {
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there already, for the first rank too
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns of find_unused_parameters, which is meant
     }
     environment = {**os.environ, **fixed, **told}
     return subprocess.Popen(
-        [sys.executable, "-m", "essence.stages.rank", "--spec", str(spec_file)],
+        [sys.executable, "-m", program, "--spec", str(spec_file)],
         stdin=subprocess.DEVNULL,
         env=environment,
     )

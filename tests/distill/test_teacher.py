@@ -278,7 +278,8 @@ def test_cells_that_cannot_be_taught_so_are_refused(tmp_path: Path, text: str, w
 
 
 def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
-    """Ten proportions, twice each, are 11 times the whole rows: that is what one reading of them saves."""
+    """Ten proportions, twice each, are 11 times the whole rows: one reading of them saves that, and the rest of what a
+    teacher takes in a step: its fixed part, and that ranks wait for the longest rows."""
     file = tmp_path / "sweep.toml"
     file.write_text('extends = "bespoke"\ntitle = "x"\n[training]\nteacher = "cached"\n')
     options = ("--runs", str(tmp_path / "runs"), "--json")
@@ -292,7 +293,7 @@ def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
     assert cached["disk_gib"] - live["disk_gib"] == pytest.approx(does["disk_gib"])
     hours = [sum(cell["training_gpu_hours"] for cell in plan["cells"]) for plan in (live, cached)]
     assert hours[0] - hours[1] == pytest.approx(does["saved_gpu_hours"] + does["gpu_hours"])
-    assert does["cells"] == 10 and 9.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 11.5
+    assert does["cells"] == 10 and 15.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 25.0
 
 
 @pytest.mark.slow

@@ -226,3 +226,15 @@ def wait_for_text(file: Path, text: str) -> None:
     while not (file.is_file() and text in file.read_text()):
         assert time.monotonic() < deadline, file.read_text() if file.is_file() else f"no {file}"
         time.sleep(0.1)
+
+
+def test_a_proof_asks_for_what_the_stages_take_that_it_measures() -> None:
+    """A site file needs no limits for it, and its own count where it has them."""
+    site = load_site("generic")
+    assert site.limits_of("prove_training") == site.limits["train"]
+    assert site.limits_of("prove_decoding") == site.limits["generate"]
+    own = {**site.model_dump(), "limits": {**site.limits, "prove_training": site.limits["grade"]}}
+    assert Site.model_validate(own).limits_of("prove_training") == site.limits["grade"]
+    lacking = {**site.model_dump(), "limits": {name: one for name, one in site.limits.items() if name != "train"}}
+    with pytest.raises(ValueError, match="train must be there too"):
+        Site.model_validate(lacking)

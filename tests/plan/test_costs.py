@@ -47,6 +47,10 @@ def test_the_command_prints_a_table_for_each_pair() -> None:
     assert "At LSP 0.5, 48% of the FLOPs" in done.stdout
     (record,) = json.loads(invoke("plan", "--experiment", "bespoke", "--costs", "--json").stdout)
     assert record["name"] == "bespoke/qwen3-8b_qwen3-4b-base" and len(record["rows"]) == 10
+    half, whole = (next(row for row in record["ours"] if row["lsp"] == lsp) for lsp in (0.5, 1.0))
+    assert 0.5 < half["time_ratio"] == half["step_s"] / whole["step_s"] < 0.75
+    assert half["static_gib"] == whole["static_gib"] and half["dynamic_gib"] < whole["dynamic_gib"]
+    assert "of a step's time" in done.stdout and "the same as this experiment trains" in done.stdout
 
 
 def test_one_renderer_writes_a_row_for_terminal_and_report() -> None:

@@ -123,7 +123,7 @@ def test_a_line_of_the_objective_renews_trainings_and_what_follows(kit: KitCopy)
     ("module", "stages"),
     [
         ("data/decontaminate.py", {"tokenize"}),
-        ("evaluation/decoders/vllm.py", {"generate"}),
+        ("evaluation/decoders/vllm.py", {"generate", "prove_decoding"}),
         ("evaluation/graders.py", {"grade"}),
         ("stages/tiny/problems.py", {"download"}),
         ("distill/event_files.py", set()),

@@ -2,14 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from essence.plan.cost_table import COLUMNS, PROPORTIONS, cost_table
+from essence.record.run_directory import RunDirectory
+from essence.record.written import seal_of
 from essence.report.build import write_report
 from essence.report.page.cost_claim import claim_tables
+from essence.report.recheck import report_findings
 from essence.report.results.read import read_results
 from support.paper_sizes import QWEN3
+from support.proof_record import proof
 from support.synthetic_run import SyntheticRun
 
 
@@ -46,3 +51,32 @@ def test_a_teacher_that_is_stored_is_looked_up_behind_its_stage(run: SyntheticRu
     groups = (replace(results.groups[0], arms=(replace(results.groups[0].arms[0], cells=(cell,)),)),)
     changed = replace(results, stages=(*results.stages, stored), groups=groups)
     assert len(claim_tables(changed)) == 1
+
+
+def test_trainings_stand_beside_what_their_machine_s_proof_predicts(tmp_path: Path) -> None:
+    """A step that FLOPs alone make: those of the record over its steps, at the speed of the proof."""
+    run = SyntheticRun(tmp_path, texts=False).write()
+    assert (
+        json.loads((write_report(run.root, run.experiment).parent / "report.json").read_text())["predicted_steps"] == []
+    )
+    executed = {
+        "parallel": {"backend": "single", "processes": 1, "teacher": "replicated"}, "dtype": "float32",
+        "parameters": {"trained": 100, "all": 100}, "micro_batches": {
+            "packed": False, "most_rows": 1, "most_tokens": 9, "passes": 120, "tokens": 9, "positions": 9, "fill": 1.0,
+        },
+    }  # fmt: skip
+    for file in run.root.glob("stages/train-*/manifest.json"):
+        record = json.loads(file.read_text())
+        steps = record["results"]["steps"]
+        record["settings"]["executed"] = executed
+        record["cost"]["more"] = {"training_s": 4.0 * steps, "training_flops": 1e12 * steps}
+        file.write_text(json.dumps({**record, "seal": seal_of(record)}))
+    proof(run.root, "prove_training-00000000000000a1", "2026-07-01T00:00:00+00:00", "laptop", 2e-12)
+    page = write_report(run.root, run.experiment)
+    told = json.loads((page.parent / "report.json").read_text())["predicted_steps"]
+    assert told and all((row["measured_s"], row["predicted_s"]) == (4.0, 2.0) for row in told)
+    for text in (page.read_text(), (page.parent / "report.md").read_text()):
+        assert "Steps, measured and predicted" in text and "2026-07-01, A device" in text
+    assert report_findings(RunDirectory(run.root), run.experiment) == ([], [])
+    proof(run.root, "prove_training-00000000000000a2", "2026-07-02T00:00:00+00:00", "laptop", 4e-12)
+    assert "before later stages" in report_findings(RunDirectory(run.root), run.experiment)[1][0]

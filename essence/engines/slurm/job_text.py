@@ -25,7 +25,7 @@ from essence.errors import ExitCode, ExperimentError
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.settings import Spec
 
-KEEPS_NOTHING = ("tokenize",)
+KEEPS_NOTHING = ("tokenize", "prove_training", "prove_decoding")
 """Stages that begin again when they were stopped. At their time limit they get no signal: queued again they would
 never end, and a time-out is a cause that `invoke status` names."""
 JOB_TIME = (*SCHEDULER_VARIABLES, "SLURM_NODEID", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR", "MASTER_PORT")
@@ -105,7 +105,7 @@ class TaskValues(TypedDict):
 
 
 def _job_values(job: Job, site: Site) -> JobValues:
-    around, limits = job.surroundings, site.limits[job.surroundings.stage]
+    around, limits = job.surroundings, site.limits_of(job.surroundings.stage)
     resources = around.resources
     return {
         "title": around.title,

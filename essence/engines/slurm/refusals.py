@@ -60,7 +60,7 @@ def cure(site: Site, name: str, job: Job, words: str) -> str:
         return "the limit on queued jobs is reached: issue the command again once some have ended"
     known = next((text for reason, text in TABLE.items() if re.search(reason, words, re.IGNORECASE)), "")
     stage, gpus = job.surroundings.stage, job.surroundings.resources.gpus
-    limits = site.limits[stage]
+    limits = site.limits_of(stage)
     time = limits.asked(job.expected_s, site.signal_s)
     asked = f"limits.{stage} = {time}, {limits.memory_gib} GiB, {limits.cpus} cores"
     asked += f", gpu_type = '{site.gpu_type}' with {gpus} GPUs" if gpus else ""

@@ -35,6 +35,8 @@ SCRATCH = re.compile(r"[A-Za-z0-9_./${}:-]+")
 FLAVOUR = "{flavour}"
 MARGIN, LEAST_ASKED_S, ROUNDED_S = 2.0, 3 * 3600, 600
 """A job that asks for less waits less in the queue, and one that asked for too little goes on in a second one."""
+LIKE: dict[StageName, StageName] = {"prove_training": "train", "prove_decoding": "generate"}
+"""Stages whose limits a site file need not have -> those that have them instead."""
 BIND = re.compile(r"/[^:,\s]*(:/[^:,\s]*)?(:(ro|rw))?")
 
 
@@ -165,7 +167,7 @@ class Site(Record):
     @classmethod
     def complete(cls, table: dict[str, object], info: ValidationInfo) -> dict[str, object]:
         wanted = get_args(EnvironmentName if info.field_name == "images" else StageName)
-        if lacking := [name for name in wanted if name not in table]:
+        if lacking := [name for name in wanted if name not in table and name not in LIKE]:
             raise ValueError(f"{', '.join(lacking)} must be there too")
         return table
 
@@ -186,6 +188,10 @@ class Site(Record):
             if set("{}") & set(image.replace(FLAVOUR, "")):
                 raise ValueError(f"{name} = '{image}' may hold {FLAVOUR} and no other braces")
         return images
+
+    def limits_of(self, stage: StageName) -> StageLimits:
+        """Of a kind of stage; where the file has none of a proof, of the stages that it measures."""
+        return self.limits[stage] if stage in self.limits else self.limits[LIKE[stage]]
 
     def image(self, recipe: ImageRecipe) -> str:
         """What the container flavour is told to run; a file of the SIF folder where there is one."""

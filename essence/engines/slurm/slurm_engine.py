@@ -23,9 +23,11 @@ from essence.plan.stage_plan import PlannedStage
 from essence.record.facts import code_facts
 from essence.record.live_records import read_whole_spec
 from essence.record.run_directory import RunDirectory
-from essence.settings import EnvironmentName
+from essence.settings import EnvironmentName, StageName
 
 DEFAULT_SITE = "generic"
+EXPECTED_S: dict[StageName, float] = {"prove_training": 600.0, "prove_decoding": 600.0}
+"""Of stages that take about as long everywhere."""
 
 
 class SlurmEngine(Engine):
@@ -118,7 +120,8 @@ class SlurmEngine(Engine):
         """The job of a stage; one that is expected to take so long asks for a time that fits."""
         spec = launch.spec or read_whole_spec(launch.folder.spec)
         image = self.site.image(recipe(launch.environment, self.flavour))
-        return Job(launch, spec, image, launch.inputs, expected_s)
+        known = EXPECTED_S.get(launch.stage) if expected_s is None else expected_s
+        return Job(launch, spec, image, launch.inputs, known)
 
     def render(self, surroundings: Launch) -> str:
         """The batch text."""

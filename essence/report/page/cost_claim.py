@@ -19,7 +19,7 @@ def claim_tables(results: Results) -> list[CostTable]:
     tables: dict[str, CostTable] = {}
     stages = {stage.id: stage for stage in results.stages}
     for cell in sorted(results.cells, key=lambda cell: -cell.lsp):
-        student, teacher = (_architecture(cell.train, role, stages) for role in ("student", "teacher"))
+        student, teacher = pair_of(cell.train, stages)
         tokens = row_tokens(cell)
         name = f"{cell.dataset}, {cell.teacher} to {cell.student}"
         if name not in tables and student and teacher and tokens:
@@ -36,6 +36,11 @@ def row_tokens(cell: CellResult) -> int:
         return 0
     read = cell.train.trained_rows
     return round(read.tokens / read.rows / cell.lsp) if read and read.tokens and read.rows else 0
+
+
+def pair_of(train: StageEvidence, stages: dict[str, StageEvidence]) -> tuple[Architecture | None, Architecture | None]:
+    """Sizes of the student and the teacher of a training, as far as they are known here."""
+    return _architecture(train, "student", stages), _architecture(train, "teacher", stages)
 
 
 def _architecture(stage: StageEvidence, role: str, stages: dict[str, StageEvidence]) -> Architecture | None:

@@ -9,6 +9,7 @@ from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
+from essence.report.page.predicted import PREDICTED_COLUMNS, PredictedRow, predicted_rows
 from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import RowsView, rows_views, trained_rows
 from essence.report.page.statement import statement
@@ -44,6 +45,8 @@ def markdown_report(
         for row in trained_rows(results)
     ]
     parts += ["## What trainings met in their rows", "\n".join(met)] if met else []
+    predicted = predicted_rows(results)
+    parts += ["## Steps, measured and predicted", _markdown_predicted(predicted)] if predicted else []
     tables = claim_tables(results)
     if tables:
         parts += ["## What truncation saves, computed", *map(_markdown_costs, tables)]
@@ -61,6 +64,14 @@ def _markdown_rows(view: RowsView) -> str:
         found += [view.tokens.sections, view.tokens.lengths]
     lines += [f"- {markdown_text(line)}" for line in found]
     return "\n".join([*lines, *(_markdown_tokens(view.tokens) if view.tokens else [])])
+
+
+def _markdown_predicted(rows: list[PredictedRow]) -> str:
+    """A line for each training, as a GitHub table."""
+    proofs = "; ".join(dict.fromkeys(row.proof for row in rows))
+    head = [_markdown_line(list(PREDICTED_COLUMNS)), _markdown_line([":--", *["--:"] * (len(PREDICTED_COLUMNS) - 1)])]
+    lines = [_markdown_line([f"[{markdown_text(row.cell)}]({row.link})", *row.line[1:]]) for row in rows]
+    return "\n\n".join([markdown_text(f"Predicted by the proof of {proofs}."), "\n".join([*head, *lines])])
 
 
 def _markdown_costs(table: CostTable) -> str:

@@ -19,6 +19,7 @@ from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
 from essence.report.page.overview import overview_rows
+from essence.report.page.predicted import PREDICTED_COLUMNS, predicted_rows
 from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import rows_views, trained_rows
 from essence.report.page.samples import PIECE_CHARACTERS, Pieces
@@ -124,6 +125,8 @@ def render_page(
         lsp_columns=LSP_COLUMNS,
         cost_columns=list(COST_COLUMNS),
         claim_tables=claim_tables(results),
+        predicted=predicted_rows(results),
+        predicted_columns=PREDICTED_COLUMNS,
         settings=settings_facts(results),
         environment=environment_facts(results),
         finished=finished_at(results),

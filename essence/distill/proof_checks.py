@@ -1,0 +1,292 @@
+"""What has to be right before a training is worth its time, each told in one sentence.
+
+Arithmetic is tried on two small models on the device that trains, in the dtype and the form of the loss that the
+settings name. What has a bound is compared with arithmetic that is nobody's fast form: the loss in float64, rows one by
+one, one process, float32.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from essence.data.truncation import Example
+from essence.distill.adapters import add_adapters
+from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
+from essence.distill.module import objective_from_states
+from essence.distill.proof_machine import seconds_of
+from essence.distill.proof_steps import SEED, alone, as_pair, random_rows, rule_bytes, small
+from essence.distill.storage import TrainResult
+from essence.distill.teachers import LiveTeacher
+from essence.distill.trainer import train
+from essence.files import GIB
+from essence.models.from_sizes import random_model
+from essence.progress import Progress, Stopped, StopRequest
+from essence.settings import LossResources, ObjectiveSettings, Resources, TrainSettings
+from essence.settings.proving import ProveTrainingSettings
+from essence.sizes.architecture import Architecture
+from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, main_memory_bytes
+from essence.sizes.memory import BYTES, USABLE_SHARE, Dtype
+
+LABELS = 96
+"""Small, and such that chunks and what is left over occur."""
+BOUNDS = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 3e-2)}
+"""Largest relative difference from float64: of the loss, and of a gradient in the norm of the whole tensor. Heads in
+bfloat16 have logits of eight bits, whoever computes them."""
+PACKED_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2}
+CURVE_BOUND = 2e-2
+"""Of the losses of steps in bfloat16 beside those in float32."""
+AGAIN_BOUND = {"cpu": 0.0, "cuda": 1e-3}
+"""Of a resumed training: a GPU may sum in another order."""
+RANKS_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-3}
+DISK_SHARE = 0.25
+"""Of the time between two checkpoints: the most that writing one may take."""
+LEAST_BETWEEN_S = 60.0
+"""Taken for the time between two checkpoints where one is written after every step."""
+FLOAT32_CHECKPOINT_BYTES = 12
+SMALL_ROWS = 8
+STOP_AFTER = 2
+
+
+class Finding(NamedTuple):
+    """One check as it came out."""
+
+    name: str
+    passed: bool
+    sentence: str
+
+
+def bounded(name: str, what: str, found: float, most: float, cure: str) -> Finding:
+    """A difference that is at most so large; NaN is not."""
+    passed = found <= most
+    told = f"{what} differ by {found:.1e}, at most {most:.0e} is right"
+    return Finding(name, passed, told if passed else f"{told}: {cure}")
+
+
+def loss_finding(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Finding:
+    """Loss and gradients of the form that trains, beside the plain one in float64 on the same numbers."""
+    tensors = _random_states(asked, LABELS, device)
+    labels = torch.arange(LABELS, device=device) * 7919 % asked.student_sizes.vocabulary
+    chunks = {"chunk_rows": LABELS // 4 + 1, "gradient_rows": LABELS // 2}
+    fast = _objective(tensors, labels, asked.objective, resources.loss.model_copy(update=chunks))
+    plain = resources.loss.model_copy(update={"form": "plain"})
+    exact = _objective([one.double() for one in tensors], labels, asked.objective, plain)
+    apart = [_apart(one, other) for one, other in zip(fast, exact, strict=True)]
+    of_loss, of_gradient = BOUNDS[asked.compute_dtype]
+    passed = apart[0] <= of_loss and all(one <= of_gradient for one in apart[1:])
+    form = f"compiled {resources.loss.form}" if resources.loss.compiled else resources.loss.form
+    found = ", ".join(f"{one:.1e}" for one in apart)
+    told = f"the {form} loss and its gradients differ from float64 by {found}"
+    told += f" (at most {of_loss:.0e}, of a gradient {of_gradient:.0e})"
+    cure = ': set form = "plain" in [resources.loss], and report the versions of this machine'
+    return Finding("loss", passed, told if passed else told + cure)
+
+
+def _objective(
+    tensors: Sequence[Tensor], labels: Tensor, settings: ObjectiveSettings, loss: LossResources
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, and the gradients of the student's states and head."""
+    states, head = (one.detach().clone().requires_grad_() for one in tensors[:2])
+    weights = torch.full(labels.shape, 1.0 / labels.numel(), device=labels.device)
+    taught, teacher_head = tensors[2:]
+    losses = objective_from_states(states, head, taught, teacher_head, labels, weights, settings, loss)
+    losses.loss.backward()  # type: ignore[no-untyped-call]
+    assert states.grad is not None and head.grad is not None
+    return losses.loss.detach(), states.grad, head.grad
+
+
+def loss_seconds(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> float:
+    """Seconds a label that heads and loss take, forward and backward, at the shortest length that is timed."""
+    count, tensors = min(asked.lengths), _random_states(asked, min(asked.lengths), device)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    return seconds_of(lambda: _objective(tensors, labels, asked.objective, resources.loss), device) / count
+
+
+def _random_states(asked: ProveTrainingSettings, count: int, device: torch.device) -> tuple[Tensor, ...]:
+    """States and head of the student, then of the teacher, in the dtype of the computation; logits near 1."""
+    draws = torch.Generator(device).manual_seed(SEED)
+
+    def drawn(rows: int, columns: int) -> Tensor:
+        one = torch.randn(rows, columns, generator=draws, device=device)
+        return one.mul_(columns**-0.25).to(COMPUTE_DTYPES[asked.compute_dtype])
+
+    sizes = (asked.student_sizes, asked.teacher_sizes)
+    return tuple(drawn(rows, model.hidden) for model in sizes for rows in (count, model.vocabulary))
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    scale = expected.double().norm().clamp(min=torch.finfo(torch.float64).tiny)
+    return float((found.double() - expected.double()).norm() / scale)
+
+
+class Trained(NamedTuple):
+    """A short training."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+
+
+def training_findings(
+    asked: ProveTrainingSettings, resources: Resources, device: torch.device, work: Path
+) -> list[Finding]:
+    """Resumed as uninterrupted, packed as one by one, bfloat16 as float32: by short trainings of small models."""
+    little, dtype = small(asked), asked.compute_dtype
+    whole = _trained(little, resources, device, work / "whole", packing=False)
+    resumed = _trained(little, resources, device, work / "resumed", stops=True, packing=False)
+    packed = _trained(little, resources, device, work / "packed", packing=True)
+    other: Dtype = "bfloat16" if dtype == "float32" else "float32"
+    second = _trained(little, resources, device, work / other, packing=False, compute_dtype=other)
+    exact, lowered = (whole, second) if dtype == "float32" else (second, whole)
+    weights = max(_apart(tensor, whole.weights[name]) for name, tensor in resumed.weights.items())
+    again = max(weights, _curve(resumed.losses, whole.losses))
+    return [
+        bounded(
+            "resume",
+            "a training that was stopped and resumed and one that was not",
+            again,
+            AGAIN_BOUND[device.type],
+            "resumed results would be others: report the versions of this machine",
+        ),
+        bounded(
+            "packing",
+            "losses of packed rows and of rows one by one",
+            _curve(packed.losses, whole.losses),
+            PACKED_BOUNDS[dtype],
+            "set packing = false in [training]",
+        ),
+        bounded(
+            "bfloat16",
+            "losses in bfloat16 and in float32",
+            _curve(lowered.losses, exact.losses),
+            CURVE_BOUND,
+            'set compute_dtype = "float32" in [training]',
+        ),
+    ]
+
+
+def _curve(found: Sequence[float], expected: Sequence[float]) -> float:
+    return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+
+
+def _trained(
+    asked: ProveTrainingSettings,
+    resources: Resources,
+    device: torch.device,
+    work: Path,
+    stops: bool = False,
+    **changes: object,
+) -> Trained:
+    """Train on a few rows of many lengths; with `stops` in two attempts, the second from a checkpoint of the first."""
+    settings = alone(asked, **changes)
+    rows = random_rows([asked.lengths[0] - 5 * row for row in range(SMALL_ROWS)], asked.student_sizes.vocabulary)
+    with contextlib.suppress(Stopped):
+        if stops:
+            _attempt(asked, settings, resources, device, rows, work, STOP_AFTER)
+    result = _attempt(asked, settings, resources, device, rows, work)
+    lines = [json.loads(line) for line in result.metrics.read_text(encoding="utf-8").splitlines()]
+    return Trained([line["loss"] for line in lines if line["kind"] == "step"], load_file(result.last_weights))
+
+
+def _attempt(
+    asked: ProveTrainingSettings,
+    settings: TrainSettings,
+    resources: Resources,
+    device: torch.device,
+    rows: list[Example],
+    work: Path,
+    stop_after: int | None = None,
+) -> TrainResult:
+    """The trainer itself, from its newest checkpoint on; Stopped where it is to stop on its way."""
+    dtype, pair, positions = COMPUTE_DTYPES[settings.compute_dtype], as_pair(asked), 2 * settings.rows.max_row_tokens
+    stop = StopRequest()
+    student = random_model(pair.student, positions, torch.float32, device, SEED)
+    if settings.lora.rank:
+        add_adapters(student, settings.lora, settings.seed)
+    return train(
+        student,
+        LiveTeacher(random_model(pair.teacher, positions, dtype, device, SEED + 1), dtype),
+        rows,
+        [],
+        settings,
+        resources,
+        work,
+        _StopAfter(work.parent / "progress.json", stop, stop_after),
+        stop,
+        device=device,
+    )
+
+
+class _StopAfter(Progress):
+    """Asks for a stop after a number of steps, as a signal does."""
+
+    def __init__(self, path: Path, stop: StopRequest, steps: int | None) -> None:
+        super().__init__(path)
+        self.stop, self.steps = stop, steps
+
+    def update(self, phase: str, done: int, total: int, unit: str, note: str = "") -> None:
+        super().update(phase, done, total, unit, note)
+        if done == self.steps:
+            self.stop.ask("the proof")
+
+
+def ranks_finding(found: Sequence[float], expected: Sequence[float], asked: ProveTrainingSettings) -> Finding:
+    """Losses of several processes beside those of one."""
+    what = f"losses of {asked.parallel} and of one process"
+    cure = f"set parallel to another backend than {asked.parallel} in [training]"
+    return bounded("ranks", what, _curve(found, expected), RANKS_BOUNDS[asked.compute_dtype], cure)
+
+
+def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Finding:
+    """Whether the whole pair as it is to be trained has room here: on each device, and in main memory."""
+    pair, longest = as_pair(asked), max(asked.lengths)
+    settings = alone(
+        asked, **{name: getattr(asked, name) for name in ("parallel", "processes", "teacher_placement", "teacher")}
+    )
+    here = -(-asked.processes // resources.nodes)
+    sharers = here if device.type == "cpu" else 1
+    needed, there = rule_bytes(pair, settings, resources, longest), memory_bytes(device) // sharers
+    usable = int(there * USABLE_SHARE[device.type])
+    told = f"a training needs {needed / GIB:.3g} of the {usable / GIB:.3g} GiB that can be used of each device's memory"
+    if needed > usable:
+        return Finding(
+            "memory",
+            False,
+            f"{told}: take a larger device, or share it among more (invoke plan names the least change)",
+        )
+    if device.type == "cpu":
+        return Finding("memory", True, told)
+    main = main_memory_bytes(
+        MachineLoad(
+            student=pair.student,
+            teacher=pair.teacher if asked.teacher == "live" else None,
+            compute_bytes=BYTES[asked.compute_dtype],
+            processes=here,
+            machines=resources.nodes,
+            teacher_placement=asked.teacher_placement,
+            lora=asked.lora if asked.lora.rank else None,
+        )
+    )
+    room = int(psutil.virtual_memory().available * USABLE_MAIN_SHARE)
+    told += f", and {main / GIB:.3g} of the {room / GIB:.3g} GiB of main memory that are free"
+    return Finding(
+        "memory", main <= room, told + ("" if main <= room else ": free main memory, or take a machine with more")
+    )
+
+
+def disk_finding(asked: ProveTrainingSettings, resources: Resources, write_bytes_per_s: float) -> Finding:
+    """Whether checkpoints can be written as often as is asked for."""
+    student = Architecture(**asked.student_sizes.model_dump())
+    size = FLOAT32_CHECKPOINT_BYTES * student.parameters
+    seconds = size / write_bytes_per_s
+    most = DISK_SHARE * max(resources.checkpoint_every_s, LEAST_BETWEEN_S)
+    told = f"a checkpoint of {size / GIB:.3g} GiB takes {seconds:.3g} s at {write_bytes_per_s / 1e9:.3g} GB/s"
+    if seconds <= most:
+        return Finding("disk", True, told)
+    cure = "name a run directory on a faster disk with --runs, or raise checkpoint_every_s in [resources]"
+    return Finding("disk", False, f"{told}, at most {most:.3g} s is right (a quarter of checkpoint_every_s): {cure}")

@@ -1,0 +1,135 @@
+"""The two stages of `invoke prove`, from what an experiment trains and evaluates.
+
+Sizes are those of the experiment's first cell; of models whose sizes are not known before they are made, small ones.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from essence.errors import ExperimentError
+from essence.plan.cells import part, train_settings
+from essence.plan.experiment import Cell, Experiment
+from essence.plan.model_sizes import architecture
+from essence.plan.stage_plan import Environment, Plan, PlannedStage, environment_of
+from essence.record.run_directory import RunDirectory, stage_id
+from essence.record.source_key import source_sha256
+from essence.record.stage_key import stage_key
+from essence.settings import (
+    LoopSettings,
+    ParallelSettings,
+    Record,
+    Resources,
+    SamplingSettings,
+    StageName,
+    TrainSettings,
+)
+from essence.settings.proving import ModelSizes, ProveDecodingSettings, ProveTrainingSettings
+from essence.sizes.architecture import Architecture
+
+SMALL = Architecture(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=192, vocabulary=512, tied=True)
+SHARES_OF_LONGEST = (1 / 16, 0.3, 0.6, 1.0)
+"""Of the most tokens that a row has: 256, 1,229, 2,458 and 4,096 of the paper's."""
+LEAST_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    most_layers: int
+    steps: int
+    disk_mib: int
+    link_mib: int
+    sequences: tuple[int, ...]
+    contexts: tuple[int, ...]
+    new_tokens: int
+
+
+ON_GPUS = Extent(12, 7, 2048, 1024, (1, 32, 128), (1024, 4096), 33)
+"""Ten minutes, starting the decoder included."""
+ON_PROCESSORS = Extent(2, 3, 8, 2, (1, 4), (16, 64), 9)
+"""A minute, most of which libraries take to start."""
+
+
+def proof_plan(
+    loaded: Experiment, cell: Cell, environment: Environment, run_directory: RunDirectory, taken: str
+) -> Plan:
+    """The stages that prove a machine for an experiment; a stage of the same moment has the same key.
+
+    Raises:
+        ExperimentError: the cell is not taught, so there is no pair to measure.
+    """
+    training, resources = (
+        train_settings(cell, loaded.experiment),
+        Resources(**part(loaded.experiment.resources, Resources)),
+    )
+    if training.objective.kd_weight == 0.0:
+        raise ExperimentError(f"{loaded.name}: kd_weight = 0.0 trains without a teacher, and a proof measures a pair")
+    extent = ON_GPUS if resources.gpus else ON_PROCESSORS
+    one = resources.model_copy(update={"nodes": 1})
+    settings = _training(loaded, cell, training, run_directory, extent, taken)
+    prove = _stage("prove_training", f"prove trainings of {cell.pair}", settings, {}, {}, one, environment)
+    copy = one.model_copy(update={"gpus": min(one.gpus, one.tensor_parallel)})
+    asked = _decoding(loaded, extent, taken)
+    title = f"prove evaluations of {cell.student}"
+    decode = _stage("prove_decoding", title, asked, {"training": prove.id}, {"training": prove.key}, copy, environment)
+    return Plan(loaded, [], [], {prove.id: prove, decode.id: decode})
+
+
+def _stage(
+    stage: StageName,
+    title: str,
+    settings: Record,
+    inputs: dict[str, str],
+    keys: dict[str, str],
+    resources: Resources,
+    environment: Environment,
+) -> PlannedStage:
+    runs_in = environment_of(stage, settings)
+    identity, source = environment(runs_in), source_sha256(stage)
+    key = stage_key(stage, settings.model_dump(mode="json"), keys, identity, source)
+    return PlannedStage(stage_id(stage, key), stage, key, title, settings, inputs, resources, runs_in, identity, source)
+
+
+def _training(
+    loaded: Experiment,
+    cell: Cell,
+    training: TrainSettings,
+    run_directory: RunDirectory,
+    extent: Extent,
+    taken: str,
+) -> ProveTrainingSettings:
+    sizes = {name: architecture(name, None, loaded, run_directory) for name in (cell.student, cell.teacher)}
+    known: dict[str, Architecture] = {name: found for name, found in sizes.items() if found}
+    if len(known) < len(sizes):
+        known = dict.fromkeys(sizes, SMALL)
+    longest = training.rows.max_row_tokens
+    lengths = sorted({min(longest, max(LEAST_TOKENS, round(longest * share))) for share in SHARES_OF_LONGEST})
+    return ProveTrainingSettings(
+        taken=taken,
+        student_sizes=ModelSizes(**asdict(known[cell.student])),
+        teacher_sizes=ModelSizes(**asdict(known[cell.teacher])),
+        most_layers=extent.most_layers,
+        objective=training.objective,
+        optimizer=training.optimizer,
+        lengths=lengths,
+        steps=extent.steps,
+        disk_mib=extent.disk_mib,
+        link_mib=extent.link_mib,
+        **_part(training, LoopSettings),
+        **_part(training, ParallelSettings),
+    )
+
+
+def _decoding(loaded: Experiment, extent: Extent, taken: str) -> ProveDecodingSettings:
+    sampling = _part(loaded.experiment.evaluation, SamplingSettings)
+    most = sampling["max_model_tokens"]
+    contexts = sorted({min(tokens, most - extent.new_tokens) for tokens in extent.contexts})
+    sequences = sorted({min(count, sampling["batch_sequences"]) for count in extent.sequences})
+    return ProveDecodingSettings(
+        **sampling, taken=taken, sequences=sequences, contexts=contexts, new_tokens=extent.new_tokens
+    )
+
+
+def _part(of: Record, record: type[Record]) -> Any:
+    return part(of, record)

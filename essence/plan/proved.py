@@ -1,0 +1,150 @@
+"""The newest proof of a machine in a run directory, and the speeds that it gives the one model of time.
+
+A proof is the records of the two stages of `invoke prove`, sealed as every record: host, device, driver and lock are in
+them. It counts for the machine that it was taken on: for each one with that GPU, or without a GPU for its host.
+"""
+
+import functools
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from essence.errors import RecordError
+from essence.record.facts import query_gpus
+from essence.record.manifest import Hardware
+from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import ProveDecodingManifest, ProveTrainingManifest, read_manifest
+from essence.sizes.speeds import ASSUMED, Speeds
+
+TRAINING, DECODING = "prove_training-*/manifest.json", "prove_decoding-*/manifest.json"
+TRAINING_INPUT = "training"
+DATE_CHARACTERS = len("2026-01-01")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured of a machine, and what was wrong with it."""
+
+    training: ProveTrainingManifest
+    decoding: ProveDecodingManifest | None
+    """None where that stage did not end."""
+
+    @property
+    def on_gpus(self) -> bool:
+        return self.training.results.devices > 0
+
+    @property
+    def date(self) -> str:
+        return self.training.identity.finished[:DATE_CHARACTERS]
+
+    @property
+    def device(self) -> str:
+        """`4 x NVIDIA H100 80GB HBM3, driver 580.65`, or the name of a processor."""
+        results, hardware = self.training.results, self.training.hardware
+        driver = f", driver {hardware.driver}" if hardware.driver else ""
+        return f"{results.devices} x {results.device}{driver}" if results.devices else results.device
+
+    @property
+    def failed(self) -> list[str]:
+        """Sentences of the checks that failed."""
+        decoding = self.decoding.results.checks if self.decoding else []
+        return [check.sentence for check in (*self.training.results.checks, *decoding) if not check.passed]
+
+    @property
+    def speeds(self) -> Speeds:
+        """Of the machine; what was not measured is as assumed."""
+        results = self.training.results
+        found = replace(
+            ASSUMED,
+            flop_s=float(results.coefficients.flop_s),
+            layer_s=float(results.coefficients.layer_s),
+            parameter_s=float(results.coefficients.parameter_s),
+            disk_write_bytes_per_s=float(results.disk_write_bytes_per_s),
+            disk_read_bytes_per_s=float(results.disk_read_bytes_per_s),
+        )
+        if results.link:
+            found = replace(found, link_bytes_per_s=float(results.link.all_reduce_bytes_per_s))
+        if self.decoding:
+            decoded = self.decoding.results
+            found = replace(
+                found,
+                weight_s=float(decoded.coefficients.weight_s),
+                sequence_s=float(decoded.coefficients.sequence_s),
+                cache_byte_s=float(decoded.coefficients.cache_byte_s),
+                decoder_start_s=float(decoded.start_s),
+            )
+        return found
+
+    def sentence(self) -> str:
+        """For `invoke plan`."""
+        error = float(self.training.results.coefficients.error)
+        errors = [error, float(self.decoding.results.coefficients.error)] if self.decoding else [error]
+        fit = f"fit error {max(errors):.0%}"
+        if self.failed:
+            more = f" (and {len(self.failed) - 1} more)" if self.failed[1:] else ""
+            return f"proved on {self.date}, {self.device} ({fit}), and wrong: {self.failed[0]}{more}"
+        return f"proved on {self.date}, {self.device} ({fit})"
+
+
+NOT_PROVED = "not proved: estimates by formula ({assumptions}); invoke prove measures this machine"
+NOT_PROVED_PROCESSOR = "not proved: invoke prove measures this machine and checks that it computes right"
+
+
+def newest_proof(run_directory: RunDirectory, gpus: bool) -> Proof | None:
+    """The newest for GPUs, of those of this machine where it has any; or for processors, of this host."""
+    here = {gpu.name for gpu in query_gpus()} if gpus else set()
+    found = [proof for proof in proofs(run_directory) if _counts(proof, gpus, here)]
+    return max(found, key=lambda proof: proof.training.identity.finished, default=None)
+
+
+def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
+    """The newest proof of the machine that some hardware in a record is of."""
+    names = {gpu.name for gpu in hardware.gpus}
+    found = [
+        proof
+        for proof in proofs(run_directory)
+        if (proof.training.results.device in names if proof.on_gpus else not names)
+        and (proof.on_gpus or proof.training.hardware.host == hardware.host)
+    ]
+    return max(found, key=lambda proof: proof.training.identity.finished, default=None)
+
+
+def _counts(proof: Proof, gpus: bool, here: set[str | None]) -> bool:
+    if proof.on_gpus != gpus:
+        return False
+    return (
+        (not here or proof.training.results.device in here)
+        if gpus
+        else (proof.training.hardware.host == socket.gethostname())
+    )
+
+
+def proofs(run_directory: RunDirectory) -> list[Proof]:
+    """All that can be read, in no order; a damaged record is no proof."""
+    stages = run_directory.proofs.stages
+    decodings = {}
+    for file in stages.glob(DECODING):
+        if isinstance(manifest := _read(file, file.stat().st_mtime_ns), ProveDecodingManifest):
+            decodings[manifest.input_keys.get(TRAINING_INPUT)] = manifest
+    found = []
+    for file in stages.glob(TRAINING):
+        if isinstance(manifest := _read(file, file.stat().st_mtime_ns), ProveTrainingManifest):
+            found.append(Proof(manifest, decodings.get(manifest.identity.key)))
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _read(file: Path, changed_ns: int) -> object:
+    """A plan of many cells asks for the same records again and again."""
+    del changed_ns
+    try:
+        manifest = read_manifest(file)
+    except RecordError:
+        return None
+    return manifest if manifest.is_sealed else None
+
+
+def speeds_for(run_directory: RunDirectory, gpus: bool) -> Speeds:
+    """Measured where there is a proof, else assumed."""
+    proof = newest_proof(run_directory, gpus)
+    return proof.speeds if proof else ASSUMED

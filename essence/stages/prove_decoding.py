@@ -1,0 +1,152 @@
+"""Prove the decoding side of a machine: time the decoder that evaluations use, and check that its seeds hold.
+
+Prompts are random ids, and no token ends a completion, so each has the tokens that were asked for. A step is timed as
+the difference of two calls on the same prompts, which leaves out reading them and what a call takes.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+
+from essence.evaluation.decoders import Decoder, DecodeSettings, open_decoder
+from essence.evaluation.requests import Prompt, Request
+from essence.files import read_json
+from essence.progress import StageContext
+from essence.record.outcomes import ProveDecodingOutcome
+from essence.record.proof_records import CheckRecord, DecodeCoefficients, DecodePoint, ProveDecodingResults
+from essence.settings import BenchmarkSettings, GenerateSettings
+from essence.settings.proving import ProveDecodingSettings
+from essence.sizes.architecture import Architecture
+from essence.sizes.speeds import DecodeWork, cache_bytes, fitted
+
+SEED = 11
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+LEAST_STEP_S = 1e-7
+"""A step is never taken for faster: of two calls on a small model either may be the longer one."""
+NO_BENCHMARK = BenchmarkSettings(
+    name="proof",
+    problem_field="problem",
+    answer_field="answer",
+    answer_type="integer",
+    prompt="{problem}",
+    problems=None,
+)
+
+
+def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOutcome:
+    """Measure and check with the model of the input `training`.
+
+    Raises:
+        MachineError: this machine cannot run the decoder.
+        Stopped: asked for between two measurements; nothing is kept.
+    """
+    folder = context.inputs["training"] / "model"
+    sizes = Architecture.from_config(read_json(folder / "config.json"))
+    settings = DecodeSettings(folder, (), _settings(asked), context.resources)
+    started = time.perf_counter()
+    with closing(open_decoder(settings)) as decoder:
+        start_s = time.perf_counter() - started
+        check = _seeds(decoder, asked, sizes)
+        loads = [(sequences, context_) for sequences in asked.sequences for context_ in asked.contexts]
+        seconds = []
+        for place, (sequences, tokens) in enumerate(loads):
+            context.stop.check()
+            context.progress.update("prove", place, len(loads), "loads", f"{sequences} sequences of {tokens} tokens")
+            seconds.append(_step_seconds(decoder, asked, sizes, sequences, tokens))
+        told = decoder.facts["decoder"]
+    return ProveDecodingOutcome(
+        results=_results(asked, sizes, check, told, start_s, loads, seconds), seeds={"prompts": SEED}
+    )
+
+
+def _results(
+    asked: ProveDecodingSettings,
+    sizes: Architecture,
+    check: CheckRecord,
+    decoder: str,
+    start_s: float,
+    loads: Sequence[tuple[int, int]],
+    seconds: Sequence[float],
+) -> ProveDecodingResults:
+    behind = [tokens + asked.new_tokens // 2 for _, tokens in loads]
+    work = [
+        DecodeWork(sizes.parameters, count, count * cache_bytes(sizes, tokens, ELEMENT_BYTES[asked.dtype]))
+        for (count, _), tokens in zip(loads, behind, strict=True)
+    ]
+    fit = fitted(work, seconds)
+    weight, sequence, byte = fit.coefficients
+    points = [
+        DecodePoint(
+            sequences=count,
+            context=tokens,
+            seconds=measured,
+            fitted_s=weight * one.parameters + sequence * one.sequences + byte * one.cache_bytes,
+        )
+        for (count, _), tokens, measured, one in zip(loads, behind, seconds, work, strict=True)
+    ]
+    return ProveDecodingResults(
+        checks=[check],
+        decoder=decoder,
+        start_s=start_s,
+        tokens_per_s=max(point.sequences / float(point.seconds) for point in points),
+        points=points,
+        coefficients=DecodeCoefficients(weight_s=weight, sequence_s=sequence, cache_byte_s=byte, error=fit.error),
+    )
+
+
+def _settings(asked: ProveDecodingSettings) -> GenerateSettings:
+    sampling = {
+        name: getattr(asked, name) for name in GenerateSettings.model_fields if name in type(asked).model_fields
+    }
+    return GenerateSettings.model_validate(
+        {
+            **sampling,
+            "benchmark": NO_BENCHMARK,
+            "model_folder": "model",
+            "stop_at_turn_end": False,
+            "seed": SEED,
+            "stop_loops": False,
+        }
+    )
+
+
+def _requests(sizes: Architecture, sequences: int, tokens: int, new_tokens: int) -> list[Request]:
+    """So many prompts of random ids, which differ from their first token on; the same for the same numbers."""
+    ids = np.random.default_rng((SEED, sequences, tokens)).integers(0, sizes.vocabulary, (sequences, tokens))
+    prompts = [Prompt(str(number), "", tuple(line)) for number, line in enumerate(ids.tolist())]
+    return [Request(prompt, 0, SEED + number, new_tokens) for number, prompt in enumerate(prompts)]
+
+
+def _completed(decoder: Decoder, requests: Sequence[Request]) -> dict[str, list[int]]:
+    found = {}
+    for finished in decoder.complete(requests, frozenset()):
+        found.update({request.prompt.problem: completion.token_ids for request, completion in finished})
+    return found
+
+
+def _step_seconds(
+    decoder: Decoder, asked: ProveDecodingSettings, sizes: Architecture, sequences: int, tokens: int
+) -> float:
+    """Of a step that gives each sequence a token."""
+
+    def timed(new_tokens: int) -> float:
+        requests = _requests(sizes, sequences, tokens, new_tokens)
+        started = time.perf_counter()
+        _completed(decoder, requests)
+        return time.perf_counter() - started
+
+    timed(1)  # the decoder may keep what it has read of a prompt, and would do so in one of the two calls alone
+    short, long = timed(1), timed(asked.new_tokens)
+    return max(LEAST_STEP_S, (long - short) / (asked.new_tokens - 1))
+
+
+def _seeds(decoder: Decoder, asked: ProveDecodingSettings, sizes: Architecture) -> CheckRecord:
+    """The same requests twice give the same tokens."""
+    requests = _requests(sizes, max(asked.sequences), min(asked.contexts), asked.new_tokens)
+    first, second = _completed(decoder, requests), _completed(decoder, requests)
+    differing = sum(first[name] != second[name] for name in first)
+    told = f"{differing} of {len(first)} completions differ when they are drawn again from the same seeds"
+    cure = "" if not differing else ": a run that is repeated gives other completions here"
+    return CheckRecord(name="seeds", passed=not differing, sentence=told + cure)

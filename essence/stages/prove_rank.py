@@ -1,0 +1,116 @@
+"""One rank of a proof: `RANK=1 WORLD_SIZE=2 ... python -m essence.stages.prove_rank --spec .../spec.json`.
+
+Times what ranks bring together, and takes a few steps of small models in the backend of the settings. The first rank
+leaves what was found in `scratch/ranks/link.json`. Started by `essence/stages/launch.py`.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from essence.signals import leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals()
+
+import torch
+import torch.distributed as dist
+
+from essence.data.truncation import Example
+from essence.distill.devices import COMPUTE_DTYPES, prepare_device
+from essence.distill.proof_machine import seconds_of
+from essence.distill.proof_steps import Steps, alone, as_pair, random_rows, small
+from essence.distill.ranks import ALONE, Ranks
+from essence.files import write_json
+from essence.progress import die_with_launcher
+from essence.record.live_records import read_whole_spec
+from essence.record.proof_records import LinkPoint
+from essence.record.run_directory import StageFolder
+from essence.record.written import Number, Written
+from essence.settings import Resources
+from essence.settings.proving import ProveTrainingSettings
+from essence.stages.launch import REPORTS
+
+PROGRAM = "essence.stages.prove_rank"
+LINK = "link.json"
+STEPS, ROWS_OF_A_RANK = 4, 2
+MIB = 1 << 20
+
+
+class LinkOutcome(Written):
+    """What the ranks found together."""
+
+    link: LinkPoint
+    losses: list[Number]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m {PROGRAM}", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
+    spec_file = parser.parse_args().spec.resolve()
+    die_with_launcher(signal.SIGKILL)
+    spec, ranks = read_whole_spec(spec_file), Ranks.of(os.environ)
+    asked = ProveTrainingSettings.model_validate(spec.settings)
+    device = prepare_device(spec.resources, ranks.local_rank)
+    ranks.join(device)
+    link = _link(asked, ranks, device)
+    losses = losses_of(asked, spec.resources, device, ranks, ranks.processes)
+    if ranks.first:
+        outcome = LinkOutcome(link=link, losses=losses)
+        write_json(StageFolder(spec_file.parent).path / "scratch" / REPORTS / LINK, outcome.model_dump(mode="json"))
+    ranks.leave()
+    return 0
+
+
+def losses_of(
+    asked: ProveTrainingSettings, resources: Resources, device: torch.device, ranks: Ranks, shares: int
+) -> list[float]:
+    """Losses of a few steps whose rows are those of so many ranks; alone, this process reads them all."""
+    little, alike = small(asked), {}
+    if ranks is not ALONE:
+        names = ("parallel", "processes", "teacher_placement")
+        alike = {
+            **{name: getattr(asked, name) for name in names},
+            "processes": shares,
+            "teacher_placement": "replicated",
+        }
+    settings = alone(little, **alike)
+    steps = Steps(as_pair(little), settings, resources, device, ranks)
+    vocabulary = little.student_sizes.vocabulary
+    rows = random_rows([16 + 3 * (place % 9) for place in range(ROWS_OF_A_RANK * shares)], vocabulary)
+    own = rows if ranks is ALONE else rows[ranks.rank :: shares]
+    parts: list[list[Example]] = [[row] for row in own]
+    return [steps.step(parts, rows)[0] for _ in range(STEPS)]
+
+
+def _link(asked: ProveTrainingSettings, ranks: Ranks, device: torch.device) -> LinkPoint:
+    """Bytes a second of what a training brings together, in the dtype that its gradients cross in."""
+    dtype = COMPUTE_DTYPES[asked.reduce_dtype]
+    elements = asked.link_mib * MIB // dtype.itemsize // ranks.processes * ranks.processes
+    sent = torch.ones(elements, dtype=dtype, device=device)
+    share = sent[: elements // ranks.processes].clone()
+    size = sent.numel() * dtype.itemsize
+
+    def timed(work: Callable[[], object]) -> float:
+        ranks.wait()
+        slowest: float = max(ranks.all_of(seconds_of(work, device)))
+        return size / slowest
+
+    return LinkPoint(
+        processes=ranks.processes,
+        backend="nccl" if device.type == "cuda" else "gloo",
+        bytes=size,
+        all_reduce_bytes_per_s=timed(lambda: dist.all_reduce(sent, dist.ReduceOp.MAX)),
+        all_gather_bytes_per_s=timed(lambda: dist.all_gather_into_tensor(sent, share)),
+    )
+
+
+if __name__ == "__main__":
+    # Not the end of the interpreter: a process group whose other end has died may wait in its threads.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,179 @@
+"""What trainings and evaluations take on paper: every part is there, and goes with what it should go with."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from essence.data.row_records import RowTokens
+from essence.plan import proved
+from essence.plan.cells import resources_of, train_settings
+from essence.plan.estimate import estimate, trained_of
+from essence.plan.experiment import Experiment, load
+from essence.plan.measured_lengths import measured_lengths
+from essence.plan.proved import newest_proof, proofs, speeds_for
+from essence.plan.stage_plan import CellPlan, make_plan
+from essence.plan.times import (
+    Evaluated,
+    Lengths,
+    Trained,
+    evaluation_seconds,
+    longest_rank,
+    step_work,
+    training_time,
+)
+from essence.record.plan_record import EvaluationEntry
+from essence.record.run_directory import RunDirectory
+from essence.sizes.speeds import ASSUMED
+from support.paper_sizes import QWEN3
+from support.proof_record import proof
+from support.synthetic_run import manifest
+
+
+def bespoke(runs: Path) -> tuple[Experiment, CellPlan, Trained]:
+    """The paper's headline cell at LSP 1.0."""
+    loaded = load("bespoke")
+    plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells[-1]
+    found = trained_of(plan, loaded, RunDirectory(runs), train_settings(plan.cell, loaded.experiment))
+    assert found
+    return loaded, plan, found
+
+
+def test_a_training_is_steps_validations_saving_and_starting(tmp_path: Path) -> None:
+    """Two epochs of 8,000 rows in steps of four; half the tokens take more than half the time."""
+    *_, whole = bespoke(tmp_path)
+    time = training_time(whole, ASSUMED)
+    assert time.steps == 4000 and time.seconds == time.steps_s + time.validation_s + time.saving_s + time.start_s
+    assert min(time.steps_s, time.validation_s, time.saving_s, time.start_s) > 10.0
+    half = training_time(replace(whole, kept=whole.kept // 2), ASSUMED)
+    assert 0.5 < half.step_s / time.step_s < 0.75 and half.saving_s < time.saving_s
+    slower = training_time(whole, replace(ASSUMED, disk_write_bytes_per_s=ASSUMED.disk_write_bytes_per_s / 2))
+    assert slower.saving_s == pytest.approx(2 * time.saving_s) and slower.step_s == time.step_s
+
+
+def test_what_crosses_between_ranks_goes_with_the_backend(tmp_path: Path) -> None:
+    *_, whole = bespoke(tmp_path)
+
+    def sent(**changes: object) -> float:
+        return step_work(replace(whole, settings=whole.settings.model_copy(update=changes))).link_bytes
+
+    student, teacher = QWEN3["4b"].parameters, QWEN3["8b"].parameters
+    assert sent() == 2 * student and sent(reduce_dtype="float32") == 4 * student
+    assert sent(parallel="single", processes=1) == 0.0
+    gathered = sent(parallel="zero3", teacher_placement="sharded")
+    assert gathered == 2 * student + 2 * student * 3 / 2 + 2 * teacher / 2
+
+
+def test_a_stored_teacher_takes_its_layers_out_of_a_step(tmp_path: Path) -> None:
+    *_, live = bespoke(tmp_path)
+    cached = replace(live, settings=live.settings.model_copy(update={"teacher": "cached"}))
+    assert step_work(live).layer_passes == 72 and step_work(cached).layer_passes == 36
+    assert step_work(cached).flops < step_work(live).flops
+
+
+def test_the_longest_of_the_ranks_sets_the_step() -> None:
+    """Equal rows share out evenly; of rows that spread, four ranks wait for the longest."""
+    assert longest_rank(None, 4096, 4, 1) == 1.0
+    equal = RowTokens(smallest=100, largest=100, quantiles={}, bin_tokens=100, histogram=[0, 50])
+    assert longest_rank(equal, 4096, 4, 4) == pytest.approx(1.0)
+    assert 1.2 < longest_rank(None, 4096, 4, 4) < 1.6
+    assert longest_rank(None, 4096, 32, 4) < 1.1
+    spread = RowTokens(smallest=50, largest=9950, quantiles={}, bin_tokens=100, histogram=[10] * 100)
+    assert 1.3 < longest_rank(spread, 4096, 4, 4) < 1.8
+    assert longest_rank(spread, 50, 4, 4) == 1.0
+
+
+def test_an_evaluation_costs_with_the_square_of_the_lengths() -> None:
+    """The same mean, half of the completions at the cap: up to twice the context; and the decoder's start is paid."""
+    loaded = load("bespoke")
+    resources = resources_of("generate", loaded.experiment, "qwen3-4b-base")
+    of = Evaluated(QWEN3["4b"], 30 * 64, 200, 256, resources)
+    constant = evaluation_seconds(of, Lengths.all_of(12000), ASSUMED)
+    spread = evaluation_seconds(of, Lengths(12000, 2 * 12000**2), ASSUMED)
+    at_cap = evaluation_seconds(of, Lengths.all_of(32768), ASSUMED)
+    start = ASSUMED.decoder_start_s
+    assert 1.8 < (spread - start) / (constant - start) < 2.2 and 6.0 < (at_cap - start) / (constant - start) < 9.0
+    assert evaluation_seconds(of, Lengths.all_of(1), ASSUMED) == pytest.approx(start, rel=0.05)
+    alone = evaluation_seconds(
+        replace(of, resources=resources.model_copy(update={"gpus": 1})), Lengths.all_of(12000), ASSUMED
+    )
+    assert (alone - start) / (constant - start) == pytest.approx(4.0, rel=0.1)
+
+
+def finished(folder: Path, grade: str, problems: list[dict[str, object]]) -> None:
+    place = RunDirectory(folder).stage(grade).manifest
+    place.parent.mkdir(parents=True)
+    results = {
+        "benchmark": "aime25", "metric": "aime25 avg@4", "accuracy": 0.5, "standard_error": None, "interval": [0, 1],
+        "confidence": 0.95, "method": "x", "per_problem": problems, "finish_reasons": {}, "mean_completion_tokens": 1.0,
+    }  # fmt: skip
+    place.write_text(json.dumps(manifest("ab" * 32, "grade", "grade", {}, results, {}, {})), encoding="utf-8")
+
+
+def test_lengths_are_those_of_finished_evaluations(tmp_path: Path) -> None:
+    """Two completions of 100 tokens, and four of which two reached the cap of 1,000 and two have 50."""
+    problems: list[dict[str, object]] = [
+        {"problem": "a", "correct": 1, "samples": 2, "tokens": 200, "stopped": 2, "at_cap": 0},
+        {"problem": "b", "correct": 0, "samples": 4, "tokens": 2100, "stopped": 2, "at_cap": 2},
+        {"problem": "c", "correct": 0, "samples": 4},
+    ]
+    finished(tmp_path, "grade-0000000000000000", problems)
+    names = [f"grade-{number:016x}" for number in (0, 1)]
+    entries = [
+        EvaluationEntry(benchmark="aime25", samples=4, checkpoint="best", generate="generate-0", grade=name)
+        for name in names
+    ]
+    found = measured_lengths(entries, RunDirectory(tmp_path), 1000)
+    assert found and found.mean == pytest.approx(2300 / 6)
+    assert found.mean_square == pytest.approx((2 * 100**2 + 2 * 1000**2 + 2 * 50**2) / 6)
+    assert measured_lengths(entries[1:], RunDirectory(tmp_path), 1000) is None
+
+
+def test_the_plan_takes_lengths_that_were_measured(tmp_path: Path) -> None:
+    loaded, plan, _ = bespoke(tmp_path)
+    before = estimate(plan, loaded, RunDirectory(tmp_path))
+    assert before.completion_tokens == 12000 and not before.completions_measured
+    line = {"problem": "a", "correct": 1, "samples": 2, "tokens": 4000, "stopped": 2, "at_cap": 0}
+    finished(tmp_path, plan.evaluations[0].grade, [line])
+    after = estimate(plan, loaded, RunDirectory(tmp_path))
+    assert after.completion_tokens == 2000 and after.completions_measured
+    assert before.evaluation_gpu_hours and after.evaluation_gpu_hours and before.evaluation_cap_gpu_hours
+    assert after.evaluation_gpu_hours < before.evaluation_gpu_hours / 4 < before.evaluation_cap_gpu_hours / 20
+    elsewhere = estimate(plan, loaded, RunDirectory(tmp_path / "other"), Lengths.all_of(500.0))
+    assert elsewhere.completion_tokens == 500.0 and elsewhere.completions_measured
+
+
+def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proved.socket, "gethostname", lambda: "here")
+    assert (
+        newest_proof(RunDirectory(tmp_path), gpus=False) is None
+        and speeds_for(RunDirectory(tmp_path), False) == ASSUMED
+    )
+    proof(tmp_path, "prove_training-00000000000000a1", "2026-01-02T00:00:00+00:00", "here", 2e-12)
+    proof(tmp_path, "prove_training-00000000000000a2", "2026-01-01T00:00:00+00:00", "here", 1e-12)
+    proof(tmp_path, "prove_training-00000000000000a3", "2026-01-03T00:00:00+00:00", "elsewhere", 3e-12)
+    proof(tmp_path, "prove_training-00000000000000a4", "2026-01-01T00:00:00+00:00", "elsewhere", 4e-15, devices=4)
+    found = newest_proof(RunDirectory(tmp_path), gpus=False)
+    assert found and found.date == "2026-01-02" and found.sentence() == "proved on 2026-01-02, A device (fit error 1%)"
+    speeds = speeds_for(RunDirectory(tmp_path), gpus=False)
+    assert speeds == replace(
+        ASSUMED, flop_s=2e-12, layer_s=0.0, parameter_s=0.0, disk_write_bytes_per_s=5e8, disk_read_bytes_per_s=1e9
+    )
+    assert speeds_for(RunDirectory(tmp_path), gpus=True).flop_s == 4e-15
+    damaged = RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000a1").manifest
+    damaged.write_text(damaged.read_text(encoding="utf-8").replace("2e-12", "1e-13"), encoding="utf-8")
+    assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), False).flop_s == 1e-12
+
+
+def test_the_paper_s_cell_takes_what_was_reckoned(tmp_path: Path) -> None:
+    """GPU hours of steps at LSP 0.1, 0.5 and 1.0: a fixed part that no truncation saves."""
+    loaded = load("bespoke")
+    plans = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells
+    hours = {plan.cell.lsp: estimate(plan, loaded, RunDirectory(tmp_path)) for plan in plans}
+    steps = [float(hours[lsp].training_steps_gpu_hours or np.nan) for lsp in (0.1, 0.5, 1.0)]
+    assert steps[0] > 0.2 * steps[2] and 0.5 < steps[1] / steps[2] < 0.7
+    assert all(
+        float(hours[lsp].training_gpu_hours or np.nan) > part for lsp, part in zip((0.1, 0.5, 1.0), steps, strict=True)
+    )

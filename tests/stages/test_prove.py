@@ -1,0 +1,171 @@
+"""`invoke prove`: what it measures and checks here at small sizes, and that it catches what is wrong."""
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from essence.commands import prove as command
+from essence.engines.engine import Launch
+from essence.engines.local import LocalEngine
+from essence.engines.selected_run import Options
+from essence.plan.proved import newest_proof, proofs
+from essence.record.run_directory import RunDirectory
+from essence.sizes.speeds import ASSUMED
+from support.project import invoke
+from support.proof_record import proof
+from support.proof_settings import asked
+from support.stage_inputs import context
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+CPU = torch.device("cpu")
+CHECKS = ["memory", "disk", "temporary folder", "loss", "resume", "packing", "bfloat16"]
+TWO_RANKS = 'extends = "tiny"\ntitle = "two ranks"\n[training]\nparallel = "ddp"\nprocesses = 2\n'
+
+
+def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
+    """Both stages in this process: every check passes, and the model that one leaves is what the other decodes with."""
+    from essence.stages import prove_decoding, prove_training
+
+    training, decoding = asked(tmp_path)
+    found = prove_training.run(training, context(tmp_path / "training")).results
+    assert [check.name for check in found.checks] == CHECKS
+    assert all(check.passed for check in found.checks), [check.sentence for check in found.checks]
+    assert [(point.tokens, point.passes) for point in found.steps] == [(16, 1), (48, 1), (16, 2)]
+    assert all(point.seconds > 0 and point.peak_bytes is None and point.rule_bytes > 0 for point in found.steps)
+    assert found.steps[1].flops > 3 * found.steps[0].flops > 0 and found.link is None and found.host_bytes_per_s is None
+    rates = (
+        found.memory_bytes_per_s,
+        found.disk_write_bytes_per_s,
+        found.disk_read_bytes_per_s,
+        found.save_bytes_per_s,
+    )
+    assert all(rate > 0 for rate in (*rates, found.launch_s, found.loss_s_per_token, found.products[0].flops_per_s))
+    assert (found.devices, found.student_layers) == (0, 2)
+    decoded = prove_decoding.run(decoding, context(tmp_path / "decoding", training=tmp_path / "training" / "partial"))
+    assert decoded.results.checks[0].passed and decoded.results.decoder == "transformers"
+    assert [(p.sequences, p.context) for p in decoded.results.points] == [(1, 18), (1, 34), (2, 18), (2, 34)]
+    assert decoded.results.start_s > 0 and decoded.results.tokens_per_s > 0
+
+
+def test_a_loss_that_is_not_right_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a percent, or in its gradient alone."""
+    from essence.distill import module, proof_checks
+
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    right = module.ChunkedObjective
+
+    class Louder:
+        @staticmethod
+        def apply(*given: Any) -> Any:
+            loss, ce, kd = right.apply(*given)
+            return loss * 1.01, ce, kd
+
+    class OtherGradient:
+        @staticmethod
+        def apply(states: Any, *given: Any) -> Any:
+            states.register_hook(lambda gradient: gradient * 0.9)
+            return right.apply(states, *given)
+
+    assert proof_checks.loss_finding(training, resources, CPU).passed
+    for broken in (Louder, OtherGradient):
+        monkeypatch.setattr(module, "ChunkedObjective", broken)
+        found = proof_checks.loss_finding(training, resources, CPU)
+        assert not found.passed and "differ from float64" in found.sentence and 'form = "plain"' in found.sentence
+
+
+def test_a_resumed_training_that_is_another_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint that forgets the moments: the losses go on, other ones."""
+    from essence.distill import backends, proof_checks
+
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    monkeypatch.setattr(backends.ReplicatedBackend, "_restore_moments", lambda *_: None)
+    found = {one.name: one for one in proof_checks.training_findings(training, resources, CPU, tmp_path / "work")}
+    assert not found["resume"].passed and "at most 0e+00 is right" in found["resume"].sentence
+    assert found["packing"].passed and found["bfloat16"].passed
+
+
+def test_too_little_memory_and_a_slow_disk_are_told_with_what_cures_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from essence.distill import proof_checks
+
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    slow = proof_checks.disk_finding(training, resources, 1e3)
+    assert not slow.passed and "at 1e-06 GB/s, at most 150 s is right" in slow.sentence and "--runs" in slow.sentence
+    assert proof_checks.disk_finding(training, resources, 1e9).passed
+    assert proof_checks.memory_finding(training, resources, CPU).passed
+    monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 20)
+    small = proof_checks.memory_finding(training, resources, CPU)
+    assert not small.passed and "GiB that can be used of each device's memory" in small.sentence
+
+
+FAULTY = """
+import sys
+from essence.distill import module, proof_checks
+from essence.stages import __main__ as stages, prove_training
+right = module.ChunkedObjective
+class Broken:
+    @staticmethod
+    def apply(*given):
+        loss, ce, kd = right.apply(*given)
+        return loss * 1.01, ce, kd
+module.ChunkedObjective = Broken
+proof_checks.memory_bytes = lambda _: 1 << 20
+prove_training.write_s = lambda file, size: file.write_bytes(b"x") and 1e6
+sys.exit(stages.main())
+"""
+
+
+class FaultyMachine(LocalEngine):
+    """The local engine on a machine with a slow disk, a broken kernel and too little memory."""
+
+    def command(self, surroundings: Launch) -> list[str]:
+        return [sys.executable, "-c", FAULTY, *surroundings.arguments[2:]]
+
+
+def test_the_command_says_each_fault_in_a_sentence_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "make_engine", lambda *_: FaultyMachine("cpu"))
+    code = command.prove(Options(runs=str(tmp_path)), dry_run=False, as_json=True, console=Console(stderr=True))
+    told = json.loads(capsys.readouterr().out)
+    assert code == 1 and not told["proved"]
+    memory, disk, loss = told["failed"]
+    assert "memory" in memory and "faster disk" in disk and "differ from float64" in loss
+    plan = invoke("plan", "--experiment", "tiny", "--runs", str(tmp_path))
+    assert f"and wrong: {memory} (and 2 more)" in plan.stdout
+
+
+def test_a_proof_is_one_command_and_the_plan_says_so(tmp_path: Path) -> None:
+    """With two ranks, in processes of their own; it takes the place of an earlier one of this machine."""
+    file, runs = tmp_path / "two.toml", tmp_path / "runs"
+    file.write_text(TWO_RANKS, encoding="utf-8")
+    words = ("--runs", str(runs))
+    assert "not proved: invoke prove measures this machine" in invoke("plan", "--experiment", "tiny", *words).stdout
+    proof(runs, "prove_training-00000000000000a1", "2026-01-01T00:00:00+00:00", socket.gethostname(), 1e-12)
+    done = invoke("prove", "--experiment", str(file), *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks over gloo" in done.stdout and "✓ ranks: losses of ddp and of one process differ by" in done.stdout
+    assert "proved on 20" in done.stdout and "training steps, 2 and 2 layers, one process" in done.stdout
+    assert "proved on 20" in invoke("plan", "--experiment", "tiny", *words).stdout
+    checks = json.loads(invoke("doctor", "--experiment", "tiny", *words, "--json").stdout)["checks"]
+    assert next(check for check in checks if check["name"] == "proof")["found"].startswith("proved on 20")
+    assert invoke("verify", str(runs / "prove")).returncode == 0
+    (found,) = proofs(RunDirectory(runs))
+    assert not found.failed and found.training.hardware.host == socket.gethostname() and found.decoding
+    assert found.speeds != ASSUMED and found.training.results.link and newest_proof(RunDirectory(runs), True) is None
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
+    for words, told in (
+        (("--engine", "dcker"), "did you mean 'docker'?"),
+        (("--experiment", "sft"), "kd_weight = 0.0 trains without a teacher"),
+    ):
+        done = invoke("prove", "--runs", str(tmp_path), *words)
+        assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
