@@ -13,7 +13,7 @@ WITH := $(if $(ENGINE),--engine $(ENGINE)) $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
 # Tests run side by side; those that share an engine or a file stay together: tests/support/parallel_plan.py.
 PYTEST := .venv/bin/pytest -n auto
-ENGINES := docker or apptainer or slurm
+ENGINES := docker or apptainer or registry or slurm
 PROGRAMS := browser or vllm
 
 .PHONY: help setup setup-gpu setup-host images sif test test-engines test-programs test-all coverage lint clean prove reproduce-tiny
@@ -51,7 +51,7 @@ sif: $(LOCKED) ## Make the SIFs of a flavour from its images, as in: make sif FL
 test: .venv/essence-dev.txt ## Run the tests that need no engine, browser or vLLM
 	@$(PYTEST) -m "not ($(ENGINES) or $(PROGRAMS))"
 
-test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer or Slurm
+test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer, Slurm or a registry of images
 	@$(PYTEST) -m "$(ENGINES)"
 
 test-programs: .venv/essence-dev.txt ## Run the tests that need a browser or vLLM

@@ -300,19 +300,22 @@ def lock(_: Context, upgrade: bool = False) -> int:
 
 
 @command(only="download, train or eval")
-def images(_: Context, flavour: str = "cuda", only: str | None = None) -> int:
-    """Build the images that the stages run in (needs Docker with buildx, and network)."""
+def images(_: Context, flavour: str = "cuda", only: str | None = None, push: str | None = None) -> int:
+    """Build the images that the stages run in (needs Docker with buildx, and network); with --push, publish them."""
     from essence.commands.images import build
 
-    return build(flavour, only, terminal.console())
+    return build(flavour, only, terminal.console(), push)
 
 
 @command(only="download, train or eval")
-def sif(_: Context, flavour: str = "cuda", only: str | None = None, archives: str | None = None) -> int:
+def sif(
+    _: Context, flavour: str | None = None, only: str | None = None, archives: str | None = None,
+    from_: str | None = None
+) -> int:  # fmt: skip
     """Build a SIF from each Docker image, for Apptainer and Slurm, as in: invoke sif --flavour cpu"""
     from essence.commands.sif import build
 
-    return build(flavour, only, archives, terminal.console())
+    return build(flavour, only, archives, terminal.console(), from_)
 
 
 namespace = Collection(

@@ -26,7 +26,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-pytest_plugins = ["support.parallel_plan", "support.containers", "support.slurm_node", "support.slurm_cluster"]
+pytest_plugins = [
+    *("support.parallel_plan", "support.containers", "support.image_registry"),
+    *("support.slurm_node", "support.slurm_cluster"),
+]
 """The distribution of tests over processes, and the fixtures of the engines."""
 
 

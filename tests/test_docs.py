@@ -45,7 +45,9 @@ def _tasks() -> dict[str, set[str]]:
     """Command -> its options, as invoke reads them from tasks.py."""
     declared = runpy.run_path(str(PROJECT / "tasks.py"))
     return {
-        name: {(argument.attr_name or argument.name).replace("-", "_") for argument in value.get_arguments()}
+        name: {
+            (argument.attr_name or argument.name).replace("-", "_").rstrip("_") for argument in value.get_arguments()
+        }
         for name, value in declared.items()
         if isinstance(value, Task)
     }

@@ -38,6 +38,8 @@ HEAVY_MODULES = {
     "essence.data.hub_stream": "pyarrow and huggingface_hub",
     "essence.distill.zero": "deepspeed",
     "essence.engines.docker": "docker, which only one engine needs",
+    "essence.engines.image_transfers": "docker, which only one engine needs",
+    "essence.engines.registry_image": "requests, which only images from a registry need",
     "essence.evaluation.decoders.replicas": "imports the module that imports it, in processes of their own",
     "essence.evaluation.decoders.transformers": "torch",
     "essence.evaluation.decoders.vllm": "vllm",

@@ -20,8 +20,9 @@ from essence.engines.apptainer_stage import ApptainerStage, host_variables, plai
 from essence.engines.engine import DEVICE_ORDER, NETWORK_VARIABLES, Engine, Launch, Mount
 from essence.engines.recipes import ImageRecipe, check_decoder, images_of, recipe
 from essence.engines.secrets import Token, token
-from essence.engines.sif_builds import check_disk, make_sifs, sources
+from essence.engines.sif_builds import check_disk, check_sources, make_sifs
 from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, program_name, sif_file, version
+from essence.engines.sif_sources import sources
 from essence.errors import ExperimentError, MachineError
 from essence.files import sha256_text
 from essence.plan.stage_plan import PlannedStage
@@ -84,6 +85,7 @@ class ApptainerEngine(Engine):
             if image not in images:
                 found_sif(image, self._cure())
         check_disk(images)
+        check_sources(sources(images))
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         make_sifs(sources(images), say)

@@ -6,6 +6,7 @@ takes it over while it works, removes it when it has ended, and never starts a s
 
 import functools
 import os
+import re
 import shlex
 import socket
 from collections.abc import Callable, Sequence
@@ -22,7 +23,17 @@ import docker
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import PRIVATE_TMP, Engine, Launch
 from essence.engines.image_builds import bake, check_buildx, to_be_made
-from essence.engines.recipes import ImageRecipe, check_decoder, config_digest, images_of, recipe
+from essence.engines.image_transfers import check_room, images_here, pull
+from essence.engines.recipes import (
+    DIGEST_LABEL,
+    ImageRecipe,
+    check_decoder,
+    check_digest_label,
+    config_digest,
+    images_of,
+    recipe,
+)
+from essence.engines.registry_image import published_image
 from essence.engines.secrets import Token, left_token, token
 from essence.errors import MachineError
 from essence.files import GIB
@@ -80,8 +91,7 @@ class DockerEngine(Engine):
         """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
         check_decoder(stages, self.flavour)
         images = images_of(stages, self.flavour)
-        present = {tag for image in self.client.images.list() for tag in image.tags}
-        if absent := [image.name for image in images if image.name not in present]:
+        if absent := [image.name for image in images if self._look(image) is None]:
             raise MachineError(f"no image {' and no image '.join(absent)} here", f"build them: {self._cure()}")
         for image in images:
             self.built(image.environment)
@@ -91,9 +101,10 @@ class DockerEngine(Engine):
 
     def lacking(self, stages: list[PlannedStage]) -> list[ImageRecipe]:
         """Absent, or of another state of the project: their layers are kept, and a change of the code takes seconds."""
-        return [image for image in images_of(stages, self.flavour) if not self._is_current(image)]
+        return [image for image in images_of(stages, self.flavour) if not self.is_current(image)]
 
-    def _is_current(self, image: ImageRecipe) -> bool:
+    def is_current(self, image: ImageRecipe) -> bool:
+        """Whether it is here, of the project as it is."""
         try:
             self.built(image.environment)
         except MachineError:
@@ -102,16 +113,30 @@ class DockerEngine(Engine):
 
     def check_making(self, stages: list[PlannedStage], images: list[ImageRecipe]) -> None:
         check_decoder(stages, self.flavour)
+        if not (built := self._not_published(images)):
+            return
         try:
             check_buildx()
         except MachineError as error:
-            names = " and no image ".join(image.name for image in images)
+            names = " and no image ".join(image.name for image in built)
             raise MachineError(f"no image {names} here, and {error.problem}", self._cure()) from None
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
-        say(to_be_made(images))
-        for name, digest in bake(self.flavour, [image.environment for image in images]).items():
-            say(f"{name}: {digest}")
+        """Pull what is published, build the rest."""
+        for image in images:
+            if found := published_image(image):
+                pull(self.client, image, found, say)
+        if built := self._not_published(images):
+            say(to_be_made(built))
+            for name, digest in bake(self.flavour, [image.environment for image in built]).items():
+                say(f"{name}: {digest}")
+
+    def _not_published(self, images: list[ImageRecipe]) -> list[ImageRecipe]:
+        """Those that are to be built; MachineError where one that is published cannot be pulled."""
+        found = {image: published_image(image) for image in images}
+        for there in filter(None, found.values()):
+            check_room(self.client, there)
+        return [image for image, there in found.items() if there is None]
 
     def try_gpus(self, stage: PlannedStage) -> None:
         """MachineError when a container gets no GPUs, which would otherwise be told hours later, at the first one."""
@@ -131,6 +156,8 @@ class DockerEngine(Engine):
         image = recipe(name, self.flavour)
         found = self._found(image)
         image.check_labels(found.labels, f"the image {image.name}", self._cure())
+        if DIGEST_LABEL in found.labels:
+            check_digest_label(found.labels, config_digest(self.client, found), f"the image {image.name}", self._cure())
         return found
 
     @functools.cache  # noqa: B019  one engine lives as long as its run
@@ -139,10 +166,26 @@ class DockerEngine(Engine):
         return self._found(recipe(name, self.flavour))
 
     def _found(self, image: ImageRecipe) -> Any:
+        if (found := self._look(image)) is None:
+            raise MachineError(f"no image {image.name} here", f"build it: {self._cure()}")
+        return found
+
+    def _look(self, image: ImageRecipe) -> Any:
+        """The image of that name; where it is absent or of another state, one that was pulled by hand and is right."""
         try:
-            return self.client.images.get(image.name)
+            named = self.client.images.get(image.name)
         except ImageNotFound:
-            raise MachineError(f"no image {image.name} here", f"build it: {self._cure()}") from None
+            named = None
+        return named if named and image.is_right(named.labels) else self._pulled(image) or named
+
+    def _pulled(self, image: ImageRecipe) -> Any:
+        """An image of a registry, `.../essence-train`, with the labels of the project as it is; None without one."""
+        wanted = [f"{label}={value}" for label, value in image.wanted_labels().items()]
+        for found in images_here(self.client, wanted):
+            names = [*found.tags, *(found.attrs.get("RepoDigests") or [])]
+            if any(re.search(rf"/essence-{image.environment}[:@]", name) for name in names):
+                return found
+        return None
 
     def _cure(self) -> str:
         return f"make images FLAVOUR={self.flavour}"

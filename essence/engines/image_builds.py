@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
+from essence.engines.published import published, published_file
 from essence.engines.recipes import ImageRecipe, recipe, remember_digest
 from essence.errors import MachineError
 from essence.paths import typed_path
@@ -18,16 +19,27 @@ from essence.settings import EnvironmentName
 ENVIRONMENTS: tuple[EnvironmentName, ...] = get_args(EnvironmentName)
 OVERLAY_VARIABLE = "ESSENCE_BAKE_FILE"
 """Names a further bake file, as one that takes the bases from a mirror of the registry."""
+BUILT_FROM = ("docker", "locks", ":(exclude)locks/images.toml")
+"""Where a published image is to be had is no part of it."""
 UNPACKED = 3
 """About how many times its compressed size an image takes while it is made."""
 
 
 def to_be_made(images: Iterable[ImageRecipe]) -> str:
-    """Which images a run makes first, and what they take."""
+    """Which images a run makes or pulls first, and about what they take; no registry is asked."""
     images = list(images)
+    pulled = [image for image in images if published(image)]
+    told = [_takes([image for image in images if image not in pulled], "made")]
+    told += [_takes(pulled, f"pulled, as {published_file()} names them,")]
+    return "; ".join(filter(None, told))
+
+
+def _takes(images: list[ImageRecipe], what: str) -> str:
+    if not images:
+        return ""
     names = ", ".join(image.name for image in images)
     gib = sum(image.compressed_gib for image in images)
-    return f"{names}: to be made first, about {gib:.1f} GiB compressed and {UNPACKED} times that on disk"
+    return f"{names}: to be {what} first, about {gib:.1f} GiB compressed and {UNPACKED} times that on disk"
 
 
 def bake(flavour: str, targets: Iterable[EnvironmentName], overlay: Path | None = None) -> dict[str, str]:
@@ -90,7 +102,7 @@ def bake_variables(flavour: str) -> dict[str, str]:
 
 def source_date_epoch() -> str:
     """When environments were last changed: the time of everything in an image."""
-    command = ["git", "-C", str(PROJECT), "log", "-1", "--format=%ct", "--", "docker", "locks"]
+    command = ["git", "-C", str(PROJECT), "log", "-1", "--format=%ct", "--", *BUILT_FROM]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "0"
 

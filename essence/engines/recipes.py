@@ -47,6 +47,9 @@ LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
     "org.opencontainers.image.base.name",
     "essence.source-sha256",
 )
+ENVIRONMENT_LABEL, FLAVOUR_LABEL = "essence.environment", "essence.flavour"
+DIGEST_LABEL = "essence.config-digest"
+"""Of a SIF that was made of a Docker image."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,35 @@ class ImageRecipe:
             identity[GRADER_LOCK] = sha256_file(LOCKS / "math-verify-0.9.txt")
         return identity
 
-    def check_labels(self, labels: dict[str, str], found: str, cure: str) -> None:
-        """MachineError when an image was built from another lock, base or source than the project has now.
+    def wanted_labels(self) -> dict[str, str]:
+        """What the labels say of an image that was built from the project as it is.
 
         What a repository holds at a commit does not depend on who fetches it: the source of downloads may be older.
         """
         wanted = {LOCK_LABEL: self.lock_sha256, BASE_LABEL: self.base}
         if self.environment != "download":
             wanted[SOURCE_LABEL] = self.source_sha256
-        for label, value in wanted.items():
+        return wanted
+
+    def is_right(self, labels: dict[str, str]) -> bool:
+        """Whether labels are those of the project as it is."""
+        return all(labels.get(label) == value for label, value in self.wanted_labels().items())
+
+    def check_labels(self, labels: dict[str, str], found: str, cure: str) -> None:
+        """MachineError when an image was built from another lock, base or source than the project has now."""
+        for label, value in self.wanted_labels().items():
             if labels.get(label) != value:
                 raise MachineError(
                     f"{found} was built from another state of the project: its label {label} is "
                     f"{labels.get(label, 'absent')}, wanted {value}",
                     cure,
                 )
+
+
+def check_digest_label(labels: dict[str, str], digest: str, found: str, cure: str) -> None:
+    """MachineError where a label names another digest of the configuration than was computed."""
+    if (said := labels.get(DIGEST_LABEL, digest)) != digest:
+        raise MachineError(f"{found}: its label {DIGEST_LABEL} is {said}, its bytes have {digest}", cure)
 
 
 def cuda_of(base: str) -> str | None:

@@ -1,24 +1,22 @@
-"""Making SIFs, for Apptainer and for Slurm.
+"""Making SIFs, for Apptainer and for Slurm, of what `sif_sources.py` has found.
 
-Made of the images of this machine's Docker engine, or of archives that `docker save` wrote on another one. What no
-Docker engine has here is made straight from the pinned base: the same scripts, the same lock, the same definition.
+Straight from the pinned base it is the same scripts, the same lock and the same definition as of an image.
 """
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
 from essence.engines.engine import CERTIFICATES, NETWORK_VARIABLES
+from essence.engines.image_address import ImageAddress
 from essence.engines.image_builds import UNPACKED, to_be_made
-from essence.engines.recipes import ImageRecipe, config_digest
+from essence.engines.recipes import ImageRecipe
+from essence.engines.registry_login import find_login
 from essence.engines.sif_files import (
     FOLDER_VARIABLE,
     NO_DIGEST,
@@ -31,14 +29,13 @@ from essence.engines.sif_files import (
     sif_file,
     sif_folder,
 )
+from essence.engines.sif_sources import ImageSource
 from essence.errors import MachineError, RecordError
 from essence.files import GIB, sha256_file, write_json
 from essence.plan.experiment import PROJECT
 from essence.record.facts import code_facts
 from essence.record.run_directory import hold
-
-if TYPE_CHECKING:
-    from essence.engines.docker import DockerEngine
+from essence.text import memory as readable_gib
 
 MIB = 1 << 20
 STANDARD_ERROR = 2
@@ -54,96 +51,61 @@ WORK_VARIABLES = ("APPTAINER_TMPDIR", "SINGULARITY_TMPDIR", "TMPDIR")
 """Where Apptainer works while it builds, the first that is set."""
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """A Docker image, or a base, as Apptainer finds it."""
-
-    bootstrap: str
-    address: str
-    config_digest: str | None
-    """Of the image; None for a base, on which the environment is still to be installed."""
-
-
 def make_sifs(found: Sequence[tuple[ImageRecipe, ImageSource]], say: Callable[[str], None]) -> None:
     """Make what is not there yet; MachineError where the disk is too small, or when a build or its test fails."""
-    if direct := [image for image, source in found if source.config_digest is None and not _is_there(image, source)]:
-        check_disk(direct)
+    absent = [(image, source) for image, source in found if not _is_there(image, source)]
+    check_sources(absent)
+    if direct := [image for image, source in absent if source.config_digest is None]:
         say(f"straight from the base, some minutes each: {to_be_made(direct)}")
-    folder = sif_folder()
-    with hold(folder, str(folder), "invoke sif"):
-        for left in folder.glob(f"{UNFINISHED}*"):
-            # Of a build that was killed.
-            left.unlink()
+    for image, source in absent:
+        if source.registry:
+            say(f"{image.name}: {readable_gib(source.gib or 0.0)} compressed to be pulled from {source.registry}")
+    with working():
         for image, source in found:
             _make(image, source, say)
 
 
-def check_disk(images: Sequence[ImageRecipe]) -> None:
-    """MachineError where these SIFs, or what Apptainer unpacks while it makes the largest, find no room."""
+@contextmanager
+def working() -> Iterator[Path]:
+    """Hold the folder of the SIFs, without what a killed build left there; HeldError while another one works in it."""
+    folder = sif_folder()
+    with hold(folder, str(folder), "invoke sif"):
+        for left in folder.glob(f"{UNFINISHED}*"):
+            left.unlink()
+        yield folder
+
+
+def check_sources(found: Iterable[tuple[ImageRecipe, ImageSource]]) -> None:
+    """MachineError where what is fetched, or made straight from a base, finds no room."""
+    fetched = [(image, source) for image, source in found if source.registry or source.config_digest is None]
+    check_room([(image.name, image.compressed_gib if source.gib is None else source.gib) for image, source in fetched])
+
+
+def check_disk(images: Iterable[ImageRecipe]) -> None:
+    """MachineError where SIFs of about the size that these usually have find no room."""
+    check_room([(image.name, image.compressed_gib) for image in images])
+
+
+def check_room(compressed: Sequence[tuple[str, float]], unpacked: float = UNPACKED) -> None:
+    """MachineError where SIFs, or what Apptainer fetches and unpacks while it makes the largest, find no room.
+
+    compressed: name and GiB of each. unpacked: how many times that Apptainer takes while it works.
+    """
+    if not compressed:
+        return
+    sizes = [gib for _, gib in compressed]
     work = Path(next(filter(None, map(os.environ.get, WORK_VARIABLES)), tempfile.gettempdir()))
-    unpacked = UNPACKED * max(image.compressed_gib for image in images)
-    asked = [(sif_folder(), sum(image.compressed_gib for image in images)), (work, unpacked)]
+    asked = [(sif_folder(), sum(sizes)), (work, unpacked * max(sizes))]
     places = [next(path for path in (folder, *folder.absolute().parents) if path.is_dir()) for folder, _ in asked]
     on_one_disk = len({path.stat().st_dev for path in places}) == 1
     for (folder, own), here in zip(asked, places, strict=True):
         gib = sum(each for _, each in asked) if on_one_disk else own
         if (free := shutil.disk_usage(here).free / GIB) < gib:
             raise MachineError(
-                f"{folder}: {free:.1f} GiB are free, and making {', '.join(image.name for image in images)} takes "
+                f"{folder}: {free:.1f} GiB are free, and making {', '.join(name for name, _ in compressed)} takes "
                 f"about {gib:.1f}",
                 f"make room, or name other folders with {FOLDER_VARIABLE} and {WORK_VARIABLES[0]}",
             )
-
-
-def sources(images: Iterable[ImageRecipe], archives: Path | None = None) -> list[tuple[ImageRecipe, ImageSource]]:
-    """What each SIF is made of, checked before the first is made: an archive, Docker's image, else the base."""
-    if archives is not None:
-        return [(image, of_archive(image, archives / f"{image.environment}-{image.flavour}.tar")) for image in images]
-    return [(image, _of_engine_or_base(image)) for image in images]
-
-
-def _of_engine_or_base(image: ImageRecipe) -> ImageSource:
-    # Imported here: archives need no client of Docker.
-    from essence.engines.docker import DockerEngine
-
-    try:
-        return of_engine(image, DockerEngine(image.flavour))
-    except MachineError:
-        return of_base(image)
-
-
-def of_base(image: ImageRecipe) -> ImageSource:
-    """The pinned base: by digest alone, as Apptainer takes no tag beside it."""
-    name, digest = image.base.split("@")
-    return ImageSource("docker", f"{name.rpartition(':')[0]}@{digest}", None)
-
-
-def of_engine(image: ImageRecipe, engine: "DockerEngine") -> ImageSource:
-    """The image as Docker has it, by its id: a tag could change hands while it is read."""
-    found = engine.built(image.environment)
-    return ImageSource("docker-daemon", str(found.id), config_digest(engine.client, found))
-
-
-def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
-    """The image as `docker save` wrote it."""
-    cure = f"docker save --output {archive.name} {image.name}, where the image was built"
-    if not archive.is_file():
-        raise MachineError(f"no archive {archive} here", f"write it: {cure}")
-    try:
-        with tarfile.open(archive) as tar:
-            name = json.load(_member(tar, "manifest.json"))[0]["Config"]
-            labels = json.load(_member(tar, name))["config"].get("Labels") or {}
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        raise MachineError(f"{archive}: no archive of an image ({error})", f"write it again: {cure}") from None
-    image.check_labels(labels, str(archive), cure)
-    return ImageSource("docker-archive", str(archive), f"sha256:{Path(name).name.removesuffix('.json')}")
-
-
-def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
-    file = tar.extractfile(name)
-    if file is None:
-        raise KeyError(f"{name} is no file")
-    return file
 
 
 def _make(image: ImageRecipe, source: ImageSource, say: Callable[[str], None]) -> None:
@@ -157,15 +119,20 @@ def _make(image: ImageRecipe, source: ImageSource, say: Callable[[str], None]) -
     used = temporary.with_suffix(".def")
     try:
         used.write_text(definition_text(definition.read_text(encoding="utf-8"), source), encoding="utf-8")
-        _run(build_command(temporary, used, image, source), "build")
+        run_apptainer(build_command(temporary, used, image, source), "build", source.registry)
         # Not during the build: there it asks for privileges that a root user does not have everywhere.
-        _run(test_command(temporary), "test")
+        run_apptainer(test_command(temporary), "test")
         record = make_record(temporary, sha256_file(temporary), sha256_file(definition), source.config_digest)
-        record_file(file).unlink(missing_ok=True)
-        temporary.replace(file)
+        put_in_place(temporary, file, record, say)
     finally:
         temporary.unlink(missing_ok=True)
         used.unlink(missing_ok=True)
+
+
+def put_in_place(temporary: Path, file: Path, record: SifRecord, say: Callable[[str], None]) -> None:
+    """Give a whole SIF its name and its record."""
+    record_file(file).unlink(missing_ok=True)
+    temporary.replace(file)
     write_json(record_file(file), record.model_dump(mode="json"))
     say(f"{file}: {record.bytes / MIB:.0f} MiB, sha256 {record.sha256}")
 
@@ -214,7 +181,8 @@ def build_command(file: Path, definition: Path, image: ImageRecipe, source: Imag
         given = {"CERTIFICATES": "SSL_CERT_FILE", "WHEELS": "PIP_FIND_LINKS"}
         told |= {name: os.environ[variable] for name, variable in given.items() if os.environ.get(variable)}
     arguments = [word for name, value in told.items() for word in ("--build-arg", f"{name}={value}")]
-    return [program(), "build", "--force", "--notest", *arguments, str(file), str(definition)]
+    how = ["--force", "--notest", *fetching_words(source.registry)]
+    return [program(), "build", *how, *arguments, str(file), str(definition)]
 
 
 def definition_text(text: str, source: ImageSource) -> str:
@@ -234,7 +202,15 @@ def build_environment() -> dict[str, str]:
     return own | {name: value for name, value in os.environ.items() if BUILD_VARIABLE.fullmatch(name)}
 
 
-def _run(command: list[str], what: str) -> None:
-    done = subprocess.run(command, cwd=PROJECT, env=build_environment(), stdout=STANDARD_ERROR, check=False)
+def run_apptainer(command: list[str], what: str, registry: ImageAddress | None = None) -> None:
+    """Run it; MachineError where it fails. With a registry it is handed the caller's login there."""
+    login = find_login(registry.host) if registry else None
+    variables = build_environment() | (login.variables() if login else {})
+    done = subprocess.run(command, cwd=PROJECT, env=variables, stdout=STANDARD_ERROR, check=False)
     if done.returncode:
         raise MachineError(f"apptainer {what} ended with code {done.returncode}; what it says is above")
+
+
+def fetching_words(address: ImageAddress | None) -> list[str]:
+    """How Apptainer fetches: nothing is kept in the home folder, and a registry of this machine has no TLS."""
+    return ["--disable-cache", *(["--no-https"] if address.loopback else [])] if address else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from essence.engines.recipes import ImageRecipe
+from essence.engines.recipes import DIGEST_LABEL, ImageRecipe
 from essence.errors import MachineError, RecordError
 from essence.files import sha256_file, write_json
 from essence.paths import typed_path
@@ -19,7 +19,6 @@ from essence.record.written import read_record
 from essence.settings import Record
 
 FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"
-DIGEST_LABEL = "essence.config-digest"
 NO_DIGEST = "none"
 """The label of a SIF that was made of no Docker image."""
 VERSION_LABEL = "org.label-schema.usage.apptainer.version"

@@ -1,16 +1,20 @@
 """The SIFs: what their definitions say, what `invoke sif` makes of them, and that no wrong one is taken."""
 
+import hashlib
+import io
 import json
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from essence.engines.image_builds import ENVIRONMENTS
-from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, config_digest, recipe
-from essence.engines.sif_builds import ImageSource, build_command, definition_text, of_base
-from essence.engines.sif_files import DIGEST_LABEL, NO_DIGEST, checked_sif, found_sif
+from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, config_digest, recipe
+from essence.engines.sif_builds import build_command, definition_text
+from essence.engines.sif_files import NO_DIGEST, checked_sif, found_sif
+from essence.engines.sif_sources import ImageSource, of_archive, of_base
 from essence.errors import MachineError
 from essence.files import sha256_file
 from support.containers import DockerHost, Sifs
@@ -110,3 +114,26 @@ def test_of_a_base_the_environment_is_installed_and_of_an_image_it_is_there(tmp_
     assert [line for line in cut.splitlines() if line.startswith("%")] == [
         *("%arguments", "%environment", "%labels", "%help", "%test", "%runscript")
     ]
+
+
+def test_the_digest_of_an_archive_is_computed_and_its_name_alone_is_refused(tmp_path: Path) -> None:
+    image, archive = recipe("train", "cpu"), tmp_path / "train-cpu.tar"
+    configuration = json.dumps({"config": {"Labels": image.wanted_labels()}}).encode()
+    digest = hashlib.sha256(configuration).hexdigest()
+    write_archive(archive, f"{digest}.json", configuration)
+    assert of_archive(image, archive).config_digest == f"sha256:{digest}"
+    write_archive(archive, f"blobs/sha256/{digest}", configuration)
+    assert of_archive(image, archive).config_digest == f"sha256:{digest}"
+    write_archive(archive, f"{'0' * 64}.json", configuration)
+    with pytest.raises(MachineError, match=f"names its configuration 0{{64}}, whose bytes have {digest}"):
+        of_archive(image, archive)
+
+
+def write_archive(file: Path, name: str, configuration: bytes) -> None:
+    """As `docker save` writes them, without layers."""
+    parts = {"manifest.json": json.dumps([{"Config": name}]).encode(), name: configuration}
+    with tarfile.open(file, "w") as tar:
+        for path, content in parts.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))

@@ -121,6 +121,19 @@ def _make_apptainer(folder: Path) -> None:
         run("patchelf", "--force-rpath", *loader, "--set-rpath", libraries, folder / program)
 
 
+def busybox() -> Path:
+    """A shell that is one file and needs no library."""
+    return kept("busybox", _make_busybox) / "busybox"
+
+
+def _make_busybox(folder: Path) -> None:
+    file = download(folder, f"busybox-static/{BASE_SUITE}")["busybox-static"]
+    run("dpkg", "-x", file, folder / "unpacked")
+    shutil.move(next(folder.glob("unpacked/**/bin/busybox")), folder / "busybox")
+    for part in ("unpacked", "apt"):
+        shutil.rmtree(folder / part)
+
+
 def base_rootfs() -> Path:
     """A Debian root file system with Python, as a tar, the same bytes each time: what images are built on here."""
     return kept("base", _make_base) / "base.tar"

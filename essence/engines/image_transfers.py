@@ -1,0 +1,147 @@
+"""Images between a Docker engine and a registry: pushed by name, pulled by digest; the engine's own login is used."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import requests
+from docker.errors import APIError, DockerException, ImageNotFound
+from pydantic import BaseModel, Field, ValidationError
+
+import docker
+from essence.engines.image_address import DIGEST, ImageAddress
+from essence.engines.image_builds import UNPACKED
+from essence.engines.recipes import ImageRecipe, config_digest, remember_digest
+from essence.engines.registry import registry
+from essence.engines.registry_image import RegistryImage, resolve
+from essence.errors import MachineError
+from essence.files import GIB
+from essence.text import memory as readable_gib
+
+TOLD_EVERY_S = 10.0
+"""How often it is said how far a transfer is."""
+WHOLE = ("Download complete", "Pull complete", "Already exists", "Pushed", "Layer already exists")
+
+
+class Detail(BaseModel):
+    current: float | None = None
+
+
+class Aux(BaseModel):
+    digest: str = Field("", alias="Digest")
+
+
+class Event(BaseModel):
+    """One line of what an engine answers while it transfers an image."""
+
+    id: str = ""
+    status: str = ""
+    error: str = ""
+    detail: Detail = Field(default_factory=Detail, alias="progressDetail")
+    aux: Aux = Field(default_factory=lambda: Aux(Digest=""))
+
+
+def push(
+    client: docker.DockerClient, image: ImageRecipe, built: Any, place: str, say: Callable[[str], None]
+) -> ImageAddress:
+    """Push a built image as `place/essence-train:cuda`; the address by the digest that the registry answers.
+
+    Raises:
+        MachineError: the registry does not answer, refuses, or holds something else than was pushed.
+    """
+    repository, _, tag = f"{place}/{image.name}".rpartition(":")
+    host, _, name = repository.partition("/")
+    registry(host).check_answer()
+    built.tag(repository, tag)
+    say(f"{image.name}: to be pushed to {repository}:{tag}")
+    digest = ""
+    asked = partial(client.api.push, repository, tag, stream=True, decode=True)
+    for event in _events(asked, f"{repository}:{tag}", "push"):
+        digest = event.aux.digest or digest
+    if not DIGEST.fullmatch(digest):
+        raise MachineError(f"{repository}:{tag}: Docker names no digest of what it pushed", "push it again")
+    address = ImageAddress(host, name, digest)
+    # The registry's own words, by which the image will be known.
+    found, ours = resolve(address), config_digest(client, built)
+    if found.config_digest != ours:
+        raise MachineError(f"{address} has the configuration {found.config_digest}, pushed was {ours}", "push it again")
+    return found.address
+
+
+def images_here(client: docker.DockerClient, labels: Sequence[str] = ()) -> Iterator[Any]:
+    """The images with these labels, `name=value`; one that somebody removes meanwhile is none of them."""
+    for known in client.api.images(filters={"label": list(labels)} if labels else None):
+        with contextlib.suppress(ImageNotFound):
+            yield client.images.get(known["Id"])
+
+
+def check_room(client: docker.DockerClient, found: RegistryImage) -> float:
+    """GiB that are still to come, compressed; MachineError where the engine's disk, if it is here, has no room."""
+    layers = {layer for image in images_here(client) for layer in image.attrs["RootFS"].get("Layers") or []}
+    gib = found.missing_gib(layers)
+    place = Path(client.info().get("DockerRootDir") or "/nonexistent")
+    of_this_machine = str(client.api.base_url).startswith(("http+docker://localhost", "http+unix://"))
+    if of_this_machine and place.is_dir() and (free := shutil.disk_usage(place).free / GIB) < UNPACKED * gib:
+        raise MachineError(
+            f"{place}: {free:.1f} GiB are free, and {found.address} takes about {UNPACKED * gib:.1f}",
+            "make room there, as with docker system prune",
+        )
+    return gib
+
+
+def pull(client: docker.DockerClient, image: ImageRecipe, found: RegistryImage, say: Callable[[str], None]) -> None:
+    """Pull a checked image by digest, and give it the kit's name once it is whole.
+
+    Raises:
+        MachineError: Docker cannot pull it, or other bytes came.
+    """
+    address = found.address
+    say(f"{image.name}: {readable_gib(check_room(client, found))} compressed to be pulled from {address}")
+    sizes = {layer.digest.removeprefix("sha256:")[:12]: layer.size for layer in found.layers}
+    come: dict[str, float] = {}
+    told = time.monotonic()
+    asked = partial(client.api.pull, address.repository, tag=address.digest, stream=True, decode=True)
+    for event in _events(asked, str(address), "pull"):
+        if event.id in sizes:
+            current = event.detail.current if event.status == "Downloading" else None
+            come[event.id] = sizes[event.id] if event.status in WHOLE else current or come.get(event.id, 0.0)
+        if time.monotonic() - told > TOLD_EVERY_S:
+            told = time.monotonic()
+            say(f"{image.name}: {readable_gib(sum(come.values()) / GIB)} of {readable_gib(found.compressed_gib)}")
+    here = client.images.get(str(address))
+    if here.id == address.digest:
+        # Containerd's store: which configuration this manifest names was read from its bytes.
+        remember_digest(here.id, found.config_digest)
+    if (digest := config_digest(client, here)) != found.config_digest:
+        raise MachineError(f"{address}: {digest} came, wanted {found.config_digest}", "remove it and pull it again")
+    repository, _, tag = image.name.rpartition(":")
+    here.tag(repository, tag)
+    say(f"{image.name}: {digest}")
+
+
+def _events(ask: Callable[[], Iterator[Any]], what: str, verb: str) -> Iterator[Event]:
+    """What the engine says; MachineError where it refuses, says that it failed, or stops to answer."""
+    try:
+        for line in ask():
+            try:
+                event = Event.model_validate(line)
+            except ValidationError:
+                continue
+            if event.error:
+                raise _failed(event.error, what, verb)
+            yield event
+    except APIError as error:
+        raise _failed(str(error.explanation or error), what, verb) from None
+    except (DockerException, requests.RequestException) as error:
+        raise _failed(str(error), what, verb) from None
+
+
+def _failed(reason: str, what: str, verb: str) -> MachineError:
+    cure = "the engine has a network, proxy and certificates of its own: look at its log"
+    if "no space left" in reason:
+        cure = "make room on the engine's disk, as with docker system prune"
+    return MachineError(f"{what}: Docker cannot {verb} it ({' '.join(reason.split())})", cure)

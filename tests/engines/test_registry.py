@@ -1,0 +1,250 @@
+"""What is asked of a registry before an image is pulled, and every way in which it cannot be had: one sentence each."""
+
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from essence.engines import registry_image
+from essence.engines.docker import DockerEngine
+from essence.engines.image_address import check_place, is_loopback, read_address
+from essence.engines.image_builds import to_be_made
+from essence.engines.image_transfers import check_room
+from essence.engines.published import publish, published, read_published
+from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
+from essence.engines.registry_image import published_image, resolve, typed_address
+from essence.engines.sif_builds import check_sources
+from essence.engines.sif_sources import typed_source
+from essence.errors import ExperimentError, MachineError
+from support.image_registry import INDEX, MANIFEST, ZEROS, LocalRegistry, digest_of, refusal, right_labels
+from support.project import PROJECT
+
+pytestmark = pytest.mark.usefixtures("fresh_registries")
+TRAIN = recipe("train", "cpu")
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("essence-train", "no image in a registry"),
+        ("docker://essence-train@" + ZEROS, "no image in a registry"),
+        ("docker://me/essence-train@" + ZEROS, "names no registry"),
+        ("https://ghcr.io/me/essence-train@" + ZEROS, "begins with https://"),
+        ("docker://ghcr.io/me/essence-train@sha256:123", "digest 'sha256:123' is none"),
+        ("docker://ghcr.io/me/essence-train@md5:123", "digest 'md5:123' is none"),
+        ("docker://ghcr.io/Me/Essence@" + ZEROS, "no image in a registry"),
+        ("docker://user:secret@ghcr.io/me/x@" + ZEROS, "no image in a registry"),
+        ("", "no image in a registry"),
+    ],
+)
+def test_what_is_no_address_by_digest_is_refused(typed: str, said: str) -> None:
+    with pytest.raises(ExperimentError, match=re.escape(said)):
+        typed_address("--from", typed)
+
+
+def test_a_tag_beside_a_digest_says_nothing() -> None:
+    found = read_address(f"docker://registry.example.org:5000/a/essence-train:cuda@{ZEROS}", "")
+    assert str(found) == f"registry.example.org:5000/a/essence-train@{ZEROS}"
+
+
+@pytest.mark.parametrize("place", ["https://ghcr.io/me", "ghcr.io/me:latest", "ghcr.io/Me", "me", "", "ghcr.io//me"])
+def test_what_is_no_registry_to_push_to_is_refused(place: str) -> None:
+    with pytest.raises(ExperimentError, match="no registry"):
+        check_place("--push", place)
+    assert check_place("--push", "ghcr.io/me/") == "ghcr.io/me"
+
+
+def test_only_this_machine_is_asked_without_tls() -> None:
+    assert all(map(is_loopback, ("localhost", "localhost:5000", "127.0.0.1:1", "127.9.9.9")))
+    assert not any(map(is_loopback, ("localhost.example.org", "127.0.0.1.example.org", "10.0.0.1:5000")))
+
+
+# The file of published images
+
+
+def test_the_file_that_ships_is_read_and_names_no_image_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESSENCE_IMAGES_FILE", raising=False)
+    shipped = read_published()
+    assert (PROJECT / "locks" / "images.toml").read_text(encoding="utf-8") == shipped.text()
+    assert published(TRAIN) is None and "to be made first" in to_be_made([TRAIN])
+
+
+def test_what_is_published_is_written_and_read(images_file: Path) -> None:
+    publish(TRAIN, typed_address("", f"docker://ghcr.io/me/essence-train@{ZEROS}"))
+    publish(recipe("download", "cuda"), typed_address("", f"docker://ghcr.io/me/essence-download@{ZEROS}"))
+    assert f'train = "ghcr.io/me/essence-train@{ZEROS}"' in images_file.read_text(encoding="utf-8")
+    assert str(published(TRAIN)) == f"ghcr.io/me/essence-train@{ZEROS}"
+    assert published(recipe("download", "cuda")) and published(recipe("train", "cuda")) is None
+    assert "essence-train:cpu: to be pulled, as" in to_be_made([TRAIN, recipe("eval", "cpu")])
+    assert to_be_made([TRAIN, recipe("eval", "cpu")]).startswith("essence-eval:cpu: to be made first")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('train = "ghcr.io/me/essence-train:cpu"', "wanted an image by its digest"),
+        (f'train = "oras://ghcr.io/me/essence-train@{ZEROS}"', "wanted an image by its digest"),
+        ('train = "ghcr.io/me/essence-train@sha256:12"', "is none"),
+        ('tarin = "x"', "tarin"),
+        ("train = 1", "train"),
+        ("train", "not valid TOML"),
+    ],
+)
+def test_a_wrong_line_in_the_file_is_named(images_file: Path, line: str, said: str) -> None:
+    images_file.write_text(f"[cpu]\n{line}\n", encoding="utf-8")
+    with pytest.raises(ExperimentError, match=said) as refused:
+        published(TRAIN)
+    assert str(images_file) in str(refused.value)
+
+
+# A real registry
+
+
+@pytest.mark.registry
+def test_a_right_image_is_known_by_what_its_manifest_says(image_registry: LocalRegistry) -> None:
+    digest = image_registry.push_bytes("essence-train", right_labels("train"))
+    image, source = typed_source(
+        typed_address("--from", f"docker://{image_registry.host}/essence-train@{digest}"), None, None
+    )
+    found = resolve(typed_address("", f"{image_registry.host}/essence-train@{digest}"))
+    assert image == TRAIN and source.config_digest == found.config_digest and source.gib
+    seen = json.loads(skopeo("--config", f"{image_registry.host}/essence-train@{digest}"))
+    assert seen["config"]["Labels"] == found.labels
+    raw = skopeo("--raw", f"{image_registry.host}/essence-train@{digest}")
+    assert digest_of(raw) == digest and json.loads(raw)["config"]["digest"] == found.config_digest
+
+
+def skopeo(how: str, address: str) -> bytes:
+    """What another client says of the same image."""
+    words = ["skopeo", "inspect", "--tls-verify=false", *(["--config", "--raw"] if how == "--config" else [how])]
+    return subprocess.run([*words, f"docker://{address}"], capture_output=True, check=True).stdout
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("label", [LOCK_LABEL, BASE_LABEL, SOURCE_LABEL, DIGEST_LABEL])
+def test_an_image_of_another_lock_base_source_or_digest_is_refused(
+    image_registry: LocalRegistry, images_file: Path, label: str
+) -> None:
+    digest = image_registry.push_bytes("essence-train", {**right_labels("train"), label: ZEROS})
+    address = f"{image_registry.host}/essence-train@{digest}"
+    assert f"its label {label} is {ZEROS}" in refusal(f"docker://{address}").problem
+    images_file.write_text(f'[cpu]\ntrain = "{address}"\n', encoding="utf-8")
+    with pytest.raises(MachineError, match=f"its label {label} is .*make images FLAVOUR=cpu, or remove its line"):
+        published_image(TRAIN)
+
+
+@pytest.mark.registry
+def test_what_is_none_of_the_kits_images_is_refused(image_registry: LocalRegistry) -> None:
+    digest = image_registry.push_bytes("busybox", {})
+    assert "none of the kit's images" in refusal(f"docker://{image_registry.host}/busybox@{digest}").problem
+    digest = image_registry.push_bytes("essence-train", right_labels("train"))
+    address = typed_address("", f"docker://{image_registry.host}/essence-train@{digest}")
+    for flavour, only in (("cuda", None), (None, "eval")):
+        with pytest.raises(ExperimentError, match="is essence-train:cpu, asked for"):
+            typed_source(address, flavour, only)
+    assert typed_source(address, "cpu", "train")[0] == TRAIN
+    assert f"no SIF; of an image a SIF is made: --from docker://{address}" in sif_refusal(str(address))
+
+
+def sif_refusal(address: str) -> str:
+    with pytest.raises(MachineError) as refused:
+        registry_image.resolve_sif(typed_address("", f"oras://{address}"))
+    return str(refused.value)
+
+
+@pytest.mark.registry
+def test_a_tag_is_refused_with_the_digest_that_it_has_now(image_registry: LocalRegistry) -> None:
+    digest = image_registry.push_bytes("essence-train", right_labels("train"), tag="cpu")
+    said = str(refusal(f"docker://{image_registry.host}/essence-train:cpu"))
+    assert f"docker://{image_registry.host}/essence-train@{digest}" in said
+    assert "is not there" in refusal(f"docker://{image_registry.host}/essence-train:nightly").problem
+
+
+@pytest.mark.registry
+def test_a_digest_that_is_not_there_is_named(image_registry: LocalRegistry) -> None:
+    assert "is not there" in refusal(f"docker://{image_registry.host}/essence-train@{ZEROS}").problem
+    assert "is not there" in refusal(f"docker://{image_registry.host}/nobody/knows@{ZEROS}").problem
+    assert "is not there" in sif_refusal(f"{image_registry.host}/essence-train@{ZEROS}")
+
+
+@pytest.mark.registry
+def test_an_image_of_another_platform_is_refused_and_an_index_is_searched(image_registry: LocalRegistry) -> None:
+    other = "arm64" if platform.machine() == "x86_64" else "amd64"
+    here = registry_image.ARCHITECTURES[platform.machine()]
+    name, labels = "essence-train", right_labels("train")
+    digests = {arch: image_registry.push_bytes(name, labels, architecture=arch) for arch in (here, other)}
+    said = str(refusal(f"docker://{image_registry.host}/{name}@{digests[other]}"))
+    assert f"is of linux/{other}, this machine needs linux/{here}" in said
+
+    def index(*architectures: str) -> str:
+        members = [
+            {
+                "mediaType": MANIFEST,
+                "size": 1,
+                "digest": digests[arch],
+                "platform": {"os": "linux", "architecture": arch},
+            }
+            for arch in architectures
+        ]
+        note = {"architecture": "unknown", "os": "unknown"}  # as buildx adds one for the origin
+        members.append({"mediaType": MANIFEST, "size": 1, "digest": digests[other], "platform": note})
+        document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": members}
+        return image_registry.put_manifest(name, document)
+
+    found = resolve(typed_address("", f"{image_registry.host}/{name}@{index(here, other)}"))
+    assert found.address.digest == digests[here]
+    assert f"is of linux/{other}" in refusal(f"docker://{image_registry.host}/{name}@{index(other)}").problem
+
+
+class FullDisk:
+    """An engine without images, whose disk is that of a folder; its address is that of a socket here."""
+
+    class Api:
+        base_url = "http+docker://localhost"
+
+        def images(self, filters: object) -> list[object]:
+            del filters
+            return []
+
+    api = Api()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def info(self) -> dict[str, str]:
+        return {"DockerRootDir": str(self.folder)}
+
+
+@pytest.mark.registry
+def test_too_small_a_disk_is_told_before_the_pull(image_registry: LocalRegistry, tmp_path: Path) -> None:
+    config = image_registry.put("essence-train", json.dumps(large_configuration()).encode())
+    layer = {"mediaType": "application/octet-stream", "size": 1 << 50, "digest": digest_of(b"x")}
+    image_registry.put("essence-train", b"x")
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": {"mediaType": "application/json", "size": 1, "digest": config},
+        "layers": [layer],
+    }
+    digest = image_registry.put_manifest("essence-train", document)
+    address = typed_address("", f"{image_registry.host}/essence-train@{digest}")
+    with pytest.raises(MachineError, match=rf"{tmp_path}: .* GiB are free, and .*{digest} takes about 3145728\.0"):
+        check_room(FullDisk(tmp_path), resolve(address))  # type: ignore[arg-type]
+    with pytest.raises(MachineError, match="GiB are free, and making essence-train:cpu takes about"):
+        check_sources([typed_source(address, None, None)])
+
+
+def large_configuration() -> dict[str, object]:
+    rootfs = {"type": "layers", "diff_ids": [digest_of(b"unpacked")]}
+    return {"architecture": "amd64", "os": "linux", "config": {"Labels": right_labels("train")}, "rootfs": rootfs}
+
+
+def test_an_engine_is_not_asked_for_what_is_not_published(images_file: Path) -> None:
+    assert "[cpu]" in images_file.read_text(encoding="utf-8")
+    assert DockerEngine("cpu")._not_published([TRAIN]) == [TRAIN]
