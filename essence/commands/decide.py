@@ -81,14 +81,14 @@ def question(claim: str, training_sd: float | None, accuracy: float | None, assu
     claims = {one.id: one for one in load_claims() if one.measure == "retention"}
     if claim not in claims:
         raise ExperimentError(f"--decide {claim!r}: no claim that can be planned for", f"choose {', '.join(claims)}")
-    points = None if training_sd is None else _within("--training-sd", training_sd, 0.0, 50.0)
-    found = None if accuracy is None else _within("--accuracy", accuracy, 0.0, 0.8)
-    return Question(claims[claim], points, found, _within("--assurance", assurance, 0.0, 1.0))
+    points = None if training_sd is None else _within("--training-sd", training_sd, 50.0, "2, in points")
+    found = None if accuracy is None else _within("--accuracy", accuracy, 0.8, "0.2")
+    return Question(claims[claim], points, found, _within("--assurance", assurance, 1.0, "0.8"))
 
 
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if not low < value < high:
-        raise ExperimentError(f"{name} {value:g} is not a number between {low:g} and {high:g}", f"as in {name} 0.2")
+def _within(name: str, value: float, high: float, example: str) -> float:
+    if not 0.0 < value < high:
+        raise ExperimentError(f"{name} {value:g} is not a number between 0 and {high:g}", f"as in {name} {example}")
     return value
 
 
@@ -208,11 +208,15 @@ def _line(planned: Design, name: str, sd: float, asked: Question, known: Known, 
     )
 
 
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}{'s' * (number != 1)}"
+
+
 def _table(planned: Design, lines: list[Line], asked: Question, known: Known, hours: Hours | None) -> Table:
     title = (
-        f"{asked.claim.title}\nplanned: {planned.settings} settings, {planned.seeds} seeds of each arm, "
-        f"{planned.samples} samples, {planned.benchmarks} benchmarks; accuracy {percent(planned.accuracy)} at 1.0; "
-        f"{percent(known.level)} intervals, assurance {percent(asked.assurance)}"
+        f"{asked.claim.title}\nplanned: {_count(planned.settings, 'setting')}, {_count(planned.seeds, 'seed')} of each "
+        f"arm, {_count(planned.samples, 'sample')} of a problem, {_count(planned.benchmarks, 'benchmark')}; accuracy "
+        f"{percent(planned.accuracy)} at 1.0; {percent(known.level)} intervals, assurance {percent(asked.assurance)}"
     )
     table = Table(title=title, title_justify="left", box=None, header_style="dim")
     edges = asked.claim.band[0], asked.claim.band[0] - OUTSIDE

@@ -149,7 +149,7 @@ def difference(cell: ArrayLike, reference: ArrayLike, confidence: float) -> Esti
     return Estimate(value, error, value - margin, value + margin, problems, METHOD_T + _seeds_note(matrix))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def student_t(confidence: float, degrees: int) -> float:
     """Two-sided quantile: P(|T| <= t) = confidence, by bisection on the closed form for whole degrees of freedom."""
     low, high = 0.0, math.pi / 2

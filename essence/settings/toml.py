@@ -125,7 +125,8 @@ def _sentence(record: object, error: ErrorDetails, location: Location, also: lis
     # The whole of a section says nothing.
     value = "" if isinstance(error["input"], dict | BaseModel) else f" = {shown(error['input'])}"
     found = _found(error["input"]) if error["type"].endswith("_type") else ""
-    return f"{key}{value}: {reason[0].lower()}{reason[1:]}{found}"
+    place = f"{key}{value}: " if key or value else ""  # what contradicts itself as a whole has no place of its own
+    return f"{place}{reason[0].lower()}{reason[1:]}{found}"
 
 
 def _reason(error: ErrorDetails) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from essence.errors import ExperimentError
 from essence.evaluation.statistics import Estimate
+from essence.plan.experiment import EXPERIMENTS
 from essence.record.trace_record import CountedMean, TraceRecord
 from essence.report.claims.advice import advise
 from essence.report.claims.definition import load_claims, load_questions
@@ -432,7 +434,11 @@ def test_every_claim_has_a_row_in_report_and_command(tmp_path: Path) -> None:
         ("[claims.x]\nmeasur = 'none'\n", "unknown key 'measur'; did you mean 'measure'?"),
         ("[claims.x]\nmeasure = 'none'\n", "needs why_not"),
         ("[claims.x]\nmeasure = 'retention'\nreported = 0.9\ntolerance = 0.1\n", 'measure = "retention" needs lsp'),
-        ("[claims.x]\nmeasure = 'retention'\nlsp = 0.5\n", "needs either reported and tolerance, or accepts"),
+        ("[claims.x]\nmeasure = 'none'\nwhy_not = 'x'\ncheckpoint = 'bset'\n", "[claims.x]: checkpoint = 'bset'"),
+        (
+            "[claims.x]\nmeasure = 'retention'\nlsp = 0.5\n",
+            "[claims.x]: needs either reported and tolerance, or accepts",
+        ),
         ("[claims.x]\nmeasure = 'retention'\nlsp = 0.5\naccepts = [1.0, 0.0]\n", "accepts nothing"),
     ],
 )
@@ -444,6 +450,16 @@ def test_a_wrong_claims_file_is_one_sentence(tmp_path: Path, text: str, sentence
     with pytest.raises(ExperimentError) as raised:
         load_claims(file)
     assert sentence in str(raised.value) and str(file) in str(raised.value)
+
+
+def test_the_settings_of_claims_and_questions_are_ones_that_the_kit_knows() -> None:
+    """A misspelt name would be about nothing: whatever is run would be shown and not judged."""
+    pins = tomllib.loads((EXPERIMENTS / "pins.toml").read_text())
+    benchmarks = {file.stem for file in (EXPERIMENTS / "benchmarks").glob("*.toml")}
+    for claim in (*CLAIMS.values(), *load_questions()):
+        pairs = [name for pair in claim.pairs for name in pair.split("_")]
+        assert {*claim.teachers, *claim.students, *pairs} <= set(pins["models"]), claim.id
+        assert set(claim.datasets) <= set(pins["datasets"]) and set(claim.benchmarks) <= benchmarks, claim.id
 
 
 def test_what_is_reported_lies_in_its_own_band() -> None:

@@ -155,6 +155,18 @@ def test_arms_of_equal_tokens_answer_the_kits_own_questions() -> None:
     assert shown(answer("first-half-or-any-half", left, drawn)) == "yes"
 
 
+def test_half_of_twice_the_rows_and_whole_rows_at_one_token_budget() -> None:
+    """Both arms have one recipe, whose rows are as many as the budget lets in; arms of equal rows are no pair of it."""
+    half, whole = arm("left", 0.5, 0.5, budget=True), arm("left", 1.0, 0.4, budget=True, rows=6_000, tokens=1.004e6)
+    judged = answer("token-matched", half, whole)
+    assert shown(judged) == "yes" and judged.measured and judged.measured.estimate.value == pytest.approx(0.1)
+    assert judged.measured.note == "1,000,000 and 1,004,000 tokens" and judged.measured.settings == 1
+    of_rows = replace(whole, setting=whole.setting._replace(recipe="6,000 rows"), budget=False)
+    other = replace(half, setting=half.setting._replace(recipe="2,000,000 tokens"))
+    for pair in ((half, of_rows), (other, whole), (replace(half, budget=False), replace(whole, budget=False))):
+        assert answer("token-matched", *pair).word == "not run"
+
+
 def test_one_training_of_each_arm_answers_nothing() -> None:
     def once(one: Scored) -> Scored:
         return replace(one, shares=one.shares[:1], trainings=one.trainings[:1])

@@ -346,9 +346,9 @@ def test_the_page_of_the_thirty_settings_is_whole_and_says_first_what_was_shown(
     assert heads == ["Verdict", "Claim", "Ours", "Rests on", "What would decide"]
     first = page.locator("#claim-retention-half-released")
     assert first.locator(".word").inner_text().split("\n")[0] in ("reproduced", "undecided", "not reproduced")
-    assert "30 of 30 settings, 1 training of an arm" in first.locator("[data-label='Rests on']").inner_text()
+    assert "30 of 30 settings, 30 trainings (1 of each arm)" in first.locator("[data-label='Rests on']").inner_text()
     undecided = page.locator("#claims tr:has(.word.undecided)")
     assert undecided.count() and all(len(text) > 20 for text in undecided.locator(".decides").all_inner_texts())
     total = sum(int(text.split()[0]) for text in page.locator(".summary .word").all_inner_texts())
-    assert total == page.locator("#claims tbody tr").count() + page.locator(".not-run li").count()
+    assert total == page.locator("#claims tbody tr").count() + page.locator("#claims .not-run li").count()
     page.close()

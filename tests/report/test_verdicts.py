@@ -20,6 +20,7 @@ from essence.report.claims.made_up import judge_made_up, made_up
 from essence.report.claims.measured import Measured
 from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
+from essence.report.page.claims_table import claim_rows
 from essence.report.page.findings import findings
 from essence.report.results.read import read_results
 from support.project import invoke
@@ -76,6 +77,29 @@ def test_one_training_decides_nothing_unless_how_far_two_differ_is_declared() ->
     assert known.word == "reproduced" and known.measured and "declared 0.5 points" in known.measured.estimate.method
     unsure = verdict(CLAIMS["retention-half"].model_copy(update={**declared, "training_sd_points": 5.0}), *arms)
     assert unsure.word == "undecided"
+
+
+def test_a_declared_deviation_stands_in_the_row_with_its_source() -> None:
+    declared = {"training_sd_points": 0.5, "training_sd_source": "five seeds elsewhere"}
+    claim = CLAIMS["retention-half"].model_copy(update=declared)
+    (row,) = claim_rows([verdict(claim, *on_both(0.5, [0.91 * EASE]), *on_both(1.0, [EASE]))])
+    assert "0.5 points between two trainings are declared, not measured (five seeds elsewhere)" in row.rests
+
+
+def test_an_interval_on_other_problems_is_never_the_narrower_one() -> None:
+    """Two trainings far apart have few degrees of freedom; with the problems' variance there are more."""
+    found = verdict("retention-half", *on_both(0.5, [0.873 * EASE, 0.927 * EASE]), *on_both(1.0, [EASE] * 2)).measured
+    assert found and found.other_problems and found.estimate.low is not None and found.other_problems.low is not None
+    assert found.other_problems.low <= found.estimate.low
+
+
+def test_a_row_says_on_how_many_trainings_it_rests() -> None:
+    three = [0.9 * EASE * (1.0 + e) for e in (-0.06, 0.0, 0.06)]
+    (row,) = claim_rows([verdict("retention-half", *on_both(0.5, three), *on_both(1.0, [EASE, 1.01 * EASE]))])
+    assert row.count == "2 of 30 settings, 5 trainings (2 to 3 of an arm), 60 problems × 64 samples"
+    assert row.decides.endswith("assurance") and "invoke plan" not in row.decides
+    once = claim_rows([verdict("retention-half", *on_both(0.5, three[:1]), *on_both(1.0, [EASE]))])[0]
+    assert "2 trainings (1 of each arm)" in once.count and "invoke plan --decide retention-half" in once.decides
 
 
 def test_one_training_of_each_arm_in_several_settings_is_replicated_by_settings() -> None:

@@ -43,7 +43,7 @@ def advise(measured: Measured, band: Band) -> Advice:
         return Advice("what is counted has a range over runs, which more runs do not narrow", {})
     if now is None:
         one = "one training of each arm" if measured.trainings == 1 else "contrasts that must all hold"
-        return Advice(f"how many trainings would decide cannot be said from {one}", {})
+        return Advice(f"more seeds of each arm; how many cannot be said from {one}", {})
     level = level_of(measured.look + 1)  # what is added is judged at the next look
     count = _fewest(estimate.value, now, band, level)
     if count is None:

@@ -8,7 +8,7 @@ benchmarks' problems as they are, of which the verdicts speak, and other problem
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ STEP = 1e-6
 """Of the accuracies, for the gradient."""
 ONE_TRAINING = "one training of each arm: how much another training would differ is not in the interval"
 ALL_EQUAL = "all trainings of an arm score the same: how far two trainings differ cannot be measured"
+OVER_SETTINGS, DECLARED = "over settings", "with a declared"
+OTHER_PROBLEMS = "delta method, problems and trainings as drawn"
 UNDEFINED = "undefined: the reference solves nothing"
 
 
@@ -40,12 +42,12 @@ class Contrast:
     value: float | None
     spread: Spread | None
     """With the problems as they are."""
-    other_problems: Spread | None
-    """With problems drawn like these."""
     method: str
     problems: int
     trainings: int
     """Of an arm, the fewest."""
+    most_trainings: int
+    """Of an arm."""
     why_open: str = ""
 
     @property
@@ -54,11 +56,7 @@ class Contrast:
 
     def estimate(self, confidence: float) -> Estimate:
         """On the benchmarks' own problems."""
-        return self._interval(self.spread, confidence, self.method)
-
-    def on_other_problems(self, confidence: float) -> Estimate:
-        """On other problems like these."""
-        return self._interval(self.other_problems, confidence, "delta method, problems and trainings as drawn")
+        return self.interval(self.spread, confidence, self.method)
 
     def outside(self, band: tuple[float, float]) -> float:
         """Two-sided p of the nearest value that counts as reproduced; 1 inside the band."""
@@ -67,7 +65,8 @@ class Contrast:
         distance = max(band[0] - self.value, self.value - band[1], 0.0)
         return student_two_sided(distance / (self.error or math.inf), self.spread.degrees)
 
-    def _interval(self, spread: Spread | None, confidence: float, method: str) -> Estimate:
+    def interval(self, spread: Spread | None, confidence: float, method: str) -> Estimate:
+        """Student's, with another variance than its own."""
         if self.value is None or spread is None or self.why_open == ALL_EQUAL:
             return Estimate(self.value, None, None, None, self.problems, method)
         error = math.sqrt(spread.variance)
@@ -85,20 +84,45 @@ def contrast(
     over_settings: it is over all settings together, so that settings are replicates too; else it is of one of them,
         and the others only tell how far two trainings differ.
     """
-    means = np.array([[unit.accuracies.mean() for unit in units] for units in settings])
+    means = _means(settings)
     value = float(statistic(means[..., None])[0])
     problems = sum(len(names) for names in _problems(settings).values())
-    fewest = min(len(unit.trainings) for units in settings for unit in units)
+    counts = [len(unit.trainings) for units in settings for unit in units]
+    fewest, most = min(counts), max(counts)
     if not math.isfinite(value):
-        return Contrast(None, None, None, UNDEFINED, problems, fewest, UNDEFINED)
+        return Contrast(None, None, UNDEFINED, problems, fewest, most, UNDEFINED)
     gradient = _gradient(statistic, means)
-    over_problems = _over_problems(settings, gradient)
     between = _between(means, gradient) if over_settings else None
+    over_problems = _over_problems(settings, gradient) if training_sd is not None else None
     spread, method, why_open = _spread(_within(settings, gradient), between, gradient, over_problems, training_sd)
     if spread and spread.variance <= ROUNDING_VARIANCE:
         why_open = why_open or ALL_EQUAL
-    others = _both(spread, over_problems, _counted_twice(settings, gradient)) if spread and over_problems else None
-    return Contrast(value, spread, others, method, problems, fewest, why_open)
+    return Contrast(value, spread, method, problems, fewest, most, why_open)
+
+
+def on_other_problems(
+    found: Contrast, settings: Sequence[Compared], statistic: Statistic, confidence: float
+) -> Estimate | None:
+    """The interval of a contrast over these settings on other problems like theirs; None where it is not known.
+
+    It has more degrees of freedom than the one on these problems, and must not be narrower for that.
+    """
+    if found.value is None or found.spread is None:
+        return None
+    gradient = _gradient(statistic, _means(settings))
+    over_problems = _over_problems(settings, gradient)
+    if over_problems is None:
+        return None
+    spread = _both(found.spread, over_problems, _counted_twice(settings, gradient))
+    others, own = found.interval(spread, confidence, OTHER_PROBLEMS), found.estimate(confidence)
+    if others.low is not None and own.low is not None and own.low < others.low:
+        return replace(own, method=OTHER_PROBLEMS)
+    return others
+
+
+def _means(settings: Sequence[Compared]) -> Matrix:
+    """Accuracies, [settings, sides]."""
+    return np.array([[unit.accuracy for unit in units] for units in settings])
 
 
 def _gradient(statistic: Statistic, means: Matrix) -> Matrix:
@@ -121,10 +145,10 @@ def _spread(
         name = "pooled within arms" if variance == within.variance else "between settings, the larger one"
         return Spread(variance, within.degrees), f"Student t over trainings, variance {name}", ""
     if between:
-        return between, "Student t over settings, one training of each arm in each", ""
+        return between, f"Student t {OVER_SETTINGS}, one training of each arm in each", ""
     if declared is not None and over_problems:
         variance = over_problems.variance + float((gradient**2).sum()) * declared**2
-        method = f"Student t over problems, with a declared {100 * declared:g} points between two trainings"
+        method = f"Student t over problems, {DECLARED} {100 * declared:g} points between two trainings"
         return Spread(variance, over_problems.degrees), method, ""
     return None, "no interval over trainings: one training of each arm", ONE_TRAINING
 
@@ -147,7 +171,8 @@ def _within(settings: Sequence[Compared], gradient: Matrix) -> Spread | None:
 
 def _pooled(groups: Sequence[NDArray[np.float64]]) -> Spread:
     degrees = sum(len(group) - 1 for group in groups)
-    squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    apart = (group - group.sum() / len(group) for group in groups)
+    squares = sum(float(np.vdot(one, one)) for one in apart)
     return Spread(squares / degrees if degrees else 0.0, degrees)
 
 
@@ -175,7 +200,7 @@ def _over_problems(settings: Sequence[Compared], gradient: Matrix) -> Spread | N
         for unit, weight in zip(units, row, strict=True):
             for name, matrix in unit.shares.items():
                 problems = unit.problems[name]
-                adds = float(weight) / len(unit.shares) / matrix.shape[1] * matrix.mean(axis=0)
+                adds = float(weight) / len(unit.shares) / matrix.size * matrix.sum(axis=0)
                 added[name][problems] = added[name].get(problems, 0.0) + adds
     values = [_of_each_problem(one) for one in added.values()]
     if any(len(one) < 2 for one in values):
@@ -200,8 +225,9 @@ def _counted_twice(settings: Sequence[Compared], gradient: Matrix) -> float:
             for matrix in unit.shares.values():
                 trainings, problems = matrix.shape
                 if trainings > 1 and problems > 1:
-                    left = matrix - matrix.mean(axis=0) - matrix.mean(axis=1)[:, None] + matrix.mean()
-                    mean_square = float((left**2).sum()) / ((trainings - 1) * (problems - 1))
+                    by_training = matrix - matrix.sum(axis=1, keepdims=True) / problems
+                    left = by_training - by_training.sum(axis=0) / trainings
+                    mean_square = float(np.vdot(left, left)) / ((trainings - 1) * (problems - 1))
                     rest += float(weight) ** 2 * mean_square / matrix.size / len(unit.shares) ** 2
     return rest
 

@@ -54,7 +54,7 @@ class Claim(Record):
     measure: Measure
     unit: Literal["share", "points", "times", "count"]
     """How values are written: 91.0 %, +12.5 points, 0.50 x, 1.9."""
-    checkpoint: str
+    checkpoint: Literal["best", "last"]
     span: Span
     sections: Sections
     lsp: LSP | None = None
@@ -208,6 +208,8 @@ def load_claims(file: Path = CLAIMS_FILE) -> list[Claim]:
     document = validate(ClaimsFile, read_toml(file), str(file))
     claims = _checked(file, "claims", document.claims, document.defaults)
     for claim in claims:
+        if claim.primary and claim.id != next(one.id for one in claims if one.primary):
+            raise ExperimentError(f"{file}: [claims.{claim.id}] is primary, as another claim is: one alone can be")
         if claim.grade == "kit":
             raise ExperimentError(f"{file}: [claims.{claim.id}] is no claim of the paper: it belongs in questions.toml")
     return claims

@@ -8,15 +8,16 @@ that on each problem. The truth is what the problems as they are keep. The const
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
 from essence.evaluation.statistics import Matrix
 from essence.plan.decision_power import CONCENTRATION, EASIEST, EFFECT_SD, Chances, Design
 from essence.report.claims.definition import Claim
-from essence.report.claims.evidence import LEVEL, Evidence, Setting
+from essence.report.claims.evidence import LEVEL, Setting
 from essence.report.claims.measured import Measured
-from essence.report.claims.one_contrast import measured_on, ratio_of_means
+from essence.report.claims.one_contrast import contrast_of, ratio_of_means
 from essence.report.claims.units import Compared, Unit
 from essence.report.claims.verdict import Verdict, decide
 
@@ -70,7 +71,8 @@ def simulated_chances(
 
 def judge_made_up(claim: Claim, settings: list[Compared], level: float = LEVEL) -> tuple[Verdict, Measured]:
     """The verdict as the report gives it on a ratio of means, at an interval of this level."""
-    measured = measured_on(claim, Evidence((), (), level=level), settings, ratio_of_means)
+    found, estimate = contrast_of(claim, settings, ratio_of_means, level)
+    measured = Measured(estimate, len(settings), (), trainings=found.trainings, why_open=found.why_open)
     return decide(measured, claim.band), measured
 
 
@@ -102,12 +104,18 @@ def _chances(design: Design, rng: np.random.Generator) -> Matrix:
 
 def _unit(design: Design, place: int, arm: int, drawn: Matrix) -> Unit:
     """From the shares of one arm of one setting, [seeds, benchmarks, problems]."""
-    names = [f"benchmark-{number}" for number in range(design.benchmarks)]
-    problems = tuple(f"p{number}" for number in range(design.problems))
+    problems = _problems(design.benchmarks, design.problems)
     trainings = tuple(f"{place}-{arm}-{seed}" for seed in range(design.seeds))
-    by_name = {name: drawn[:, number] for number, name in enumerate(names)}
+    by_name = {name: drawn[:, number] for number, name in enumerate(problems)}
     setting = Setting(f"data-{place}", "teacher", "student", "released", "")
-    return Unit(setting, (0.5, 1.0)[arm], trainings, dict.fromkeys(names, problems), by_name, design.samples, (), ())
+    return Unit(setting, (0.5, 1.0)[arm], trainings, problems, by_name, design.samples, (), ())
+
+
+@lru_cache
+def _problems(benchmarks: int, count: int) -> dict[str, tuple[str, ...]]:
+    """Names of the problems of each benchmark."""
+    names = tuple(f"p{number}" for number in range(count))
+    return {f"benchmark-{number}": names for number in range(benchmarks)}
 
 
 def _holds(measured: Measured, truth: float) -> bool:

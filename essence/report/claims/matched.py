@@ -24,10 +24,13 @@ def matched_pairs(arms: Sequence[Scored]) -> Iterator[list[Scored]]:
 
 
 def _matched(short: Scored, whole: Scored) -> bool:
+    """As many tokens, of rows that were chosen alike: two numbers of rows, or as many as one `token_budget` lets in."""
     alike = short.setting._replace(benchmark="", evaluation="", recipe=short.matched)
     if alike != whole.setting._replace(benchmark="", evaluation="", recipe=whole.matched):
         return False
-    if short.setting.recipe == whole.setting.recipe or not short.tokens or not whole.tokens:
+    by_budget = short.budget and whole.budget and short.setting.recipe == whole.setting.recipe
+    by_rows = not short.budget and not whole.budget and short.setting.recipe != whole.setting.recipe
+    if not (by_budget or by_rows) or not short.tokens or not whole.tokens:
         return False
     return abs(short.tokens / whole.tokens - 1.0) <= TOKENS_DIFFER
 

@@ -46,6 +46,8 @@ class Measured:
     """Ids of the trainings."""
     counted: str = ""
     """What it was counted on, where that is no training: `1,000 rows of 1 data set`."""
+    most_trainings: int = 0
+    """Of an arm."""
     replicates: Replicates | None = None
     """None where it is not known what more of the same would do."""
 

@@ -94,7 +94,7 @@ def left_over_right(claim: Claim, evidence: Evidence) -> Outcome:
         for name in _named(settings)
     ]
     singles = [units for some in each for units in some]
-    ahead = sum(_mean(left) > _mean(right) for left, right in singles)
+    ahead = sum(left.accuracy > right.accuracy for left, right in singles)
     note = f"left ahead in {ahead} of {len(singles)}"
     if len(singles) == 1:
         return measured_on(claim, evidence, settings, difference(0, 1), note)
@@ -127,7 +127,7 @@ def _is_curve(claim: Claim, arms: Sequence[Scored]) -> bool:
 def rise(claim: Claim, evidence: Evidence) -> Outcome:
     """1 - retention at the lowest proportion."""
     lowest, _ = _curve(claim, evidence)
-    settings = [units for units in compared(evidence.of(claim), _at_own(lowest), is_whole_rows) if _mean(units[1]) > 0]
+    settings = [units for units in compared(evidence.of(claim), _at_own(lowest), is_whole_rows) if units[1].accuracy]
     if not settings:
         return _no_curve(claim, lowest)
     return measured_on(claim, evidence, settings, lambda means: 1.0 - ratio_of_means(means), _at_words(lowest))
@@ -136,7 +136,7 @@ def rise(claim: Claim, evidence: Evidence) -> Outcome:
 def plateau(claim: Claim, evidence: Evidence) -> Outcome:
     """Retention at the largest proportion up to `lsp`."""
     _, middle = _curve(claim, evidence)
-    settings = [units for units in compared(evidence.of(claim), _at_own(middle), is_whole_rows) if _mean(units[1]) > 0]
+    settings = [units for units in compared(evidence.of(claim), _at_own(middle), is_whole_rows) if units[1].accuracy]
     return (
         measured_on(claim, evidence, settings, ratio_of_means, _at_words(middle))
         if settings
@@ -184,6 +184,7 @@ def _family(
     return Measured(
         joined[0], count_settings(settings), stages_of(used), note, min(part.trainings for part in parts),
         fewest_samples(used), why_open, outside=1.0 if why_open else joined[1], rests_on=trainings_of(used),
+        most_trainings=max(part.most_trainings for part in parts),
     )  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def _floor(references: Sequence[Unit], edge: float, level: float) -> str:
 
 def _other_means(settings: Sequence[Compared]) -> list[str]:
     """Beside the ratio of means: the mean of ratios, which chance drives upwards, and the geometric one."""
-    ratios = np.array([_mean(half) / _mean(full) for half, full in settings])
+    ratios = np.array([half.accuracy / full.accuracy for half, full in settings])
     if len(ratios) < 2:
         return []
     shown = [f"mean of ratios {text.percent(float(ratios.mean()))}"]
@@ -224,9 +225,9 @@ def _negative_control(settings: Sequence[Compared], evidence: Evidence) -> list[
         known = [evidence.untrained.get((full.setting.student, full.setting.protocol, name)) for name in full.shares]
         if any(accuracy is None for accuracy in known):
             return []
-        rows.append((_mean(half), _mean(full), float(np.mean([accuracy or 0.0 for accuracy in known]))))
+        rows.append((half.accuracy, full.accuracy, float(np.mean([accuracy or 0.0 for accuracy in known]))))
     short, whole, untrained = np.mean(rows, axis=0)
-    shown = [f"the untrained student has {text.percent(float(untrained / whole))} of it"]
+    shown = [f"the untrained student has {text.percent(float(untrained / whole))} of what is solved at LSP 1.0"]
     if whole > untrained:
         shown.append(f"share of the gain kept {text.percent(float((short - untrained) / (whole - untrained)))}")
     return shown
@@ -235,7 +236,7 @@ def _negative_control(settings: Sequence[Compared], evidence: Evidence) -> list[
 def _against_full(claim: Claim, evidence: Evidence) -> list[Compared]:
     """Arms at the claim's proportion beside 1.0, where that one solves anything."""
     assert claim.lsp is not None
-    return [units for units in compared(evidence.of(claim), _at(claim.lsp), is_whole_rows) if _mean(units[1]) > 0.0]
+    return [units for units in compared(evidence.of(claim), _at(claim.lsp), is_whole_rows) if units[1].accuracy > 0.0]
 
 
 def _curve(claim: Claim, evidence: Evidence) -> tuple[dict[Setting, float], dict[Setting, float]]:
@@ -271,10 +272,6 @@ def _supervised(name: str) -> Callable[[Scored], bool]:
 def _named(settings: Sequence[Compared]) -> list[str]:
     """The benchmarks of some settings."""
     return sorted({name for units in settings for name in units[0].shares})
-
-
-def _mean(unit: Unit) -> float:
-    return float(unit.accuracies.mean())
 
 
 def _no_ratio(claim: Claim, evidence: Evidence) -> str:

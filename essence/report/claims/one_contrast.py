@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.evaluation.statistics import Matrix
-from essence.report.claims.contrast import Contrast, Statistic, contrast
+from essence.evaluation.statistics import Estimate, Matrix
+from essence.report.claims.contrast import Contrast, Statistic, contrast, on_other_problems
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored
 from essence.report.claims.measured import Measured, Replicates
@@ -18,15 +18,22 @@ def measured_on(
     claim: Claim, evidence: Evidence, settings: Sequence[Compared], statistic: Statistic, note: str = ""
 ) -> Measured:
     """One contrast; of one training of each arm in one setting the interval over problems stands beside no verdict."""
-    declared = None if claim.training_sd_points is None else claim.training_sd_points / 100.0
-    found = contrast(settings, statistic, declared)
-    estimate = interval_of(found, settings, statistic, evidence.level)
-    others = found.on_other_problems(evidence.level) if found.other_problems else None
+    found, estimate = contrast_of(claim, settings, statistic, evidence.level)
+    others = on_other_problems(found, settings, statistic, evidence.level)
     return Measured(
         estimate, count_settings(settings), stages_of(settings), note, found.trainings, fewest_samples(settings),
         found.why_open, outside=found.outside(claim.band), other_problems=others, replicates=_replicates(found),
-        rests_on=trainings_of(settings),
+        rests_on=trainings_of(settings), most_trainings=found.most_trainings,
     )  # fmt: skip
+
+
+def contrast_of(
+    claim: Claim, settings: Sequence[Compared], statistic: Statistic, level: float
+) -> tuple[Contrast, Estimate]:
+    """What a verdict goes by."""
+    declared = None if claim.training_sd_points is None else claim.training_sd_points / 100.0
+    found = contrast(settings, statistic, declared)
+    return found, interval_of(found, settings, statistic, level)
 
 
 def _replicates(found: Contrast) -> Replicates | None:

@@ -53,7 +53,7 @@ def pilot_of(units: Sequence[Unit]) -> Pilot | None:
 
     The standard deviation is that of accuracies over their arm's mean, pooled over arms, times the accuracy at 1.0.
     """
-    several = [unit for unit in units if len(unit.trainings) > 1 and unit.accuracies.mean() > 0.0]
+    several = [unit for unit in units if len(unit.trainings) > 1 and unit.accuracy > 0.0]
     if not several:
         return None
     degrees = sum(len(unit.trainings) - 1 for unit in several)
@@ -61,7 +61,7 @@ def pilot_of(units: Sequence[Unit]) -> Pilot | None:
     if variance == 0.0:  # how far two differ cannot be measured on trainings that score the same
         return None
     sampling = sum((len(unit.trainings) - 1) * _sampling(unit) for unit in several) / degrees
-    accuracy = float(np.mean([unit.accuracies.mean() for unit in units if unit.lsp == 1.0] or [_mean(several)]))
+    accuracy = float(np.mean([unit.accuracy for unit in units if unit.lsp == 1.0] or [_mean(several)]))
     upper = variance * degrees / chi_square_quantile(1.0 - CONFIDENCE, degrees)
     found, limit = (accuracy * math.sqrt(max(0.0, one - sampling)) for one in (variance, upper))
     datasets = tuple(dict.fromkeys(unit.setting.dataset for unit in several))
@@ -82,7 +82,7 @@ def _arms(arms: Sequence[Scored], claim: Claim) -> Iterator[Unit]:
 
 def _relative(unit: Unit) -> NDArray[np.float64]:
     """How far each training is from the mean of its arm, as a share of it."""
-    apart: NDArray[np.float64] = unit.accuracies / unit.accuracies.mean() - 1.0
+    apart: NDArray[np.float64] = unit.accuracies / unit.accuracy - 1.0
     return apart
 
 
@@ -91,11 +91,11 @@ def _sampling(unit: Unit) -> float:
     if unit.samples < 2:
         return 0.0
     parts = [(m * (1.0 - m) / (unit.samples - 1)).mean(axis=0).sum() / m.shape[1] ** 2 for m in unit.shares.values()]
-    return float(sum(parts)) / len(parts) ** 2 / float(unit.accuracies.mean()) ** 2
+    return float(sum(parts)) / len(parts) ** 2 / unit.accuracy**2
 
 
 def _mean(units: Sequence[Unit]) -> float:
-    return float(np.mean([unit.accuracies.mean() for unit in units]))
+    return float(np.mean([unit.accuracy for unit in units]))
 
 
 def chi_square_quantile(share: float, degrees: int) -> float:

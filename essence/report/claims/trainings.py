@@ -21,6 +21,7 @@ GB_IN_GIB = 1e9 / 2**30
 Pair = tuple[Trained, Trained]
 """At the claim's proportion, and at 1.0."""
 BUSY = "the machine was busy: the trainings of each pair had different shares of the processor"
+COUNTED = "counted, so without an error"
 SAME_MOMENT = ": what ran at the same moment on the same machine counts as one"
 CHUNKED = (
     'this loss (form = "chunked") never holds the logits, of which truncation saves most; train with form = "plain" '
@@ -39,7 +40,8 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
         return _time_ratio(claim, evidence, pairs)
     ratios = _ratios(claim.cost, [[pair] for pair in pairs])
     found = _over_runs(ratios, evidence.level, counted=claim.cost == "flops")
-    return _measured(claim, found, pairs, incomparable=_no_memory(pairs) if claim.cost == "memory" else "")
+    note = COUNTED if claim.cost == "flops" else ""
+    return _measured(claim, found, pairs, note, _no_memory(pairs) if claim.cost == "memory" else "")
 
 
 def _time_ratio(claim: Claim, evidence: Evidence, pairs: Sequence[Pair]) -> Measured:

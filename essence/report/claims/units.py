@@ -43,8 +43,14 @@ class Unit:
     @cached_property
     def accuracies(self) -> NDArray[np.float64]:
         """Of each training, averaged over its benchmarks."""
-        values: NDArray[np.float64] = np.mean([matrix.mean(axis=1) for matrix in self.shares.values()], axis=0)
+        means = [matrix.sum(axis=1) / matrix.shape[1] for matrix in self.shares.values()]
+        values: NDArray[np.float64] = sum(means[1:], start=means[0]) / len(means)
         return values
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Mean over trainings."""
+        return float(self.accuracies.sum()) / len(self.accuracies)
 
 
 Compared = tuple[Unit, ...]

@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from essence import text
+from essence.report.claims.contrast import DECLARED, OVER_SETTINGS
 from essence.report.claims.definition import Claim
 from essence.report.claims.looks import level_of
+from essence.report.claims.measured import Measured
 from essence.report.claims.verdict import ClaimVerdict, Verdict
 
 STYLES: dict[Verdict, str] = {
@@ -22,9 +24,10 @@ STYLES: dict[Verdict, str] = {
     "shown, not judged": "dim",
     "not run": "dim",
 }
+DECIDED = "decided"
 DECIDES: dict[Verdict, str] = {
-    "reproduced": "decided",
-    "not reproduced": "decided",
+    "reproduced": DECIDED,
+    "not reproduced": DECIDED,
     "shown, not judged": "a run in a setting of the paper",
 }
 """Where a verdict has no advice of its own."""
@@ -79,7 +82,10 @@ def claims_lead(judged: Sequence[ClaimVerdict]) -> str:
     )
     measured = [one.measured for one in judged if one.measured and one.measured.trainings]
     if measured and all(one.trainings == 1 for one in measured):
-        lead += " Each arm was trained once: how much another training would differ is in no interval over problems."
+        lead += (
+            " Each arm was trained once: an interval over settings has in it how far two trainings differ, one over "
+            "problems has not."
+        )
     if judged and all(one.word in ("shown, not judged", "not run") for one in judged):
         lead += " Nothing here was run in a setting of the paper: values are shown, not judged."
     return lead
@@ -96,9 +102,15 @@ def headline(judged: Sequence[ClaimVerdict]) -> list[tuple[Verdict, str]]:
     primary = [one for one in judged if one.claim.primary and one.measured]
     several = len({one.protocol for one in judged}) > 1
     return [
-        (row.word, f"{row.title}{f' ({row.protocol})' if several else ''}. Ours: {row.ours}, over {row.count}.")
+        (row.word, f"{row.title}{f' ({row.protocol})' if several else ''}. {_headline(row)}")
         for row in map(_row, primary)
     ]
+
+
+def _headline(row: ClaimRow) -> str:
+    """What was found, what is accepted, on what it rests and, where it is not decided, what would decide."""
+    found = f"Ours: {row.ours} (accepted: {row.accepted}), over {row.count}."
+    return found if row.decides == DECIDED else f"{found} What would decide: {row.decides}."
 
 
 def _row(judged: ClaimVerdict) -> ClaimRow:
@@ -106,7 +118,7 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
     rests = [_rests_on(judged), _look(judged), measured.note if measured else ""]
     return ClaimRow(
         id=claim.id,
-        title=claim.title,
+        title=claim.title.replace(" %", f"{text.SPACE}%"),
         protocol=judged.protocol,
         grade=GRADE_WORDS[claim.grade],
         source=claim.source,
@@ -124,9 +136,9 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
 
 
 def _decides(judged: ClaimVerdict) -> str:
-    """The advice; of a retention, which the planner knows, the command that says how many trainings would do."""
-    if judged.word == "undecided" and judged.claim.measure == "retention":
-        return f"{judged.advice}; invoke plan --decide {judged.claim.id} says how many seeds would decide"
+    """The advice; where it has no number of seeds, of a retention the command that computes one."""
+    if judged.word == "undecided" and judged.claim.measure == "retention" and not judged.would_decide:
+        return f"{judged.advice}; invoke plan --decide {judged.claim.id} computes it for assumed differences"
     return judged.advice or DECIDES.get(judged.word, "")
 
 
@@ -170,9 +182,23 @@ def _rests_on(judged: ClaimVerdict) -> str:
         return ""
     if measured.trainings == 1 and measured.why_open:
         return "the interval is over problems, for these trainings alone" if measured.estimate.low is not None else ""
+    return "; ".join(one for one in (_once(judged.claim, measured), _on_other_problems(judged.claim, measured)) if one)
+
+
+def _once(claim: Claim, measured: Measured) -> str:
+    """Where every arm was trained once: what stands in for further trainings."""
+    if OVER_SETTINGS in measured.estimate.method:
+        return "the interval is over settings"
+    if DECLARED in measured.estimate.method:
+        declared = f"{claim.training_sd_points:g} points between two trainings"
+        return f"{declared} are declared, not measured ({claim.training_sd_source})"
+    return ""
+
+
+def _on_other_problems(claim: Claim, measured: Measured) -> str:
     if not measured.other_problems or measured.other_problems.low is None:
         return ""
-    ends = [value_text(judged.claim, end) for end in (measured.other_problems.low, measured.other_problems.high)]
+    ends = [value_text(claim, end) for end in (measured.other_problems.low, measured.other_problems.high)]
     return f"on other problems like these [{ends[0]}, {ends[1]}]"
 
 
@@ -190,13 +216,14 @@ def _ours(judged: ClaimVerdict) -> str:
     if judged.measured is None:
         return text.NOTHING
     estimate = judged.measured.estimate
-    ends = [value_text(judged.claim, end) for end in (estimate.low, estimate.high)]
-    interval = f" [{ends[0]}, {ends[1]}]" if estimate.low is not None or estimate.high is not None else ""
-    return value_text(judged.claim, estimate.value) + interval
+    value, *ends = [value_text(judged.claim, one) for one in (estimate.value, estimate.low, estimate.high)]
+    exact = estimate.standard_error == 0.0 and {value, *ends} == {value}
+    known = estimate.low is not None or estimate.high is not None
+    return f"{value} [{ends[0]}, {ends[1]}]" if known and not exact else value
 
 
 def _count(judged: ClaimVerdict) -> str:
-    """`1 setting (not one of the paper's), 2 trainings of an arm, 60 problems x 4 samples`."""
+    """`1 setting (not the paper's), 4 trainings (2 of each arm), 60 problems x 4 samples`."""
     measured, claim = judged.measured, judged.claim
     if measured is None:
         return text.NOTHING
@@ -209,7 +236,9 @@ def _count(judged: ClaimVerdict) -> str:
     number = measured.estimate.n
     if not measured.trainings:
         return f"{parts[0]}, {_plural(number, 'pair')} of runs"
-    parts.append(f"{_plural(measured.trainings, 'training')} of an arm")
+    fewest, most = measured.trainings, max(measured.trainings, measured.most_trainings)
+    each = f"{fewest} of each arm" if fewest == most else f"{fewest} to {most} of an arm"
+    parts.append(f"{_plural(len(measured.rests_on), 'training')} ({each})")
     return ", ".join([*parts, f"{_plural(number, 'problem')} × {_plural(measured.samples, 'sample')}"])
 
 
