@@ -1,9 +1,10 @@
-"""Grade completions in worker processes, each completion under a deadline that holds.
+"""Grade completions in worker processes, each completion within a limit of CPU time that holds.
 
-math-verify guards itself with SIGALRM, which interrupts Python but not one long operation of C (a power of big numbers,
-a regular expression), works in a process's main thread only, and starts over for every expression it tries. So the
-deadline is kept outside: a worker that has not answered in time is killed and replaced, and its completion is recorded
-as `timeout`. A worker that a signal ended is replaced too, and its completion tried again: it may not be to blame.
+math-verify guards itself with a signal, which interrupts Python but not one long operation of C (a power of big
+numbers, a regular expression), works in a process's main thread only, and starts over for every expression it tries.
+So the kernel keeps a limit beside it: a worker that has used its CPU time is ended and replaced, and its completion is
+recorded as `timeout`. A worker that another signal ended, or that got no CPU time, is replaced too, and its completion
+tried again: it may not be to blame.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from essence.errors import ExitCode, InputError, StageError
+from essence.evaluation.cpu_time import CPU_TIME_USED, ends_after_cpu_time, limit_expressions_by_cpu_time
 from essence.evaluation.graders import GRADERS, TIMED_OUT, UnreadableGoldError, Verdict
 from essence.evaluation.graders_apart import by_folder
 from essence.signals import die_with_parent
@@ -34,6 +36,10 @@ WORKER_MEMORY_BYTES = 4 << 30
 """Address space of a worker: a pathological power ends as a MemoryError, not as the death of the node."""
 COMPLETIONS_A_WORKER = 32
 """Fewer completions than this are not worth a second worker."""
+STALLED_AFTER = 30.0
+"""A worker is ended when this many times its limit has passed on the clock: the machine gives it no CPU time."""
+STALLED_AFTER_S = 60.0
+"""Nor before that time, however small the limit is."""
 TRIES = 3
 """Workers that a signal may end before their completion counts as the cause (memory); starts that may fail in a row."""
 
@@ -167,7 +173,7 @@ class _Pool:
             if worker.connection in answered:
                 self._take_answer(worker)
             elif time.monotonic() >= worker.deadline:
-                self._replace(worker, late=True)
+                self._replace(worker)
 
     def close(self) -> None:
         """End every worker."""
@@ -177,7 +183,8 @@ class _Pool:
 
     def _start_worker(self) -> None:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(theirs, self.folder, tuple(self.graders)), daemon=True)
+        told = (theirs, self.folder, tuple(self.graders), self.timeout_s)
+        process = self.context.Process(target=_serve, args=told, daemon=True)
         process.start()
         theirs.close()
         self.workers.append(_Worker(process, ours, deadline=time.monotonic() + WORKER_START_S))
@@ -186,7 +193,8 @@ class _Pool:
         try:
             answer = worker.connection.recv()
         except (EOFError, OSError):
-            self._replace(worker, late=False)
+            worker.process.join()
+            self._replace(worker)
             return
         self.failed_starts = 0
         if worker.task is not None:
@@ -200,7 +208,7 @@ class _Pool:
             self.workers.remove(worker)
             _kill(worker)
             return
-        worker.deadline = time.monotonic() + self.timeout_s
+        worker.deadline = time.monotonic() + max(STALLED_AFTER * self.timeout_s, STALLED_AFTER_S)
         item, grader = divmod(worker.task, len(self.graders))
         with contextlib.suppress(OSError):  # it has died: the next wait finds its end of file
             worker.connection.send((self.graders[grader], *self.items[item][:2]))
@@ -213,20 +221,21 @@ class _Pool:
         self.next_task += 1
         return self.next_task - 1
 
-    def _replace(self, worker: _Worker, late: bool) -> None:
-        """Replace a worker that is late or dead; its task timed out, or is done again after a signal."""
+    def _replace(self, worker: _Worker) -> None:
+        """Replace a worker that is stalled or dead; its task timed out, or is done again after a signal."""
         self.workers.remove(worker)
         _kill(worker)
         if worker.task is None:
             self._failed_start(worker)
-        elif late or not self._again(worker):
+        elif not self._again(worker):
             self.answers[worker.task] = TIMED_OUT
         if self.again or self.next_task < self.tasks:
             self._start_worker()
 
     def _again(self, worker: _Worker) -> bool:
         """True when the task of a dead worker is to be done again."""
-        if worker.task is None or (worker.process.exitcode or 0) >= 0:
+        code = worker.process.exitcode or 0
+        if worker.task is None or code >= 0 or code == -CPU_TIME_USED:
             return False  # it ended by itself, as it would once more
         self.killed[worker.task] += 1
         if self.killed[worker.task] == TRIES:
@@ -249,7 +258,7 @@ def _kill(worker: _Worker) -> None:
     worker.process.join()
 
 
-def _serve(connection: Connection, folder: Path | None, graders: Sequence[str]) -> None:
+def _serve(connection: Connection, folder: Path | None, graders: Sequence[str], timeout_s: float) -> None:
     """A worker's life: say ready, then answer items until the parent closes the connection or is gone."""
     parent = os.getppid()  # the server that workers are forked from, which ends when the pool's own process does
     if parent == 1:
@@ -265,14 +274,16 @@ def _serve(connection: Connection, folder: Path | None, graders: Sequence[str]) 
         sys.path.insert(0, str(folder))
         from essence.evaluation.grading_examples import use
 
+        limit_expressions_by_cpu_time()
         use(graders)
     with contextlib.suppress(EOFError, OSError):
         connection.send(None)
         for grader, gold, completion in _asked(connection):
-            try:
-                answer: Answer = GRADERS[grader](gold, completion)
-            except UnreadableGoldError as error:
-                answer = error
+            with ends_after_cpu_time(timeout_s):
+                try:
+                    answer: Answer = GRADERS[grader](gold, completion)
+                except UnreadableGoldError as error:
+                    answer = error
             connection.send(answer)
 
 

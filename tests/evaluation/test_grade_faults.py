@@ -33,19 +33,25 @@ def grade_or_fail(gold: str, completion: str) -> Verdict:
         re.match("(a+)+b", "a" * 60)
     elif completion == "power":
         7 ** (10**9)
+    elif completion == "loop":
+        while True:
+            pass
+    elif completion == "no CPU time":
+        time.sleep(1.2)
     elif completion == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     return GRADERS["math-verify"](gold, completion)
 
 
-def serve_failing_grader(connection: Connection, folder: Path | None, graders: Sequence[str]) -> None:
+def serve_failing_grader(connection: Connection, folder: Path | None, graders: Sequence[str], timeout_s: float) -> None:
     """The life of a real worker, with one more grader to choose from."""
     GRADERS["failing"] = grade_or_fail
-    serve(connection, folder, graders)
+    serve(connection, folder, graders, timeout_s)
 
 
 @pytest.mark.parametrize(
-    ("fault", "timeout_s"), [("memory", 20.0), ("killed", 20.0), ("regular expression", 1.0), ("power", 1.0)]
+    ("fault", "timeout_s"),
+    [("memory", 20.0), ("killed", 20.0), ("regular expression", 1.0), ("power", 1.0), ("loop", 1.0)],
 )
 def test_only_the_faulty_completion_is_lost(fault: str, timeout_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grade, "_serve", serve_failing_grader)
@@ -54,6 +60,47 @@ def test_only_the_faulty_completion_is_lost(fault: str, timeout_s: float, monkey
         verdicts = list(graded)
     assert [verdict.status for verdict in verdicts] == ["graded", "timeout", "graded", "graded"]
     assert [verdict.correct for verdict in verdicts] == [True, False, True, False]
+
+
+def test_a_machine_that_gives_no_cpu_time_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grade, "_serve", serve_failing_grader)
+    with closing(grade_all([Item("42", "no CPU time"), RIGHT], "failing", 1.0, 1)) as graded:
+        assert [verdict.status for verdict in graded] == ["no answer", "graded"]
+
+
+def test_a_stopped_worker_is_replaced_and_its_completion_graded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grade, "STALLED_AFTER_S", 2.0)
+    before = {process.pid for process in multiprocessing.active_children()}
+    with closing(grade_all([RIGHT] * 40, "math-verify", 0.05, 1)) as graded:
+        verdicts = [next(graded)]
+        (worker,) = (process for process in multiprocessing.active_children() if process.pid not in before)
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGSTOP)
+        verdicts += graded
+    assert [verdict.correct for verdict in verdicts] == [True] * 40
+
+
+@pytest.mark.parametrize(("work", "ends"), [("sleeps", True), ("computes", False)])
+def test_an_expression_has_seconds_of_the_cpu_not_of_the_clock(work: str, ends: bool) -> None:
+    script = f"""
+import time
+from essence.evaluation.cpu_time import limit_expressions_by_cpu_time
+limit_expressions_by_cpu_time()
+from math_verify import grader, parser
+def sleeps():
+    time.sleep(1.3)
+def computes():
+    while True:
+        pass
+for module in (grader, parser):
+    try:
+        module.timeout(timeout_seconds=1)({work})()
+        print("ended")
+    except TimeoutError:
+        print("cut")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ended" if ends else "cut"] * 2
 
 
 def test_the_completion_of_a_worker_killed_from_outside_is_graded_again() -> None:
