@@ -99,6 +99,8 @@ DISK = {
     errno.ENFILE: "this machine has too many open files",
 }
 CURES = {
+    errno.EIO: "look whether its disk is well, or choose another path",
+    errno.ESTALE: "wait until its disk is back, or choose another path",
     errno.ENAMETOOLONG: "choose a shorter one",
     errno.ENOTDIR: "name a folder",
     errno.EEXIST: "name a folder, or move that file away",

@@ -177,9 +177,13 @@ def sha256_text(text: str) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces of one MiB."""
+    """Hex sha256 of a file, read in pieces of one MiB; OSError names the file, in the middle of it too."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK_BYTES):
-            digest.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(CHUNK_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # only the opening of a file says which
+        raise
     return digest.hexdigest()

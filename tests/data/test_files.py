@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from essence.data import row_files as files
 from essence.data.row_files import count_rows, read_rows
-from essence.errors import InputError
+from essence.errors import InputError, disk_error
+from essence.files import sha256_file
 
 
 def row(number: object) -> dict[str, Any]:
@@ -121,3 +122,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     tracemalloc.stop()
     assert count == 100_000
     assert peak < 6e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+def test_a_file_that_cannot_be_read_to_its_end_is_named() -> None:
+    with pytest.raises(OSError) as refused:
+        sha256_file(Path("/proc/self/mem"))
+    assert refused.value.filename == "/proc/self/mem"
+    said = disk_error(refused.value, "the run directory")
+    assert said is not None and "/proc/self/mem: its disk does not answer" in str(said)

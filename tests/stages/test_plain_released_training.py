@@ -204,7 +204,7 @@ def test_a_training_is_the_plain_one(given: dict[str, Path], case: tuple[float, 
             assert line[name] == pytest.approx(expected[name], rel=2e-5), (line["step"], name)
     parts = [line["parts"] for line in lines if line["kind"] == "validation"]
     assert np.array(parts) == pytest.approx(np.array(plain.validations), rel=2e-5)
-    assert outcome.results["best_step"] == plain.kept
+    assert outcome.results.best_step == plain.kept
     last = load_file(tmp_path / "partial" / "last" / "model.safetensors")
     changes = {name: weights - before[name] for name, weights in plain.weights.items()}
     apart = sum(float(((last[name] - before[name]) - change).pow(2).sum()) for name, change in changes.items())
