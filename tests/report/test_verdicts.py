@@ -228,6 +228,19 @@ def test_a_time_is_the_median_of_its_steps(tmp_path: Path) -> None:
     assert after.measured.estimate.value == pytest.approx(np.mean([(25 + s) / (40 + s) for s in (1, 2)]))
 
 
+def test_the_steps_of_one_training_are_not_divided_by_the_wall_of_another(tmp_path: Path) -> None:
+    """Of one arm no step tells its time, as where the file of its metrics is gone."""
+    run = SyntheticRun(tmp_path, lsps=(0.5, 1.0), texts=False, **REAL).write()
+    (short, full), found = (run.stage_of(0, "train"), run.stage_of(2, "train")), []
+    for lost in ((), (short,), (short, full)):
+        for stage in lost:
+            (tmp_path / "stages" / stage / "output" / "metrics.jsonl").unlink(missing_ok=True)
+        evidence = gather([read_results(tmp_path, run.experiment)])
+        found.append(verdict("time-half", trained=[one for one in evidence.trained if one.seed == 1]))
+    ratios = [one.measured.estimate.value for one in found if one.measured]
+    assert ratios == pytest.approx([26 / 41, 30 / 45, 30 / 45])
+
+
 @pytest.mark.parametrize(("on_gpu", "form", "reason"), [(False, "plain", "process"), (True, "chunked", "logits")])
 def test_memory_that_is_not_the_papers_is_not_comparable(on_gpu: bool, form: str, reason: str) -> None:
     place = PLACE._replace(benchmark="")

@@ -100,9 +100,11 @@ class Trained:
     lsp: float
     seed: int
     cost: dict[str, float]
-    """By word of `COST_UNITS`; the time is the median of its steps x their number, in seconds, where they are known."""
+    """By word of `COST_UNITS`; the time is that of the wall, in seconds."""
     on_gpu: bool
     stages: tuple[str, ...]
+    step_time: float | None = None
+    """Median of its steps x their number, in seconds; None where no step tells its time."""
     validation_ce: float | None = None
     """Lowest cross-entropy on the validation rows."""
     devices: str = ""

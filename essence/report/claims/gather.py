@@ -179,7 +179,6 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
         cost = {word: value for word in COST_UNITS if (value := cell.cost.of(word)) is not None}
         training = cell.train.training
         if cost and training:
-            cost |= {"time": time} if (time := cell.train.median_time()) else {}
             yield Trained(
                 setting=_setting(group.key, arm),
                 span=group.key.span,
@@ -189,6 +188,7 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 cost=cost,
                 on_gpu=training.cost.peak_gpu_memory_gib is not None,
                 stages=(cell.train.id,),
+                step_time=cell.train.median_time(),
                 validation_ce=training.results.lowest_validation_ce,
                 devices=_devices(cell),
                 load=cell.train.load,

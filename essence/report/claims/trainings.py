@@ -58,7 +58,14 @@ def _time_ratio(claim: Claim, evidence: Evidence, pairs: Sequence[Pair]) -> Meas
 
 def _ratios(cost: str, groups: Sequence[Sequence[Pair]]) -> NDArray[np.float64]:
     """A mean for each group."""
-    return np.array([np.mean([short.cost[cost] / full.cost[cost] for short, full in group]) for group in groups])
+    return np.array([np.mean([_ratio(cost, *pair) for pair in group]) for group in groups])
+
+
+def _ratio(cost: str, short: Trained, full: Trained) -> float:
+    """Times by the steps of both, or by the wall of both: never one over the other."""
+    if cost == "time" and short.step_time and full.step_time:
+        return short.step_time / full.step_time
+    return short.cost[cost] / full.cost[cost]
 
 
 def _by_start(pairs: Sequence[Pair]) -> list[list[Pair]]:
