@@ -20,7 +20,7 @@ from essence.report.claims.made_up import judge_made_up, made_up
 from essence.report.claims.measured import Measured
 from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
-from essence.report.page.claims_table import claim_rows
+from essence.report.page.claims_table import claim_rows, headline
 from essence.report.page.findings import findings
 from essence.report.results.read import read_results
 from support.project import invoke
@@ -100,6 +100,14 @@ def test_a_row_says_on_how_many_trainings_it_rests() -> None:
     assert row.decides.endswith("assurance") and "invoke plan" not in row.decides
     once = claim_rows([verdict("retention-half", *on_both(0.5, three[:1]), *on_both(1.0, [EASE]))])[0]
     assert "2 trainings (1 of each arm)" in once.count and "invoke plan --decide retention-half" in once.decides
+
+
+def test_the_headline_says_what_is_accepted_and_what_would_decide() -> None:
+    open_one = verdict("retention-half", *on_both(0.5, [0.9 * EASE]), *on_both(1.0, [EASE]))
+    ((word, sentence),) = headline([open_one])
+    assert word == "undecided" and "(accepted: 86.0\u00a0% to 96.0\u00a0%)" in sentence
+    assert "2 trainings (1 of each arm)" in sentence and "a second seed of each arm" in sentence
+    assert "invoke plan" not in sentence
 
 
 def test_one_training_of_each_arm_in_several_settings_is_replicated_by_settings() -> None:

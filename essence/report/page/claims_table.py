@@ -25,6 +25,10 @@ STYLES: dict[Verdict, str] = {
     "not run": "dim",
 }
 DECIDED = "decided"
+PLANNED = "; invoke plan --decide"
+"""Where advice is followed by the command that computes a number."""
+COUNTED = "counted"
+"""As the method of an estimate without an error begins."""
 DECIDES: dict[Verdict, str] = {
     "reproduced": DECIDED,
     "not reproduced": DECIDED,
@@ -110,7 +114,7 @@ def headline(judged: Sequence[ClaimVerdict]) -> list[tuple[Verdict, str]]:
 def _headline(row: ClaimRow) -> str:
     """What was found, what is accepted, on what it rests and, where it is not decided, what would decide."""
     found = f"Ours: {row.ours} (accepted: {row.accepted}), over {row.count}."
-    return found if row.decides == DECIDED else f"{found} What would decide: {row.decides}."
+    return found if row.decides == DECIDED else f"{found} What would decide: {row.decides.partition(PLANNED)[0]}."
 
 
 def _row(judged: ClaimVerdict) -> ClaimRow:
@@ -138,7 +142,7 @@ def _row(judged: ClaimVerdict) -> ClaimRow:
 def _decides(judged: ClaimVerdict) -> str:
     """The advice; where it has no number of seeds, of a retention the command that computes one."""
     if judged.word == "undecided" and judged.claim.measure == "retention" and not judged.would_decide:
-        return f"{judged.advice}; invoke plan --decide {judged.claim.id} computes it for assumed differences"
+        return f"{judged.advice}{PLANNED} {judged.claim.id} computes it for assumed differences"
     return judged.advice or DECIDES.get(judged.word, "")
 
 
@@ -217,7 +221,7 @@ def _ours(judged: ClaimVerdict) -> str:
         return text.NOTHING
     estimate = judged.measured.estimate
     value, *ends = [value_text(judged.claim, one) for one in (estimate.value, estimate.low, estimate.high)]
-    exact = estimate.standard_error == 0.0 and {value, *ends} == {value}
+    exact = estimate.method.startswith(COUNTED) and {value, *ends} == {value}
     known = estimate.low is not None or estimate.high is not None
     return f"{value} [{ends[0]}, {ends[1]}]" if known and not exact else value
 
