@@ -268,7 +268,10 @@ def _shares(results: GradeResults) -> dict[str, float]:
 
 
 def _p(value: float, error: float, problems: int) -> float:
-    return student_two_sided(value / error, problems - 1) if error else float(value == 0.0)
+    """Two-sided; where all problems differ by the same amount, that of as many equal signs, since no error is known."""
+    if error:
+        return student_two_sided(value / error, problems - 1)
+    return 2.0 ** (1 - problems) if value else 1.0
 
 
 def _scores(name: str, first: Chain, second: Chain) -> Iterator[Compared]:
@@ -302,7 +305,7 @@ def _change(first: GradeResults, second: GradeResults) -> tuple[Estimate | None,
         return estimate, UNKNOWN, 1.0
     p = _p(estimate.value or 0.0, estimate.standard_error or 0.0, len(problems))
     if estimate.low is None or estimate.high is None:
-        return estimate, BEYOND if estimate.value else SAME, p
+        return estimate, BEYOND if p <= LEVEL else UNKNOWN, p
     return estimate, WITHIN if estimate.low <= 0.0 <= estimate.high else BEYOND, p
 
 

@@ -192,6 +192,15 @@ def test_of_one_problem_nothing_can_be_told() -> None:
     assert _change(first, first)[1] == "equal"
 
 
+def test_a_few_problems_that_differ_by_the_same_amount_may_do_so_by_chance() -> None:
+    """Their spread is 0, and so is the error: the sign of 2 or 5 problems is no evidence, that of 30 is."""
+    found = {}
+    for problems in (2, 5, 30):
+        first, second = (graded(np.full(problems, correct)) for correct in (31, 32))
+        found[problems] = (_change(first, second)[1], words_of(each_alone([(first, second)]))[0])
+    assert found == {2: ("cannot be told",) * 2, 5: ("cannot be told",) * 2, 30: (BEYOND,) * 2}
+
+
 def graded_results(counts: list[dict[str, Any]], accuracy: float = 0.5) -> GradeResults:
     return GradeResults.model_validate({**RESULTS["grade"], "per_problem": counts, "accuracy": accuracy})
 
