@@ -3,12 +3,13 @@
 The runs are those of `essence/report/claims/made_up.py`: thirty problems on each of two benchmarks, 64 samples. The
 truth is what the problems as they are keep: in the middle of what is accepted, on its edge, and outside.
 
-    python bench/words.py [--repetitions 1000] > bench/results/words.json
+    python bench/words.py [--repetitions 1000 1000] > bench/results/words.json
     python bench/words.py --table bench/results/words.json      # the table of docs/claims.md
 """
 
 import argparse
 import json
+import platform
 import sys
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,7 @@ from essence.report.claims.made_up import Shares, shares
 TRUTHS = (0.91, 0.86, 0.80)
 """In the middle of what is accepted, on its edge, outside."""
 CLAIM = next(claim for claim in load_claims() if claim.id == "retention-half")
-OPEN_REPETITIONS = 100
+OPEN_REPETITIONS = 20
 """Of one training of each arm in one setting, of which every verdict is the same."""
 COLUMNS = {
     "reproduced at 0.91": "reproduced, true 0.91",
@@ -46,7 +47,7 @@ def rates(seed: int, repetitions: int, row: tuple[int, int, float, float]) -> di
         for verdict in ("reproduced", "not reproduced", "undecided"):
             found[f"{verdict} at {kept:g}"] = _with_error(some, some.of(verdict))
         found[f"interval holds {kept:g}"] = _with_error(some, some.covered / some.runs)
-    print(found, file=sys.stderr)
+    print(found, file=sys.stderr, flush=True)
     return found
 
 
@@ -68,7 +69,7 @@ def table(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=1000)
+    parser.add_argument("--repetitions", type=int, nargs=2, default=[1000, 1000], help="of one setting, of 15 settings")
     parser.add_argument("--seed", type=int, default=20_251_224)
     parser.add_argument("--table", type=Path)
     told = parser.parse_args()
@@ -76,8 +77,10 @@ def main() -> None:
         print(table(json.loads(told.table.read_text())))
         return
     designs = product((1, 15), (1, 2, 5), (0.0, 1.0, 2.0), (0.05, 0.2, 0.4))
-    rows = [rates(told.seed, told.repetitions, design) for design in designs]
-    record = {"repetitions": told.repetitions, "seed": told.seed, "accepted": CLAIM.band, "rows": rows}
+    rows = [rates(told.seed, told.repetitions[design[0] > 1], design) for design in designs]
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    facts = {"repetitions": told.repetitions, "seed": told.seed, "versions": versions, "accepted": CLAIM.band}
+    record = {**facts, "rows": rows}
     json.dump(record, sys.stdout, indent=1)
     print()
 
