@@ -90,6 +90,7 @@ class DockerEngine(Engine):
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
         check_decoder(stages, self.flavour)
+        self.client.ping()  # also where no image is asked for
         images = images_of(stages, self.flavour)
         if absent := [image.name for image in images if self._look(image) is None]:
             raise MachineError(f"no image {' and no image '.join(absent)} here", f"build them: {self._cure()}")

@@ -13,7 +13,7 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from pydantic import BaseModel, Field, ValidationError
 
 import docker
-from essence.engines.image_address import DIGEST, ImageAddress
+from essence.engines.image_address import IMAGE, ImageAddress, TaggedAddress
 from essence.engines.image_builds import UNPACKED
 from essence.engines.recipes import ImageRecipe, config_digest, remember_digest
 from essence.engines.registry import registry
@@ -24,15 +24,12 @@ from essence.text import memory as readable_gib
 
 TOLD_EVERY_S = 10.0
 """How often it is said how far a transfer is."""
-WHOLE = ("Download complete", "Pull complete", "Already exists", "Pushed", "Layer already exists")
+MOVING = ("Downloading", "Pushing")
+"""States of a layer whose bytes are counted; what is unpacked afterwards is counted anew."""
 
 
 class Detail(BaseModel):
     current: float | None = None
-
-
-class Aux(BaseModel):
-    digest: str = Field("", alias="Digest")
 
 
 class Event(BaseModel):
@@ -42,7 +39,6 @@ class Event(BaseModel):
     status: str = ""
     error: str = ""
     detail: Detail = Field(default_factory=Detail, alias="progressDetail")
-    aux: Aux = Field(default_factory=lambda: Aux(Digest=""))
 
 
 def push(
@@ -58,14 +54,10 @@ def push(
     registry(host).check_answer()
     built.tag(repository, tag)
     say(f"{image.name}: to be pushed to {repository}:{tag}")
-    digest = ""
     asked = partial(client.api.push, repository, tag, stream=True, decode=True)
-    for event in _events(asked, f"{repository}:{tag}", "push"):
-        digest = event.aux.digest or digest
-    if not DIGEST.fullmatch(digest):
-        raise MachineError(f"{repository}:{tag}: Docker names no digest of what it pushed", "push it again")
-    address = ImageAddress(host, name, digest)
-    # The registry's own words, by which the image will be known.
+    _follow(_events(asked, f"{repository}:{tag}", "push"), f"{image.name}: pushed so far:", say)
+    # The registry's own words, by which the image will be known; an engine does not always tell them.
+    address = ImageAddress(host, name, registry(host).digest_of(TaggedAddress(host, name, tag, IMAGE)))
     found, ours = resolve(address), config_digest(client, built)
     if found.config_digest != ours:
         raise MachineError(f"{address} has the configuration {found.config_digest}, pushed was {ours}", "push it again")
@@ -100,18 +92,10 @@ def pull(client: docker.DockerClient, image: ImageRecipe, found: RegistryImage, 
         MachineError: Docker cannot pull it, or other bytes came.
     """
     address = found.address
-    say(f"{image.name}: {readable_gib(check_room(client, found))} compressed to be pulled from {address}")
-    sizes = {layer.digest.removeprefix("sha256:")[:12]: layer.size for layer in found.layers}
-    come: dict[str, float] = {}
-    told = time.monotonic()
+    gib = readable_gib(check_room(client, found))
+    say(f"{image.name}: {gib} compressed to be pulled from {address}")
     asked = partial(client.api.pull, address.repository, tag=address.digest, stream=True, decode=True)
-    for event in _events(asked, str(address), "pull"):
-        if event.id in sizes:
-            current = event.detail.current if event.status == "Downloading" else None
-            come[event.id] = sizes[event.id] if event.status in WHOLE else current or come.get(event.id, 0.0)
-        if time.monotonic() - told > TOLD_EVERY_S:
-            told = time.monotonic()
-            say(f"{image.name}: {readable_gib(sum(come.values()) / GIB)} of {readable_gib(found.compressed_gib)}")
+    _follow(_events(asked, str(address), "pull"), f"{image.name}: of {gib} pulled so far:", say)
     here = client.images.get(str(address))
     if here.id == address.digest:
         # Containerd's store: which configuration this manifest names was read from its bytes.
@@ -121,6 +105,18 @@ def pull(client: docker.DockerClient, image: ImageRecipe, found: RegistryImage, 
     repository, _, tag = image.name.rpartition(":")
     here.tag(repository, tag)
     say(f"{image.name}: {digest}")
+
+
+def _follow(events: Iterator[Event], what: str, say: Callable[[str], None]) -> None:
+    """Wait for the end of a transfer, and say now and then how much has gone."""
+    gone: dict[str, float] = {}
+    told = time.monotonic()
+    for event in events:
+        if event.status in MOVING:
+            gone[event.id] = event.detail.current or 0.0
+        if time.monotonic() - told > TOLD_EVERY_S:
+            told = time.monotonic()
+            say(f"{what} {readable_gib(sum(gone.values()) / GIB)}")
 
 
 def _events(ask: Callable[[], Iterator[Any]], what: str, verb: str) -> Iterator[Event]:

@@ -15,13 +15,14 @@ import pytest
 
 from essence.engines import registry_image
 from essence.engines.docker import DockerEngine
+from essence.engines.image_transfers import push
 from essence.engines.published import published
 from essence.engines.recipes import DIGEST_LABEL, LOCK_LABEL, config_digest, recipe
 from essence.engines.registry_image import resolve
 from essence.engines.sif_files import found_sif, sif_file
 from essence.errors import MachineError
 from essence.files import sha256_file
-from support.containers import Apptainer, DockerHost
+from support.containers import Apptainer, DockerHost, need, set_variables, started_engine, starting_obstacle
 from support.image_registry import (
     LocalRegistry,
     right_labels,
@@ -162,6 +163,22 @@ def test_what_is_pushed_is_known_by_the_digest_that_the_registry_answers(
     ours = config_digest(docker_host.client, docker_host.client.images.get(DOWNLOAD.name))
     assert resolve(address).config_digest == ours == resolve(registry_image.typed_address("", tiny)).config_digest
     forget(docker_host, "pushed/essence-download")
+
+
+def test_the_identity_is_the_same_with_the_store_of_containerd(
+    image_registry: LocalRegistry, tiny: str, images_file: Path
+) -> None:
+    need("docker", starting_obstacle())
+    publish_tiny(images_file, tiny)
+    with started_engine(nvidia=False, containerd_store=True) as host, set_variables(host.variables):
+        engine = DockerEngine("cpu")
+        engine.make([DOWNLOAD], print)
+        built = engine.built("download")
+        digest = resolve(registry_image.typed_address("", tiny)).config_digest
+        # Its id is that of the manifest.
+        assert built.id == tiny.partition("@")[2] != digest == engine.image("download")["digest"]
+        address = push(engine.client, DOWNLOAD, built, f"{image_registry.host}/stored", print)
+        assert address.name == "stored/essence-download" and resolve(address).config_digest == digest
 
 
 def test_a_registry_that_takes_nothing_is_told(images_file: Path, tiny: str, set_aside: None) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from essence.engines import registry_image
+from essence.engines import image_transfers, registry_image
 from essence.engines.docker import DockerEngine
 from essence.engines.image_address import check_place, is_loopback, read_address
 from essence.engines.image_builds import to_be_made
@@ -248,3 +248,20 @@ def large_configuration() -> dict[str, object]:
 def test_an_engine_is_not_asked_for_what_is_not_published(images_file: Path) -> None:
     assert "[cpu]" in images_file.read_text(encoding="utf-8")
     assert DockerEngine("cpu")._not_published([TRAIN]) == [TRAIN]
+
+
+def test_a_transfer_says_how_far_it_is_and_why_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines as an engine writes them."""
+    monkeypatch.setattr(image_transfers, "TOLD_EVERY_S", -1.0)
+    lines = [
+        {"status": "Pulling from me/essence-train", "id": "sha256"},
+        {"status": "Downloading", "progressDetail": {"current": 1 << 30, "total": 1 << 31}, "id": "a"},
+        {"status": "Downloading", "progressDetail": {"current": 1 << 30, "total": 1 << 31}, "id": "b"},
+        {"status": "Extracting", "progressDetail": {"current": 7}, "id": "a"},
+        {"errorDetail": {"message": "denied: no"}, "error": "denied:\n no"},
+    ]
+    said: list[str] = []
+    events = image_transfers._events(lambda: iter(lines), "ghcr.io/me/it", "pull")
+    with pytest.raises(MachineError, match=r"ghcr.io/me/it: Docker cannot pull it \(denied: no\); the engine has"):
+        image_transfers._follow(events, "it:", said.append)
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in said][-1] == "it: 2.0 GiB" and len(said) == 4
