@@ -41,6 +41,15 @@ variable "CERTIFICATES" {
 variable "WHEELS" {
   default = "" # a folder of wheels to take before the package index
 }
+variable "HTTP_PROXY" {
+  default = "" # of the caller; in no layer and no history, as BuildKit knows the name
+}
+variable "HTTPS_PROXY" {
+  default = "" # of the caller; in no layer and no history, as BuildKit knows the name
+}
+variable "NO_PROXY" {
+  default = "" # of the caller; in no layer and no history, as BuildKit knows the name
+}
 
 group "default" {
   targets = ["download", "train", "eval"]
@@ -60,6 +69,9 @@ target "image" {
     BASE              = { download = DOWNLOAD_BASE, train = TRAIN_BASE, eval = EVAL_BASE }[image]
     SOURCE_SHA256     = { download = DOWNLOAD_SOURCE, train = TRAIN_SOURCE, eval = EVAL_SOURCE }[image]
     SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
+    HTTP_PROXY        = HTTP_PROXY == "" ? null : HTTP_PROXY
+    HTTPS_PROXY       = HTTPS_PROXY == "" ? null : HTTPS_PROXY
+    NO_PROXY          = NO_PROXY == "" ? null : NO_PROXY
   }
   output = ["type=docker"]
   tags   = ["essence-${image}:${image == "download" ? "cpu" : FLAVOUR}"]

@@ -3,11 +3,15 @@
 The commands print the message without a traceback and exit with 2. Anything else is a bug and keeps its traceback.
 """
 
+import contextlib
 import difflib
 import enum
 import errno
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Self
 
 
@@ -98,9 +102,20 @@ DISK = {
     errno.EMFILE: "this process has too many open files",
     errno.ENFILE: "this machine has too many open files",
 }
+TEMPORARY = (
+    "make room there, or name another folder for temporary files with TMPDIR (in a Docker container it is memory: "
+    "resources.memory_gib)"
+)
+SHARE = (
+    "have its owner let the group write (chmod -R g+rwX, and umask 002 for all who share it), or name another run "
+    "directory with --runs"
+)
 CURES = {
     errno.EIO: "look whether its disk is well, or choose another path",
     errno.ESTALE: "wait until its disk is back, or choose another path",
+    errno.EACCES: SHARE,
+    errno.EPERM: SHARE,
+    errno.EROFS: "name another run directory with --runs",
     errno.ENAMETOOLONG: "choose a shorter one",
     errno.ENOTDIR: "name a folder",
     errno.EEXIST: "name a folder, or move that file away",
@@ -129,7 +144,21 @@ def disk_error(error: BaseException, where: object) -> DiskError | None:
     place = str(getattr(error, "filename", None) or where)
     if len(place) > LONGEST_PLACE:
         place = f"{place[: LONGEST_PLACE // 2]}...{place[-LONGEST_PLACE // 2 :]}"
-    return DiskError(f"{place}: {DISK[number]}", CURES.get(number, MAKE_ROOM))
+    temporary = tempfile.gettempdir()
+    own_place = Path(place).is_relative_to(temporary) and not Path(str(where)).is_relative_to(temporary)
+    cure = TEMPORARY if number in (errno.ENOSPC, errno.EDQUOT) and own_place else CURES.get(number, MAKE_ROOM)
+    return DiskError(f"{place}: {DISK[number]}{_owner(place, number)}", cure)
+
+
+def _owner(place: str, number: int | None) -> str:
+    """Whose a path is that this user may not write to, or the first folder above it that is there."""
+    if number not in (errno.EACCES, errno.EPERM):
+        return ""
+    path = Path(place).absolute()
+    with contextlib.suppress(OSError, KeyError, NotImplementedError):
+        there = next(one for one in (path, *path.parents) if os.access(one, os.F_OK))
+        return f" (it belongs to {there.owner()})" if there.stat().st_uid != os.getuid() else ""
+    return ""
 
 
 def nearest(found: str, allowed: Iterable[str]) -> str:

@@ -12,12 +12,13 @@ import shlex
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
+from essence.engines.apptainer_faults import cure_of
 from essence.engines.apptainer_stage import ApptainerStage, host_variables, plain
-from essence.engines.engine import DEVICE_ORDER, NETWORK_VARIABLES, Engine, Launch, Mount
+from essence.engines.engine import DEVICE_ORDER, NETWORK_VARIABLES, Engine, Launch, Mount, limit_words
+from essence.engines.machine import check_images_platform
 from essence.engines.recipes import ImageRecipe, check_decoder, images_of, recipe
 from essence.engines.secrets import Token, token
 from essence.engines.sif_builds import check_disk, check_sources, make_sifs
@@ -66,12 +67,15 @@ class ApptainerEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without Apptainer, a SIF that was made from the project as it is, or GPUs for containers."""
+        check_images_platform(self.name)
         program()
         check_decoder(stages, self.flavour)
         images = images_of(stages, self.flavour)
         missing_sifs(images, self._cure())
         for image in images:
             self.image(image.environment)
+        if images:
+            self._try_start(images[0])
         if asking := [stage for stage in stages if stage.resources.gpus]:
             self._try_gpus(asking[0])
 
@@ -89,6 +93,23 @@ class ApptainerEngine(Engine):
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         make_sifs(sources(images), say)
+
+    def _try_start(self, image: ImageRecipe) -> None:
+        """MachineError where no container starts, as without user namespaces; told before anything is begun."""
+        rights = ["--no-privs"] if os.getuid() == 0 else []
+        words = [program(), "exec", "--containall", "--cleanenv", "--no-home", *rights, "--net", "--network=none"]
+        done = subprocess.run(
+            [*words, str(sif_file(image)), "true"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=host_variables(),
+            check=False,
+        )
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "FATAL" in line or "ERROR" in line]
+            why = " ".join(map(plain, said)) or plain(done.stderr) or f"exit code {done.returncode}"
+            raise MachineError(f"Apptainer starts no container here ({why})", cure_of(why))
 
     def _try_gpus(self, stage: PlannedStage) -> None:
         """MachineError when a container gets no GPUs: --nv says nothing where there are none."""
@@ -182,11 +203,6 @@ def binds(mounts: Iterable[Mount]) -> list[str]:
                 "name a run directory without it with --runs",
             )
     return [f"{mount.source}:{mount.target}:{'ro' if mount.read_only else 'rw'}" for mount in mounts]
-
-
-def limit_words(ulimits: Mapping[Any, int]) -> list[str]:
-    """A container has the limits of who starts it: other ones are set first."""
-    return ["prlimit", *(f"--{name}={'unlimited' if n < 0 else n}" for name, n in ulimits.items())] if ulimits else []
 
 
 def gpu_variables(around: Launch) -> dict[str, str]:

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from essence.engines.apptainer_faults import cure_of
 from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills
 from essence.engines.inherited import SECRET
 from essence.engines.local import ask_to_stop, kill_group
@@ -111,6 +112,8 @@ class ApptainerStage:
         reason = plain(said[-1]) if said else "it does not say why"
         if "cgroups" in reason and self.surroundings.resources.memory_gib:
             reason += "; resources.memory_gib = 0 asks for no limit"
+        elif cure := cure_of(reason):
+            reason += f"; {cure}"
         return reason
 
 

@@ -8,22 +8,27 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import socket
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import psutil
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound
 from docker.models.containers import Container
-from docker.types import DeviceRequest, Mount, Ulimit
 
 import docker
-from essence.engines.docker_stage import DockerStage
-from essence.engines.engine import PRIVATE_TMP, Engine, Launch
-from essence.engines.image_builds import bake, check_buildx, to_be_made
+from essence.engines.docker_container import argv, creation, gpu_request
+from essence.engines.docker_hosts import DockerHost
+from essence.engines.docker_stage import DockerStage, remove
+from essence.engines.engine import Engine, Launch, Mount, surroundings
+from essence.engines.image_builds import UNPACKED, bake, check_buildx, to_be_made
 from essence.engines.image_transfers import check_room, images_here, pull
+from essence.engines.machine import check_images_platform, existing, refusal
 from essence.engines.recipes import (
     DIGEST_LABEL,
     ImageRecipe,
@@ -34,11 +39,13 @@ from essence.engines.recipes import (
     recipe,
 )
 from essence.engines.registry_image import published_image
-from essence.engines.secrets import Token, left_token, token
+from essence.engines.requirement import Requirement, asked
+from essence.engines.secrets import left_token, token
 from essence.errors import MachineError
 from essence.files import GIB
 from essence.plan.stage_plan import PlannedStage
 from essence.progress import visible_gpus
+from essence.record.run_directory import RunDirectory, StageFolder
 from essence.settings import EnvironmentName
 
 API_TIMEOUT_S = 120
@@ -47,8 +54,8 @@ FOLDER, HOST, PROCESS, BORN, LOG_START, GPUS = (
 )
 """Labels of a container: the stage's folder, who started it and when that process began, where its log begins, its
 GPUs."""
+WRITTEN = "written"
 TOOLKIT = "GPUs in containers need the NVIDIA Container Toolkit on this machine"
-TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"  # exec: compiled kernels are loaded from there
 
 
 class DockerEngine(Engine):
@@ -89,6 +96,8 @@ class DockerEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
+        check_images_platform(self.name)
+        assert self.client, "raises where no engine answers"
         check_decoder(stages, self.flavour)
         self.client.ping()  # also where no image is asked for
         images = images_of(stages, self.flavour)
@@ -121,6 +130,18 @@ class DockerEngine(Engine):
         except MachineError as error:
             names = " and no image ".join(image.name for image in built)
             raise MachineError(f"no image {names} here, and {error.problem}", self._cure()) from None
+        self._check_disk(built)
+
+    def _check_disk(self, images: list[ImageRecipe]) -> None:
+        """MachineError where the engine keeps its images on a disk of this machine that is too small for these."""
+        root = Path(str(self.client.info().get("DockerRootDir") or "/nowhere"))
+        gib = UNPACKED * sum(image.compressed_gib for image in images)
+        if root.is_dir() and (free := shutil.disk_usage(root).free / GIB) < gib:
+            names = ", ".join(image.name for image in images)
+            raise MachineError(
+                f"{root}: {free:.1f} GiB are free, and making {names} takes about {gib:.1f}",
+                "make room (docker system prune), or move Docker's data-root to a larger disk",
+            )
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Pull what is published, build the rest."""
@@ -143,7 +164,7 @@ class DockerEngine(Engine):
         """MachineError when a container gets no GPUs, which would otherwise be told hours later, at the first one."""
         image = self._found(recipe(stage.runs_in, self.flavour))
         asked = stage.resources.gpus
-        gpus = [_gpus(asked, visible_gpus()[:asked])]
+        gpus = [gpu_request(asked, visible_gpus()[:asked])]
         container = self.client.containers.create(image.id, ["true"], network_mode="none", device_requests=gpus)
         try:
             container.start()
@@ -203,8 +224,12 @@ class DockerEngine(Engine):
                     mine = _owned(container)
                     secret = left_token(surroundings.folder.path) if mine else None
                     return DockerStage(container, surroundings, int(container.labels[LOG_START]), mine, secret)
-                container.remove(force=True)
+                remove(container)
             return self._start(surroundings)
+        except ImageNotFound:
+            name = recipe(surroundings.environment, self.flavour).name
+            found = f"{surroundings.title}: the image {name} that this run began with is no longer here"
+            raise MachineError(found, f"build it: {self._cure()}") from None
         except (APIError, requests.RequestException) as error:
             raise _cannot_start(surroundings, error) from error
 
@@ -216,9 +241,9 @@ class DockerEngine(Engine):
         except (APIError, requests.RequestException):
             return None
         return {
-            name: Path(container.labels[FOLDER])
+            name: Path(container.labels.get(FOLDER, ""))
             for container in running
-            for name in container.labels[GPUS].split(",")
+            for name in container.labels.get(GPUS, "").split(",")
             if name
         }
 
@@ -232,23 +257,66 @@ class DockerEngine(Engine):
         image = self._chosen(surroundings.environment)
         container = None
         try:
-            options = creation(surroundings, secret, self._user(surroundings))
+            options = creation(surroundings, secret, self.host)
             labels = {**_owner(), FOLDER: str(surroundings.folder.path), LOG_START: str(log_start)}
             labels[GPUS] = ",".join(surroundings.gpus)
             container = self.client.containers.create(image.id, labels=labels, **options)
             container.start()
         except BaseException:
             if container is not None:
-                container.remove(force=True)
+                remove(container)
             if secret:
                 secret.forget()
             raise
         return DockerStage(container, surroundings, log_start, mine=True, secret=secret)
 
-    def _user(self, surroundings: Launch) -> str:
-        """The caller; under a rootless engine the caller is who is root inside."""
-        rootless = any("rootless" in option for option in self.client.info().get("SecurityOptions") or [])
-        return "0:0" if rootless else "{}:{}".format(*surroundings.user)
+    @functools.cached_property
+    def host(self) -> DockerHost:
+        """What kind of host this is."""
+        return DockerHost.of(self.client.info())
+
+    def requirements(
+        self, stages: list[PlannedStage], run_directory: RunDirectory, expected_s: Mapping[str, float]
+    ) -> Iterator[Requirement]:
+        """Where the images are there, also that a container writes where the stages will, as the caller."""
+        found = list(super().requirements(stages, run_directory, expected_s))
+        yield from found
+        place = existing(run_directory.root)
+        if stages and all(one.met for one in found) and not self.lacking(stages) and refusal(place) is None:
+            told = f"a container writes to {place}, and the files are this user's"
+            yield asked("folders in containers", functools.partial(self.try_writing, stages[0], place), told)
+
+    def try_writing(self, stage: PlannedStage, place: Path) -> None:
+        """MachineError where a container cannot write what is the caller's: found out by doing so."""
+        cure = "name a run directory on a disk of this machine with --runs, or run without Docker: --engine local"
+        try:
+            with tempfile.TemporaryDirectory(prefix=".essence-", dir=place) as name:
+                self._write_inside(stage, Path(name).resolve())
+                if not (file := Path(name) / WRITTEN).is_file():
+                    raise MachineError(f"what a container writes to {place} is not there on this machine", cure)
+                if file.stat().st_uid != os.getuid():
+                    raise MachineError(f"what a container writes to {place} belongs to user {file.stat().st_uid}", cure)
+        except (APIError, OSError, _RefusedError) as error:
+            raise MachineError(f"no container can write to {place} ({_reason(error)})", cure) from None
+
+    def _write_inside(self, stage: PlannedStage, folder: Path) -> None:
+        """Write one file as a stage would whose folder this is."""
+        planned = surroundings(stage, RunDirectory(folder))
+        around = replace(planned, folder=StageFolder(folder), mounts=(Mount(folder, folder, False),), network=False)
+        options = creation(replace(around, resources=stage.resources.model_copy(update={"gpus": 0})), None, self.host)
+        options["command"] = ["python", "-c", f"open({WRITTEN!r}, 'w').close()"]
+        container = self.client.containers.create(self._chosen(stage.runs_in).id, **options)
+        try:
+            container.start()
+            if code := int(container.wait(timeout=API_TIMEOUT_S).get("StatusCode", 1)):
+                said = container.logs(tail=1).decode(errors="replace").strip()
+                raise _RefusedError(said or f"exit code {code}")
+        finally:
+            remove(container)
+
+
+class _RefusedError(Exception):
+    """What was tried in a container failed there."""
 
 
 def answering_version(timeout_s: int) -> str | None:
@@ -257,82 +325,6 @@ def answering_version(timeout_s: int) -> str | None:
         return str(docker.from_env(timeout=timeout_s).version()["Version"])
     except (DockerException, requests.RequestException):
         return None
-
-
-class Creation(TypedDict):
-    """What `docker create` is told, in the words of docker-py."""
-
-    command: list[str]
-    environment: dict[str, str]
-    user: str
-    working_dir: str
-    mounts: list[Mount]
-    network_mode: Literal["bridge", "none"]
-    read_only: bool
-    tmpfs: dict[str, str]
-    cap_drop: list[str]
-    security_opt: list[str]
-    init: bool
-    """Without it the first process ignores the signal that asks it to stop."""
-    shm_size: int
-    """Bytes, as the two limits; None = no limit."""
-    mem_limit: int | None
-    memswap_limit: int | None
-    ulimits: list[Ulimit]
-    device_requests: list[DeviceRequest]
-
-
-def creation(surroundings: Launch, secret: Token | None, user: str) -> Creation:
-    """The container of a stage."""
-    resources = surroundings.resources
-    variables = surroundings.contained_variables() | (secret.variables(inside=True) if secret else {})
-    mounts = [*surroundings.mounts, *([secret.mount] if secret else [])]
-    memory = int(resources.memory_gib * GIB) or None
-    return {
-        "command": ["python", *surroundings.arguments],
-        "environment": variables,
-        "user": user,
-        "working_dir": str(surroundings.folder.path),
-        "mounts": [Mount(str(m.target), str(m.source), type="bind", read_only=m.read_only) for m in mounts],
-        "network_mode": "bridge" if surroundings.network else "none",
-        "read_only": True,
-        "tmpfs": {str(PRIVATE_TMP): TMPFS_OPTIONS},
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges:true"],
-        "init": True,
-        "shm_size": int(resources.shm_gib * GIB),
-        "mem_limit": memory,
-        "memswap_limit": memory,
-        "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in resources.ulimits.items()],
-        "device_requests": [_gpus(resources.gpus, surroundings.chosen_gpus())] if resources.gpus else [],
-    }
-
-
-def argv(surroundings: Launch, image: str) -> list[str]:
-    """The same in the words of the command line; a token is not part of it."""
-    options = creation(surroundings, None, "{}:{}".format(*surroundings.user))
-    line = ["docker", "run", "--rm", "--init", "--read-only", "--cap-drop=ALL"]
-    line += [f"--security-opt={option}" for option in options["security_opt"]]
-    line += [f"--user={options['user']}", f"--network={options['network_mode']}"]
-    line += [f"--tmpfs={path}:{how}" for path, how in options["tmpfs"].items()]
-    line += [f"--shm-size={options['shm_size']}", f"--workdir={options['working_dir']}"]
-    if options["mem_limit"]:
-        line += [f"--memory={options['mem_limit']}", f"--memory-swap={options['mem_limit']}"]
-    line += [f"--ulimit={limit['Name']}={limit['Soft']}" for limit in options["ulimits"]]
-    if gpus := surroundings.resources.gpus:
-        chosen = surroundings.chosen_gpus()
-        line.append(f'--gpus="device={",".join(chosen)}"' if chosen else f"--gpus={gpus}")
-    for mount in surroundings.mounts:
-        line.append(f"--mount=type=bind,source={mount.source},target={mount.target}{',ro' * mount.read_only}")
-    line += [f"--env={name}={value}" for name, value in options["environment"].items()]
-    return [*line, image, *options["command"]]
-
-
-def _gpus(count: int, names: Sequence[str]) -> DeviceRequest:
-    """These GPUs; where they have no names, so many."""
-    if names:
-        return DeviceRequest(device_ids=list(names), capabilities=[["gpu"]])
-    return DeviceRequest(count=count, capabilities=[["gpu"]])
 
 
 def _owner() -> dict[str, str]:

@@ -1,18 +1,43 @@
-"""A stage in a container: its log goes into the stage's folder, and the cause of its end is distinguished."""
+"""A stage in a container: its log goes into the stage's folder, and the cause of its end is distinguished.
+
+A connection to the engine that is lost says nothing about the container, which lives on while its engine is restarted:
+it is looked at before it is judged, and removed only when it has ended.
+"""
 
 import contextlib
 import signal
 import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import requests
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 
+from essence.engines.docker_log import RECONNECT_S, ContainerLog
 from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills, out_of_memory
 from essence.engines.secrets import Token
 
 SIGNAL_BASE = 128
 FAILED = 1
+WAIT_S = 60.0
+"""After that long a connection that waits for an end is made anew: it may have been lost without a word."""
+SILENT_S = 600.0
+"""How long an engine may be away, as while it is restarted or replaced."""
+KILLED_S = 30.0
+"""The same once the stage was to be ended."""
+REMOVAL_S, REMOVAL_POLL_S = 60.0, 0.2
+CONFLICT = 409
+ENDED = ("exited", "stopped", "dead")
+"""States in which a container's process is gone; podman calls one of them stopped."""
+
+
+class Ended(NamedTuple):
+    """How a container's process ended."""
+
+    code: int
+    out_of_memory: bool
 
 
 class DockerStage:
@@ -28,12 +53,13 @@ class DockerStage:
     ) -> None:
         self.container = container
         self.surroundings = surroundings
-        self.log_start = log_start
         self.mine = mine
         """Another live process's container is only waited for."""
         self.secret = secret
         self.memory_kills = memory_kills()
         self._ending: Exit | None = None
+        self._killed = threading.Event()
+        self._log = ContainerLog(container, surroundings.folder.log, log_start) if mine else None
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -45,6 +71,7 @@ class DockerStage:
 
     def kill(self) -> None:
         self._signal("SIGKILL")
+        self._killed.set()
         if self.mine:
             self._thread.join()
 
@@ -55,48 +82,93 @@ class DockerStage:
                 self.container.kill(signal=name)
 
     def _watch(self) -> None:
+        gone = False
         try:
-            if self.mine:
-                self._copy_log()
-            code = int(self.container.wait()["StatusCode"])
-            self._ending = self._judge(code)
+            found = self._wait()
+            gone = found is not None
+            if self._log:
+                self._log.finish() if gone else self._log.leave()
+            self._ending = self._judge(found) if found else Exit(FAILED, self._silence())
         except NotFound:
             # The process that owns it saw it end, and removed it.
-            done = not self.mine and self.surroundings.folder.done
+            gone, done = True, not self.mine and self.surroundings.folder.done
             self._ending = Exit(0 if done else FAILED, None if done else "its container was removed while it ran")
-        except (APIError, requests.RequestException) as error:
-            self._ending = Exit(FAILED, f"the Docker engine went away while the stage ran: {error}")
-        except OSError as error:
-            self._ending = Exit(FAILED, f"its log cannot be written: {error}")
         except Exception as error:
             # Without an ending the stage would seem to run for ever.
             self._ending = Exit(FAILED, f"what became of its container cannot be told: {error!r}")
             raise
         finally:
-            self._tidy()
+            if self._log:
+                self._log.leave()
+            if gone:
+                self._tidy()
 
-    def _copy_log(self) -> None:
-        """The whole output of the container; a part that a killed process had copied is overwritten."""
-        with self.surroundings.folder.log.open("ab") as log:
-            log.truncate(self.log_start)
-            for chunk in self.container.logs(stream=True, follow=True):
-                log.write(chunk)
-                log.flush()
+    def _wait(self) -> Ended | None:
+        """How it ended; None where the engine has been silent for too long. NotFound where it was removed."""
+        heard = time.monotonic()
+        while time.monotonic() - heard < (KILLED_S if self._killed.is_set() else SILENT_S):
+            # What the engine says to this or does not, the container itself is asked next.
+            self._try(lambda: self.container.wait(timeout=WAIT_S))
+            if self._try(self.container.reload):
+                heard = time.monotonic()
+                if found := _ended(self.container):
+                    return found
+            time.sleep(RECONNECT_S)
+        return None
 
-    def _judge(self, code: int) -> Exit:
+    def _try(self, question: Callable[[], object]) -> bool:
+        """Whether the engine answers; NotFound where it says that there is no such container."""
+        try:
+            question()
+        except NotFound:
+            raise
+        except (DockerException, requests.RequestException, ValueError):
+            return False
+        return True
+
+    def _silence(self) -> str:
+        return (
+            f"the Docker engine has not answered for {SILENT_S / 60:.0f} minutes; its container may run on: start the "
+            "engine, and issue the command again, which takes it over"
+        )
+
+    def _judge(self, ended: Ended) -> Exit:
         """Out of memory, a signal from outside, or the stage's own exit code."""
-        if code == 0:
+        if ended.code == 0:
             return Exit(0)
-        self.container.reload()
-        if self.container.attrs["State"]["OOMKilled"]:
-            return Exit(code, out_of_memory(self.surroundings.resources.memory_gib))
-        if code - SIGNAL_BASE in signal.valid_signals():
-            return ended_by_signal(code - SIGNAL_BASE, self.memory_kills)
-        return Exit(code)
+        if ended.out_of_memory:
+            return Exit(ended.code, out_of_memory(self.surroundings.resources.memory_gib))
+        if ended.code - SIGNAL_BASE in signal.valid_signals():
+            return ended_by_signal(ended.code - SIGNAL_BASE, self.memory_kills)
+        return Exit(ended.code)
 
     def _tidy(self) -> None:
         if self.mine:
             with contextlib.suppress(APIError, requests.RequestException):
-                self.container.remove(force=True)
+                remove(self.container)
         if self.secret:
             self.secret.forget()
+
+
+def _ended(container: Container) -> Ended | None:
+    """How it ended, as it was last looked at; None while it runs."""
+    state: Any = container.attrs.get("State")
+    if not isinstance(state, dict) or state.get("Status") not in ENDED:
+        return None
+    return Ended(int(state.get("ExitCode", FAILED)), bool(state.get("OOMKilled")))
+
+
+def remove(container: Container) -> None:
+    """Remove a container; one that somebody else is removing is waited for. APIError where it cannot be removed."""
+    deadline = time.monotonic() + REMOVAL_S
+    while True:
+        try:
+            container.remove(force=True)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != CONFLICT or time.monotonic() > deadline:
+                raise
+            time.sleep(REMOVAL_POLL_S)
+        else:
+            return

@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from essence.engines.gpu_pool import NO_GPUS, TakenGpus
 from essence.engines.image_builds import to_be_made
@@ -64,7 +64,7 @@ class Launch:
     gpus: tuple[str, ...] = ()
     """The GPUs that are this stage's alone, as CUDA_VISIBLE_DEVICES names them; empty = the first of the caller's."""
     held_open: tuple[int, ...] = ()
-    """Descriptors that the stage's processes inherit, and that hold its GPUs while one of them lives."""
+    """Descriptors that the stage's process inherits, and that hold its GPUs while it lives."""
     spec: Spec | None = None
     """What a batch text carries to the node; None = the spec is in the stage's folder."""
 
@@ -115,7 +115,7 @@ def surroundings(stage: PlannedStage, run_directory: RunDirectory, gpus: TakenGp
         ),
         network=network,
         resources=stage.resources,
-        variables=stage_environment(stage.resources, network),
+        variables=stage_environment(stage.resources, network) | gpus.variables(),
         user=(os.getuid(), os.getgid()),
         inputs=tuple(dict.fromkeys(stage.inputs.values())),
         gpus=gpus.names,
@@ -231,9 +231,14 @@ class Engine(ABC):
         """GPU -> folder of the stage that has it and outlives this process: one in a container; None = not told now."""
         return {}
 
-    def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
-        """What `invoke doctor` lists: the engine, then what it needs for the stages."""
-        del run_directory
+    def requirements(
+        self, stages: list[PlannedStage], run_directory: RunDirectory, expected_s: Mapping[str, float]
+    ) -> Iterator[Requirement]:
+        """What `invoke doctor` lists: the engine, then what it needs for the stages.
+
+        expected_s: stage id -> seconds that it is expected to run, where that is known.
+        """
+        del run_directory, expected_s
         engine = asked(f"engine {self.name}", lambda: self.check([]))
         yield engine
         if not engine.met:
@@ -243,6 +248,11 @@ class Engine(ABC):
         else:
             names = ", ".join(sorted({stage.runs_in for stage in stages}))
             yield asked("environments", lambda: self.check(stages), f"{names} are there")
+
+
+def limit_words(ulimits: Mapping[Any, int]) -> list[str]:
+    """What is put before a command, so that it and all that it starts has these limits."""
+    return ["prlimit", *(f"--{name}={'unlimited' if n < 0 else n}" for name, n in ulimits.items())] if ulimits else []
 
 
 VMSTAT = Path("/proc/vmstat")

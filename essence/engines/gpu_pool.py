@@ -1,14 +1,18 @@
 """The GPUs of this machine, each given to one stage at a time, whichever run and run directory the stage is of.
 
-A GPU is taken by a lock on a file that the stage's own processes keep open: it is free when the last of them is gone,
-were the host killed or not. A container keeps no file open, but can be asked when the host is gone: the engine does.
+A GPU is taken by a lock on a file that the host and the stage's own process keep open. Neither what that process starts
+(ranks, workers of a library) nor a container keeps it open: they are known by a variable that all of them inherit. A
+GPU is free when its lock is free and no process has it in its environment, whichever engine started it.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from essence.errors import MachineError
 from essence.files import sha256_text
@@ -17,6 +21,8 @@ from essence.record.facts import query_gpus
 from essence.record.manifest import Gpu
 
 NAME_DIGITS = 16
+HELD = "ESSENCE_HELD_GPUS"
+"""In the environment of all that a stage starts: its GPUs, by the names of their lock files."""
 InUse = Callable[[], Mapping[str, Path] | None]
 """GPU -> folder of the stage whose container has it; None where the engine does not say just now."""
 LOCKS = Path("/tmp")  # noqa: S108  the same for all shells: TMPDIR differs between them
@@ -29,7 +35,13 @@ class TakenGpus:
     names: tuple[str, ...]
     """As CUDA_VISIBLE_DEVICES names them."""
     descriptors: tuple[int, ...]
-    """Open files that hold them; the stage's processes inherit them."""
+    """Open files that hold them; the stage's process inherits them."""
+    locks: tuple[str, ...] = ()
+    """Names of these files."""
+
+    def variables(self) -> dict[str, str]:
+        """What the stage's processes are known by."""
+        return {HELD: ",".join(self.locks)} if self.locks else {}
 
     def leave(self) -> None:
         """Close them here; what the stage has inherited goes on to hold its GPUs."""
@@ -76,28 +88,48 @@ class GpuPool:
                 f"a stage asks for {count} GPUs, and this run may use {len(self.identities)}",
                 "set CUDA_VISIBLE_DEVICES to more, or gpus in [resources] to fewer",
             )
+        passed_over: set[str] = set()
+        while (taken := self._lock_some(count, stage, passed_over)) is not None:
+            # A host that died in between may have left a container on one of them, or processes.
+            (mine, free), held = self._usable(stage), held_by_processes()
+            in_use = {name for name in taken if self._lock_name(name) in held and name not in mine}
+            if set(taken) <= {*mine, *free} and not in_use:
+                locks = tuple(self._lock_name(name) for name in taken)
+                return TakenGpus(tuple(taken), tuple(taken.values()), locks)
+            for descriptor in taken.values():
+                os.close(descriptor)
+            if not in_use:
+                return None
+            passed_over |= in_use
+        return None
+
+    def _lock_some(self, count: int, stage: Path, passed_over: set[str]) -> dict[str, int] | None:
+        """GPU -> its open, locked file, of so many; None where fewer can be locked."""
         taken: dict[str, int] = {}
-        for name in self._in_order(stage):
-            if len(taken) < count and (descriptor := self._lock(name)) is not None:
+        mine, free = self._usable(stage)
+        for name in mine + free:
+            if len(taken) < count and name not in passed_over and (descriptor := self._lock(name)) is not None:
                 taken[name] = descriptor
-        # A host that died in between may have left a container on one of them.
-        if len(taken) == count and set(taken) <= set(self._in_order(stage)):
-            return TakenGpus(tuple(taken), tuple(taken.values()))
+        if len(taken) == count:
+            return taken
         for descriptor in taken.values():
             os.close(descriptor)
         return None
 
-    def _in_order(self, stage: Path) -> list[str]:
-        """What no other stage's container has, its own first."""
+    def _usable(self, stage: Path) -> tuple[list[str], list[str]]:
+        """Those that a container of this stage has, and those that none has; none where the engine does not say."""
         in_use = self.in_use()
         if in_use is None:
-            return []
+            return [], []
         mine = [name for name, identity in self.identities.items() if in_use.get(identity) == stage]
-        return mine + [name for name, identity in self.identities.items() if identity not in in_use]
+        return mine, [name for name, identity in self.identities.items() if identity not in in_use]
+
+    def _lock_name(self, name: str) -> str:
+        return sha256_text(self.identities[name])[:NAME_DIGITS]
 
     def _lock(self, name: str) -> int | None:
         """An open, locked file; None where somebody else has it."""
-        path = lock_folder() / sha256_text(self.identities[name])[:NAME_DIGITS]
+        path = lock_folder() / self._lock_name(name)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,6 +146,16 @@ class GpuPool:
             ) from None
         os.close(descriptor)
         return None
+
+
+def held_by_processes() -> set[str]:
+    """Names of the lock files of all GPUs that a process has in its environment: of this user, in containers too."""
+    found: set[str] = set()
+    for process in psutil.process_iter():
+        # Of other users' processes nothing is told; one may end while it is looked at.
+        with contextlib.suppress(psutil.Error, OSError):
+            found |= set(process.environ().get(HELD, "").split(",")) - {""}
+    return found
 
 
 def lock_folder() -> Path:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -14,9 +15,12 @@ from essence.errors import MachineError
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
 from essence.record.facts import code_facts
+from essence.record.run_directory import hold
 from essence.settings import EnvironmentName
 
 ENVIRONMENTS: tuple[EnvironmentName, ...] = get_args(EnvironmentName)
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+"""Names that BuildKit knows: a step of a build has them, and no layer and no history."""
 OVERLAY_VARIABLE = "ESSENCE_BAKE_FILE"
 """Names a further bake file, as one that takes the bases from a mirror of the registry."""
 BUILT_FROM = ("docker", "locks", ":(exclude)locks/images.toml")
@@ -51,16 +55,22 @@ def bake(flavour: str, targets: Iterable[EnvironmentName], overlay: Path | None 
         MachineError: Docker or buildx is not there, or the build fails.
     """
     check_buildx()
-    record = PROJECT / ".cache" / "images.json"
-    record.parent.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [*bake_command(list(targets), overlay or _overlay()), "--metadata-file", str(record)],
-        cwd=PROJECT,
-        env={**os.environ, **bake_variables(flavour)},
-        check=False,
-    )
-    if done.returncode:
-        raise MachineError(f"docker buildx bake ended with code {done.returncode}; what it says is above")
+    place = PROJECT / ".cache" / "images"
+    record = place / "built.json"
+    with hold(place, "the building of images", "invoke images"):
+        done = subprocess.run(
+            [*bake_command(list(targets), overlay or _overlay()), "--metadata-file", str(record)],
+            cwd=PROJECT,
+            env=build_environment(bake_variables(flavour)),
+            check=False,
+        )
+        if done.returncode:
+            raise MachineError(f"docker buildx bake ended with code {done.returncode}; what it says is above")
+        return _digests(record)
+
+
+def _digests(record: Path) -> dict[str, str]:
+    """What buildx says that it has built."""
     digests = {}
     for built in json.loads(record.read_text(encoding="utf-8")).values():
         if isinstance(built, dict) and "image.name" in built:
@@ -92,12 +102,24 @@ def bake_variables(flavour: str) -> dict[str, str]:
         "CERTIFICATES": os.environ.get("SSL_CERT_FILE", ""),
         "WHEELS": os.environ.get("PIP_FIND_LINKS", ""),
     }
+    for name in PROXIES:
+        variables[name] = os.environ.get(name) or os.environ.get(name.lower(), "")
     for environment in ENVIRONMENTS:
         image = recipe(environment, flavour)
         variables[f"{environment.upper()}_LOCK"] = image.lock_sha256
         variables[f"{environment.upper()}_BASE"] = image.base
         variables[f"{environment.upper()}_SOURCE"] = image.source_sha256
     return variables
+
+
+OF_A_BUILD = re.compile(r"(DOCKER|BUILDX|BUILDKIT)_.*")
+WHICH_ENGINE = re.compile(r"DOCKER_(HOST|CONTEXT|CONFIG|CERT_PATH|TLS|TLS_VERIFY|API_VERSION)|BUILDX_(BUILDER|CONFIG)")
+
+
+def build_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The caller's, without what would build other images: for another platform, or with another builder's options."""
+    own = os.environ.items()
+    return {n: v for n, v in own if not OF_A_BUILD.fullmatch(n) or WHICH_ENGINE.fullmatch(n)} | dict(variables)
 
 
 def source_date_epoch() -> str:

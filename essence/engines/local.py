@@ -7,6 +7,7 @@ otherwise in the one that runs this very Python.
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import essence
 from essence.engines import environments
-from essence.engines.engine import DEVICE_ORDER, Engine, Exit, Launch, ended_by_signal, memory_kills
+from essence.engines.engine import DEVICE_ORDER, Engine, Exit, Launch, ended_by_signal, limit_words, memory_kills
 from essence.engines.inherited import inherited
 from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import token
@@ -56,6 +57,8 @@ class LocalEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError when this environment lacks what a stage runs on: torch, its build for GPUs, or vLLM."""
+        if any(stage.resources.ulimits for stage in stages) and not shutil.which("prlimit"):
+            raise MachineError("resources.ulimits needs the command prlimit, which is not here", "leave ulimits empty")
         if self.apart:
             check_decoder(stages, self.flavour)
             return
@@ -75,7 +78,8 @@ class LocalEngine(Engine):
     def command(self, surroundings: Launch) -> list[str]:
         """The command line of a stage."""
         own = environments.environment_python(surroundings.environment)
-        return [str(own) if self.apart else sys.executable, *surroundings.arguments]
+        limits = limit_words(surroundings.resources.ulimits)
+        return [*limits, str(own) if self.apart else sys.executable, *surroundings.arguments]
 
     def start(self, surroundings: Launch) -> "LocalStage":
         return LocalStage(surroundings, self.command(surroundings))

@@ -2,16 +2,20 @@
 
 import errno
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from essence.errors import MachineError
 from essence.files import GIB
 from essence.progress import visible_gpus
 from essence.record.facts import query_gpus
 from essence.record.manifest import Gpu
+
+IMAGES_PLATFORM = "Linux x86_64"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def this_machine(run_directory: Path) -> Machine:
     """Look at GPUs, memory and the disk that the run directory is, or will be, on."""
     memory, visible = psutil.virtual_memory().total / GIB, visible_gpus()
     gpus = [gpu for gpu in query_gpus() if not visible or _named(gpu, visible)]
-    return Machine(gpus, memory, shutil.disk_usage(_existing(run_directory)).free / GIB)
+    return Machine(gpus, memory, shutil.disk_usage(existing(run_directory)).free / GIB)
 
 
 def _named(gpu: Gpu, names: list[str]) -> bool:
@@ -54,11 +58,22 @@ def _named(gpu: Gpu, names: list[str]) -> bool:
 
 def refusal(folder: Path) -> int | None:
     """The errno with which a folder, or the one it would be made in, refuses writes; None = it can be written."""
-    existing = _existing(folder)
-    if os.access(existing, os.W_OK | os.X_OK):
+    place = existing(folder)
+    if os.access(place, os.W_OK | os.X_OK):
         return None
-    return errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+    return errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
 
 
-def _existing(folder: Path) -> Path:
+def check_images_platform(engine: str) -> None:
+    """MachineError where no image of the kit can run: their versions are locked for one platform."""
+    here = f"{platform.system()} {platform.machine()}"
+    if here != IMAGES_PLATFORM:
+        raise MachineError(
+            f"engine {engine}: its images are locked for {IMAGES_PLATFORM}, and this machine is {here}",
+            "run without images: --engine local",
+        )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or where it would be made the first that is there."""
     return next(place for place in (folder, *folder.parents) if place.is_dir())

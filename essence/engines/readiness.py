@@ -18,10 +18,11 @@ from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
 from essence.engines.requirement import Requirement, asked, unmet
 from essence.engines.selected_run import Run
-from essence.errors import DISK, MachineError
+from essence.errors import CURES, DISK, MachineError
 from essence.models.folder import check_folder
 from essence.plan.catalogue import missing
 from essence.plan.estimate import download_gib, estimate
+from essence.plan.expected_times import expected_seconds
 from essence.plan.fit import Fit, Room, fits_of, planned_room
 from essence.plan.proved import newest_proof
 from essence.plan.schema import ResourcesSection
@@ -74,7 +75,8 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
             yield from _memory(selection, left, machine)
         yield from _fits(selection, left, machine)
         yield _disk(selection, machine)
-        yield from selection.engine.requirements(left, selection.run_directory)
+        expected = expected_seconds(selection.plan, selection.run_directory) if selection.engine.queue else {}
+        yield from selection.engine.requirements(left, selection.run_directory, expected)
         if offline:
             yield from _images_offline(selection, left)
     if thorough:
@@ -110,9 +112,7 @@ def doctor_command(selection: Run) -> str:
 def _writable(selection: Run) -> Requirement:
     root = selection.run_directory.root
     if refused := refusal(root):
-        return Requirement(
-            "run directory", f"{root}: {DISK[refused]}", cure="make room there, or name another with --runs"
-        )
+        return Requirement("run directory", f"{root}: {DISK[refused]}", cure=CURES[refused])
     return Requirement("run directory", str(root))
 
 
@@ -223,7 +223,10 @@ def _fits(selection: Run, left: list[PlannedStage], machine: Machine) -> Iterato
         worst = [max(same, key=lambda fit: (fit.gpu_gib or 0.0, fit.main_gib or 0.0)) for same in by_change.values()]
         others = [f" (and {len(same) - 1} more)" if same[1:] else "" for same in by_change.values()]
         told = [f"{fit.what}{more} {fit.problem}" for fit, more in zip(worst, others, strict=True)]
-        yield Requirement("memory of the stages", "; ".join(told), cure="; ".join(by_change))
+        cure = "; ".join(by_change)
+        if selection.engine.queue and any((fit.main_gib or 0.0) > room.main_gib for fit in worst):
+            cure = f"raise limits.train.memory_gib in the site file, or resources.memory_gib; or {cure}"
+        yield Requirement("memory of the stages", "; ".join(told), cure=cure)
     elif found:
         yield Requirement("memory of the stages", fitting(found))
 

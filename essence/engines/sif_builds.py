@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from essence.engines.apptainer_faults import likely_fault
 from essence.engines.engine import CERTIFICATES, NETWORK_VARIABLES
 from essence.engines.image_address import ImageAddress
 from essence.engines.image_builds import UNPACKED, to_be_made
@@ -94,10 +95,10 @@ def check_room(compressed: Sequence[tuple[str, float]], unpacked: float = UNPACK
     if not compressed:
         return
     sizes = [gib for _, gib in compressed]
-    work = Path(next(filter(None, map(os.environ.get, WORK_VARIABLES)), tempfile.gettempdir()))
+    work = _work_folder()
     asked = [(sif_folder(), sum(sizes)), (work, unpacked * max(sizes))]
     places = [next(path for path in (folder, *folder.absolute().parents) if path.is_dir()) for folder, _ in asked]
-    on_one_disk = len({path.stat().st_dev for path in places}) == 1
+    on_one_disk = _on_one_disk(places)
     for (folder, own), here in zip(asked, places, strict=True):
         gib = sum(each for _, each in asked) if on_one_disk else own
         if (free := shutil.disk_usage(here).free / GIB) < gib:
@@ -106,6 +107,14 @@ def check_room(compressed: Sequence[tuple[str, float]], unpacked: float = UNPACK
                 f"about {gib:.1f}",
                 f"make room, or name other folders with {FOLDER_VARIABLE} and {WORK_VARIABLES[0]}",
             )
+
+
+def _on_one_disk(places: Iterable[Path]) -> bool:
+    return len({path.stat().st_dev for path in places}) == 1
+
+
+def _work_folder() -> Path:
+    return Path(next(filter(None, map(os.environ.get, WORK_VARIABLES)), tempfile.gettempdir()))
 
 
 def _make(image: ImageRecipe, source: ImageSource, say: Callable[[str], None]) -> None:
@@ -208,7 +217,9 @@ def run_apptainer(command: list[str], what: str, registry: ImageAddress | None =
     variables = build_environment() | (login.variables() if login else {})
     done = subprocess.run(command, cwd=PROJECT, env=variables, stdout=STANDARD_ERROR, check=False)
     if done.returncode:
-        raise MachineError(f"apptainer {what} ended with code {done.returncode}; what it says is above")
+        fault = likely_fault(_work_folder()) if registry is None else None
+        found, cure = fault if fault else ("what it says is above", "")
+        raise MachineError(f"apptainer {what} ended with code {done.returncode}; {found}", cure)
 
 
 def fetching_words(address: ImageAddress | None) -> list[str]:

@@ -150,6 +150,12 @@ def read_sif(file: Path) -> SifRecord:
     if known and known.is_of(file):
         return known
     sha256 = sha256_file(file)
+    if known and known.sha256 != sha256 and known.definition_sha256 is not None:
+        raise MachineError(
+            f"{file}: was edited, or copied in part, since it was made (its sha256 is {sha256[:16]}, in its record "
+            f"{known.sha256[:16]})",
+            f"make it again, or where another was put there on purpose remove {record_file(file).name}",
+        )
     if known and known.sha256 == sha256:
         # The same bytes, copied.
         found = file.stat()

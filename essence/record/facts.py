@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -112,17 +113,26 @@ def query_gpus() -> list[Gpu]:
     if not shutil.which("nvidia-smi"):
         return []
     command = ["nvidia-smi", f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=QUERY_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        # A driver that hangs has no GPU to give.
+        return []
     if done.returncode:
         return []
     rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
-    found = [dict(zip(GPU_QUERY.split(","), row, strict=True)) for row in rows]
-    return [_gpu(gpu) for gpu in found]
+    return [_gpu(row) for row in rows if len(row) == len(GPU_QUERY.split(",")) and row[0].isdigit()]
 
 
-def _gpu(found: dict[str, str]) -> Gpu:
+def _gpu(row: list[str]) -> Gpu:
+    """A row; lines that tell of something else, warnings say, are none. `[N/A]`: the driver does not say."""
+    found = dict(zip(GPU_QUERY.split(","), row, strict=True))
     facts = {name: value for name, value in found.items() if name != "memory.total"}
-    return Gpu.model_validate({**facts, "memory_gib": round(float(found["memory.total"]) / 1024, 2)})
+    memory = found["memory.total"]
+    gib = round(float(memory) / 1024, 2) if re.fullmatch(r"[0-9.]+", memory) else None
+    return Gpu.model_validate({**facts, "memory_gib": gib})
 
 
 def processor_name() -> str | None:

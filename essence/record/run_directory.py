@@ -237,7 +237,8 @@ def locked(file: Path, what: str, wait_s: float, look: Callable[[], None]) -> It
 
 def _try_lock(file: Path, what: str) -> int | None:
     """The open file, locked; None where another process has it, or has just removed it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    # Whom the umask lets write may lock, too.
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if file.exists() and os.path.samestat(file.stat(), os.fstat(descriptor)):

@@ -11,7 +11,8 @@ import pytest
 from docker.types import Ulimit
 
 from essence.commands.options import select
-from essence.engines.docker import FOLDER, DockerEngine, argv, creation
+from essence.engines.docker import FOLDER, DockerEngine
+from essence.engines.docker_container import argv, creation
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import Launch, Mount
 from essence.engines.recipes import config_digest, recipe
@@ -247,9 +248,19 @@ def test_the_printed_command_line_makes_the_same_container(engine: DockerEngine,
     line = ["docker", "create", *[word for word in printed[2:] if word != "--rm"]]
     identifier = subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
     typed = engine.client.containers.get(identifier)
-    made = engine.client.containers.create("essence-download:cpu", **creation(around, None, f"{CALLER}:{CALLER}"))
+    made = engine.client.containers.create("essence-download:cpu", **creation(around, None, engine.host))
     try:
-        for key in ("Memory", "NetworkMode", "ReadonlyRootfs", "CapDrop", "SecurityOpt", "ShmSize", "Tmpfs", "Ulimits"):
+        for key in (
+            "Memory",
+            "NetworkMode",
+            "ReadonlyRootfs",
+            "CapDrop",
+            "SecurityOpt",
+            "ShmSize",
+            "Tmpfs",
+            "Ulimits",
+            "GroupAdd",
+        ):
             assert typed.attrs["HostConfig"][key] == made.attrs["HostConfig"][key], key
         for key in ("Cmd", "User", "WorkingDir"):
             assert typed.attrs["Config"][key] == made.attrs["Config"][key], key

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from essence.engines.gpu_pool import GpuPool
+from essence.engines.engine import surroundings
+from essence.engines.gpu_pool import HELD, GpuPool
+from essence.engines.local import variables
 from essence.errors import MachineError
 from essence.record.facts import query_gpus
+from essence.record.run_directory import RunDirectory
 from support.gpu_host import matrix, run
 from support.project import PROJECT
 
@@ -124,6 +127,52 @@ def test_what_a_killed_host_has_started_goes_on_to_hold_its_gpus() -> None:
     while (taken := pool.take(3, Path("/b"))) is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    taken.leave()
+
+
+WITHOUT_FILES = """
+import os, subprocess, sys
+from pathlib import Path
+from essence.engines.gpu_pool import GpuPool
+taken = GpuPool(dict([("0", sys.argv[1]), ("1", sys.argv[1] + "b")])).take(1, Path("/a"))
+child = subprocess.Popen(["sleep", "600"], env={**os.environ, **taken.variables()}, start_new_session=True)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_what_a_stage_has_started_holds_its_gpus_without_an_open_file() -> None:
+    """A rank, a worker of a library, or a container whose host is gone: all have the stage's environment."""
+    name = f"a test of {os.getpid()}: child"
+    command = [sys.executable, "-c", WITHOUT_FILES, name]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as host:
+        child = int(host.stdout.readline())  # type: ignore[union-attr]
+        host.kill()
+        host.wait()
+    pool = GpuPool({"0": name, "1": f"{name}b"})
+    try:
+        assert pool.take(2, Path("/b")) is None and pool.take(1, Path("/a")).names == ("1",)  # type: ignore[union-attr]
+        own = GpuPool({"0": name}, lambda: {name: Path("/a")}).take(1, Path("/a"))
+        assert own and own.names == ("0",), "the stage whose container it is takes it over"
+        own.leave()
+    finally:
+        os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while (taken := pool.take(1, Path("/b"))) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert taken.names == ("0",)
+
+
+def test_a_stage_knows_itself_by_its_gpus_under_every_engine(tmp_path: Path) -> None:
+    planned = matrix(1, 2)[0]
+    taken = GpuPool(EIGHT).take(2, tmp_path)
+    assert taken
+    around = surroundings(planned, RunDirectory(tmp_path), taken)
+    for told in (around.contained_variables(), variables(around)):
+        assert told[HELD].split(",") == list(taken.locks) and len(taken.locks) == 2
+    assert HELD not in surroundings(planned, RunDirectory(tmp_path)).contained_variables()
     taken.leave()
 
 

@@ -1,9 +1,12 @@
 """What a record says of the code that made it."""
 
+import os
 import subprocess
 from pathlib import Path
 
-from essence.record.facts import code_facts
+import pytest
+
+from essence.record.facts import code_facts, query_gpus
 
 
 def repository(folder: Path) -> Path:
@@ -30,3 +33,29 @@ def test_links_and_repositories_beside_the_code_are_named_in_the_diff(tmp_path: 
     (project / "scratch").unlink()
     (project / "scratch").symlink_to(tmp_path / "project")
     assert code_facts(project)[0]["diff_sha256"] != facts["diff_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("0, NVIDIA H100, GPU-1, 81559, 580.95.05", [("0", 79.65)]),
+        ("0, NVIDIA GB10, GPU-1, [N/A], 580.95.05", [("0", None)]),
+        ("WARNING: infoROM is corrupted at gpu 0000:3B:00.0\n0, NVIDIA H100, GPU-1, 81559, 580.95.05", [("0", 79.65)]),
+        ("No devices were found", []),
+        ("Failed to initialize NVML: Driver/library version mismatch", []),
+        ("0, NVIDIA H100", []),
+        ("", []),
+    ],
+)
+def test_what_nvidia_smi_says_beside_gpus_is_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, found: list[tuple[str, float | None]]
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    query_gpus.cache_clear()
+    try:
+        assert [(gpu.index, gpu.memory_gib) for gpu in query_gpus()] == found
+    finally:
+        query_gpus.cache_clear()

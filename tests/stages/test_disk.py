@@ -48,7 +48,7 @@ def test_a_read_only_run_directory_is_one_sentence(tmp_path: Path) -> None:
     with mounted(runs, "size=1m,ro"):
         done = invoke("run", "--experiment", str(MICRO), "--only", "download", "--runs", str(runs))
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert str(runs) in done.stderr and "its disk is read-only; make room there, or name another" in done.stderr
+    assert str(runs) in done.stderr and "its disk is read-only; name another run directory with --runs" in done.stderr
 
 
 def test_only_what_a_disk_refuses_is_told_so() -> None:

@@ -1,12 +1,14 @@
 """The Slurm engine: each stage is a job in a container of the site's kind, and goes on when the command has ended."""
 
 import functools
+import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from essence.engines.engine import Engine, Launch, fetches, surroundings
+from essence.engines.machine import check_images_platform
 from essence.engines.recipes import ImageRecipe, check_decoder, recipe
 from essence.engines.requirement import Requirement, asked
 from essence.engines.runner import make_spec
@@ -70,6 +72,7 @@ class SlurmEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError for an image that is absent or of another state of the project, SchedulerError without Slurm."""
+        check_images_platform(self.name)
         check_decoder(stages, self.flavour)
         for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
             self._check_image(recipe(name, self.flavour))
@@ -86,16 +89,24 @@ class SlurmEngine(Engine):
             cure = f"build it again: make images sif FLAVOUR={image.flavour}"
             self._checked[image.environment] = checked_sif(file, image, cure)
 
-    def requirements(self, stages: list[PlannedStage], run_directory: RunDirectory) -> Iterator[Requirement]:
+    def requirements(
+        self, stages: list[PlannedStage], run_directory: RunDirectory, expected_s: Mapping[str, float]
+    ) -> Iterator[Requirement]:
         """The images are where the site file says, Slurm answers, and would take a job of each kind of stage."""
+        platform = asked(f"engine {self.name}", functools.partial(check_images_platform, self.name))
+        if not platform.met:
+            yield platform
+            return
         for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
             yield asked(f"image {name}", functools.partial(self._check_image, recipe(name, self.flavour)))
         slurm = asked("Slurm", lambda: bool(queue.queue()))
         yield slurm
         if slurm.met:
-            launches = {launch.stage: launch for launch in self.launches(stages, run_directory)}
-            for stage, launch in launches.items():
-                yield asked(f"a {stage} job", self._taken(self.job(launch)))
+            launches = self.launches(stages, run_directory)
+            launches.sort(key=lambda launch: expected_s.get(launch.stage_id, math.inf))
+            # Of each kind the last, which asks for the longest time.
+            for stage, launch in {launch.stage: launch for launch in launches}.items():
+                yield asked(f"a {stage} job", self._taken(self.job(launch, expected_s.get(launch.stage_id))))
 
     def _taken(self, job: Job) -> Callable[[], object]:
         def ask() -> None:

@@ -4,7 +4,7 @@ stage=
 ask_to_stop() { asked=1; [ -z "$stage" ] || kill -TERM "$stage" 2>/dev/null; }
 trap ask_to_stop TERM USR1
 {% if site.container == 'apptainer' %}
-work="{{ site.scratch }}/essence-$SLURM_JOB_ID"
+work="{{ site.scratch }}/essence-$SLURM_JOB_ID-${SLURM_NODEID:-0}"
 mkdir -p "$work"
 {% endif %}
 given=("ESSENCE_HOST=$(hostname)")
