@@ -2,7 +2,7 @@
 
 The formulas are those of the preflight (`essence/sizes/memory.py`), for a step whose rows are all as long as is let in,
 each token a label; evaluations need the weights and one sequence of the greatest length. Of a model whose sizes are not
-known yet nothing is said.
+known yet nothing is said. Where a proof has measured more than the formula gives, so much more is needed.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from essence.files import GIB
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
 from essence.plan.model_sizes import architecture, longest_read
+from essence.plan.proved import memory_ratio
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
 from essence.settings import Resources, TrainSettings
@@ -103,14 +104,15 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
     if student is None or (taught and teacher is None):
         return None
     load, longest = planned_load(settings, student, teacher, resources)
-    needed = device_bytes(load)
+    ratio = memory_ratio(run_directory) if resources.gpus else 1.0
+    needed = round(ratio * device_bytes(load))
     what = f"training {plan.cell.name}"
     if not resources.gpus:
         return _on_processors(what, needed * settings.processes, room)
     main = main_memory_bytes(machine_load(settings, student, teacher, resources))
     problem = change = ""
     if needed > room.gpu_bytes:
-        least = smallest_change(load, room.gpu_bytes, longest, settings.pad_to_multiple)
+        least = smallest_change(load, int(room.gpu_bytes / ratio), longest, settings.pad_to_multiple)
         problem = _needs(needed, "of each GPU", room.gpu_gib, room.gpu_bytes)
         change = _for_pair(plan.cell.pair, least) if least else "use GPUs with more memory, or a smaller model"
     elif main > room.main_bytes:

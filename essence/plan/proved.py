@@ -51,6 +51,12 @@ class Proof:
         return [check.sentence for check in (*self.training.results.checks, *decoding) if not check.passed]
 
     @property
+    def memory_ratio(self) -> float:
+        """The most that a GPU held over what the memory rule gives for it; 1 where the rule was never too low."""
+        points = [(point.peak_bytes, point.rule_bytes) for point in self.training.results.steps]
+        return max((peak / rule for peak, rule in points if peak), default=1.0)
+
+    @property
     def speeds(self) -> Speeds:
         """Of the machine; what was not measured is as assumed."""
         results = self.training.results
@@ -142,6 +148,12 @@ def _read(file: Path, changed_ns: int) -> object:
     except RecordError:
         return None
     return manifest if manifest.is_sealed else None
+
+
+def memory_ratio(run_directory: RunDirectory) -> float:
+    """By how much the memory rule was too low where it was measured on such a GPU; 1 where it was not."""
+    proof = newest_proof(run_directory, gpus=True)
+    return max(1.0, proof.memory_ratio) if proof else 1.0
 
 
 def speeds_for(run_directory: RunDirectory, gpus: bool) -> Speeds:

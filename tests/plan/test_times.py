@@ -12,6 +12,7 @@ from essence.plan import proved
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.estimate import estimate, trained_of
 from essence.plan.experiment import Experiment, load
+from essence.plan.fit import fits_of, planned_room
 from essence.plan.measured_lengths import measured_lengths
 from essence.plan.proved import newest_proof, proofs, speeds_for
 from essence.plan.stage_plan import CellPlan, make_plan
@@ -177,3 +178,18 @@ def test_the_paper_s_cell_takes_what_was_reckoned(tmp_path: Path) -> None:
     assert all(
         float(hours[lsp].training_gpu_hours or np.nan) > part for lsp, part in zip((0.1, 0.5, 1.0), steps, strict=True)
     )
+
+
+def test_memory_that_was_measured_above_the_rule_is_needed(tmp_path: Path) -> None:
+    """On a GPU that held half as much again as the formula says; one that held less changes nothing."""
+    loaded = load("bespoke")
+    plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False)
+    point = {"rows": 1, "tokens": 9, "passes": 1, "flops": 1.0, "seconds": 1.0, "fitted_s": 1.0, "assumed_s": 1.0}
+    needed = []
+    for number, peak in enumerate((None, 50, 150)):
+        runs = tmp_path / str(number)
+        steps = [{**point, "peak_bytes": peak, "rule_bytes": 100}]
+        proof(runs, "prove_training-00000000000000a1", "2026-01-01T00:00:00+00:00", "x", 1e-15, devices=4, steps=steps)
+        needed.append(fits_of(plan, RunDirectory(runs), planned_room(loaded))[0])
+    assert needed[0] == needed[1] and needed[0].gpu_gib and needed[2].gpu_gib
+    assert needed[2].gpu_gib == pytest.approx(1.5 * needed[0].gpu_gib)

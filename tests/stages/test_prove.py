@@ -1,8 +1,10 @@
 """`invoke prove`: what it measures and checks here at small sizes, and that it catches what is wrong."""
 
 import json
+import re
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ import pytest
 from rich.console import Console
 
 from essence.commands import prove as command
+from essence.commands.doctor import doctor
+from essence.commands.plan import print_plan
 from essence.engines.engine import Launch
 from essence.engines.local import LocalEngine
 from essence.engines.selected_run import Options
+from essence.errors import ExperimentError
 from essence.plan.proved import newest_proof, proofs
 from essence.record.run_directory import RunDirectory
+from essence.record.verification import verify
 from essence.sizes.speeds import ASSUMED
-from support.project import invoke
 from support.proof_record import proof
 from support.proof_settings import asked
 from support.stage_inputs import context
@@ -25,6 +30,12 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 CPU = torch.device("cpu")
 CHECKS = ["memory", "disk", "temporary folder", "loss", "resume", "packing", "bfloat16"]
 TWO_RANKS = 'extends = "tiny"\ntitle = "two ranks"\n[training]\nparallel = "ddp"\nprocesses = 2\n'
+
+
+def planned(runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What `invoke plan` says of the miniature."""
+    print_plan(Options(experiment="tiny", runs=str(runs)), as_json=False, console=Console(width=200))
+    return capsys.readouterr().out
 
 
 def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
@@ -137,35 +148,37 @@ def test_the_command_says_each_fault_in_a_sentence_and_ends_with_1(
     assert code == 1 and not told["proved"]
     memory, disk, loss = told["failed"]
     assert "memory" in memory and "faster disk" in disk and "differ from float64" in loss
-    plan = invoke("plan", "--experiment", "tiny", "--runs", str(tmp_path))
-    assert f"and wrong: {memory} (and 2 more)" in plan.stdout
+    assert f"and wrong: {memory} (and 2 more)" in planned(tmp_path, capsys)
 
 
-def test_a_proof_is_one_command_and_the_plan_says_so(tmp_path: Path) -> None:
+def test_a_proof_is_one_command_and_plan_and_doctor_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With two ranks, in processes of their own; it takes the place of an earlier one of this machine."""
     file, runs = tmp_path / "two.toml", tmp_path / "runs"
     file.write_text(TWO_RANKS, encoding="utf-8")
-    words = ("--runs", str(runs))
-    assert "not proved: invoke prove measures this machine" in invoke("plan", "--experiment", "tiny", *words).stdout
+    assert "not proved: invoke prove measures this machine" in planned(runs, capsys)
     proof(runs, "prove_training-00000000000000a1", "2026-01-01T00:00:00+00:00", socket.gethostname(), 1e-12)
-    done = invoke("prove", "--experiment", str(file), *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 ranks over gloo" in done.stdout and "✓ ranks: losses of ddp and of one process differ by" in done.stdout
-    assert "proved on 20" in done.stdout and "training steps, 2 and 2 layers, one process" in done.stdout
-    assert "proved on 20" in invoke("plan", "--experiment", "tiny", *words).stdout
-    checks = json.loads(invoke("doctor", "--experiment", "tiny", *words, "--json").stdout)["checks"]
-    assert next(check for check in checks if check["name"] == "proof")["found"].startswith("proved on 20")
-    assert invoke("verify", str(runs / "prove")).returncode == 0
+    assert "proved on 2026-01-01, A device" in planned(runs, capsys)
+    words = Options(experiment=str(file), runs=str(runs))
+    code = command.prove(words, dry_run=False, as_json=False, console=Console(width=200))
+    told = capsys.readouterr().out
+    assert code == 0 and "✗" not in told, told
+    assert "2 ranks over gloo" in told and "✓ ranks: losses of ddp and of one process differ by" in told
+    assert "proved on 20" in told and "training steps, 2 and 2 layers, one process" in told
     (found,) = proofs(RunDirectory(runs))
     assert not found.failed and found.training.hardware.host == socket.gethostname() and found.decoding
     assert found.speeds != ASSUMED and found.training.results.link and newest_proof(RunDirectory(runs), True) is None
+    assert found.sentence() in planned(runs, capsys)
+    doctor(Options(experiment="tiny", runs=str(runs)), False, True, Console(stderr=True))
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["proof"]["found"] == found.sentence() and checks["proof"]["ok"]
+    assert verify(RunDirectory(runs).proofs).findings == []
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     for words, told in (
-        (("--engine", "dcker"), "did you mean 'docker'?"),
-        (("--experiment", "sft"), "kd_weight = 0.0 trains without a teacher"),
+        (Options(engine="dcker"), "did you mean 'docker'?"),
+        (Options(experiment="sft", engine="local"), "kd_weight = 0.0 trains without a teacher"),
     ):
-        done = invoke("prove", "--runs", str(tmp_path), *words)
-        assert done.returncode == 2 and told in done.stderr, done.stderr
+        with pytest.raises(ExperimentError, match=re.escape(told)):
+            command.prove(replace(words, runs=str(tmp_path)), False, False, Console())
     assert not list(tmp_path.iterdir())
