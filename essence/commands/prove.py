@@ -17,6 +17,7 @@ from rich.text import Text
 
 from essence.commands.clean import clean
 from essence.commands.options import check_word, run_directory
+from essence.commands.queue_jobs import print_jobs
 from essence.commands.run import exit_code, print_dry_run, run_held, say_failures, to_go_on
 from essence.commands.terminal import teller
 from essence.engines import ENGINES, FLAVOURS, make_engine
@@ -45,7 +46,8 @@ def prove(words: Options, dry_run: bool, as_json: bool, console: Console) -> int
     """Run both stages and print what they found; 1 where a check failed, 2 for what can be cured before."""
     selection = select_proof(words, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
     if dry_run:
-        return print_dry_run(selection, as_json, console)
+        queue = selection.engine.queue
+        return print_jobs(selection, queue, as_json) if queue else print_dry_run(selection, as_json, console)
     make_ready(selection, teller(console))
     command = words.typed(whole=False, command="prove")
     folder = selection.run_directory.experiment(selection.name)

@@ -182,3 +182,13 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ExperimentError, match=re.escape(told)):
             command.prove(replace(words, runs=str(tmp_path)), False, False, Console())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_queue_is_shown_the_two_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each asks for three hours at most, the second waits for the first, and one has a GPU for its copy alone."""
+    words = Options(engine="slurm", runs=str(tmp_path))
+    assert command.prove(words, dry_run=True, as_json=True, console=Console()) == 0
+    training, decoding = json.loads(capsys.readouterr().out)
+    assert decoding["after"] == [training["id"]] and not list(tmp_path.iterdir())
+    assert "--time=03:10:00" in training["text"] and "--time=03:10:00" in decoding["text"]
+    assert "--gres=gpu:4" in training["text"] and "--gres=gpu:1" in decoding["text"]
