@@ -18,7 +18,7 @@ from rich.text import Text
 from essence.commands.clean import clean
 from essence.commands.options import check_word, run_directory
 from essence.commands.queue_jobs import print_jobs
-from essence.commands.run import exit_code, print_dry_run, run_held, say_failures, to_go_on
+from essence.commands.run import exit_code, print_dry_run, run_held, say_failures
 from essence.commands.terminal import teller
 from essence.engines import ENGINES, FLAVOURS, make_engine
 from essence.engines.choice import ENGINE_VARIABLE, choose, site_of
@@ -57,7 +57,7 @@ def prove(words: Options, dry_run: bool, as_json: bool, console: Console) -> int
             # Earlier proofs of this machine, each with a model: the plan names the newest alone.
             clean(selection.run_directory, None, True, Console(quiet=True), earlier=True)
     if summary.interrupted:
-        console.print(to_go_on(command), soft_wrap=True)
+        console.print(f"Stopped. A proof is of one moment, and begins anew: {command}", soft_wrap=True, highlight=False)
     proof = _proof(selection)
     if as_json:
         sys.stdout.write(json.dumps(_as_json(proof), indent=2) + "\n")
