@@ -52,6 +52,21 @@ def drawn_tokens(position: int, seed: int, candidates: NDArray[np.int64], count:
     return chosen
 
 
+def least_sure(entropies: NDArray[np.float16], candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """So many of a row's tokens, in order: those of the largest entropies, of equal ones the first.
+
+    Nothing is drawn; a larger count holds the smaller one.
+
+    Args:
+        entropies: of each token of the row, shape (L,).
+        candidates: indices in the row, shape (n,), growing.
+        count: at most n.
+    """
+    order = np.argsort(-entropies[candidates], kind="stable")
+    chosen: NDArray[np.int64] = np.sort(candidates[order[:count]])
+    return chosen
+
+
 def growing_lengths(kept: Sequence[int], lengths: Sequence[int], steps: Sequence[int], lsp: float) -> list[int]:
     """Tokens of each reading of a row where the proportion grows over the training up to 1.0, `lsp` on average.
 

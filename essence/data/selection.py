@@ -114,7 +114,7 @@ def select(
     start, stop = zero, kept
     if view.span == "to-first-answer":
         stop = bounds.answer_stops()
-    elif view.span == "random-tokens":
+    elif view.span in ("random-tokens", "teacher-entropy"):
         stop = bounds.lengths
     elif view.span == "middle":
         start = (bounds.lengths - kept) // 2
@@ -155,10 +155,12 @@ def reads_prefix(view: ViewSettings) -> bool:
 def validation_view(settings: TrainSettings) -> ViewSettings:
     """The training view, or with `validation_view = "full"` the same sections of whole rows (trap 8).
 
-    A schedule has no one view; its validation rows keep the mean proportion.
+    A schedule has no one view; its validation rows keep the mean proportion. The teacher reads no validation rows, so
+    under `teacher-entropy` as many of their labels are drawn.
     """
-    if settings.validation_view == "same" and settings.view.span == "schedule":
-        return settings.view.model_copy(update={"span": "left"})
+    stands_for = {"schedule": "left", "teacher-entropy": "random-tokens"}.get(settings.view.span)
+    if settings.validation_view == "same" and stands_for:
+        return settings.view.model_copy(update={"span": stands_for})
     if settings.validation_view == "same":
         return settings.view
     return settings.view.model_copy(update={"lsp": 1.0, "span": "left", "draw_seed": 0})

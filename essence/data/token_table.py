@@ -7,7 +7,7 @@ final answer is first stated, -1 where none is found; files of earlier versions 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from essence.data.selection import Indices, SectionBounds
-from essence.data.truncation import Example, SkipReason, Tokens, make_examples
+from essence.data.truncation import Entropies, Example, SkipReason, Tokens, make_examples
 from essence.errors import InputError
 from essence.files import flush_to_disk
 from essence.settings import ViewSettings
@@ -133,9 +133,14 @@ class TokenTable:
             yield self._ids[batch][start:stop]
 
     def examples(
-        self, indices: Indices, view: ViewSettings, eos_id: int, kept: Indices | None = None
+        self,
+        indices: Indices,
+        view: ViewSettings,
+        eos_id: int,
+        kept: Indices | None = None,
+        entropies: Iterable[Entropies] | None = None,
     ) -> Iterator[Example | SkipReason]:
-        """A view of some rows, in the given order; `kept` as in `select`.
+        """A view of some rows, in the given order; `kept` as in `select`, `entropies` as in `make_examples`.
 
         Raises:
             InputError: the view ends at the final answer, and the file is of a version that did not look for it.
@@ -145,7 +150,7 @@ class TokenTable:
                 f"{self._path}: no column 'answer', which span 'to-first-answer' reads: run the tokenize stage again"
             )
         bounds = self.bounds.at(indices)
-        return make_examples(self.positions[indices], self.rows(indices), bounds, view, eos_id, kept)
+        return make_examples(self.positions[indices], self.rows(indices), bounds, view, eos_id, kept, entropies)
 
 
 def _lists(rows: Sequence[Tokens]) -> Any:

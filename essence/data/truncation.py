@@ -15,13 +15,15 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from essence.data.draws import drawn_tokens
+from essence.data.draws import drawn_tokens, least_sure
 from essence.data.selection import Indices, SectionBounds, Selection, kept_length, section_intervals, select
 from essence.errors import InputError
 from essence.settings import ViewSettings, first_tokens
 
 Tokens = NDArray[np.int32]
 Mask = NDArray[np.bool_]
+Entropies = NDArray[np.float16]
+"""Of a teacher's distribution for each token of a whole row, in nats; shape (L,)."""
 
 
 class SkipReason(StrEnum):
@@ -113,6 +115,7 @@ def make_examples(
     view: ViewSettings,
     eos_id: int,
     kept: Indices | None = None,
+    entropies: Iterable[Entropies] | None = None,
 ) -> Iterator[Example | SkipReason]:
     """What a view shows of each row, or why it shows nothing.
 
@@ -123,6 +126,7 @@ def make_examples(
         view: span, sections, and how the traps 3, 6, 9, 23 and 24 are handled.
         eos_id: token that is masked out of the labels unless `view.supervise_end_of_sequence`, and the pad.
         kept: as in `select`.
+        entropies: of each row, which `teacher-entropy` below 1.0 chooses labels by; each as long as its row.
 
     Rows without markers are skipped under every span and section, so that all cells of a matrix train on the same rows.
     """
@@ -134,8 +138,9 @@ def make_examples(
     ends = zip(*(array.tolist() for one in _label_intervals(slices, first_label, bounds, view) for array in one),
                strict=True)  # fmt: skip
     numbers = (array.tolist() for array in (positions, no_marker, misplaced, first_label))
-    for place, (input_ids, cut, labels, note, (position, lacking, out_of_order, first)) in enumerate(
-        zip(rows, cuts, ends, notes, zip(*numbers, strict=True), strict=True)
+    rankings: Iterable[Entropies | None] = [None] * positions.size if entropies is None else entropies
+    for place, (input_ids, ranking, cut, labels, note, (position, lacking, out_of_order, first)) in enumerate(
+        zip(rows, rankings, cuts, ends, notes, zip(*numbers, strict=True), strict=True)
     ):
         if lacking or (out_of_order and not trains_misordered(view)):
             yield SkipReason.NO_MARKER if lacking else SkipReason.MARKERS_OUT_OF_ORDER
@@ -146,7 +151,7 @@ def make_examples(
         if out_of_order:
             markers = int(input_ids[bounds.think_start[place]]), int(input_ids[bounds.think_end[place]])
             labels = misordered_labels(read, markers, first - cut[0], view) or labels
-        yield _example(position, cut[0], read, labels, view, eos_id, note)
+        yield _example(position, cut[0], read, labels, view, eos_id, note, ranking)
 
 
 def _label_intervals(
@@ -231,6 +236,7 @@ def _example(
     view: ViewSettings,
     eos_id: int,
     note: Note | None,
+    entropies: Entropies | None,
 ) -> Example | SkipReason:
     """`ends`: start and stop of each interval of labels in what is read; a stop before its start is an empty one."""
     supervised = np.zeros(read.size, dtype=np.bool_)
@@ -240,14 +246,22 @@ def _example(
         supervised &= read != eos_id
     if not supervised.any():
         return SkipReason.NOTHING_SUPERVISED
-    if view.span == "random-tokens":
+    if view.lsp < 1.0 and view.span in ("random-tokens", "teacher-entropy"):
         labels = np.flatnonzero(supervised)
-        # As `left` keeps of a row whose first token is no label: one of them is the first that is kept.
-        count = max(1, kept_length(labels.size + 1, view.lsp) - 1)
-        chosen = drawn_tokens(position, view.draw_seed, labels, count)
         supervised = np.zeros_like(supervised)
-        supervised[chosen] = True
+        supervised[_chosen_labels(position, labels, view, entropies)] = True
     return Example(position, read, supervised, first_read, eos_id if supervised[0] else None, note)
+
+
+def _chosen_labels(position: int, labels: Indices, view: ViewSettings, entropies: Entropies | None) -> Indices:
+    """The share of a row's labels that a span leaves, which are indices in the whole row."""
+    # As `left` keeps of a row whose first token is no label: one of them is the first that is kept.
+    count = max(1, kept_length(labels.size + 1, view.lsp) - 1)
+    if view.span == "random-tokens":
+        return drawn_tokens(position, view.draw_seed, labels, count)
+    if entropies is None:
+        raise ValueError("span 'teacher-entropy' without the teacher's entropies")
+    return least_sure(entropies, labels, count)
 
 
 def within_budget(outcomes: Iterable[Example | SkipReason], budget: int) -> Iterator[Example | SkipReason]:

@@ -6,6 +6,7 @@ own stated rule, splits the same way, and says in one word if the outcome equals
 """
 
 import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike
 from essence.data.draws import growing_lengths
 from essence.data.selection import Indices, kept_lengths, validation_view
 from essence.data.token_table import TokenTable
-from essence.data.truncation import Examples, collect, has_sections, within_budget
+from essence.data.truncation import Entropies, Examples, collect, has_sections, within_budget
 from essence.distill.order import epoch_order
 from essence.errors import InputError
 from essence.settings import PositionsRecord, PublishedRows, Record, RowsSettings, TrainSettings
@@ -75,8 +76,14 @@ class CellRows:
     positions: PositionsFound
 
 
-def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows:
-    """The rows of `tokens.arrow` as a cell sees them.
+EntropiesOf = Callable[[Iterable[int]], Iterable[Entropies]]
+"""Of rows by their positions in the data set, what a teacher stage has stored (`StoredRows.entropies`)."""
+
+
+def load_cell_rows(
+    path: Path, settings: TrainSettings, eos_id: int, entropies_of: EntropiesOf | None = None
+) -> CellRows:
+    """The rows of `tokens.arrow` as a cell sees them; `entropies_of` serves the span `teacher-entropy`.
 
     Raises:
         InputError: the file is missing or damaged, too few rows, no row with a label, a token budget that is not met,
@@ -92,7 +99,8 @@ def load_cell_rows(path: Path, settings: TrainSettings, eos_id: int) -> CellRows
     if settings.view.span == "schedule":
         training = growing_examples(table, selection.train, settings, eos_id)
     else:
-        outcomes = table.examples(selection.train, settings.view, eos_id)
+        entropies = entropies_of(table.positions[selection.train].tolist()) if entropies_of else None
+        outcomes = table.examples(selection.train, settings.view, eos_id, entropies=entropies)
         training = collect(outcomes if budget is None else within_budget(outcomes, budget))
     validation = collect(table.examples(selection.validation, validation_view(settings), eos_id))
     for name, part in (("training", training), ("validation", validation)):

@@ -8,6 +8,7 @@
     lengths    int64 (rows,)    tokens of each row
     input_ids  int32 (tokens,)  the rows one after the other, as are the states
     states     (tokens, hidden) last hidden states, in the dtype of the computation
+    entropies  float16 (tokens,) of the teacher's distribution for each token, in nats; 0 for a row's first one
 ```
 
 A file has its name only when it is on the disk as a whole, and the index speaks of it only then, so a kill loses at
@@ -17,7 +18,7 @@ most one file.
 predicted from one of them under protocol `released`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from essence.data.truncation import Example
+from essence.data.truncation import Entropies, Example
 from essence.errors import InputError, RecordError
 from essence.files import flush_to_disk, read_json, sha256_file, write_json
 from essence.settings import Record
@@ -82,11 +83,12 @@ def read_index(folder: Path) -> Index:
 
 @dataclass(frozen=True)
 class StoredRow:
-    """One row: its position in the data set, its tokens, and the teacher's states, shape (L, hidden)."""
+    """One row: its position in the data set, its tokens, the teacher's states, shape (L, hidden), and entropies."""
 
     position: int
     input_ids: Tensor
     states: Tensor
+    entropies: Tensor
 
 
 class RowWriter:
@@ -125,6 +127,7 @@ class RowWriter:
             "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int64),
             "input_ids": torch.cat([row.input_ids for row in rows]).to(torch.int32),
             "states": torch.cat([row.states for row in rows]),
+            "entropies": torch.cat([row.entropies for row in rows]),
         }
         path = self.folder / f"rows-{len(self.files):05d}.safetensors"
         temporary = path.with_name(f"{path.name}.tmp")
@@ -253,6 +256,20 @@ class StoredRows:
         found: Tensor = self._files[number].get_slice("states")[start + first : start + stop]
         return found
 
+    def entropies(self, positions: Iterable[int]) -> Iterator[Entropies]:
+        """Of some rows, by their positions in the data set; float16, shape (L,) each.
+
+        Raises:
+            InputError: a row is not stored, or was stored by a version of the kit that kept no entropies.
+        """
+        for position in positions:
+            number, start, length = self._stored(position)
+            file, path = self._files[number], self.folder / self._entries[number].file
+            if "entropies" not in set(file.keys()):
+                raise InputError(f"{path}: holds no entropies, which span 'teacher-entropy' reads: {CURE}")
+            found: Entropies = file.get_slice("entropies")[start : start + length].numpy()
+            yield found
+
     def check(self, examples: Sequence[Example], threads: int) -> int:
         """Compare rows with those that a training reads, and the files that hold them with their sha256.
 
@@ -283,12 +300,17 @@ class StoredRows:
         return sha256_file(self.folder / entry.file)
 
     def _place(self, example: Example) -> tuple[int, int, int]:
-        found = self._places.get(example.row)
-        if found is None:
-            raise InputError(f"{self.folder}: row {example.row} of the data set is not stored: {CURE}")
+        found = self._stored(example.row)
         if example.first or example.input_ids.size > found[2]:
             raise InputError(
                 f"{self.folder}: row {example.row} is read from token {example.first} on, {example.input_ids.size} "
                 f"tokens, but stored states serve the first of its {found[2]} tokens alone: use teacher = 'live'"
             )
+        return found
+
+    def _stored(self, position: int) -> tuple[int, int, int]:
+        """Number of the file, first token in it, and tokens of a row."""
+        found = self._places.get(position)
+        if found is None:
+            raise InputError(f"{self.folder}: row {position} of the data set is not stored: {CURE}")
         return found

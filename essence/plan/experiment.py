@@ -74,7 +74,7 @@ class Experiment:
     catalogue: Catalogue
 
     def cells(self) -> list[Cell]:
-        return expand(self.experiment.matrix, self.catalogue.models, str(self.file))
+        return expand(self.experiment, self.catalogue.models, str(self.file))
 
 
 def available() -> list[str]:
@@ -119,7 +119,6 @@ def load(name: str, pins: Path | None = None) -> Experiment:
     _check_changes(loaded)
     _check_seeds(loaded)
     _check_processes(loaded)
-    _check_schedule(loaded)
     return loaded
 
 
@@ -197,7 +196,9 @@ def _check_seeds(loaded: Experiment) -> None:
         return  # adapters start at random
     arms: dict[Cell, set[int]] = {}
     models = loaded.catalogue.models
-    for cell in (cell for block in experiment.matrix for cell in _expand_block(block, models, where)):
+    for cell in (
+        cell for block in experiment.matrix for cell in _expand_block(block, experiment.training, models, where)
+    ):
         arms.setdefault(cell.model_copy(update={"seed": 0}), set()).add(cell.seed)
     for arm, seeds in arms.items():
         rule = experiment.data[arm.dataset].split_seed
@@ -227,17 +228,6 @@ def _check_processes(loaded: Experiment) -> None:
         )
 
 
-def _check_schedule(loaded: Experiment) -> None:
-    """What a step reads is known before a schedule says how much of it is read."""
-    tokens = loaded.experiment.training.batch_tokens
-    if tokens and any(cell.span == "schedule" for cell in loaded.cells()):
-        raise ExperimentError(
-            f"{loaded.file}: batch_tokens = {tokens} in [training] chooses the rows of a step by their tokens, and "
-            "span 'schedule' lets a row have as many tokens as its step says",
-            "leave one of them out",
-        )
-
-
 def split_pair(pair: str, models: Collection[str], where: str) -> tuple[str, str]:
     """`teacher_student` to (teacher, student), whose names may have underscores, too: both are names of `models`."""
     words = pair.split("_")
@@ -253,9 +243,10 @@ def split_pair(pair: str, models: Collection[str], where: str) -> tuple[str, str
     return (known or [names for names in whole if set(names) & set(models)] or whole)[0]
 
 
-def expand(blocks: list[Matrix], models: Collection[str], where: str) -> list[Cell]:
+def expand(experiment: ExperimentSchema, models: Collection[str], where: str) -> list[Cell]:
     """The cells of all blocks in order; an empty matrix or two equal cells are errors."""
-    cells = [cell for block in blocks for cell in _expand_block(block, models, where)]
+    blocks = experiment.matrix
+    cells = [cell for block in blocks for cell in _expand_block(block, experiment.training, models, where)]
     if not cells:
         raise _empty(blocks, where)
     seen: set[str] = set()
@@ -266,11 +257,11 @@ def expand(blocks: list[Matrix], models: Collection[str], where: str) -> list[Ce
     return list({cell.name: cell for cell in cells}.values())
 
 
-def _expand_block(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
+def _expand_block(block: Matrix, training: TrainingSection, models: Collection[str], where: str) -> list[Cell]:
     """The cells of a block; one that sees whole rows under whatever span is the cell of the whole rows, once."""
     cells = _product(block, models, where)
     for cell in cells:
-        _check_view(cell, where)
+        _check_cell(cell, training, where)
     return list({cell.name: cell for cell in map(as_whole_rows, cells)}.values())
 
 
@@ -296,6 +287,26 @@ def _product(block: Matrix, models: Collection[str], where: str) -> list[Cell]:
             teacher, student = split_pair(told.pop("pair"), models, where)
             cells.append(Cell(teacher=teacher, student=student, train_rows=train_rows, token_budget=budget, **told))
     return cells
+
+
+def _check_cell(cell: Cell, training: TrainingSection, where: str) -> None:
+    """ExperimentError for a cell that contradicts itself or the training."""
+    _check_view(cell, where)
+    if is_whole(cell.lsp, cell.span):
+        return
+    if cell.span == "schedule" and training.batch_tokens:
+        raise ExperimentError(
+            f"{where}: batch_tokens = {training.batch_tokens} in [training] chooses the rows of a step by their "
+            "tokens, and span 'schedule' lets a row have as many tokens as its step says",
+            "leave one of them out",
+        )
+    if cell.span == "teacher-entropy" and (training.teacher != "cached" or training.kd_weight == 0.0):
+        found = "kd_weight = 0.0" if training.kd_weight == 0.0 else f"teacher = '{training.teacher}'"
+        raise ExperimentError(
+            f"{where}: span 'teacher-entropy' chooses labels by what a teacher has stored of every row, but {found} in "
+            "[training] stores nothing",
+            "set teacher = 'cached' and a kd_weight above 0 there, or choose another span",
+        )
 
 
 def _check_view(cell: Cell, where: str) -> None:
@@ -352,7 +363,7 @@ def choose(loaded: Experiment, wanted: Mapping[str, float | str]) -> Chosen:
     refused: dict[str, ExperimentError] = {}
     for cell in (cell for block in blocks for cell in _product(block, models, where)):
         try:
-            _check_view(cell, where)
+            _check_cell(cell, loaded.experiment.training, where)
         except ExperimentError as error:
             refused.setdefault(error.problem, error)
         else:

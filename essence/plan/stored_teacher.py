@@ -17,7 +17,7 @@ from essence.plan.stage_plan import CellPlan
 from essence.plan.times import training_time
 from essence.record.run_directory import RunDirectory
 from essence.settings import ProtocolName, TeacherForm, TrainSettings
-from essence.sizes.architecture import layer_flops, stored_bytes_per_token
+from essence.sizes.architecture import forward_flops, stored_bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _stored(group: Sequence[CellPlan], loaded: Experiment, run_directory: RunDir
     rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
     size = stored_bytes_per_token(teacher, settings.compute_dtype)
     speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
-    reading = layer_flops(teacher, length) * rows * speeds.flop_s / SECONDS_IN_HOUR
+    reading = forward_flops(teacher, length) * rows * speeds.flop_s / SECONDS_IN_HOUR
     saved = 0.0
     for plan in group:
         one = train_settings(plan.cell, loaded.experiment)

@@ -16,7 +16,7 @@ LSP = Share
 
 SPANS = (
     *("left", "middle", "right", "right-with-context", "cot-lead", "random-span", "random-tokens", "lead+answer"),
-    *("to-first-answer", "schedule"),
+    *("to-first-answer", "schedule", "teacher-entropy"),
 )
 """The spans that have a name of their own; docs/arms.md tells what each reads, is taught, and isolates."""
 FIRST_TOKENS = re.compile(r"first-([1-9][0-9]{0,9})")

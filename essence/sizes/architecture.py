@@ -179,8 +179,8 @@ def teaching_flops(teacher: Architecture, tokens: int, form: TeacherForm) -> int
 
 
 def stored_bytes_per_token(teacher: Architecture, compute_dtype: Literal["float32", "bfloat16"]) -> int:
-    """What a teacher's stored states take: the state in the dtype of the computation, and the token's id."""
-    return teacher.hidden * (FLOAT32_BYTES if compute_dtype == "float32" else BFLOAT16_BYTES) + 4
+    """What a teacher's stored states take: the state in the dtype of the computation, the token's id, the entropy."""
+    return teacher.hidden * (FLOAT32_BYTES if compute_dtype == "float32" else BFLOAT16_BYTES) + 4 + 2
 
 
 def static_bytes(

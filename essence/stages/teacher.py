@@ -2,8 +2,8 @@
 
 A causal teacher's states of a row's first tokens do not depend on what follows, so all cells that read their rows from
 the first token on (every proportion, epoch and seed of a sweep) are taught by this one reading. `rows/` holds the
-states (`essence/distill/stored_states.py`), `model/` the teacher's head, config and tokenizer, and the states of pads
-that see nothing: a training loads no more of it. Takes up where a killed attempt ended, at the file.
+states and entropies (`essence/distill/stored_states.py`), `model/` the teacher's head, config and tokenizer, and the
+states of pads that see nothing: a training loads no more of it. Takes up where a killed attempt ended, at the file.
 """
 
 import shutil
@@ -22,6 +22,7 @@ from essence.data.truncation import Example, fingerprint
 from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
+from essence.distill.entropy import entropies
 from essence.distill.pair import check_pair, read_decoder
 from essence.distill.row_split import describe_positions, select_rows
 from essence.distill.stored_states import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
@@ -35,11 +36,11 @@ from essence.record.stage_records import TeacherData, TeacherExecuted, TeacherRe
 from essence.record.training_records import RowsRecord
 from essence.settings import TeacherSettings
 from essence.sizes import passes
-from essence.sizes.architecture import Architecture, layer_flops, stored_bytes_per_token
+from essence.sizes.architecture import Architecture, forward_flops, stored_bytes_per_token
 
 SPARE_BYTES = 1 << 26
 """Beside the rows and the head: tokenizer, index, headers."""
-FLOPS_FORMULA = "a row of T tokens: 2 * N_linear * T + 2 * T^2 * heads * head_dim * layers; no padding"
+FLOPS_FORMULA = "a row of T tokens: 2 * (N_linear + N_head) * T + 2 * T^2 * heads * head_dim * layers; no padding"
 
 
 def run(settings: TeacherSettings, context: StageContext) -> TeacherOutcome:
@@ -125,6 +126,7 @@ class Reader:
         self.model: Any = model
         self.settings, self.context, self.device = settings, context, device
         self.packed = settings.packing and use_row_attention(model)
+        self.head = head_weight(model)
         self.tokens = self.positions = 0
 
     def read(self, rows: Sequence[Example], done: int, total: int) -> list[StoredRow]:
@@ -133,20 +135,22 @@ class Reader:
         found: dict[int, StoredRow] = {}
         for part in passes.micro_batches(lengths, self.packed, multiple, self.context.resources):
             self.context.stop.check()  # loses the rows of one file
-            for index, states in zip(part, self._states([rows[i] for i in part]), strict=True):
+            for index, (states, sure) in zip(part, self._states([rows[i] for i in part]), strict=True):
                 row = rows[index]
-                found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), states)
+                found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), states, sure)
             shape = passes.shape(lengths, part, self.packed, multiple)
             self.tokens, self.positions = self.tokens + shape.tokens, self.positions + shape.positions
             done += shape.tokens
             self.context.progress.update("teacher", done, total, "tokens")
         return [found[index] for index in range(len(rows))]
 
-    def _states(self, rows: Sequence[Example]) -> list[Tensor]:
-        """Of each row's tokens."""
+    def _states(self, rows: Sequence[Example]) -> list[tuple[Tensor, Tensor]]:
+        """States and entropies of each row's tokens."""
         batch = Batch.of(rows, self.settings.pad_to_multiple, self.device, self.packed)
         with self._computing():
-            return [self._stored(states) for states in states_of_rows(self.model, batch)]
+            read = states_of_rows(self.model, batch)
+            kept = [states.to(COMPUTE_DTYPES[self.settings.compute_dtype]) for states in read]
+            return [(states.cpu(), entropies(states, self.head).cpu()) for states in kept]
 
     def read_pads(self, pads: Sequence[int]) -> Tensor:
         """States of single tokens that see nothing."""
@@ -209,7 +213,7 @@ def outcome(
         ),
         cost=StageCost(
             tokens=tokens,
-            flops=sum(layer_flops(model, row.input_ids.size) for row in rows),
+            flops=sum(forward_flops(model, row.input_ids.size) for row in rows),
             flops_formula=FLOPS_FORMULA,
         ),
         seeds={"split": settings.rows.split_seed},

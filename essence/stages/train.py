@@ -30,7 +30,7 @@ from essence.distill.order import steps_of_training
 from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.parity import CheckedObjective, settle
 from essence.distill.ranks import Ranks
-from essence.distill.row_split import load_cell_rows
+from essence.distill.row_split import EntropiesOf, load_cell_rows
 from essence.distill.storage import TrainResult
 from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
 from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
@@ -215,7 +215,9 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     if teacher and settings.teacher != "live":
         check_sealed(teacher.parent)
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    rows = load_cell_rows(context.inputs["tokens"] / "tokens.arrow", settings, eos_id)
+    rows = load_cell_rows(
+        context.inputs["tokens"] / "tokens.arrow", settings, eos_id, stored_entropies(settings, teacher)
+    )
     setup = Setup(
         device=prepare_device(context.resources, ranks.local_rank),
         student=student,
@@ -230,6 +232,22 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     if teacher and settings.teacher != "live":
         StoredPads(teacher.parent).check(rows.training.examples)
     return setup
+
+
+def stored_entropies(settings: TrainSettings, teacher: Path | None) -> EntropiesOf | None:
+    """Where the span `teacher-entropy` looks up how sure the teacher is of each token; None for every other span.
+
+    Raises:
+        InputError: the teacher is none that a teacher stage has stored.
+    """
+    if settings.view.span != "teacher-entropy" or settings.view.lsp == 1.0:
+        return None
+    if teacher is None or settings.teacher == "live":
+        raise InputError(
+            f"span 'teacher-entropy' reads what a teacher stage has stored, but teacher = '{settings.teacher}' and "
+            f"kd_weight = {settings.objective.kd_weight:g}: use teacher = 'cached'"
+        )
+    return StoredRows(teacher.parent / ROWS).entropies
 
 
 def check_token_ids(training: Examples, validation: Examples, vocabulary: int) -> None:

@@ -28,6 +28,7 @@ ARMS = (
     "lead+answer",
     "to-first-answer",
     "schedule",
+    "teacher-entropy",
 )
 RELEASED = {"cot_includes_next_token": True, "supervise_end_of_sequence": False, "left_pad_multiple": 16}
 
@@ -43,7 +44,13 @@ def row(prompt: int, thought: int, answer: int) -> list[int]:
 
 def make(ids: Sequence[int], asked: ViewSettings, position: int = 7, answer: int = -1) -> Example | SkipReason:
     bounds = SectionBounds.of(len(ids), list(ids).index(THINK), list(ids).index(END), answer)
-    return next(make_examples(np.array([position]), [np.array(ids, np.int32)], bounds, asked, EOS))
+    stored = [np.array(entropies(len(ids), position), np.float16)]
+    return next(make_examples(np.array([position]), [np.array(ids, np.int32)], bounds, asked, EOS, entropies=stored))
+
+
+def entropies(length: int, position: int) -> list[float]:
+    """Some for each token of a row, with equal ones among them."""
+    return [0.0, *((mix(position + i) % 97) / 8 for i in range(1, length))]
 
 
 def mix(number: int) -> int:
@@ -85,6 +92,9 @@ def plain(
     if asked.span == "random-tokens":
         hashes = {i: mix(mix(mix(11) ^ position) + i + 1 & 2**64 - 1) for i in labels}
         labels = sorted(labels, key=lambda i: hashes[i])[: max(1, int((len(labels) + 1) * asked.lsp) - 1)]
+    elif asked.span == "teacher-entropy":
+        sure = entropies(length, position)
+        labels = sorted(labels, key=lambda i: (-sure[i], i))[: max(1, int((len(labels) + 1) * asked.lsp) - 1)]
     return [(ids[i], i in labels) for i in sorted(read)]
 
 
@@ -127,7 +137,7 @@ def test_labels_lie_inside_what_is_read_and_a_prefix_is_one(
         assert found.input_ids.tolist() == ids[: found.input_ids.size]
 
 
-@given(rows, proportions, proportions, positions, st.sampled_from(["random-span", "random-tokens"]))
+@given(rows, proportions, proportions, positions, st.sampled_from(["random-span", "random-tokens", "teacher-entropy"]))
 def test_a_draw_is_the_same_at_every_proportion(
     ids: list[int], one: float, other: float, position: int, span: str
 ) -> None:
@@ -152,12 +162,13 @@ def test_the_prefix_property_of_first_k_and_lead_and_answer(
 
 @given(rows, proportions, positions)
 def test_equal_labels_and_whole_rows_at_one(ids: list[int], lsp: float, position: int) -> None:
-    """Left, random-span and random-tokens have as many labels, to the token; where left has none, at most one."""
-    found = [make(ids, view(span, lsp), position) for span in ("left", "random-span", "random-tokens")]
+    """Arms of as many labels as left, to the token; where left has none, those that choose tokens have one."""
+    spans = ("left", "random-span", "random-tokens", "teacher-entropy")
+    found = [make(ids, view(span, lsp), position) for span in spans]
     counts = [np.count_nonzero(e.supervised) if isinstance(e, Example) else 0 for e in found]
-    assert counts[1] == counts[0] and counts[2] == max(1, counts[0])
+    assert counts[1] == counts[0] and counts[2] == counts[3] == max(1, counts[0])
     whole = make(ids, view("left"))
-    for span in ("random-span", "random-tokens", "lead+answer"):
+    for span in ("random-span", "random-tokens", "teacher-entropy", "lead+answer"):
         same = make(ids, view(span, 1.0), position)
         assert isinstance(same, Example) and isinstance(whole, Example)
         assert fingerprint([same]) == fingerprint([whole])
@@ -238,7 +249,9 @@ def test_real_rows_token_by_token(assets: Path, span: str, sections: str, lsp: f
     asked = view(span, lsp, sections=sections, **(RELEASED if released else {}))
     for position, (ids, opened, closed, answer) in enumerate(real_rows(assets)):
         bounds = SectionBounds.of(len(ids), opened, closed, answer)
-        found = next(make_examples(np.array([position]), [np.array(ids, np.int32)], bounds, asked, 151643))
+        stored = [np.array(entropies(len(ids), position), np.float16)]
+        rows = [np.array(ids, np.int32)]
+        found = next(make_examples(np.array([position]), rows, bounds, asked, 151643, entropies=stored))
         agrees(found, plain(ids, asked, position, answer, 151643, ids[opened], ids[closed]))
 
 

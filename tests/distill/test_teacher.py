@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from support.project import MICRO, invoke
 
@@ -16,6 +16,8 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from essence.data.token_table import TokenTable
 from essence.data.truncation import Example, collect
 from essence.distill.batches import Batch
+from essence.distill.entropy import entropies
+from essence.distill.row_split import load_cell_rows
 from essence.distill.stored_states import StoredPads, StoredRows
 from essence.distill.teachers import CachedTeacher, LiveTeacher
 from essence.errors import ExperimentError, InputError, MachineError
@@ -83,7 +85,7 @@ def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Pa
     results = outcome.results
     assert results.rows == 20 and results.files == len(index["files"]) > 5
     assert results.tokens == sum(int(file["lengths"].sum()) for file in stored) == outcome.cost.tokens
-    assert 0 <= results.bytes - results.tokens * (24 * 4 + 4) < 1000 * len(stored)
+    assert 0 <= results.bytes - results.tokens * (24 * 4 + 4 + 2) < 1000 * len(stored)
     assert outcome.cost.flops > 0 and outcome.executed.packed and 0.5 < outcome.executed.fill <= 1.0
     assert {path.name for path in (around.partial / "model").iterdir()} >= {
         "head.safetensors",
@@ -132,6 +134,69 @@ def test_one_cache_gives_every_cell_the_live_curve(
     live = curve(tmp_path / "live", prepared, train_settings(**changes))
     cached = curve(tmp_path / "cached", prepared, train_settings(teacher="cached", **changes), teacher=cache)
     assert len(live) == 30 and cached == pytest.approx(live, abs=FLOAT32_TOLERANCE)
+
+
+LEAST_SURE = train_settings(teacher="cached", view=view(span="teacher-entropy"))
+
+
+def test_entropies_are_those_of_the_live_teacher_in_float64(prepared: dict[str, Path], cache: Path) -> None:
+    model = load_model(prepared["teacher"] / "model", torch.float64, CPU)
+    stored, table = StoredRows(cache / "rows"), TokenTable(prepared["tokens"] / "tokens.arrow")
+    for index in np.random.default_rng(42).permutation(36)[6:26].tolist():
+        (kept,) = stored.entropies([int(table.positions[index])])
+        with torch.no_grad():
+            logits = model(torch.tensor([table.input_ids(index).tolist()])).logits[0, :-1]
+        plain = [0.0, *(float(-(row.softmax(-1) * row.log_softmax(-1)).sum()) for row in logits)]
+        assert kept.dtype == np.float16 and kept.tolist() == pytest.approx(plain, rel=1e-3)
+    # Of one sure and one unsure distribution of two tokens; a row of one token has none.
+    sure = entropies(torch.tensor([[1e4], [0.0], [1.0]]), torch.tensor([[0.0], [1.0]]))
+    assert sure.tolist() == pytest.approx([0.0, 0.0, float(np.log(2))], abs=1e-3)
+    assert entropies(torch.ones(1, 1), torch.ones(2, 1)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("pad", [0, 16])
+def test_the_least_sure_tokens_are_labels_and_a_live_teacher_teaches_them_the_same(
+    prepared: dict[str, Path], cache: Path, pad: int
+) -> None:
+    """The choice again, by plain sorting; and on these labels the stored states are those of a live teacher."""
+    settings = LEAST_SURE.model_copy(update={"view": view(span="teacher-entropy", left_pad_multiple=pad)})
+    stored = StoredRows(cache / "rows")
+    whole = settings.model_copy(update={"view": view(lsp=1.0, left_pad_multiple=pad)})
+    path = prepared["tokens"] / "tokens.arrow"
+    found = load_cell_rows(path, settings, 1, stored.entropies).training.examples
+    rows = load_cell_rows(path, whole, 1).training.examples
+    for example, row in zip(found, rows, strict=True):
+        (sure,) = stored.entropies([row.row])
+        labels = np.flatnonzero(row.supervised).tolist()
+        count = max(1, int((len(labels) + 1) * 0.5) - 1)
+        least = sorted(labels, key=lambda index, sure=sure: (-float(sure[index]), index))[:count]
+        assert np.flatnonzero(example.supervised).tolist() == sorted(least)
+        assert example.input_ids.tolist() == row.input_ids.tolist()
+    batch = Batch.of(found[:6], 16, CPU)
+    model = load_model(prepared["teacher"] / "model", torch.float32, CPU)
+    live, cached = LiveTeacher(model).states(batch), CachedTeacher(cache, CPU).states(batch)
+    torch.testing.assert_close(cached, live, rtol=0, atol=FLOAT32_TOLERANCE * 4)
+
+
+def test_a_training_on_the_least_sure_tokens(prepared: dict[str, Path], cache: Path, tmp_path: Path) -> None:
+    outcomes = {}
+    for name, settings in (
+        ("sure", LEAST_SURE),
+        ("drawn", train_settings(teacher="cached", view=view(span="random-tokens"))),
+    ):
+        outcomes[name] = train.run(settings, context(tmp_path / name, **inputs(prepared, teacher=cache)))
+    sure, drawn = (outcomes[name].data.train for name in ("sure", "drawn"))
+    assert (sure.tokens, sure.supervised_tokens) == (drawn.tokens, drawn.supervised_tokens)
+    assert sure.sha256 != drawn.sha256
+    with pytest.raises(InputError, match="reads what a teacher stage has stored, but teacher = 'live'"):
+        curve(tmp_path / "live", prepared, LEAST_SURE.model_copy(update={"teacher": "live"}))
+    shutil.copytree(cache, tmp_path / "earlier")
+    file = tmp_path / "earlier" / "rows" / "rows-00000.safetensors"
+    tensors = load_file(file)
+    tensors["entropiez"] = tensors.pop("entropies")  # of as many bytes
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=r"rows-00000.safetensors: holds no entropies, .* remove this stage"):
+        curve(tmp_path / "none", prepared, LEAST_SURE, teacher=tmp_path / "earlier")
 
 
 def test_bfloat16_states_are_those_of_the_live_teacher(prepared: dict[str, Path], tmp_path: Path) -> None:
@@ -288,8 +353,8 @@ def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
     (would,), (does,) = live["stored_teachers"], cached["stored_teachers"]
     assert does.pop("stage").startswith("teacher-") and would.pop("stage") is None
     assert (would.pop("form"), does.pop("form")) == ("live", "cached") and would == does
-    assert does["bytes_per_token"] == 2 * 4096 + 4
-    assert does["disk_gib"] == pytest.approx(does["tokens"] * 8196 / 2**30) and does["rows"] == 8000
+    assert does["bytes_per_token"] == 2 * 4096 + 4 + 2
+    assert does["disk_gib"] == pytest.approx(does["tokens"] * 8198 / 2**30) and does["rows"] == 8000
     assert cached["disk_gib"] - live["disk_gib"] == pytest.approx(does["disk_gib"])
     hours = [sum(cell["training_gpu_hours"] for cell in plan["cells"]) for plan in (live, cached)]
     assert hours[0] - hours[1] == pytest.approx(does["saved_gpu_hours"] + does["gpu_hours"])

@@ -6,12 +6,13 @@ import pytest
 
 from essence.errors import ExperimentError
 from essence.plan.cells import teacher_settings, train_settings
-from essence.plan.experiment import load
+from essence.plan.experiment import choose, load
 from essence.plan.stage_plan import make_plan
 from support.planned_sources import environment
 from support.project import invoke
 
 WHOLE = ("left", "random-span", "random-tokens", "lead+answer", "schedule")
+CACHED = '[training]\nteacher = "cached"'
 
 
 def experiment(folder: Path, matrix: str, more: str = "") -> str:
@@ -54,6 +55,12 @@ def test_what_reads_another_part_at_1_is_a_training_of_its_own(tmp_path: Path) -
             "[training]\nbatch_tokens = 512",
             "batch_tokens = 512 in [training] chooses",
         ),
+        ('lsp = [0.5]\nspan = ["teacher-entropy"]', "", "but teacher = 'live' in [training] stores nothing"),
+        (
+            'lsp = [0.5]\nspan = ["teacher-entropy"]',
+            f"{CACHED}\nkd_weight = 0.0",
+            "but kd_weight = 0.0 in [training] stores nothing",
+        ),
         ('lsp = [1.0]\nspan = ["first-0"]', "", "first-k"),
         ('lsp = [1.0]\nspan = ["first-99999999999"]', "", "first-k"),
         ('lsp = [0.5]\nspan = ["random"]', "", "random-span"),
@@ -69,8 +76,8 @@ def test_arms_that_contradict_themselves_are_one_sentence(
 
 
 def test_the_splice_has_no_stored_teacher_and_every_other_arm_has(tmp_path: Path) -> None:
-    spans = ", ".join(f'"{span}"' for span in WHOLE)
-    loaded = load(experiment(tmp_path, f"lsp = [0.5]\nspan = [{spans}]", '[training]\nteacher = "cached"'))
+    spans = ", ".join(f'"{span}"' for span in (*WHOLE, "teacher-entropy"))
+    loaded = load(experiment(tmp_path, f"lsp = [0.5]\nspan = [{spans}]", CACHED))
     for cell in loaded.cells():
         settings = train_settings(cell, loaded.experiment)
         if cell.span == "lead+answer":
@@ -85,3 +92,13 @@ def test_the_command_says_what_a_typed_value_leaves_out() -> None:
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
     assert len(said) == 3 and all("lsp = 0.35" in line for line in said)
+
+
+def test_a_typed_span_is_checked_against_the_training_too(tmp_path: Path) -> None:
+    plain, by_tokens = experiment(tmp_path, "lsp = [0.625]"), "[training]\nbatch_tokens = 512"
+    with pytest.raises(ExperimentError, match=r"but teacher = 'live' in \[training\]"):
+        choose(load(plain), {"span": "teacher-entropy"})
+    with pytest.raises(ExperimentError, match=r"batch_tokens = 512 in \[training\] chooses the rows"):
+        choose(load(experiment(tmp_path, "lsp = [0.625]", by_tokens)), {"span": "schedule"})
+    cells = choose(load(experiment(tmp_path, "lsp = [0.625, 1.0]", CACHED)), {"span": "teacher-entropy"}).cells
+    assert [(cell.span, cell.lsp) for cell in cells] == [("teacher-entropy", 0.625), ("left", 1.0)]

@@ -50,7 +50,7 @@ def test_every_experiment_loads_and_plans(name: str) -> None:
 def test_the_names_of_the_issue_are_there() -> None:
     names = {"tiny", "bespoke", "openthoughts", "synthetic1", "nemotron", "skyt1"}
     names |= {"sections", "halves", "pairs", "budget-matched", "spans", "sft", "paper", "small-students"}
-    names |= {"controls", "rewritten", "tiny-controls"}
+    names |= {"controls", "rewritten", "tiny-controls", "token-selection"}
     assert set(available()) == names
 
 

@@ -16,7 +16,7 @@ ANSWERS: dict[Verdict, str] = {"reproduced": "yes", "not reproduced": "no"}
 OF_THE_PAPER = {"grade", "reported", "accepted", "where", "settings_of_the_paper", "primary", "word"}
 """Of the record of a claim: what a question does not have, or has under another name."""
 TITLE = "Questions of the kit’s own"
-NEEDS_ARMS = "experiments/controls.toml has the arms that they need"
+NEEDS_ARMS = "docs/arms.md has the arms that they need, and the experiments with them"
 ONLY_SHOWN = ("shown, not judged", "not run")
 
 

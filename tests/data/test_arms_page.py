@@ -1,0 +1,66 @@
+"""The row that docs/arms.md draws under every arm: made by the rules themselves.
+
+`ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/data/test_arms_page.py` writes it anew.
+"""
+
+import os
+import re
+
+import numpy as np
+
+from essence.data.final_answer import first_stated_as_result
+from essence.data.selection import SectionBounds
+from essence.data.truncation import Example, make_examples
+from essence.settings import first_tokens
+from support.project import PROJECT
+from support.some_resources import some_view
+
+PAGE = PROJECT / "docs" / "arms.md"
+TEXT = r"Add 17 and 25.<think>7+5=12, carry 1. 1+2+1=4. So it is 42. Check: 42-25=17.</think>It is \boxed{42}."
+PIECES = re.findall(r"</?think>|.", TEXT)
+"""Its tokens: a character each, and the two markers."""
+DRAWN = (
+    *(("left", 0.25), ("left", 0.5), ("middle", 0.5), ("right", 0.5), ("cot-lead", 0.5)),
+    *(("random-span", 0.25), ("random-span", 0.5), ("random-tokens", 0.25), ("random-tokens", 0.5)),
+    *(("first-16", 1.0), ("lead+answer", 0.5), ("to-first-answer", 1.0), ("teacher-entropy", 0.25)),
+)
+
+
+def kept(span: str, lsp: float) -> Example:
+    """The row under an arm; the teacher of `teacher-entropy` is unsure of every digit alone."""
+    start, end = PIECES.index("<think>"), PIECES.index("</think>")
+    characters = [place for place, piece in enumerate(PIECES) for _ in piece]
+    answer = characters[first_stated_as_result(TEXT, TEXT.index("<think>"))]
+    unsure = np.array([piece.isdigit() for piece in PIECES], np.float16)
+    ids, bounds = np.arange(len(PIECES), dtype=np.int32), SectionBounds.of(len(PIECES), start, end, answer)
+    view = some_view(span=span, lsp=lsp, draw_seed=1, keep_context=True)
+    (found,) = make_examples(np.array([0]), [ids], bounds, view, -1, entropies=[unsure])
+    assert isinstance(found, Example)
+    return found
+
+
+def line(span: str, lsp: float) -> str:
+    """A mark for each character: `#` of a label, `-` of what is read alone, nothing of what is not read."""
+    example = kept(span, lsp)
+    marks = dict(zip(example.input_ids.tolist(), np.where(example.supervised, "#", "-").tolist(), strict=True))
+    drawn = "".join(marks.get(place, " ") * len(piece) for place, piece in enumerate(PIECES))
+    share = "" if first_tokens(span) or span == "to-first-answer" else f"{lsp:g}"
+    return f"{span:<15} {share:>4}  {drawn}".rstrip()
+
+
+def drawing() -> str:
+    lines = [f"{'':<15} {'':>4}  {TEXT}", *(line(span, lsp) for span, lsp in DRAWN)]
+    return "\n".join(("```text", *lines, "```"))
+
+
+def test_the_row_on_the_page_is_what_the_code_makes_of_it() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    found = re.search(r"(?s)^```text\n.*?^```$", page, flags=re.MULTILINE)
+    assert found is not None
+    if os.environ.get("ESSENCE_RENEW_GOLDEN"):
+        page = page.replace(found[0], drawing())
+        PAGE.write_text(page, encoding="utf-8")
+    assert drawing() in page
+    for span, lsp in DRAWN:
+        if lsp < 1.0 and span in ("random-span", "random-tokens", "left"):
+            assert np.count_nonzero(kept(span, lsp).supervised) == int(len(PIECES) * lsp) - 1
