@@ -1,8 +1,10 @@
-"""The row that docs/arms.md draws under every arm: made by the rules themselves.
+"""What docs/arms.md shows: a row under every arm, drawn by the rules themselves, and the numbers of a miniature.
 
-`ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/data/test_arms_page.py` writes it anew.
+`ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/data/test_arms_page.py` writes both anew. The numbers are those of
+docs/tiny-controls/arms.csv: the CSV of the picture of a finished `tiny-controls`, beside its PNG.
 """
 
+import csv
 import os
 import re
 
@@ -53,14 +55,39 @@ def drawing() -> str:
     return "\n".join(("```text", *lines, "```"))
 
 
-def test_the_row_on_the_page_is_what_the_code_makes_of_it() -> None:
+def table() -> str:
+    """The arms of the miniature, from the data of its picture."""
+    rows = list(
+        csv.DictReader((PROJECT / "docs" / "tiny-controls" / "arms.csv").read_text(encoding="utf-8").splitlines())
+    )
+    lines = ["| arm | tokens read an epoch | labels | accuracy |", "|---|---|---|---|"]
+    for row in rows:
+        named = row["curve"] if not row["span"] or row["curve"] == "whole rows" else f"`{row['span']}`"
+        share = f" {row['lsp']}" if row["lsp"] not in ("", "1.0") else ""
+        equal = ", equal tokens" if row["token_budget"] else ""
+        counts = [f"{float(row[name]):,.0f}" if row[name] else "" for name in ("tokens_an_epoch", "labels_an_epoch")]
+        found, low, high = (f"{100 * float(row[name]):.1f}" for name in ("accuracy", "low", "high"))
+        lines.append(f"| {named}{share}{equal} | {counts[0]} | {counts[1]} | {found} % [{low}, {high}] |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |") + "\n"
+
+
+def on_page(pattern: str, made: str) -> None:
+    """That a part of the page is what was made; where it is renewed, it becomes so."""
     page = PAGE.read_text(encoding="utf-8")
-    found = re.search(r"(?s)^```text\n.*?^```$", page, flags=re.MULTILINE)
+    found = re.search(pattern, page, flags=re.MULTILINE | re.DOTALL)
     assert found is not None
     if os.environ.get("ESSENCE_RENEW_GOLDEN"):
-        page = page.replace(found[0], drawing())
-        PAGE.write_text(page, encoding="utf-8")
-    assert drawing() in page
+        PAGE.write_text(page.replace(found[0], made), encoding="utf-8")
+        return
+    assert found[0] == made
+
+
+def test_the_row_on_the_page_is_what_the_code_makes_of_it() -> None:
+    on_page(r"^```text\n.*?^```$", drawing())
     for span, lsp in DRAWN:
         if lsp < 1.0 and span in ("random-span", "random-tokens", "left"):
             assert np.count_nonzero(kept(span, lsp).supervised) == int(len(PIECES) * lsp) - 1
+
+
+def test_the_numbers_on_the_page_are_those_of_the_miniature() -> None:
+    on_page(r"^\| arm \| tokens read.*?\n(?=\n)", table())

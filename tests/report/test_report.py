@@ -28,7 +28,7 @@ from essence.report.results.records import Results
 from essence.report.results.run_facts import environment_facts
 from essence.text import NOTHING, SPACE, duration, magnitude, memory, percent, proportion, slug, times, whole
 from support.shared import Shared
-from support.synthetic_run import PROBLEMS, SAMPLES, SyntheticRun
+from support.synthetic_run import PROBLEMS, REAL, SAMPLES, SyntheticRun
 
 EVALUATION = ("sums-test", "best")
 ENDING_RESULTS = ("completion_tokens", "stop_rate", "cap_rate")
@@ -505,6 +505,18 @@ def test_with_many_groups_figures_are_linked_and_tables_folded(
     linked = re.findall(r'href="(figures/[^"]+)"', text)
     assert len(linked) == 14
     assert all((report.parent / name).is_file() for name in linked)
+
+
+def test_the_picture_of_all_arms_is_on_the_page_however_many_groups_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("essence.report.page.page.MOST_INLINED_GROUPS", 0)
+    run = SyntheticRun(tmp_path, experiment="controls", spans=("left", "random-tokens"), **REAL).write()
+    page = write_report(run.root, run.experiment).read_text()
+    assert page.split('id="pictures"')[1].split("</section>")[0].count("<svg") == 1
+    monkeypatch.setattr("essence.report.page.page.MOST_INLINED_PICTURES", 0)
+    page = write_report(run.root, run.experiment).read_text()
+    assert page.split('id="pictures"')[1].split("</section>")[0].count("<svg") == 0
 
 
 def test_every_claim_that_was_measured_links_its_manifests(reported: SyntheticRun) -> None:

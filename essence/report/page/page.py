@@ -38,6 +38,8 @@ from essence.report.results.run_facts import (
 
 MOST_INLINED_GROUPS = 6
 """With more, tables stand folded and figures are linked, not inlined: the charts show them all."""
+MOST_INLINED_PICTURES = 12
+"""Of all arms, which no chart shows in their place; with more, these are linked too."""
 MOST_LINKS = 24
 """Manifests that a row of the claims table links to."""
 FACETS = (
@@ -102,7 +104,8 @@ def render_page(
     rows = claim_rows(verdicts)
     environment = _environment()
     # Macros see globals alone.
-    environment.globals.update(many=len(results.groups) > MOST_INLINED_GROUPS, most_links=MOST_LINKS)
+    many, shown = len(results.groups) > MOST_INLINED_GROUPS, len(pictures) <= MOST_INLINED_PICTURES
+    environment.globals.update(many=many, pictures_shown=shown or not many, most_links=MOST_LINKS)
     return environment.get_template("template.html").render(
         results=results,
         claims=[row for row in rows if row.word != "not run"],
