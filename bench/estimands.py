@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from essence.plan.decision_power import Design
 from essence.report.claims.contrast import Contrast, contrast
 from essence.report.claims.definition import load_claims
-from essence.report.claims.made_up import made_up
 from essence.report.claims.one_contrast import ratio_of_means
+from essence.report.claims.simulated_runs import made_up
 from essence.report.claims.units import Compared
 
 DESIGNS = (Design(15, 5, 64, 0.2, 0.02), Design(15, 2, 64, 0.2, 0.01))

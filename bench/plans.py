@@ -24,9 +24,9 @@ from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.decision_power import Design, Hours, chances, cheapest, fewest_seeds
 from essence.plan.experiment import available
+from essence.report.claims.decidable_claims import foreseen
 from essence.report.claims.definition import load_claims
-from essence.report.claims.foreseen import foreseen
-from essence.report.claims.made_up import shares
+from essence.report.claims.simulated_runs import shares
 
 CLAIMS = load_claims()
 CLAIM = next(claim for claim in CLAIMS if claim.primary)

@@ -1,7 +1,7 @@
 """How often each verdict on `retention-half` is wrong: runs are made up, and judged by the kit's own functions.
 
-The runs are those of `essence/report/claims/made_up.py`: thirty problems on each of two benchmarks, 64 samples. The
-truth is what the problems as they are keep: in the middle of what is accepted, on its edge, and outside.
+The runs are those of `essence/report/claims/simulated_runs.py`: thirty problems on each of two benchmarks, 64 samples.
+The truth is what the problems as they are keep: in the middle of what is accepted, on its edge, and outside.
 
     python bench/words.py [--repetitions 1000 1000] > bench/results/words.json
     python bench/words.py --table bench/results/words.json      # the table of docs/claims.md
@@ -19,7 +19,7 @@ import numpy as np
 
 from essence.plan.decision_power import Design
 from essence.report.claims.definition import load_claims
-from essence.report.claims.made_up import Shares, shares
+from essence.report.claims.simulated_runs import Shares, shares
 
 TRUTHS = (0.91, 0.86, 0.80)
 """In the middle of what is accepted, on its edge, outside."""

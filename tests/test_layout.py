@@ -47,7 +47,7 @@ HEAVY_MODULES = {
     "essence.record.ro_crate": "rocrate and the HTTP client that it brings, for an export alone",
     "essence.report.build": "matplotlib, and a run that finds everything done draws nothing",
     "essence.report.page.figures": "matplotlib",
-    "essence.report.page.picture_drawn": "matplotlib",
+    "essence.report.page.picture_drawing": "matplotlib",
     "essence.stages.rank": "torch",
     "essence.stages.tiny.sources": "tokenizers, for what only the miniature makes",
     "essence.stages.tiny.toy_models": "torch",

@@ -19,7 +19,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from safetensors.numpy import save_file
 
-from essence.distill.pair import load_tokenizer
+from essence.distill.pair_checks import load_tokenizer
 from essence.errors import InputError
 from essence.evaluation.benchmarks import Problem
 from essence.evaluation.requests import render_prompts

@@ -14,7 +14,7 @@ from essence.paths import typed_path
 from essence.record.run_directory import RunDirectory
 from essence.report.checklist.answers import Answered, answer, as_latex, as_record, as_text
 from essence.report.checklist.venues import VENUES, Venue
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import judge
 from essence.report.results.records import Results
 

@@ -12,13 +12,13 @@ from essence.commands.planned_design import judged_benchmarks, planned_design, w
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.decision_power import UNMEASURED, Chances, Design, Hours, chances, cheapest, fewest_seeds
+from essence.report.claims.decidable_claims import foreseen
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import LEVEL
-from essence.report.claims.foreseen import foreseen
 from essence.report.claims.gather import gather
-from essence.report.claims.looks import Look, level_of, read_looks
-from essence.report.claims.made_up import shares_of, simulated_chances
+from essence.report.claims.interim_looks import Look, level_of, read_looks
 from essence.report.claims.pilot import CONFIDENCE, Pilot, find_pilot
+from essence.report.claims.simulated_runs import shares_of, simulated_chances
 from essence.report.results.read import read_results
 from essence.text import percent
 

@@ -9,7 +9,7 @@ from essence.commands.terminal import teller
 from essence.engines import FLAVOURS
 from essence.engines.image_address import check_place
 from essence.engines.image_builds import ENVIRONMENTS, bake
-from essence.engines.published import publish, published_file, published_lines
+from essence.engines.published_images import publish, published_file, published_lines
 from essence.engines.recipes import ImageRecipe, recipe
 from essence.settings import EnvironmentName
 

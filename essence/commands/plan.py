@@ -22,7 +22,7 @@ from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
-from essence.record.finished import Earlier
+from essence.record.finished_stages import Earlier
 from essence.record.plan_record import accepted_sentences
 from essence.report.page.rows import rows_lines
 from essence.settings import DownloadSettings, StageName

@@ -11,10 +11,10 @@ from essence.commands.matrix_state import not_run_here
 from essence.files import read_json
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.data_files import check_formats, without_lines, write_data
-from essence.report.page.picture import PICTURE
-from essence.report.page.printed import print_results
+from essence.report.page.picture_numbers import PICTURE
+from essence.report.page.printed_report import print_results
 
 MOST_NAMED = 3
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from essence.commands.beforehand import check_beforehand, whereabouts
+from essence.commands.run_checks import check_beforehand, whereabouts
 from essence.engines.selected_run import Run
 from essence.errors import RecordError
 from essence.files import read_json, write_atomically, write_json

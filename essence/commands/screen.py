@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from essence.commands.bars import left_words, seconds_of_rest
+from essence.commands.progress_bars import left_words, seconds_of_rest
 from essence.engines.runner import Event
 from essence.plan.stage_plan import PlannedStage
 from essence.record.live_records import ProgressRecord

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from essence.commands.bars import left_words
 from essence.commands.matrix_state import CellState, MatrixState, StageView, collect, planned, see_queue
+from essence.commands.progress_bars import left_words
 from essence.engines.slurm.jobs import NEVER_STARTED
 from essence.plan.renewal import earlier_work, renewal_lines
 from essence.record.plan_record import accepted_sentences

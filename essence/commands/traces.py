@@ -24,10 +24,10 @@ from essence.files import sha256_file
 from essence.plan.experiment import EXPERIMENTS
 from essence.record.manifest import Manifest
 from essence.record.plan_record import plan_of
+from essence.record.record_files import as_record
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import TokenizeManifest, read_manifest
 from essence.record.trace_record import CountedMean, TraceRecord, write_trace_record
-from essence.record.written import as_record
 from essence.settings import TokenizeSettings
 from essence.settings.toml import read_toml
 from essence.text import percent

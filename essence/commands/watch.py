@@ -15,8 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from essence.commands.bars import left_words, seconds_of_rest
 from essence.commands.matrix_state import CellState, MatrixState, StageView, collect, planned, see_queue
+from essence.commands.progress_bars import left_words, seconds_of_rest
 from essence.commands.status import CELL_COLUMNS, cell_row, queued_lines
 from essence.engines.slurm.snapshot import QueueSnapshot
 from essence.record.live_records import GpuUse

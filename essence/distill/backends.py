@@ -11,7 +11,7 @@ from essence.distill.adamw import MOMENTS, adamw, set_cycle
 from essence.distill.batches import Batch
 from essence.distill.checkpoint import Checkpoint
 from essence.distill.devices import COMPUTE_DTYPES
-from essence.distill.masters import Masters, lowers_weights
+from essence.distill.float32_masters import Masters, lowers_weights
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from essence.data.truncation import Example
 from essence.distill.attention import BLIND, let_tokens_be_blind
 from essence.errors import InputError
-from essence.sizes.passes import padded
+from essence.sizes.step_rows import padded
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from essence.data.truncation import Places
-from essence.sizes.passes import filled
+from essence.sizes.step_rows import filled
 
 
 def validation_parts(rows: int, ranks: int) -> list[list[int]]:

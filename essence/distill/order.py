@@ -11,7 +11,7 @@ import torch
 
 from essence.data.truncation import Example, Places
 from essence.settings import OptimizerSettings, OrderSettings
-from essence.sizes.passes import Step, filled, steps_of_epoch
+from essence.sizes.step_rows import Step, filled, steps_of_epoch
 
 Steps = list[list[Step]]
 """Indices of the rows of each step of each epoch."""

@@ -20,7 +20,7 @@ from essence.errors import InputError, MachineError
 from essence.files import GIB, read_json, write_json
 from essence.settings import Resources
 from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory, smallest_change
-from essence.sizes.passes import Step, deal, shape
+from essence.sizes.step_rows import Step, deal, shape
 
 RECORD = "preflight.json"
 

@@ -14,7 +14,7 @@ from essence.distill.attention import use_row_attention
 from essence.distill.backends import Backend, make_backend
 from essence.distill.batches import Batch
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
-from essence.distill.masters import lowers_weights
+from essence.distill.float32_masters import lowers_weights
 from essence.distill.module import Distiller
 from essence.distill.proof_machine import settle
 from essence.distill.ranks import ALONE, Ranks

@@ -1,7 +1,7 @@
 """The training loop: resumable to the bit on a CPU, the same for every backend.
 
 Rows are taken in another order in each epoch (`essence/distill/order.py`). A step is `batch_rows` rows or the rows that
-hold `batch_tokens` tokens (`essence/sizes/passes.py`), reached by accumulating the forward passes of all ranks; the
+hold `batch_tokens` tokens (`essence/sizes/step_rows.py`), reached by accumulating the forward passes of all ranks; the
 loss is the mean over the step's rows. Steps follow from the settings alone, so a resumed training goes on in the same
 order. `essence/distill/checkpoint_choice.py` says which validation's weights are kept, `essence/distill/storage.py`
 what is on disk.
@@ -23,7 +23,7 @@ from essence.distill.batches import Batch
 from essence.distill.checkpoint import Validation
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
 from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
-from essence.distill.masters import lowers_weights
+from essence.distill.float32_masters import lowers_weights
 from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
@@ -35,7 +35,7 @@ from essence.errors import KitError
 from essence.files import GIB
 from essence.progress import Progress, Stopped, StopRequest
 from essence.settings import Resources, TrainSettings
-from essence.sizes.passes import deal, shape
+from essence.sizes.step_rows import deal, shape
 
 
 class DivergedError(KitError):

@@ -1,7 +1,7 @@
 """Training under DeepSpeed: ZeRO-2 shards gradients and AdamW's moments among the ranks, ZeRO-3 the weights too.
 
 Masters and sums of gradients are float32. A student that is trained whole in bfloat16 computes with bfloat16 weights,
-as in every backend (`essence/distill/masters.py`); adapters are float32, under autocast.
+as in every backend (`essence/distill/float32_masters.py`); adapters are float32, under autocast.
 DeepSpeed's own optimisers and its shared-memory communication are compiled on first use and not needed: torch's AdamW
 is handed in, and gloo or NCCL do the communication.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from essence.distill.adamw import MOMENTS, adamw, set_cycle
 from essence.distill.batches import Batch, head_weight
 from essence.distill.checkpoint import Checkpoint
-from essence.distill.masters import lower_weights, lowers_weights, without_rounding
+from essence.distill.float32_masters import lower_weights, lowers_weights, without_rounding
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from essence.engines.apptainer_faults import cure_of
 from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills
-from essence.engines.inherited import SECRET
+from essence.engines.inherited_variables import SECRET
 from essence.engines.local import ask_to_stop, kill_group
 from essence.engines.secrets import Token
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
-from essence.engines.published import published, published_file
+from essence.engines.published_images import published, published_file
 from essence.engines.recipes import ImageRecipe, recipe, remember_digest
 from essence.errors import MachineError
 from essence.paths import typed_path

@@ -16,7 +16,7 @@ from pathlib import Path
 import essence
 from essence.engines import environments
 from essence.engines.engine import DEVICE_ORDER, Engine, Exit, Launch, ended_by_signal, limit_words, memory_kills
-from essence.engines.inherited import inherited
+from essence.engines.inherited_variables import inherited
 from essence.engines.recipes import check_decoder, recipe
 from essence.engines.secrets import token
 from essence.errors import MachineError

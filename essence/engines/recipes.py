@@ -18,8 +18,8 @@ from essence.errors import MachineError, RecordError
 from essence.files import sha256_file, write_json
 from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import GRADER_LOCK, PlannedStage
+from essence.record.record_files import read_record
 from essence.record.source_key import runtime_sha256
-from essence.record.written import read_record
 from essence.settings import STAGES_IN, EnvironmentName, GenerateSettings
 
 if TYPE_CHECKING:

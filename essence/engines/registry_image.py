@@ -12,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from essence.engines.image_address import ImageAddress, read_address
-from essence.engines.published import published, published_file
+from essence.engines.published_images import published, published_file
 from essence.engines.recipes import ImageRecipe, check_digest_label
 from essence.engines.registry import INDEXES, registry
 from essence.errors import ExperimentError, MachineError

@@ -23,10 +23,10 @@ from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
 from essence.plan.stage_plan import PlannedStage
 from essence.record.facts import CodeFacts
+from essence.record.input_checks import own_names
 from essence.record.live_records import GivenGpus
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, holder_alive
 from essence.record.source_key import module_hashes
-from essence.record.untouched import own_names
 from essence.settings import GenerateSettings, Spec
 
 POLL_S = 0.05

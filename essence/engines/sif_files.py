@@ -15,7 +15,7 @@ from essence.errors import MachineError, RecordError
 from essence.files import sha256_file, write_json
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
-from essence.record.written import read_record
+from essence.record.record_files import read_record
 from essence.settings import Record
 
 FOLDER_VARIABLE = "ESSENCE_SIF_FOLDER"

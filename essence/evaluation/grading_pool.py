@@ -159,7 +159,7 @@ class _Pool:
         self.context: ForkServerContext | SpawnContext
         if self.folder is None:
             self.context = multiprocessing.get_context("forkserver")
-            self.context.set_forkserver_preload([__name__, "essence.evaluation.warm"])
+            self.context.set_forkserver_preload([__name__, "essence.evaluation.worker_preload"])
         else:
             self.context = multiprocessing.get_context("spawn")
         for _ in range(workers):

@@ -21,7 +21,7 @@ EASIEST = 0.8
 """The chances end here: the hardest sampling leaves no problem solved in every sample; assumed."""
 EFFECT_SD = 0.2
 """How far what truncation does to one problem is from what it does to their mean, as a share of it; assumed, and the
-same in every training, so that it moves no figure here (`report/claims/made_up.py` draws it)."""
+same in every training, so that it moves no figure here (`report/claims/simulated_runs.py` draws it)."""
 INTERACTION_SD = 0.1
 """How far a training's share of one problem is from what its accuracy says, as a share of it; assumed."""
 MOST_SEEDS = 400

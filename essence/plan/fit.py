@@ -26,7 +26,7 @@ from essence.sizes.memory import (
     load_of,
     smallest_change,
 )
-from essence.sizes.passes import deal, shape
+from essence.sizes.step_rows import deal, shape
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from essence.record.finished import (
+from essence.record.finished_stages import (
     Earlier,
     FinishedStage,
     FinishedStages,

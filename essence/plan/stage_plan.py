@@ -13,7 +13,7 @@ from essence.plan.catalogue import find_pin, to_source
 from essence.plan.cells import part, resolve_seed, resources_of, teacher_settings, tokenize_settings, train_settings
 from essence.plan.experiment import Cell, Experiment
 from essence.plan.renewal import Renewals, Wanted
-from essence.record.finished import Earlier, FinishedStages
+from essence.record.finished_stages import Earlier, FinishedStages
 from essence.record.local_sources import LocalSources
 from essence.record.plan_record import BaselineEntry, CellEntry, Checkpoint, EvaluationEntry, PlanRecord, StageEntry
 from essence.record.run_directory import stage_id

@@ -24,7 +24,6 @@ from essence.sizes.architecture import (
 )
 from essence.sizes.host import DECODING_BYTES
 from essence.sizes.memory import BYTES
-from essence.sizes.passes import deal
 from essence.sizes.speeds import (
     Crossing,
     DecodeWork,
@@ -35,6 +34,7 @@ from essence.sizes.speeds import (
     decoding_seconds,
     step_seconds,
 )
+from essence.sizes.step_rows import deal
 
 START_S = 60.0
 """Assumed of a training before its first step: libraries, ranks that meet, the look at the loss."""

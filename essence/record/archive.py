@@ -17,12 +17,12 @@ from pathlib import Path, PurePosixPath
 
 from essence.errors import RecordError
 from essence.files import sha256_file, sha256_text
-from essence.record.checks import inside
 from essence.record.manifest import Manifest, OutputFile
 from essence.record.plan_record import plan_of
+from essence.record.record_files import Group, read_record
 from essence.record.run_directory import RunDirectory, StageFolder
+from essence.record.stage_checks import inside
 from essence.record.stage_records import intact_manifest
-from essence.record.written import Group, read_record
 
 CHECKSUMS, LEFT_OUT, CRATE = "SHA256SUMS", "export.json", "ro-crate-metadata.json"
 NOT_OF_THE_RUN = ("lock", "holder.json")

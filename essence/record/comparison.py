@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from essence.errors import RecordError
-from essence.record.finished import flat_settings
+from essence.record.finished_stages import flat_settings
 from essence.record.manifest import Manifest
 from essence.record.run_directory import RunDirectory, stage_id
 from essence.record.stage_key import that_count

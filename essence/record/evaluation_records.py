@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from essence.record.manifest import CostMore
-from essence.record.written import Group, Number
+from essence.record.record_files import Group, Number
 
 Counts = dict[str, int]
 

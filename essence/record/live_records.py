@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from essence.errors import RecordError
 from essence.files import read_json, read_json_lines
 from essence.record.manifest import HowEnded
-from essence.record.written import Number, as_record, read_record
+from essence.record.record_files import Number, as_record, read_record
 from essence.settings import SETTINGS, Record, Spec
 from essence.settings.spec import AnySettings
 

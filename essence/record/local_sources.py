@@ -13,9 +13,9 @@ from essence.paths import check_outside
 from essence.record.content import CONTENT, content_of
 from essence.record.hash_cache import HashCache
 from essence.record.live_records import Live
+from essence.record.record_files import read_record
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.stage_records import DownloadManifest, SourceRecord, read_manifest
-from essence.record.written import read_record
 from essence.settings import Source
 
 

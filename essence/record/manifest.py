@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny, model_validator
 
-from essence.record.written import Group, Number, Written, gives_seal, seal_of
+from essence.record.record_files import Group, Number, Written, gives_seal, seal_of
 from essence.settings import StageName
 
 SCHEMA_VERSION = 1

@@ -15,6 +15,7 @@ from essence.record.evaluation_records import (
 )
 from essence.record.manifest import CostMore
 from essence.record.proof_records import ProveDecodingResults, ProveTrainingResults
+from essence.record.record_files import Group, Written
 from essence.record.stage_records import (
     DownloadData,
     DownloadResults,
@@ -26,7 +27,6 @@ from essence.record.stage_records import (
     TokenizeResults,
 )
 from essence.record.training_records import TrainData, TrainExecuted, TrainResults
-from essence.record.written import Group, Written
 
 
 class StageCost(Written):

@@ -7,8 +7,8 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from essence.errors import RecordError
+from essence.record.record_files import read_record
 from essence.record.run_directory import RunDirectory
-from essence.record.written import read_record
 from essence.settings import ProtocolName, Record, StageName
 from essence.settings.axes import CellAxes
 

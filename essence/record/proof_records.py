@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from essence.record.written import Group, Number
+from essence.record.record_files import Group, Number
 
 
 class CheckRecord(Group):

@@ -20,10 +20,10 @@ from essence.files import sha256_file
 from essence.record.evaluation_records import EstimateRecord, GenerateResults, GradeResults
 from essence.record.live_records import Live
 from essence.record.manifest import Manifest
+from essence.record.record_files import Number
 from essence.record.run_directory import StageFolder, stage_id
 from essence.record.stage_records import GenerateManifest, GradeManifest, TrainManifest, read_manifest
 from essence.record.training_records import TrainResults
-from essence.record.written import Number
 
 CLOSE = 1e-9
 SAMPLES, VERDICTS, METRICS = "samples.jsonl", "verdicts.jsonl", "metrics.jsonl"

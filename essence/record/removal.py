@@ -9,11 +9,11 @@ from typing import TypeVar
 from pydantic import Field
 
 from essence.errors import RecordError
-from essence.record.finished import modules_of_earlier_code
+from essence.record.finished_stages import modules_of_earlier_code
 from essence.record.live_records import Live, SettingsSpec, read_spec
 from essence.record.plan_record import EarlierEntry
+from essence.record.record_files import read_record
 from essence.record.run_directory import RunDirectory, StageFolder
-from essence.record.written import read_record
 
 ORDER = (
     *("prove_decoding", "prove_training"),

@@ -24,8 +24,8 @@ from essence.record.evaluation_records import (
 )
 from essence.record.manifest import SCHEMA_VERSION, Inputs, Manifest, StageSettings
 from essence.record.proof_records import ProveDecodingResults, ProveResolved, ProveTrainingResults
+from essence.record.record_files import Group, Number, as_record
 from essence.record.training_records import RowsRecord, TrainData, TrainExecuted, TrainResolved, TrainResults
-from essence.record.written import Group, Number, as_record
 from essence.settings import PositionsRecord, StageName
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from essence.errors import RecordError
 from essence.files import read_json, write_json
-from essence.record.written import Written, as_record, gives_seal, seal_of
+from essence.record.record_files import Written, as_record, gives_seal, seal_of
 
 TRACES = "traces"
 """Folder of these records within an experiment's."""

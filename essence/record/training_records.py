@@ -3,7 +3,7 @@
 from pydantic import Field, JsonValue
 
 from essence.record.manifest import CostMore
-from essence.record.written import Group, Number
+from essence.record.record_files import Group, Number
 from essence.settings import PositionsRecord
 
 
@@ -78,7 +78,7 @@ class ParallelRecord(Group):
 
 
 class ParityFacts(Group):
-    """Relative differences of the loss as it ran from the plain one (essence/distill/parity.py)."""
+    """Relative differences of the loss as it ran from the plain one (essence/distill/objective_parity.py)."""
 
     loss_plain: Number
     loss_fast: Number

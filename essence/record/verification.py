@@ -10,7 +10,12 @@ from dataclasses import dataclass, field
 from essence.errors import InputError, RecordError
 from essence.files import sha256_file
 from essence.record.archive import left_out
-from essence.record.checks import (
+from essence.record.manifest import Manifest
+from essence.record.plan_coverage import Plans, plan_findings, read_plans, unfinished_lines
+from essence.record.plan_record import accepted_sentences
+from essence.record.recount import result_findings
+from essence.record.run_directory import RunDirectory, StageFolder
+from essence.record.stage_checks import (
     absent_inputs,
     changed_inputs,
     executed_findings,
@@ -19,11 +24,6 @@ from essence.record.checks import (
     key_findings,
     seal_findings,
 )
-from essence.record.manifest import Manifest
-from essence.record.plan_record import accepted_sentences
-from essence.record.planned import Plans, plan_findings, read_plans, unfinished_lines
-from essence.record.recount import result_findings
-from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.stage_records import read_manifest
 
 

@@ -12,19 +12,19 @@ from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
 from essence.plan.proved import proofs
 from essence.record.plan_record import plan_of
+from essence.record.record_files import gives_seal, seal_of
 from essence.record.run_directory import RunDirectory
 from essence.record.trace_record import read_trace_records
-from essence.record.written import gives_seal, seal_of
 from essence.report.claims.claim_record import claim_record
 from essence.report.claims.definition import CLAIMS_FILE, QUESTIONS_FILE
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, record_verdicts
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
 from essence.report.page.page import render_page
-from essence.report.page.picture import Picture, pictures
-from essence.report.page.predicted import predicted_rows
+from essence.report.page.picture_numbers import Picture, pictures
+from essence.report.page.predicted_times import predicted_rows
 from essence.report.page.questions_table import question_record
 from essence.report.page.rows import trained_rows
 from essence.report.page.samples import write_pieces
@@ -186,7 +186,7 @@ def _figures(results: Results) -> dict[GroupKey, list[Figure]]:
 
 
 def _pictures(results: Results) -> list[Figure]:
-    from essence.report.page.picture_drawn import draw_pictures
+    from essence.report.page.picture_drawing import draw_pictures
 
     return draw_pictures(pictures(results))
 

@@ -12,12 +12,12 @@ from pydantic import Field, JsonValue
 
 from essence.errors import RecordError
 from essence.files import read_json, sha256_file
-from essence.record.checks import EDITED, inside
+from essence.record.record_files import Group, as_record, gives_seal
 from essence.record.recount import METRICS
 from essence.record.run_directory import RunDirectory
-from essence.record.written import Group, as_record, gives_seal
+from essence.record.stage_checks import EDITED, inside
 from essence.report.build import SCHEMA_VERSION, made_from, report_record
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 
 CHECKED_BEFORE = ("made_from", "records", "files", "seal")
 """Parts of `report.json` that are no numbers and words; the first two are compared before those are."""

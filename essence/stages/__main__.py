@@ -27,13 +27,13 @@ from essence.files import sha256_file, write_json
 from essence.progress import Progress, StageContext, Stopped, StopRequest, die_with_launcher, stop_when_alone
 from essence.record.attempts import AttemptJournal, now
 from essence.record.facts import hardware, software
+from essence.record.input_checks import check_untouched, own_names
 from essence.record.live_records import read_whole_spec, stage_settings
 from essence.record.manifest import Code, Cost, Identity, Image, OutputFile, StageInput
 from essence.record.outcomes import StageOutcome
 from essence.record.run_directory import StageFolder, hold
 from essence.record.source_key import source_sha256
 from essence.record.stage_records import MANIFESTS, read_manifest
-from essence.record.untouched import check_untouched, own_names
 from essence.settings import Resources, Spec, StageName, TrainSettings
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.stages.watcher import ORPHAN_WAIT_S, Watcher

@@ -23,7 +23,7 @@ from essence.distill.rank_variables import rank_variable
 from essence.errors import ExitCode, KitError, MachineError, StageError
 from essence.progress import StageContext, Stopped, StopRequest
 from essence.record.outcomes import TrainOutcome
-from essence.record.written import Written, read_record
+from essence.record.record_files import Written, read_record
 from essence.settings import Resources, Spec, TrainSettings
 
 POLL_S = 0.05

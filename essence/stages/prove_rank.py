@@ -28,8 +28,8 @@ from essence.files import write_json
 from essence.progress import die_with_launcher
 from essence.record.live_records import read_whole_spec
 from essence.record.proof_records import LinkPoint
+from essence.record.record_files import Number, Written
 from essence.record.run_directory import StageFolder
-from essence.record.written import Number, Written
 from essence.settings import Resources
 from essence.settings.proving import ProveTrainingSettings
 from essence.stages.launch import REPORTS

@@ -47,7 +47,7 @@ from essence.record.proof_records import (
     StepCoefficients,
     StepPoint,
 )
-from essence.record.written import read_record
+from essence.record.record_files import read_record
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.speeds import ASSUMED, Fit, fitted, step_seconds
 from essence.stages.launch import REPORTS, run_here

@@ -23,7 +23,7 @@ from essence.distill.attention import use_row_attention
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
 from essence.distill.entropy import entropies
-from essence.distill.pair import check_pair, read_decoder
+from essence.distill.pair_checks import check_pair, read_decoder
 from essence.distill.row_split import describe_positions, select_rows
 from essence.distill.stored_states import HEAD, MODEL, ROWS, RowWriter, StoredRow, write_pads
 from essence.errors import InputError, MachineError
@@ -35,7 +35,7 @@ from essence.record.outcomes import StageCost, TeacherOutcome
 from essence.record.stage_records import TeacherData, TeacherExecuted, TeacherResults
 from essence.record.training_records import RowsRecord
 from essence.settings import TeacherSettings
-from essence.sizes import passes
+from essence.sizes import step_rows
 from essence.sizes.architecture import Architecture, forward_flops, stored_bytes_per_token
 
 SPARE_BYTES = 1 << 26
@@ -113,7 +113,7 @@ def shards(
 ) -> Iterator[Sequence[Example]]:
     """The rows of each file: as many as `mib` hold, at least one."""
     most = max(1, int(mib * (1 << 20)) // bytes_per_token(settings, architecture))
-    for part in passes.steps_of_tokens([row.input_ids.size for row in rows], most):
+    for part in step_rows.steps_of_tokens([row.input_ids.size for row in rows], most):
         yield rows[part.start : part.stop]
 
 
@@ -133,12 +133,12 @@ class Reader:
         """What is stored of some rows, in their order; `done` of `total` tokens were read before."""
         lengths, multiple = [row.input_ids.size for row in rows], self.settings.pad_to_multiple
         found: dict[int, StoredRow] = {}
-        for part in passes.micro_batches(lengths, self.packed, multiple, self.context.resources):
+        for part in step_rows.micro_batches(lengths, self.packed, multiple, self.context.resources):
             self.context.stop.check()  # loses the rows of one file
             for index, (states, sure) in zip(part, self._states([rows[i] for i in part]), strict=True):
                 row = rows[index]
                 found[index] = StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), states, sure)
-            shape = passes.shape(lengths, part, self.packed, multiple)
+            shape = step_rows.shape(lengths, part, self.packed, multiple)
             self.tokens, self.positions = self.tokens + shape.tokens, self.positions + shape.positions
             done += shape.tokens
             self.context.progress.update("teacher", done, total, "tokens")

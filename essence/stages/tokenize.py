@@ -21,7 +21,7 @@ from essence.data.selection import SectionBounds
 from essence.data.token_statistics import TokenStatistics, first_in_a_box
 from essence.data.token_table import TokenRow, TokenWriter
 from essence.data.truncation import Tokens
-from essence.distill.pair import think_token_ids
+from essence.distill.pair_checks import think_token_ids
 from essence.errors import InputError
 from essence.files import sha256_text, write_json
 from essence.models.loading import load_tokenizer

@@ -24,11 +24,11 @@ from essence.distill.devices import (
     peak_of_device,
     prepare_device,
 )
-from essence.distill.masters import lowers_weights
-from essence.distill.once_loaded import load_once
+from essence.distill.first_rank_loading import load_once
+from essence.distill.float32_masters import lowers_weights
+from essence.distill.objective_parity import CheckedObjective, settle
 from essence.distill.order import steps_of_training
-from essence.distill.pair import check_pair, load_head, read_decoder, think_token_ids
-from essence.distill.parity import CheckedObjective, settle
+from essence.distill.pair_checks import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.ranks import Ranks
 from essence.distill.row_split import EntropiesOf, load_cell_rows
 from essence.distill.storage import TrainResult
@@ -61,7 +61,7 @@ from essence.sizes.architecture import (
     static_bytes,
 )
 from essence.sizes.memory import load_of
-from essence.sizes.passes import Step
+from essence.sizes.step_rows import Step
 from essence.stages.launch import check_devices
 from essence.stages.training_facts import Ran, Setup, describe_executed, describe_results
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from essence.distill.masters import lowers_weights
+from essence.distill.float32_masters import lowers_weights
 from essence.distill.row_split import CellRows
 from essence.distill.storage import TrainResult
 from essence.record.training_records import (

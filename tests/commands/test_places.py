@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from essence.engines.engine import surroundings
-from essence.engines.inherited import inherited
+from essence.engines.inherited_variables import inherited
 from essence.engines.local import variables
 from essence.errors import DISK, ExperimentError, disk_error
 from essence.files import write_atomically

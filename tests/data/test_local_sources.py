@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from essence.commands.beforehand import check_beforehand
 from essence.commands.options import select, whole_plan
+from essence.commands.run_checks import check_beforehand
 from essence.commands.save_plan import save_plan
 from essence.data.row_files import read_rows
 from essence.engines.runner import make_spec
@@ -24,10 +24,10 @@ from essence.plan.catalogue import DatasetPin, missing, to_source
 from essence.progress import Progress, StageContext, StopRequest
 from essence.record.content import content_of
 from essence.record.hash_cache import LEAST_BYTES, HashCache, cache_file
+from essence.record.input_checks import own_names
 from essence.record.local_sources import LocalSources
 from essence.record.run_directory import StageFolder
 from essence.record.stage_key import stage_key
-from essence.record.untouched import own_names
 from essence.record.verification import verify
 from essence.settings import DownloadSettings
 from essence.stages import download

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from essence.settings import Resources
-from essence.sizes import passes
+from essence.sizes import step_rows
 from support.some_resources import some_resources
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
@@ -23,10 +23,10 @@ def resources(rows: int, tokens: int) -> Resources:
 def test_every_row_is_in_one_batch_that_keeps_its_bounds(
     lengths: list[int], packed: bool, rows: int, tokens: int
 ) -> None:
-    batches = passes.micro_batches(lengths, packed, 16, resources(rows, tokens))
+    batches = step_rows.micro_batches(lengths, packed, 16, resources(rows, tokens))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
-        shape = passes.shape(lengths, batch, packed, 16)
+        shape = step_rows.shape(lengths, batch, packed, 16)
         assert shape.tokens == sum(lengths[index] for index in batch) <= shape.positions
         assert len(batch) == 1 or (shape.tokens if packed else shape.positions) <= tokens
         assert packed or len(batch) <= rows
@@ -34,13 +34,13 @@ def test_every_row_is_in_one_batch_that_keeps_its_bounds(
 
 @given(lengths=LENGTHS, capacity=st.integers(300, 900))
 def test_first_fit_leaves_no_two_sequences_that_fit_into_one(lengths: list[int], capacity: int) -> None:
-    sizes = [sum(lengths[i] for i in one) for one in passes.first_fit_decreasing(lengths, capacity)]
+    sizes = [sum(lengths[i] for i in one) for one in step_rows.first_fit_decreasing(lengths, capacity)]
     assert sum(size * 2 <= capacity for size in sizes) <= 1
 
 
 @given(lengths=LENGTHS, tokens=st.integers(1, 900))
 def test_steps_of_tokens_are_consecutive_and_as_full_as_they_can_be(lengths: list[int], tokens: int) -> None:
-    steps = passes.steps_of_tokens(lengths, tokens)
+    steps = step_rows.steps_of_tokens(lengths, tokens)
     assert [index for step in steps for index in step] == list(range(len(lengths)))
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         size = sum(lengths[index] for index in step)
@@ -50,13 +50,13 @@ def test_steps_of_tokens_are_consecutive_and_as_full_as_they_can_be(lengths: lis
 
 
 def test_equal_lengths_keep_their_order_and_fill_is_counted() -> None:
-    assert passes.first_fit_decreasing([5, 9, 5, 5], 10) == [[1], [0, 2], [3]]
-    assert passes.length_grouped([5, 9, 5, 5], 2, 100, 8) == [[1, 0], [2, 3]]
-    shapes = [passes.shape([5, 9, 5, 5], batch, True, 8) for batch in ([1], [0, 2], [3])]
+    assert step_rows.first_fit_decreasing([5, 9, 5, 5], 10) == [[1], [0, 2], [3]]
+    assert step_rows.length_grouped([5, 9, 5, 5], 2, 100, 8) == [[1, 0], [2, 3]]
+    shapes = [step_rows.shape([5, 9, 5, 5], batch, True, 8) for batch in ([1], [0, 2], [3])]
     assert [shape.positions for shape in shapes] == [16, 16, 8]
-    assert passes.fill(shapes) == 24 / 40
-    assert passes.fill([]) == 0.0
-    assert passes.steps_of_tokens([], 10) == []
+    assert step_rows.fill(shapes) == 24 / 40
+    assert step_rows.fill([]) == 0.0
+    assert step_rows.steps_of_tokens([], 10) == []
 
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")

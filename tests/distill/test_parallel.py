@@ -17,7 +17,7 @@ from support.project import PROJECT
 pytest.importorskip("transformers", reason="transformers is not installed")
 from essence.distill.adapters import add_adapters
 from essence.settings import LoraSettings
-from essence.sizes.passes import deal, steps_of_epoch
+from essence.sizes.step_rows import deal, steps_of_epoch
 from support.rank_program import BFLOAT16, LORA, RESUMED, WAYS
 from support.small_training import AS_RELEASED, FIRST_ROWS, model, run
 

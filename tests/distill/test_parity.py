@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from essence.distill import chunked
-from essence.distill.parity import parity, settle
+from essence.distill.objective_parity import parity, settle
 from essence.distill.ranks import ALONE
 from essence.errors import MachineError
 from essence.settings import LossResources

@@ -33,7 +33,7 @@ from essence.distill.teachers import (  # noqa: E402
 from essence.errors import InputError  # noqa: E402
 from essence.settings import ObjectiveSettings, ViewSettings  # noqa: E402
 from essence.settings.protocol import PROTOCOLS  # noqa: E402
-from essence.sizes import passes  # noqa: E402
+from essence.sizes import step_rows  # noqa: E402
 
 EOS, THINK, END_THINK, FIRST_WORD, VOCABULARY = 0, 1, 2, 3, 41
 IGNORED, MULTIPLE, KEPT_LENGTHS = -100, 16, range(1, 65)
@@ -268,7 +268,7 @@ def test_a_step_of_all_lengths_live_and_cached(sections: str, form: str, tmp_pat
         model.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     rows = [ours for _, ours in both]
     resources = some_resources(threads=1, micro_batch_rows=5, micro_batch_tokens=200)
-    parts = passes.micro_batches([row.positions for row in rows], packed, MULTIPLE, resources)
+    parts = step_rows.micro_batches([row.positions for row in rows], packed, MULTIPLE, resources)
     assert len(parts) > 1
     batches = [Batch.of([rows[i] for i in part], MULTIPLE, cpu, packed) for part in parts]
     for teaching_with in (LiveTeacher(teaching), stored):

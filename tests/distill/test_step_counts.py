@@ -17,7 +17,7 @@ import torch
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from essence.distill.batches import Batch
-from essence.distill.masters import Masters
+from essence.distill.float32_masters import Masters
 from essence.distill.module import Distiller
 from essence.distill.teachers import LiveTeacher
 from support.counted_step import CountedStep, at_depth, count_pass, counted_step

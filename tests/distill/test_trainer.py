@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from essence.distill import checkpoint
 from essence.distill.batches import Batch, states_at
-from essence.distill.masters import Masters
+from essence.distill.float32_masters import Masters
 from essence.distill.module import Distiller
 from essence.distill.storage import TrainResult
 from essence.distill.teachers import LiveTeacher

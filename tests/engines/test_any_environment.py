@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from essence.engines import apptainer_stage, inherited
+from essence.engines import apptainer_stage
+from essence.engines import inherited_variables as inherited
 from essence.engines.apptainer import argv
 from essence.engines.docker_container import argv as docker_argv
 from essence.engines.docker_container import creation

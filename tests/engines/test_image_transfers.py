@@ -16,7 +16,7 @@ import pytest
 from essence.engines import registry_image
 from essence.engines.docker import DockerEngine
 from essence.engines.image_transfers import push
-from essence.engines.published import published
+from essence.engines.published_images import published
 from essence.engines.recipes import DIGEST_LABEL, LOCK_LABEL, config_digest, recipe
 from essence.engines.registry_image import resolve
 from essence.engines.sif_files import found_sif, sif_file

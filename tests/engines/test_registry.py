@@ -13,7 +13,7 @@ from essence.engines.docker import DockerEngine
 from essence.engines.image_address import check_place, is_loopback, read_address
 from essence.engines.image_builds import to_be_made
 from essence.engines.image_transfers import check_room
-from essence.engines.published import publish, published, read_published
+from essence.engines.published_images import publish, published, read_published
 from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
 from essence.engines.registry_image import published_image, resolve, typed_address
 from essence.engines.sif_builds import check_sources

@@ -13,8 +13,8 @@ from essence.evaluation.statistics import student_t
 from essence.plan.decision_power import Design, Hours, chances, cheapest, fewest_seeds
 from essence.report.build import write_report
 from essence.report.claims.definition import load_claims
-from essence.report.claims.made_up import made_up, shares_of
 from essence.report.claims.pilot import CONFIDENCE, chi_square_quantile, pilot_of
+from essence.report.claims.simulated_runs import made_up, shares_of
 from essence.report.results.read import read_results
 from essence.text import SPACE
 from support.project import PROJECT, invoke

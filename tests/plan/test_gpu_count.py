@@ -8,7 +8,7 @@ from essence.errors import ExperimentError
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import load
 from essence.plan.gpu_count import with_gpus
-from essence.sizes.passes import deal
+from essence.sizes.step_rows import deal
 from support.project import invoke
 
 

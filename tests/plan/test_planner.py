@@ -12,11 +12,11 @@ from essence.files import read_json, write_json
 from essence.plan.experiment import load
 from essence.plan.renewal import Renewals, Wanted, earlier_work, renewal_lines
 from essence.plan.stage_plan import GRADER_LOCK, VLLM_LOCK, Plan, PlannedStage, make_evaluation_plan, make_plan
-from essence.record.finished import Earlier, FinishedStages
+from essence.record.finished_stages import Earlier, FinishedStages
 from essence.record.local_sources import LocalSources
 from essence.record.plan_record import PlanRecord
+from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory
-from essence.record.written import seal_of
 from essence.settings import GenerateSettings, GradeSettings, TrainSettings
 from support.finished_runs import finish_micro
 from support.planned_sources import environment

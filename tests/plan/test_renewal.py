@@ -17,11 +17,11 @@ from essence.files import canonical_json, read_json, sha256_text, write_json
 from essence.plan.renewal import renewal_lines
 from essence.plan.stage_plan import make_plan
 from essence.record.facts import lock_sha256, packages
-from essence.record.finished import module_changes, package_changes, setting_changes
+from essence.record.finished_stages import module_changes, package_changes, setting_changes
 from essence.record.local_sources import LocalSources
+from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory, stage_id
 from essence.record.stage_key import stage_key
-from essence.record.written import seal_of
 from support.finished_runs import finish_micro
 from support.kit_copy import KitCopy
 

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from essence.errors import KitError, RecordError
 from essence.record.attempts import AttemptJournal
-from essence.record.checks import executed_findings, key_findings
 from essence.record.live_records import ProgressRecord, look_at, read_spec, read_whole_spec, stage_settings
 from essence.record.plan_record import read_plan
+from essence.record.record_files import seal_of
 from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory, StageFolder
+from essence.record.stage_checks import executed_findings, key_findings
 from essence.record.stage_records import GradeManifest, read_manifest
-from essence.record.written import seal_of
 from essence.report.build import report_is_current, write_report
 from essence.report.recheck import report_findings
 from support.finished_runs import unpack_schema_1

@@ -11,11 +11,11 @@ import pytest
 
 from essence.commands.compare import resolve
 from essence.errors import RecordError
+from essence.record.record_files import seal_of
 from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import read_manifest
 from essence.record.verification import Verification, verify
-from essence.record.written import seal_of
 from support.project import invoke
 from support.synthetic_run import SyntheticRun
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from essence.commands.report import print_report
+from essence.record.record_files import gives_seal
 from essence.record.run_directory import RunDirectory, hold
-from essence.record.written import gives_seal
 from essence.report.build import SCHEMA_VERSION
 from support.synthetic_run import REAL, SyntheticRun
 

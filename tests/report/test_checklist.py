@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from essence.report.checklist.answers import ACCENTED, Answered, answer, as_latex, as_text, latex
 from essence.report.checklist.known_facts import FACTS, NOTHING_OF
 from essence.report.checklist.venues import VENUES, Question, Venue
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.results.records import Results
 from support.project import invoke
 from support.synthetic_run import SyntheticRun

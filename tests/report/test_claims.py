@@ -17,7 +17,7 @@ from essence.report.claims.advice import advise
 from essence.report.claims.definition import load_claims, load_questions
 from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.report.claims.gather import gather
-from essence.report.claims.measured import Measured, Replicates
+from essence.report.claims.measurement import Measured, Replicates
 from essence.report.claims.measures import MEASURES
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, decide, judge
 from essence.report.page.claims_table import claim_rows

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from essence.report.build import write_report
-from essence.report.claims.kept import read_with_retention
-from essence.report.page.picture import COLUMNS, UNTRAINED, WHOLE, Picture, picture_csv, pictures
-from essence.report.page.picture_drawn import draw_pictures
+from essence.report.claims.retention_rows import read_with_retention
+from essence.report.page.picture_drawing import draw_pictures
+from essence.report.page.picture_numbers import COLUMNS, UNTRAINED, WHOLE, Picture, picture_csv, pictures
 from support.synthetic_run import REAL, SyntheticRun
 
 SPANS = ("left", "random-tokens", "first-512", "first-2048")

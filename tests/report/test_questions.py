@@ -13,9 +13,9 @@ from essence.record.run_directory import RunDirectory
 from essence.report.build import report_record, write_report
 from essence.report.claims.definition import QUESTIONS_FILE, load_claims, load_questions
 from essence.report.claims.evidence import Evidence, Scored, Setting
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import ClaimVerdict, _judge, judge_questions
-from essence.report.page.printed import print_results
+from essence.report.page.printed_report import print_results
 from essence.report.page.questions_table import print_questions, question_record, question_rows, questions_lead
 from essence.report.recheck import report_findings
 from support.project import invoke

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from essence.errors import RecordError
 from essence.evaluation.statistics import pooled_accuracy
+from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory
-from essence.record.written import seal_of
 from essence.report.build import own_files, report_is_current, report_record, write_report
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import judge
 from essence.report.page.endings import ENDING_COLUMNS, ending_rows
 from essence.report.page.findings import findings
-from essence.report.page.printed import print_results
+from essence.report.page.printed_report import print_results
 from essence.report.page.table import arm_rows, cell_rows, missing_lines
 from essence.report.recheck import report_findings
 from essence.report.results.read import read_results

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from essence.report.build import write_report
-from essence.report.claims.kept import with_retention
+from essence.report.claims.retention_rows import with_retention
 from essence.report.page import samples
 from essence.report.page.page import render_page
 from essence.report.results.read import read_results

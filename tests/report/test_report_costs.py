@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from essence.plan.cost_table import COLUMNS, PROPORTIONS, cost_table
+from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory
-from essence.record.written import seal_of
 from essence.report.build import write_report
 from essence.report.page.cost_claim import claim_tables
 from essence.report.recheck import report_findings

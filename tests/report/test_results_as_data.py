@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from essence.errors import KitError
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.data_columns import EvaluationRow, Place, SampleRow, columns_of, markdown_of
 from essence.report.data_files import without_lines, write_data
 from essence.report.results.records import Results

@@ -15,10 +15,10 @@ from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
 from essence.report.claims.gather import gather
-from essence.report.claims.kept import read_with_retention
-from essence.report.claims.made_up import judge_made_up, made_up
-from essence.report.claims.measured import Measured
+from essence.report.claims.measurement import Measured
 from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
+from essence.report.claims.retention_rows import read_with_retention
+from essence.report.claims.simulated_runs import judge_made_up, made_up
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
 from essence.report.page.claims_table import claim_rows, headline
 from essence.report.page.findings import findings

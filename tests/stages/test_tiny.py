@@ -15,7 +15,7 @@ import pytest
 from essence.data.markers import Trace, split_trace
 from essence.data.readers import read_conversation
 from essence.data.reasons import Exchange
-from essence.distill.pair import check_pair
+from essence.distill.pair_checks import check_pair
 from essence.errors import InputError
 from essence.models.loading import load_tokenizer
 from essence.progress import Progress, StageContext, Stopped, StopRequest

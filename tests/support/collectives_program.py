@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
-from essence.distill.masters import lowers_weights
+from essence.distill.float32_masters import lowers_weights
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint

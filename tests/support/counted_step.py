@@ -14,7 +14,7 @@ from essence.data.truncation import Example
 from essence.distill.adamw import adamw
 from essence.distill.batches import Batch
 from essence.distill.chunked import BLOCK_ELEMENTS
-from essence.distill.masters import Masters
+from essence.distill.float32_masters import Masters
 from essence.distill.module import Distiller
 from essence.distill.teachers import LiveTeacher
 from essence.plan.cells import train_settings

@@ -14,8 +14,8 @@ from essence.engines.selected_run import Options, Run
 from essence.files import read_json, sha256_file, sha256_text, write_json
 from essence.plan.stage_plan import make_plan
 from essence.record.facts import packages
+from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory
-from essence.record.written import seal_of
 from support.project import MICRO, PROJECT
 
 SCHEMA_1 = PROJECT / "tests" / "data_runs" / "micro-2910fd7.tar.gz"

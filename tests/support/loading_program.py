@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from essence.distill.once_loaded import load_once
+from essence.distill.first_rank_loading import load_once
 from essence.distill.ranks import Ranks
 
 CPU = torch.device("cpu")

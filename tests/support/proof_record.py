@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory
-from essence.record.written import seal_of
 from support.synthetic_run import manifest
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from essence.evaluation.scores import ending_estimates
 from essence.evaluation.statistics import accuracy as estimate
+from essence.record.record_files import seal_of
 from essence.record.stage_records import MANIFESTS
-from essence.record.written import seal_of
 
 ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
 REAL: dict[str, Any] = {

@@ -18,7 +18,7 @@ import jinja2
 from essence.engines.apptainer import apptainer_words, binds
 from essence.engines.apptainer_stage import MACHINE_VARIABLE
 from essence.engines.engine import Launch, limit_words
-from essence.engines.inherited import SECRET
+from essence.engines.inherited_variables import SECRET
 from essence.engines.slurm.queue import OF_SLURM
 from essence.engines.slurm.site import Site, StageLimits
 from essence.errors import ExitCode, ExperimentError

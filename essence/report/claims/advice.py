@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 from essence.evaluation.statistics import BOOTSTRAP_SEED, student_t
-from essence.report.claims.looks import level_of
-from essence.report.claims.measured import Measured, Replicates
+from essence.report.claims.interim_looks import level_of
+from essence.report.claims.measurement import Measured, Replicates
 
 ASSURANCE = 0.8
 MOST_TIMES = 1000

@@ -3,7 +3,7 @@
 import math
 
 from essence.evaluation.statistics import Estimate
-from essence.report.claims.looks import level_of
+from essence.report.claims.interim_looks import level_of
 from essence.report.claims.verdict import ClaimVerdict
 from essence.settings import Record
 

@@ -12,12 +12,11 @@ from essence import text
 from essence.evaluation.statistics import Matrix, pooled_accuracy
 from essence.report.claims.arm_contrasts import amount_over_share, arm_over_arm
 from essence.report.claims.contrast import Contrast, Statistic, contrast
-from essence.report.claims.counted import counted_proxy
 from essence.report.claims.definition import Claim
+from essence.report.claims.equal_tokens import matched_pairs
 from essence.report.claims.evidence import Evidence, Scored, Setting
 from essence.report.claims.families import Joined, largest, largest_distance, least
-from essence.report.claims.matched import matched_pairs
-from essence.report.claims.measured import Measured, Outcome, wanted
+from essence.report.claims.measurement import Measured, Outcome, wanted
 from essence.report.claims.one_contrast import (
     count_settings,
     difference,
@@ -28,6 +27,7 @@ from essence.report.claims.one_contrast import (
     stages_of,
     trainings_of,
 )
+from essence.report.claims.trace_proxies import counted_proxy
 from essence.report.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
 from essence.report.claims.units import Compared, Unit, by_setting, compared
 from essence.report.results.records import FULL

@@ -8,7 +8,7 @@ from essence.report.claims.advice import advise
 from essence.report.claims.definition import Claim, load_claims, load_questions
 from essence.report.claims.evidence import Evidence
 from essence.report.claims.gather import gather
-from essence.report.claims.looks import (
+from essence.report.claims.interim_looks import (
     Look,
     Looks,
     level_of,
@@ -17,7 +17,7 @@ from essence.report.claims.looks import (
     record_looks,
     share_of,
 )
-from essence.report.claims.measured import Measured, Outcome
+from essence.report.claims.measurement import Measured, Outcome
 from essence.report.claims.measures import MEASURES
 from essence.report.results.records import Results
 

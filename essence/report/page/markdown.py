@@ -9,7 +9,7 @@ from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import claim_tables
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
-from essence.report.page.predicted import PREDICTED_COLUMNS, PredictedRow, predicted_rows
+from essence.report.page.predicted_times import PREDICTED_COLUMNS, PredictedRow, predicted_rows
 from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import RowsView, rows_views, trained_rows
 from essence.report.page.statement import statement

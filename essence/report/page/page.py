@@ -19,7 +19,7 @@ from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
 from essence.report.page.overview import overview_rows
-from essence.report.page.predicted import PREDICTED_COLUMNS, predicted_rows
+from essence.report.page.predicted_times import PREDICTED_COLUMNS, predicted_rows
 from essence.report.page.questions_table import TITLE, asked, question_rows, questions_lead
 from essence.report.page.rows import rows_views, trained_rows
 from essence.report.page.samples import PIECE_CHARACTERS, Pieces

@@ -75,7 +75,7 @@ class Score:
     ending_means: dict[Ending, dict[str, float]] = field(default_factory=dict, repr=False)
     """The same of each problem: a mean over its samples."""
     retention: Estimate | None = None
-    """Against the cell of the same seed at LSP 1.0, where `claims/kept.py` computed it."""
+    """Against the cell of the same seed at LSP 1.0, where `claims/retention_rows.py` computed it."""
 
     @property
     def evaluation(self) -> Evaluation:
@@ -179,7 +179,7 @@ class Pooled:
     endings: dict[Ending, Estimate] = field(default_factory=dict)
     """As those of a score, over its seeds."""
     retention: Estimate | None = None
-    """Against the pooled LSP 1.0 arm of the reference group, where `claims/kept.py` computed it."""
+    """Against the pooled LSP 1.0 arm of the reference group, where `claims/retention_rows.py` computed it."""
 
     @property
     def samples(self) -> int:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from essence.record.finished import flat_settings
+from essence.record.finished_stages import flat_settings
 from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad
 from essence.record.manifest import Gpu, Manifest
 from essence.record.stage_records import DownloadManifest

@@ -10,13 +10,13 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from essence.errors import RecordError
-from essence.record.checks import EDITED
 from essence.record.live_records import read_failure
 from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad, load_of
 from essence.record.manifest import Manifest
 from essence.record.plan_record import StageEntry
 from essence.record.recount import METRICS, MetricLine, StepLine, ValidationLine, metric_lines
 from essence.record.run_directory import RunDirectory, StageFolder, State
+from essence.record.stage_checks import EDITED
 from essence.record.stage_records import (
     DownloadManifest,
     GenerateManifest,

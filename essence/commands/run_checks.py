@@ -6,8 +6,8 @@ from pathlib import Path
 from essence.engines.selected_run import Run
 from essence.errors import ExperimentError
 from essence.record.hash_cache import HashCache
+from essence.record.input_checks import check_untouched
 from essence.record.live_records import ResolvedExperiment, look_at
-from essence.record.untouched import check_untouched
 
 
 def check_beforehand(selection: Run) -> None:

@@ -1,6 +1,6 @@
 """The picture for a paper: accuracy against the tokens trained on, a curve for each arm of one comparison, as numbers.
 
-`picture_drawn.py` draws it; `picture_csv` is the same for other programs. An experiment has one for each pair, data
+`picture_drawing.py` draws it; `picture_csv` is the same for other programs. An experiment has one for each pair, data
 set, supervision, protocol, benchmark and checkpoint in which two arms or more were graded.
 """
 

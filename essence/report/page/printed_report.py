@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from essence.record.machine_load import WALL_OVER_CPU
-from essence.report.claims.kept import read_with_retention
+from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import judge, judge_questions
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.page.endings import ending_rows, terminal_endings

@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from essence.evaluation.statistics import Estimate
 from essence.report.page.figures import on_canvas
-from essence.report.page.picture import UNTRAINED, WHOLE, Picture, Point, picture_csv
+from essence.report.page.picture_numbers import UNTRAINED, WHOLE, Picture, Point, picture_csv
 from essence.report.page.svg import LIGHT
 from essence.report.results.records import Figure
 from essence.text import magnitude, percent, with_interval

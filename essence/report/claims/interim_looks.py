@@ -11,10 +11,10 @@ from pathlib import Path
 
 from essence.errors import RecordError
 from essence.files import append_json_line, canonical_json, read_json_lines, sha256_text
+from essence.record.record_files import Written, as_record
 from essence.record.run_directory import RunDirectory
-from essence.record.written import Written, as_record
 from essence.report.claims.evidence import LEVEL
-from essence.report.claims.measured import Measured
+from essence.report.claims.measurement import Measured
 from essence.report.results.records import Results
 
 FILE = "looks.jsonl"
