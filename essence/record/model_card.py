@@ -48,7 +48,7 @@ class ModelCard:
             loader=PackageLoader("essence.record", "."), undefined=StrictUndefined, keep_trailing_newline=True
         )
         environment.filters["cell"] = cell
-        return environment.get_template("model_model_card.md.jinja").render(
+        return environment.get_template("model_card.md.jinja").render(
             card=self, front_matter=front_matter(self.metadata)
         )
 
