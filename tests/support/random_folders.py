@@ -26,7 +26,9 @@ ODD_VALUES: tuple[Any, ...] = (
 
 def disturb(folder: Path, moves: Sequence[tuple[str, int]]) -> None:
     """Apply changes to a folder, until one has nothing left to change."""
-    with suppress(OSError, ValueError, RuntimeError, LookupError, AttributeError, TypeError, SafetensorError):
+    with suppress(
+        OSError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError, SafetensorError
+    ):
         for move, pick in moves:
             _move(folder, move, pick)
 

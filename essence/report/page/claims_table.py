@@ -84,15 +84,21 @@ def claims_lead(judged: Sequence[ClaimVerdict]) -> str:
         "Reproduced: the whole 95 % interval lies inside what is accepted. Not reproduced: it lies outside, also when "
         "the number of claims is allowed for. Undecided: it lies across an edge, or rests on too little."
     )
-    measured = [one.measured for one in judged if one.measured and one.measured.trainings]
-    if measured and all(one.trainings == 1 for one in measured):
-        lead += (
-            " Each arm was trained once: an interval over settings has in it how far two trainings differ, one over "
-            "problems has not."
-        )
+    lead += once_trained(judged)
     if judged and all(one.word in ("shown, not judged", "not run") for one in judged):
         lead += " Nothing here was run in a setting of the paper: values are shown, not judged."
     return lead
+
+
+def once_trained(judged: Sequence[ClaimVerdict]) -> str:
+    """What an interval leaves out where every arm was trained once; nothing where one was trained again."""
+    measured = [one.measured for one in judged if one.measured and one.measured.trainings]
+    if not measured or any(max(one.trainings, one.most_trainings) > 1 for one in measured):
+        return ""
+    return (
+        " Each arm was trained once: an interval over settings has in it how far two trainings differ, one over "
+        "problems has not."
+    )
 
 
 def claims_summary(rows: Sequence[ClaimRow]) -> list[tuple[Verdict, int]]:
@@ -106,15 +112,17 @@ def headline(judged: Sequence[ClaimVerdict]) -> list[tuple[Verdict, str]]:
     primary = [one for one in judged if one.claim.primary and one.measured]
     several = len({one.protocol for one in judged}) > 1
     return [
-        (row.word, f"{row.title}{f' ({row.protocol})' if several else ''}. {_headline(row)}")
-        for row in map(_row, primary)
+        (row.word, f"{row.title}{f' ({row.protocol})' if several else ''}. {_headline(row, bool(one.would_decide))}")
+        for one, row in zip(primary, map(_row, primary), strict=True)
     ]
 
 
-def _headline(row: ClaimRow) -> str:
-    """What was found, what is accepted, on what it rests and, where it is not decided, what would decide."""
+def _headline(row: ClaimRow, curable: bool) -> str:
+    """What was found, what is accepted, on what it rests and, where it is not decided, what would decide or why not."""
     found = f"Ours: {row.ours} (accepted: {row.accepted}), over {row.count}."
-    return found if row.decides == DECIDED else f"{found} What would decide: {row.decides.partition(PLANNED)[0]}."
+    if row.decides == DECIDED:
+        return found
+    return f"{found} {'What would decide' if curable else 'Not decided'}: {row.decides.partition(PLANNED)[0]}."
 
 
 def _row(judged: ClaimVerdict) -> ClaimRow:

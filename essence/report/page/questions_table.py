@@ -9,7 +9,7 @@ from rich.text import Text
 
 from essence.report.claims.claim_record import claim_record
 from essence.report.claims.verdict import ClaimVerdict, Verdict
-from essence.report.page.claims_table import STYLES, ClaimRow, claim_rows
+from essence.report.page.claims_table import STYLES, ClaimRow, claim_rows, once_trained
 
 ANSWERS: dict[Verdict, str] = {"reproduced": "yes", "not reproduced": "no"}
 """Of a verdict; every other one is a word of its own."""
@@ -37,9 +37,7 @@ def questions_lead(judged: Sequence[ClaimVerdict]) -> str:
         "outside, also when the number of questions is allowed for. Undecided: it lies across an edge, or rests on too "
         "little."
     )
-    measured = [one.measured for one in judged if one.measured and one.measured.trainings]
-    if measured and all(one.trainings == 1 for one in measured):
-        lead += " Each arm was trained once: how much another training would differ is in no interval."
+    lead += once_trained(judged)
     if judged and all(one.word in ONLY_SHOWN for one in judged):
         lead += " Nothing here was run on real traces and problems: values are shown, and no question is answered."
     return lead
