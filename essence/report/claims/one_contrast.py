@@ -22,7 +22,7 @@ def measured_on(
     others = on_other_problems(found, settings, statistic, evidence.level)
     return Measured(
         estimate, count_settings(settings), stages_of(settings), note, found.trainings, fewest_samples(settings),
-        found.why_open, outside=found.outside(claim.band), other_problems=others, replicates=_replicates(found),
+        found.why_open, outside=found.outside(claim.band), other_problems=others, replicates=replicates_of(found),
         rests_on=trainings_of(settings), most_trainings=found.most_trainings,
     )  # fmt: skip
 
@@ -36,7 +36,8 @@ def contrast_of(
     return found, interval_of(found, settings, statistic, level)
 
 
-def _replicates(found: Contrast) -> Replicates | None:
+def replicates_of(found: Contrast) -> Replicates | None:
+    """What the advice draws anew: trainings of each arm; None where their number says nothing of the error."""
     if found.trainings < 2 or not found.error or not found.spread:
         return None
     return Replicates(found.error * found.trainings**0.5, found.trainings, found.spread.degrees, "seeds of each arm")

@@ -17,7 +17,7 @@ from essence.plan.decision_power import CONCENTRATION, EASIEST, EFFECT_SD, Chanc
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import LEVEL, Setting
 from essence.report.claims.measurement import Measured
-from essence.report.claims.one_contrast import contrast_of, ratio_of_means
+from essence.report.claims.one_contrast import contrast_of, ratio_of_means, replicates_of
 from essence.report.claims.units import Compared, Unit
 from essence.report.claims.verdict import Verdict, decide
 
@@ -72,7 +72,9 @@ def simulated_chances(
 def judge_made_up(claim: Claim, settings: list[Compared], level: float = LEVEL) -> tuple[Verdict, Measured]:
     """The verdict as the report gives it on a ratio of means, at an interval of this level."""
     found, estimate = contrast_of(claim, settings, ratio_of_means, level)
-    measured = Measured(estimate, len(settings), (), trainings=found.trainings, why_open=found.why_open)
+    measured = Measured(
+        estimate, len(settings), (), trainings=found.trainings, why_open=found.why_open, replicates=replicates_of(found)
+    )
     return decide(measured, claim.band), measured
 
 
