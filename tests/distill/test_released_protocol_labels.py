@@ -242,7 +242,7 @@ def cached(folder: Path, model: Any, rows: list[tuple[int, list[int]]]) -> Cache
     with torch.no_grad():
         states = states_of_rows(model, Batch.of(whole, MULTIPLE, cpu))
         stored = [
-            StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), of_row)
+            StoredRow(row.row, torch.from_numpy(row.input_ids.copy()), of_row, torch.zeros(len(of_row)))
             for row, of_row in zip(whole, states, strict=True)
         ]
         writer.add(stored)

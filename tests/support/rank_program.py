@@ -103,7 +103,7 @@ def store_teacher(output: Path) -> None:
         rows = TRAIN[first : first + 3]
         states = states_of_rows(whole, Batch.of(rows, 16, CPU))
         pairs = zip(rows, states, strict=True)
-        writer.add([StoredRow(row.row, torch.from_numpy(row.input_ids), of) for row, of in pairs])
+        writer.add([StoredRow(row.row, torch.from_numpy(row.input_ids), of, torch.zeros(len(of))) for row, of in pairs])
     (output / MODEL).mkdir()
     save_file({"head": head_weight(whole).detach().clone()}, output / MODEL / HEAD)
     write_pads(output / MODEL, [PAD], states_of_pads(whole, [PAD], CPU))
