@@ -81,3 +81,15 @@ def test_a_stage_can_be_run_by_hand(under_apptainer: Path, sifs: Sifs) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert by_title(under_apptainer) == before
     assert invoke("verify", str(under_apptainer)).returncode == 0
+
+
+@pytest.mark.parametrize("engine", ["docker", "apptainer"])
+def test_a_machine_is_proved_in_its_images(engine: str, images: list[str], sifs: Sifs, tmp_path: Path) -> None:
+    del images, sifs
+    done = invoke("prove", "--engine", engine, "--runs", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "✗" not in done.stdout and "✓ loss" in done.stdout and "✓ seeds" in done.stdout
+    for file in (tmp_path / "prove").glob("stages/*/manifest.json"):
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        assert manifest["image"]["engine"] == engine and manifest["hardware"]["host"] == os.uname().nodename
+    assert "proved on 20" in invoke("plan", "--experiment", "tiny", "--runs", str(tmp_path)).stdout
