@@ -4,6 +4,7 @@ The stages run through the engine as any stage does, without a download, in `pro
 are the proof: `invoke plan`, `invoke doctor` and the times that jobs ask for take its coefficients.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -26,7 +27,7 @@ from essence.engines.machine import this_machine
 from essence.engines.readiness import make_ready
 from essence.engines.selected_run import Options, Run, flavour_of
 from essence.engines.slurm.slurm_engine import SlurmEngine
-from essence.errors import ExitCode
+from essence.errors import ExitCode, KitError
 from essence.files import GIB, canonical_json, sha256_text
 from essence.paths import typed_path
 from essence.plan.experiment import Experiment, load
@@ -55,7 +56,9 @@ def prove(words: Options, dry_run: bool, as_json: bool, console: Console) -> int
         summary = run_held(selection, selection.plan, console)
         if summary.complete:
             # Earlier proofs of this machine, each with a model: the plan names the newest alone.
-            clean(selection.run_directory, None, True, Console(quiet=True), earlier=True)
+            # Where somebody works there the next proof removes them: what this one found is shown all the same.
+            with contextlib.suppress(KitError):
+                clean(selection.run_directory, None, True, Console(quiet=True), earlier=True)
     if summary.interrupted:
         console.print(f"Stopped. A proof is of one moment, and begins anew: {command}", soft_wrap=True, highlight=False)
     proof = _proof(selection)
