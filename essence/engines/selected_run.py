@@ -110,7 +110,7 @@ class Run:
 
     def fetching(self) -> str:
         """The command that brings in what the cells need from a network; jobs have none, so it runs here."""
-        words = replace(self.words.without_site(), only=None)
+        words = replace(self.words.without_site(), only=None, gpus=None)
         if self.engine.queue:
             words = replace(words, engine=None, flavour=None)
         return words.typed(whole=False, command="download")

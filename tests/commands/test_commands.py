@@ -1,15 +1,20 @@
 """What the commands say without running anything."""
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tasks
+from essence.commands.options import select
+from essence.engines.selected_run import Options
 from essence.errors import ExitCode
 from essence.files import write_json
 from essence.record.manifest import Cost
@@ -198,3 +203,12 @@ def test_the_schema_in_the_repository_is_that_of_the_record() -> None:
 
     renew = "python -c 'from essence.record.manifest import *; SCHEMA_FILE.write_text(json_schema())'"
     assert SCHEMA_FILE.read_text(encoding="utf-8") == json_schema(), f"renew it: {renew}"
+
+
+def test_the_command_that_fetches_has_no_option_that_download_does_not_know() -> None:
+    chosen = select(Options(experiment=str(MICRO), engine="local"), baselines=False)
+    words = Options(experiment="bespoke", only="train", gpus=2, seed=1, engine="local", site="s", accept_earlier=True)
+    fetching = replace(chosen, words=replace(words, lsp=0.5, pair="p", flavour="cpu", pins="p", runs="r")).fetching()
+    known = {name.replace("_", "-") for name in inspect.signature(tasks.download.body).parameters}
+    assert fetching.startswith("invoke download ") and "--seed 1" in fetching
+    assert set(re.findall(r"--([a-z-]+)", fetching)) <= known
