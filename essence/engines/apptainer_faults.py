@@ -46,7 +46,7 @@ def cure_of(said: str) -> str:
 
 
 def likely_fault(work: Path) -> tuple[str, str] | None:
-    """What of this machine makes builds fail, and its cure; None where none is found. `work`: for temporary files."""
+    """What of this machine can make builds fail, and its cure; None where none is found. `work`: of temporary files."""
     if work.is_dir() and (free := shutil.disk_usage(work).free / GIB) < LEAST_FREE_GIB:
         return f"{work} has {free:.1f} GiB left", ROOM
     if os.getuid() == 0:
@@ -55,6 +55,8 @@ def likely_fault(work: Path) -> tuple[str, str] | None:
         file = SYSCTL / name
         if file.is_file() and file.read_text(encoding="ascii").strip() == value:
             return f"users make no user namespaces here ({name.replace('/', '.')} = {value})", NAMESPACES
+    if shutil.which("fakeroot"):
+        return None  # Apptainer takes it where there are no subordinate ids
     line = rf"^({re.escape(_user())}|{os.getuid()}):"
     if not SUBUID.is_file() or not re.search(line, SUBUID.read_text(encoding="utf-8"), re.MULTILINE):
         return f"{SUBUID} has no line for {_user()}", SUBIDS.format(user=_user())

@@ -217,9 +217,10 @@ def run_apptainer(command: list[str], what: str, registry: ImageAddress | None =
     variables = build_environment() | (login.variables() if login else {})
     done = subprocess.run(command, cwd=PROJECT, env=variables, stdout=STANDARD_ERROR, check=False)
     if done.returncode:
-        fault = likely_fault(_work_folder()) if registry is None else None
-        found, cure = fault if fault else ("what it says is above", "")
-        raise MachineError(f"apptainer {what} ended with code {done.returncode}; {found}", cure)
+        # A test of what was built, or a pull, asks nothing of the machine that a build has not had.
+        fault = likely_fault(_work_folder()) if what == "build" and registry is None else None
+        cure = f"where that is no answer: {fault[0]}, which makes builds fail; {fault[1]}" if fault else ""
+        raise MachineError(f"apptainer {what} ended with code {done.returncode}; what it says is above", cure)
 
 
 def fetching_words(address: ImageAddress | None) -> list[str]:

@@ -38,7 +38,7 @@ def fetch_sif(address: ImageAddress, flavour: str | None, only: str | None, say:
     file = resolve_sif(address)
     sha256 = file.digest.removeprefix("sha256:")
     with working() as folder:
-        if here := next((path for path in sorted(folder.glob("*.sif")) if _has_hash(path, sha256)), None):
+        if here := _whole(folder, sha256, address, flavour, only):
             say(f"{here}: is there, sha256 {sha256}")
             return
         check_room([(str(address), file.size / GIB)], unpacked=0.0)
@@ -60,9 +60,21 @@ def pull_command(file: Path, address: ImageAddress) -> list[str]:
     return [program(), "pull", "--force", *fetching_words(address), str(file), f"oras://{address}"]
 
 
-def _has_hash(file: Path, sha256: str) -> bool:
-    record = known_sif(file)
-    return record is not None and record.sha256 == sha256
+def _whole(folder: Path, sha256: str, address: ImageAddress, flavour: str | None, only: str | None) -> Path | None:
+    """The SIF of these bytes under its own name, which a run would take; None where it is to be fetched.
+
+    The errors are those of `fetch_sif`: what would be refused once it has come is refused before.
+    """
+    for file in sorted(folder.glob("*.sif")):
+        if (record := known_sif(file)) is None or record.sha256 != sha256:
+            continue
+        image = labelled_image(record.labels, str(address), flavour, only)
+        image.check_labels(record.labels, str(address), made_here(image))
+        # One that came by hand has no record of its digest until its repository has confirmed it.
+        confirmed = record.labels.get(DIGEST_LABEL, NO_DIGEST) == (record.config_digest or NO_DIGEST)
+        if file == sif_file(image) and confirmed:
+            return file
+    return None
 
 
 def _checked(file: Path, address: ImageAddress, sha256: str) -> SifRecord:
