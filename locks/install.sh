@@ -20,13 +20,14 @@ python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   fail "needs Python 3.11 or newer as '$python' (found: $("$python" --version 2>&1 || echo none)); name one: make setup PYTHON=/path/to/python3.11"
 
-# Images and PyTorch's own index are for Linux x86-64; elsewhere PyTorch comes from the package index.
+# Images and PyTorch's own index are for Linux x86-64; elsewhere PyTorch comes from the package index. The host side is
+# without PyTorch, and its lock is for any system.
 platform=$(uname -s)-$(uname -m)
 cpu=cpu
 case $platform in
   Linux-x86_64 | Darwin-arm64) ;;
   Linux-aarch64) cpu='cpu-linux-aarch64' ;;
-  *) fail "no versions are locked for $platform (there are: Linux on x86-64 and ARM, macOS 14 or newer on Apple silicon)" ;;
+  *) [ "${1:-}" = host ] || fail "no versions are locked for $platform (there are: Linux on x86-64 and ARM, macOS 14 or newer on Apple silicon)" ;;
 esac
 
 bootstrap=.cache/bootstrap

@@ -9,7 +9,8 @@ from essence.commands.terminal import teller
 from essence.engines import FLAVOURS
 from essence.engines.image_address import check_place
 from essence.engines.image_builds import ENVIRONMENTS, bake
-from essence.engines.published_images import publish, published_file, published_lines
+from essence.engines.machine import BUILD_ELSEWHERE, check_images_platform
+from essence.engines.published_images import publish, published_file, published_lines, read_to_publish
 from essence.engines.recipes import ImageRecipe, recipe
 from essence.settings import EnvironmentName
 
@@ -22,6 +23,7 @@ def build(flavour: str, only: str | None, console: Console, place: str | None = 
     """
     check_word("--flavour", "flavour", flavour, FLAVOURS)
     check_word("--only", "environment", only, ENVIRONMENTS)
+    check_images_platform("invoke images", BUILD_ELSEWHERE)
     names = [name for name in ENVIRONMENTS if only in (None, name)]
     say = teller(console)
     if place is not None:
@@ -42,6 +44,7 @@ def _push(images: list[ImageRecipe], place: str, say: Callable[[str], None]) -> 
     from essence.engines.docker import DockerEngine
     from essence.engines.image_transfers import push
 
+    read_to_publish()  # a push takes long, and what it cannot write down would be lost
     engines = {image: DockerEngine(image.flavour) for image in images}
     for image, engine in engines.items():
         # All before the first is written down: in an image stands whether the project was changed.

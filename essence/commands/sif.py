@@ -9,6 +9,7 @@ from essence.commands.terminal import teller
 from essence.engines import FLAVOURS
 from essence.engines.image_address import SIF
 from essence.engines.image_builds import ENVIRONMENTS
+from essence.engines.machine import BUILD_ELSEWHERE, check_images_platform
 from essence.engines.recipes import recipe
 from essence.engines.registry_image import typed_address
 from essence.engines.sif_builds import make_sifs
@@ -29,6 +30,7 @@ def build(
     """
     check_word("--flavour", "flavour", flavour, FLAVOURS)
     check_word("--only", "environment", only, ENVIRONMENTS)
+    check_images_platform("invoke sif", BUILD_ELSEWHERE)
     program()
     if address is not None:
         if archives:

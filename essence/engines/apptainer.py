@@ -67,7 +67,7 @@ class ApptainerEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without Apptainer, a SIF that was made from the project as it is, or GPUs for containers."""
-        check_images_platform(self.name)
+        check_images_platform(f"engine {self.name}")
         program()
         check_decoder(stages, self.flavour)
         images = images_of(stages, self.flavour)

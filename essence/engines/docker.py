@@ -8,7 +8,6 @@ import functools
 import os
 import re
 import shlex
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from essence.engines.docker_hosts import DockerHost
 from essence.engines.docker_stage import DockerStage, remove
 from essence.engines.engine import Engine, Launch, Mount, surroundings
 from essence.engines.image_builds import UNPACKED, bake, check_buildx, to_be_made
-from essence.engines.image_transfers import check_room, images_here, pull
+from essence.engines.image_transfers import check_disk, check_room, images_here, pull
 from essence.engines.machine import check_images_platform, existing, refusal
 from essence.engines.recipes import (
     DIGEST_LABEL,
@@ -42,7 +41,6 @@ from essence.engines.registry_image import published_image
 from essence.engines.requirement import Requirement, asked
 from essence.engines.secrets import left_token, token
 from essence.errors import MachineError
-from essence.files import GIB
 from essence.plan.stage_plan import PlannedStage
 from essence.progress import visible_gpus
 from essence.record.run_directory import RunDirectory, StageFolder
@@ -96,7 +94,7 @@ class DockerEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError without an engine, an image that was built from the project as it is, or GPUs for containers."""
-        check_images_platform(self.name)
+        check_images_platform(f"engine {self.name}")
         check_decoder(stages, self.flavour)
         self.client.ping()  # also where no image is asked for
         images = images_of(stages, self.flavour)
@@ -128,19 +126,13 @@ class DockerEngine(Engine):
             check_buildx()
         except MachineError as error:
             names = " and no image ".join(image.name for image in built)
-            raise MachineError(f"no image {names} here, and {error.problem}", self._cure()) from None
-        self._check_disk(built)
-
-    def _check_disk(self, images: list[ImageRecipe]) -> None:
-        """MachineError where the engine keeps its images on a disk of this machine that is too small for these."""
-        root = Path(str(self.client.info().get("DockerRootDir") or "/nowhere"))
-        gib = UNPACKED * sum(image.compressed_gib for image in images)
-        if root.is_dir() and (free := shutil.disk_usage(root).free / GIB) < gib:
-            names = ", ".join(image.name for image in images)
-            raise MachineError(
-                f"{root}: {free:.1f} GiB are free, and making {names} takes about {gib:.1f}",
-                "make room (docker system prune), or move Docker's data-root to a larger disk",
-            )
+            cure = f"{error.cure}, or pull published images, or run without: --engine local"
+            raise MachineError(f"no image {names} here, and {error.problem}", cure) from None
+        # One of another state is made anew from the layers that are kept.
+        if absent := [image for image in built if self._look(image) is None]:
+            names = ", ".join(image.name for image in absent)
+            cure = "make room (docker system prune), or move Docker's data-root to a larger disk"
+            check_disk(self.client, UNPACKED * sum(one.compressed_gib for one in absent), f"making {names} takes", cure)
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Pull what is published, build the rest."""

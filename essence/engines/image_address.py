@@ -11,7 +11,9 @@ from essence.errors import ExperimentError, shortened
 IMAGE, SIF = "docker", "oras"
 """Schemes: an image, from which a SIF can be made, and a file that is a SIF."""
 LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3})(:\d+)?")
-_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?(?::\d{1,5})?"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+"""A part of a name in the DNS has 1 to 63 characters."""
+_HOST = rf"{_LABEL}(?:\.{_LABEL})*(?::\d{{1,5}})?"
 _PATH = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*)*"
 PLACE = re.compile(rf"{_HOST}(?:/{_PATH})?")
 """A registry, or a folder of names in one."""

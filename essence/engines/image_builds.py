@@ -27,6 +27,7 @@ BUILT_FROM = ("docker", "locks", ":(exclude)locks/images.toml")
 """Where a published image is to be had is no part of it."""
 UNPACKED = 3
 """About how many times its compressed size an image takes while it is made."""
+INSTALL = "install docker with its plugin buildx"
 
 
 def to_be_made(images: Iterable[ImageRecipe]) -> str:
@@ -132,14 +133,14 @@ def source_date_epoch() -> str:
 def check_buildx() -> None:
     """MachineError unless images can be built here."""
     if not shutil.which("docker"):
-        raise MachineError("building images needs the docker command, which is not installed here")
-    for what, command in (
-        ("docker's plugin buildx, which is not installed", ["docker", "buildx", "version"]),
-        ("a running Docker engine", ["docker", "info"]),
+        raise MachineError("building images needs the docker command, which is not installed here", INSTALL)
+    for what, command, cure in (
+        ("docker's plugin buildx, which is not installed", ["docker", "buildx", "version"], INSTALL),
+        ("a running Docker engine", ["docker", "info"], "start it, or name one with DOCKER_HOST"),
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise MachineError(f"building images needs {what}: {last_line(done.stderr)}")
+            raise MachineError(f"building images needs {what}: {last_line(done.stderr)}", cure)
 
 
 def last_line(text: str) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from docker.errors import APIError, DockerException, ImageNotFound
+from docker.errors import APIError, DockerException, ImageNotFound, StreamParseError
 from pydantic import BaseModel, Field, ValidationError
+from urllib3.exceptions import HTTPError
 
 import docker
 from essence.engines.image_address import IMAGE, ImageAddress, TaggedAddress
@@ -75,14 +76,20 @@ def check_room(client: docker.DockerClient, found: RegistryImage) -> float:
     """GiB that are still to come, compressed; MachineError where the engine's disk, if it is here, has no room."""
     layers = {layer for image in images_here(client) for layer in image.attrs["RootFS"].get("Layers") or []}
     gib = found.missing_gib(layers)
-    place = Path(client.info().get("DockerRootDir") or "/nonexistent")
-    of_this_machine = str(client.api.base_url).startswith(("http+docker://localhost", "http+unix://"))
-    if of_this_machine and place.is_dir() and (free := shutil.disk_usage(place).free / GIB) < UNPACKED * gib:
-        raise MachineError(
-            f"{place}: {free:.1f} GiB are free, and {found.address} takes about {UNPACKED * gib:.1f}",
-            "make room there, as with docker system prune",
-        )
+    check_disk(client, UNPACKED * gib, f"{found.address} takes", "make room there, as with docker system prune")
     return gib
+
+
+def check_disk(client: docker.DockerClient, gib: float, what: str, cure: str) -> None:
+    """MachineError where the engine keeps its images on a disk of this machine that has no room for so much.
+
+    what: as in "making essence-train:cuda takes"
+    """
+    place = Path(str(client.info().get("DockerRootDir") or "/nonexistent"))
+    # A folder of the same name here says nothing of another machine's disk.
+    of_this_machine = str(client.api.base_url).startswith(("http+docker://localhost", "http+unix://"))
+    if of_this_machine and place.is_dir() and (free := shutil.disk_usage(place).free / GIB) < gib:
+        raise MachineError(f"{place}: {free:.1f} GiB are free, and {what} about {gib:.1f}", cure)
 
 
 def pull(client: docker.DockerClient, image: ImageRecipe, found: RegistryImage, say: Callable[[str], None]) -> None:
@@ -134,6 +141,10 @@ def _events(ask: Callable[[], Iterator[Any]], what: str, verb: str) -> Iterator[
         raise _failed(str(error.explanation or error), what, verb) from None
     except (DockerException, requests.RequestException) as error:
         raise _failed(str(error), what, verb) from None
+    except (HTTPError, StreamParseError, OSError) as error:
+        told = " ".join(str(error).split())
+        cure = "look whether the engine still runs, and issue the command again"
+        raise MachineError(f"{what}: Docker's answer broke off before the {verb} had ended ({told})", cure) from None
 
 
 def _failed(reason: str, what: str, verb: str) -> MachineError:

@@ -16,6 +16,7 @@ from essence.record.facts import query_gpus
 from essence.record.manifest import Gpu
 
 IMAGES_PLATFORM = "Linux x86_64"
+BUILD_ELSEWHERE = f"make them on a machine of {IMAGES_PLATFORM}, and here run without images: --engine local"
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ def refusal(folder: Path) -> int | None:
     return errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
 
 
-def check_images_platform(engine: str) -> None:
-    """MachineError where no image of the kit can run: their versions are locked for one platform."""
+def check_images_platform(what: str, cure: str = "run without images: --engine local") -> None:
+    """MachineError where no image of the kit can be made or run: their versions are locked for one platform."""
     here = f"{platform.system()} {platform.machine()}"
     if here != IMAGES_PLATFORM:
         raise MachineError(
-            f"engine {engine}: its images are locked for {IMAGES_PLATFORM}, and this machine is {here}",
-            "run without images: --engine local",
+            f"{what}: its images are locked for {IMAGES_PLATFORM}, and this machine is {here}",
+            cure,
         )
 
 

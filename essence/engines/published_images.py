@@ -6,8 +6,9 @@ from pathlib import Path
 from pydantic import Field
 
 from essence.engines.image_address import IMAGE, ImageAddress, TaggedAddress, read_address
+from essence.engines.machine import refusal
 from essence.engines.recipes import LOCKS, ImageRecipe
-from essence.errors import ExperimentError
+from essence.errors import DISK, DiskError, ExperimentError
 from essence.files import write_atomically
 from essence.paths import typed_path
 from essence.settings import EnvironmentName, Record
@@ -47,9 +48,22 @@ def read_published() -> PublishedFile:
     return validate(PublishedFile, read_toml(file), str(file))
 
 
+def read_to_publish() -> PublishedFile:
+    """The file before a line is written; without one it is begun. Called first before anything is pushed.
+
+    Raises:
+        ExperimentError: the file says something else.
+        DiskError: this user cannot write it.
+    """
+    file = published_file()
+    if refused := refusal(file.parent.absolute()):
+        raise DiskError(f"{file}: {DISK[refused]}", f"name another file with {FILE_VARIABLE}")
+    return read_published() if file.exists() else PublishedFile()
+
+
 def publish(image: ImageRecipe, address: ImageAddress) -> None:
     """Write where an image is to be had from now on."""
-    known = read_published()
+    known = read_to_publish()
     of_flavour: dict[EnvironmentName, str] = getattr(known, image.flavour)
     of_flavour[image.environment] = str(address)
     write_atomically(published_file(), known.text())

@@ -118,7 +118,7 @@ class Registry:
                 url, headers=headers, auth=account, proxies=proxies, timeout=ANSWER_S, stream=True
             ) as answer:
                 return Answer(answer.status_code, answer.reason or "", answer.headers, _read(answer))
-        except OSError as error:  # those of requests are of this kind
+        except (OSError, ValueError) as error:  # requests' own are of the first kind, of a malformed address the second
             raise self._silent(error, proxies.get("https") or proxies.get("all")) from None
 
     def _identify(self, challenge: str, login: Login | None) -> None:
@@ -128,7 +128,10 @@ class Registry:
             self.session.auth = (login.user, login.password)
             return
         fields = parse_dict_header(told) if kind.lower() == "bearer" else {}
-        realm = urlsplit(fields.get("realm") or "")
+        try:
+            realm = urlsplit(fields.get("realm") or "")
+        except ValueError:  # brackets that hold no address
+            raise self._refused(login) from None
         if realm.scheme != "https" and not is_loopback(realm.netloc):
             # Nowhere else does a password go.
             raise self._refused(login)
@@ -152,11 +155,12 @@ class Registry:
     def _silent(self, error: Exception, proxy: str | None) -> MachineError:
         through, cure = "", "check its name and this machine's network"
         if proxy:
-            where = urlsplit(proxy)
-            through = f" through the proxy {where.hostname}:{where.port}"
+            # Without what else it may hold, as a password.
+            where = proxy.rpartition("://")[2].partition("/")[0].rpartition("@")[2]
+            through = f" through the proxy {where}"
             cure = "check HTTPS_PROXY, or name the registry in NO_PROXY"
         if isinstance(error, requests.exceptions.SSLError):
-            cure = "name a file with its certificates in SSL_CERT_FILE"
+            cure = "name a file with all certificates that are to be trusted, its own among them, in SSL_CERT_FILE"
         return MachineError(f"the registry {self.host} does not answer{through} ({_reason(error)})", cure)
 
 

@@ -21,6 +21,8 @@ from essence.files import GIB
 SIF_LAYER = "application/vnd.sylabs.sif.layer.v1.sif"
 Document = TypeVar("Document", bound=BaseModel)
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+IMAGES = ("linux", "amd64")
+"""The platform of the kit's own."""
 
 
 class Descriptor(BaseModel):
@@ -168,9 +170,11 @@ def _manifest_of(address: ImageAddress) -> tuple[ManifestDocument, ImageAddress]
 def _check_platform(address: ImageAddress, platforms: set[tuple[str, str]]) -> None:
     if _here() not in platforms:
         found = " and ".join("/".join(one) for one in sorted(platforms)) or "no platform"
+        # Elsewhere none can be built: their versions are locked for this platform.
+        built = ", or build it here: make images" if _here() == IMAGES else ""
         raise MachineError(
             f"{address} is of {found}, this machine needs {'/'.join(_here())}",
-            "take a machine of that kind, or build it here: make images",
+            f"take a machine of that kind{built}",
         )
 
 

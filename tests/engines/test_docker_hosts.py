@@ -194,20 +194,15 @@ def test_offline_an_image_that_is_lacking_is_missing(serving: Serving, tmp_path:
     assert "images offline" not in again
 
 
-def test_a_disk_that_is_too_small_for_the_images_is_told_before_they_are_built(
+def test_the_disk_of_this_machine_is_not_that_of_an_engine_behind_an_address(
     serving: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The real client, and a folder of the name that the engine tells; `test_registry.py` has one that is here."""
     monkeypatch.setattr("essence.engines.docker.check_buildx", lambda: None)
     serving.engine.root = str(tmp_path)
-    engine, image = DockerEngine("cpu"), recipe("train", "cuda")
     used = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: used._replace(free=2**40))
-    engine.check_making([], [image])
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: used._replace(free=2**30))
-    with pytest.raises(
-        MachineError, match=rf"{tmp_path}: 1.0 GiB are free, and making essence-train:cuda takes about 12"
-    ):
-        engine.check_making([], [image])
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: used._replace(free=0))
+    DockerEngine("cpu").check_making([], [recipe("train", "cuda")])
 
 
 def test_an_image_that_another_user_removed_is_one_sentence(engine: StandIn, tmp_path: Path) -> None:

@@ -12,10 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from essence.commands.images import build as build_images
 from essence.commands.lock import ARM, PLATFORMS, lock_command
 from essence.commands.options import select
-from essence.engines import ENGINES, make_engine
+from essence.commands.sif import build as build_sifs
+from essence.engines import ENGINES, make_engine, registry_image
+from essence.engines.image_address import read_address
 from essence.engines.selected_run import Options
 from essence.errors import MachineError
 from support.other_system import WITHOUT_LINUX
@@ -91,6 +95,27 @@ def test_a_system_without_a_lock_is_one_sentence(  # type: ignore[no-untyped-def
 ) -> None:
     code, said = installed(system, machine, *words)
     assert code == 2 and told in said and len(said.strip().splitlines()) == 1
+
+
+def test_the_host_side_is_installed_on_any_system(installed) -> None:  # type: ignore[no-untyped-def]
+    code, said = installed("Darwin", "x86_64", "host")
+    assert code == 0 and "pip sync --quiet --require-hashes locks/host.txt torch=none" in said, said
+
+
+def test_images_are_made_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    quiet = Console(quiet=True)
+    for name, build in (
+        ("images", lambda: build_images("cpu", None, quiet)),
+        ("sif", lambda: build_sifs("cpu", None, None, quiet)),
+    ):
+        with pytest.raises(
+            MachineError, match=f"invoke {name}: its images are locked for .* Darwin arm64; make them on"
+        ):
+            build()
+    with pytest.raises(MachineError, match=r"needs linux/arm64; take a machine of that kind$"):
+        registry_image._check_platform(read_address(f"ghcr.io/me/x@sha256:{'0' * 64}", ""), {("linux", "amd64")})  # type: ignore[arg-type]
 
 
 def test_the_versions_for_arm_are_those_of_the_other_systems() -> None:

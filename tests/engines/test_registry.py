@@ -3,27 +3,37 @@
 import json
 import platform
 import re
+import shutil
+import socket
 import subprocess
+import threading
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import docker
+from essence.commands.images import build
+from essence.engines import docker as docker_engine
 from essence.engines import image_transfers, registry_image
 from essence.engines.docker import DockerEngine
 from essence.engines.image_address import check_place, is_loopback, read_address
 from essence.engines.image_builds import to_be_made
 from essence.engines.image_transfers import check_room
-from essence.engines.published_images import publish, published, read_published
+from essence.engines.published_images import PublishedFile, publish, published, read_published, read_to_publish
 from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
+from essence.engines.registry import Registry
 from essence.engines.registry_image import published_image, resolve, typed_address
 from essence.engines.sif_builds import check_sources
 from essence.engines.sif_sources import typed_source
-from essence.errors import ExperimentError, MachineError
+from essence.errors import ExperimentError, KitError, MachineError
 from support.image_registry import INDEX, MANIFEST, ZEROS, LocalRegistry, digest_of, refusal, right_labels
 from support.project import PROJECT
 
 pytestmark = pytest.mark.usefixtures("fresh_registries")
 TRAIN = recipe("train", "cpu")
+Usage = namedtuple("Usage", "total used free")
 
 
 # Addresses
@@ -40,6 +50,8 @@ TRAIN = recipe("train", "cpu")
         ("docker://ghcr.io/me/essence-train@md5:123", "digest 'md5:123' is none"),
         ("docker://ghcr.io/Me/Essence@" + ZEROS, "no image in a registry"),
         ("docker://user:secret@ghcr.io/me/x@" + ZEROS, "no image in a registry"),
+        ("docker://ghcr..io/me/essence-train@" + ZEROS, "no image in a registry"),
+        (f"docker://{'a' * 64}.io/me/essence-train@{ZEROS}", "no image in a registry"),
         ("", "no image in a registry"),
     ],
 )
@@ -53,7 +65,9 @@ def test_a_tag_beside_a_digest_says_nothing() -> None:
     assert str(found) == f"registry.example.org:5000/a/essence-train@{ZEROS}"
 
 
-@pytest.mark.parametrize("place", ["https://ghcr.io/me", "ghcr.io/me:latest", "ghcr.io/Me", "me", "", "ghcr.io//me"])
+@pytest.mark.parametrize(
+    "place", ["https://ghcr.io/me", "ghcr.io/me:latest", "ghcr.io/Me", "me", "", "ghcr.io//me", "ghcr..io/me"]
+)
 def test_what_is_no_registry_to_push_to_is_refused(place: str) -> None:
     with pytest.raises(ExperimentError, match="no registry"):
         check_place("--push", place)
@@ -83,6 +97,25 @@ def test_what_is_published_is_written_and_read(images_file: Path) -> None:
     assert published(recipe("download", "cuda")) and published(recipe("train", "cuda")) is None
     assert "essence-train:cpu: to be pulled, as" in to_be_made([TRAIN, recipe("eval", "cpu")])
     assert to_be_made([TRAIN, recipe("eval", "cpu")]).startswith("essence-eval:cpu: to be made first")
+
+
+def test_a_file_that_is_not_there_yet_is_begun_and_one_that_cannot_be_written_is_told_first(
+    images_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images_file.unlink()
+    with pytest.raises(ExperimentError, match=re.escape(str(images_file))):
+        published(TRAIN)  # a run would build without a word what a mistyped name was to have it pull
+    assert read_to_publish() == PublishedFile() and not images_file.exists()
+    publish(TRAIN, typed_address("", f"docker://ghcr.io/me/essence-train@{ZEROS}"))
+    assert published(TRAIN)
+    images_file.write_text("[cpu]\ntarin = 1\n", encoding="utf-8")
+    # Before an engine is asked for: nothing has been pushed.
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
+    with pytest.raises(ExperimentError, match="tarin"):
+        build("cpu", "train", Console(quiet=True), "ghcr.io/me")
+    monkeypatch.setenv("ESSENCE_IMAGES_FILE", "/proc/sys/images.toml")
+    with pytest.raises(KitError, match=r"/proc/sys/images\.toml"):
+        build("cpu", "train", Console(quiet=True), "ghcr.io/me")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +254,31 @@ class FullDisk:
         return {"DockerRootDir": str(self.folder)}
 
 
+def test_the_disk_is_asked_for_what_is_absent_altogether_and_not_for_that_of_another_machine(
+    images_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del images_file
+    monkeypatch.setattr(docker_engine, "check_buildx", lambda: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1, 1, 0 if place == tmp_path else 1 << 50))
+    engine, images = DockerEngine("cpu"), [TRAIN, recipe("eval", "cpu")]
+    here: set[str] = set()
+    monkeypatch.setattr(engine, "_look", lambda image: object() if image.name in here else None)
+    engine.client = FullDisk(tmp_path)  # type: ignore[assignment]
+    with pytest.raises(
+        MachineError, match=rf"{tmp_path}: 0\.0 GiB are free, and making essence-train:cpu, essence-eval"
+    ):
+        engine.check_making([], images)
+    here.add(TRAIN.name)
+    with pytest.raises(MachineError, match=r"and making essence-eval:cpu takes about 1\.8"):
+        engine.check_making([], images)
+    here.add("essence-eval:cpu")
+    engine.check_making([], images)
+    here.clear()
+    for address in ("http+docker://ssh", "http://engine.example.org:2375"):
+        monkeypatch.setattr(FullDisk.Api, "base_url", address)
+        engine.check_making([], images)
+
+
 @pytest.mark.registry
 def test_too_small_a_disk_is_told_before_the_pull(image_registry: LocalRegistry, tmp_path: Path) -> None:
     config = image_registry.put("essence-train", json.dumps(large_configuration()).encode())
@@ -265,3 +323,55 @@ def test_a_transfer_says_how_far_it_is_and_why_it_failed(monkeypatch: pytest.Mon
     with pytest.raises(MachineError, match=r"ghcr.io/me/it: Docker cannot pull it \(denied: no\); the engine has"):
         image_transfers._follow(events, "it:", said.append)
     assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in said][-1] == "it: 2.0 GiB" and len(said) == 4
+
+
+BEGUN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: application/json\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "waits"),
+    [
+        (b'1f\r\n{"status"', False),
+        (b'10\r\n{"status": "Pull\r\n', False),
+        (b"6\r\n<html>\r\n0\r\n\r\n", False),
+        (b"", True),
+    ],
+)
+def test_a_transfer_that_breaks_off_is_told(answer: bytes, waits: bool) -> None:
+    """Docker's own client, and what stands for an engine that dies, is cut off, or says no more."""
+    done = threading.Event()
+
+    def serve(server: socket.socket) -> None:
+        with server.accept()[0] as one:
+            one.recv(1 << 16)
+            one.sendall(BEGUN + answer)
+            if waits:
+                done.wait(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        client = docker.DockerClient(base_url=address, version="1.41", timeout=0.2 if waits else 10)
+        events = image_transfers._events(
+            lambda: client.api.pull("a/b", tag="x", stream=True, decode=True), "it", "pull"
+        )
+        with pytest.raises(MachineError, match=r"it: Docker's answer broke off before the pull had ended \(.+\); look"):
+            list(events)
+        done.set()
+        thread.join()
+        client.close()
+
+
+@pytest.mark.parametrize("host", ["ghcr..io", f"{'a' * 64}.io", "ghcr.io:99999"])
+def test_a_host_that_cannot_be_one_is_no_traceback(host: str) -> None:
+    """Where it comes from elsewhere than an address, as from a registry that names where a token is to be had."""
+    with pytest.raises(MachineError, match=rf"the registry {re.escape(host)} does not answer"):
+        Registry(host).check_answer()
+
+
+def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy.invalid:port")
+    with pytest.raises(MachineError, match=r"through the proxy proxy\.invalid:port \(") as refused:
+        Registry("registry.invalid").check_answer()
+    assert "secret" not in str(refused.value)

@@ -72,7 +72,7 @@ class SlurmEngine(Engine):
 
     def check(self, stages: list[PlannedStage]) -> None:
         """MachineError for an image that is absent or of another state of the project, SchedulerError without Slurm."""
-        check_images_platform(self.name)
+        check_images_platform(f"engine {self.name}")
         check_decoder(stages, self.flavour)
         for name in sorted({stage.runs_in for stage in stages if not fetches(stage)}):
             self._check_image(recipe(name, self.flavour))
@@ -93,7 +93,7 @@ class SlurmEngine(Engine):
         self, stages: list[PlannedStage], run_directory: RunDirectory, expected_s: Mapping[str, float]
     ) -> Iterator[Requirement]:
         """The images are where the site file says, Slurm answers, and would take a job of each kind of stage."""
-        platform = asked(f"engine {self.name}", functools.partial(check_images_platform, self.name))
+        platform = asked(f"engine {self.name}", functools.partial(check_images_platform, f"engine {self.name}"))
         if not platform.met:
             yield platform
             return
