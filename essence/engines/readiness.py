@@ -49,12 +49,15 @@ def require(selection: Run) -> None:
 
 
 def make_ready(selection: Run, say: Callable[[str], None]) -> None:
-    """MachineError for what is missing; images that are lacking are made, once everything else is there."""
+    """MachineError for what is missing; images that are lacking are made, once everything else is there.
+
+    Some things can only be tried in an image, as whether a container may write: so all is asked again after that.
+    """
     require(selection)
     left = selection.left()
     if left and (lacking := selection.engine.lacking(left)):
         selection.engine.make(lacking, say)
-        selection.engine.check(left)
+        require(selection)
 
 
 def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Requirement]:
