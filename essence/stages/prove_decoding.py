@@ -16,7 +16,7 @@ from essence.files import read_json
 from essence.progress import StageContext
 from essence.record.outcomes import ProveDecodingOutcome
 from essence.record.proof_records import CheckRecord, DecodeCoefficients, DecodePoint, ProveDecodingResults
-from essence.settings import BenchmarkSettings, GenerateSettings
+from essence.settings import BenchmarkSettings, GenerateSettings, Resources
 from essence.settings.proving import ProveDecodingSettings
 from essence.sizes.architecture import Architecture
 from essence.sizes.speeds import DecodeWork, cache_bytes, fitted
@@ -57,22 +57,27 @@ def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOut
             seconds.append(_step_seconds(decoder, asked, sizes, sequences, tokens))
         told = decoder.facts["decoder"]
     return ProveDecodingOutcome(
-        results=_results(asked, sizes, check, told, start_s, loads, seconds), seeds={"prompts": SEED}
+        results=_results(asked, sizes, _width(asked, context.resources), check, told, start_s, loads, seconds),
+        seeds={"prompts": SEED},
     )
 
 
 def _results(
     asked: ProveDecodingSettings,
     sizes: Architecture,
+    width: int,
     check: CheckRecord,
     decoder: str,
     start_s: float,
     loads: Sequence[tuple[int, int]],
     seconds: Sequence[float],
 ) -> ProveDecodingResults:
+    """What was measured, and the fit: against what each of the `width` GPUs of a copy reads, as the plan counts it."""
     behind = [tokens + asked.new_tokens // 2 for _, tokens in loads]
     work = [
-        DecodeWork(sizes.parameters, count, count * cache_bytes(sizes, tokens, ELEMENT_BYTES[asked.dtype]))
+        DecodeWork(
+            sizes.parameters / width, count, count * cache_bytes(sizes, tokens, ELEMENT_BYTES[asked.dtype]) / width
+        )
         for (count, _), tokens in zip(loads, behind, strict=True)
     ]
     fit = fitted(work, seconds)
@@ -94,6 +99,11 @@ def _results(
         points=points,
         coefficients=DecodeCoefficients(weight_s=weight, sequence_s=sequence, cache_byte_s=byte, error=fit.error),
     )
+
+
+def _width(asked: ProveDecodingSettings, resources: Resources) -> int:
+    """GPUs that one copy of a model is shared out among; transformers has it whole."""
+    return resources.tensor_parallel if resources.gpus and asked.decoder == "vllm" else 1
 
 
 def _settings(asked: ProveDecodingSettings) -> GenerateSettings:
@@ -143,9 +153,13 @@ def _step_seconds(
 
 
 def _seeds(decoder: Decoder, asked: ProveDecodingSettings, sizes: Architecture) -> CheckRecord:
-    """The same requests twice give the same tokens."""
+    """The same requests twice give the same tokens.
+
+    Both drawings find the prompts as a first one left them. A decoder that keeps what it has read of them rounds
+    otherwise where it reads for itself, and that is no fault of its seeds.
+    """
     requests = _requests(sizes, max(asked.sequences), min(asked.contexts), asked.new_tokens)
-    first, second = _completed(decoder, requests), _completed(decoder, requests)
+    _, first, second = (_completed(decoder, requests) for _ in range(3))
     differing = sum(first[name] != second[name] for name in first)
     told = f"{differing} of {len(first)} completions differ when they are drawn again from the same seeds"
     cure = "" if not differing else ": a run that is repeated gives other completions here"

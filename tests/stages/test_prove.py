@@ -19,9 +19,11 @@ from essence.engines.local import LocalEngine
 from essence.engines.selected_run import Options
 from essence.errors import ExperimentError
 from essence.plan.proved import newest_proof, proofs
+from essence.record.proof_records import CheckRecord
 from essence.record.run_directory import RunDirectory
 from essence.record.verification import verify
-from essence.sizes.speeds import ASSUMED
+from essence.sizes.speeds import ASSUMED, DecodeWork, cache_bytes, decoding_seconds
+from support.paper_sizes import QWEN3
 from support.proof_record import proof
 from support.proof_settings import asked
 from support.stage_inputs import context
@@ -61,6 +63,51 @@ def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
     assert decoded.results.checks[0].passed and decoded.results.decoder == "transformers"
     assert [(p.sequences, p.context) for p in decoded.results.points] == [(1, 18), (1, 34), (2, 18), (2, 34)]
     assert decoded.results.start_s > 0 and decoded.results.tokens_per_s > 0
+
+
+def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_path: Path) -> None:
+    """The plan divides what a step reads by the GPUs of a copy, and so does the fit."""
+    from essence.stages import prove_decoding
+
+    decoding = asked(tmp_path)[1].model_copy(update={"decoder": "vllm", "dtype": "bfloat16"})
+    resources = context(tmp_path / "x").resources.model_copy(update={"gpus": 2, "tensor_parallel": 2})
+    loads = [(1, 1024), (32, 1024), (128, 1024), (128, 4096)]
+    check, sizes = CheckRecord(name="seeds", passed=True, sentence=""), QWEN3["4b"]
+    found = []
+    for width in (prove_decoding._width(decoding, resources), 1):
+        exact = [
+            decoding_seconds(ASSUMED, DecodeWork(
+                sizes.parameters / width, count, count * cache_bytes(sizes, tokens + decoding.new_tokens // 2) / width
+            ))
+            for count, tokens in loads
+        ]  # fmt: skip
+        found.append(prove_decoding._results(decoding, sizes, width, check, "vllm", 0.0, loads, exact).coefficients)
+    assert prove_decoding._width(decoding, resources.model_copy(update={"gpus": 0})) == 1
+    assert prove_decoding._width(decoding.model_copy(update={"decoder": "transformers"}), resources) == 1
+    for fit in found:
+        assert fit.weight_s == pytest.approx(ASSUMED.weight_s) and fit.sequence_s == pytest.approx(ASSUMED.sequence_s)
+        assert fit.cache_byte_s == pytest.approx(ASSUMED.cache_byte_s)
+
+
+def test_seeds_hold_where_what_was_read_of_a_prompt_is_kept(tmp_path: Path) -> None:
+    """A decoder that rounds otherwise where it reads a prompt for the first time keeps its seeds all the same."""
+    from essence.evaluation.requests import Completion
+    from essence.stages import prove_decoding
+
+    class Keeping:
+        def __init__(self, forgets: bool) -> None:
+            self.read, self.forgets, self.calls = False, forgets, 0
+
+        def complete(self, requests: Any, present: Any) -> Any:
+            self.calls += 1
+            token = self.calls if self.forgets else int(self.read)
+            self.read = True
+            yield [(request, Completion([token], "length", 0.0)) for request in requests]
+
+    decoding = asked(tmp_path)[1]
+    for forgets in (False, True):
+        decoder: Any = Keeping(forgets)
+        assert prove_decoding._seeds(decoder, decoding, QWEN3["0.6b"]).passed is not forgets
 
 
 def test_a_loss_that_is_not_right_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
