@@ -225,6 +225,7 @@ class TrainResolved(Group):
     objective: ObjectiveResolved = Field(default_factory=ObjectiveResolved)
     optimizer: OptimizerResolved = Field(default_factory=OptimizerResolved)
     compute_dtype: str | None = None
+    activation_checkpointing: bool | None = None
     parallel: str | None = None
     processes: int | None = None
     seed: int | None = None

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from essence.errors import RecordError
 from essence.files import canonical_json, read_json, sha256_file, sha256_text
-from essence.plan.proved import proofs
 from essence.record.plan_record import plan_of
 from essence.record.record_files import gives_seal, seal_of
 from essence.record.run_directory import RunDirectory
@@ -62,7 +61,11 @@ def report_is_current(run_dir: Path, experiment: str) -> bool:
 
 
 def made_from(run_dir: Path, experiment: str) -> str:
-    """One hash of all that a report comes from: plan, manifests, what is said of unfinished stages, its own code."""
+    """One hash of all that a report comes from: plan, manifests, what is said of unfinished stages, its own code.
+
+    Proofs are left out. They are of a machine, and later ones take the place of earlier ones: what a report compares
+    with them is of the day it was written, and stays.
+    """
     run = RunDirectory(run_dir)
     plan = plan_of(run, experiment)
     stages = {name: (run.stage(name), entry) for name, entry in plan.stages.items()}
@@ -72,8 +75,7 @@ def made_from(run_dir: Path, experiment: str) -> str:
     }
     own = hashlib.sha256(b"".join(file.read_bytes() for file in own_files()))
     traces = [record.seal for record in read_trace_records(run.experiment(experiment))[0]]
-    proved = sorted(proof.training.seal for proof in proofs(run))
-    return sha256_text(canonical_json([plan.as_json(), seen, own.hexdigest(), traces, proved]))
+    return sha256_text(canonical_json([plan.as_json(), seen, own.hexdigest(), traces]))
 
 
 def own_files() -> list[Path]:

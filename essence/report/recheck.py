@@ -21,6 +21,8 @@ from essence.report.claims.retention_rows import read_with_retention
 
 CHECKED_BEFORE = ("made_from", "records", "files", "seal")
 """Parts of `report.json` that are no numbers and words; the first two are compared before those are."""
+OF_A_PROOF = ("predicted_steps",)
+"""Comes from the newest proof of a machine as well, which is no record of the run, and is replaced by a later one."""
 
 
 class GroupRecord(Group):
@@ -99,7 +101,7 @@ def _numbers(
     again = as_record(file, json.loads(json.dumps({**made, "files": {}}, allow_nan=False)), ReportRecord, "a report")
     written, computed = (one.model_dump(exclude={"groups": {"__all__": {"figures"}}}) for one in (report, again))
     parts = dict.fromkeys([*computed, *written])
-    aside = (*CHECKED_BEFORE, "claims", "questions") if without_claims else CHECKED_BEFORE
+    aside = (*CHECKED_BEFORE, *OF_A_PROOF, *(("claims", "questions") if without_claims else ()))
     differing = [p for p in parts if p not in aside and written.get(p) != computed.get(p)]
     if differing:
         yield f"{file}: {', '.join(differing)} not what the records give: `invoke report` rewrites it"

@@ -1,6 +1,7 @@
 """The computed cost claim in the report: from the configs that a run has downloaded, and absent where none is known."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from essence.plan.cost_table import COLUMNS, PROPORTIONS, cost_table
 from essence.record.record_files import seal_of
 from essence.record.run_directory import RunDirectory
+from essence.record.stage_records import TrainManifest
 from essence.report.build import write_report
 from essence.report.page.cost_claim import claim_tables
+from essence.report.page.predicted_times import _work
 from essence.report.recheck import report_findings
 from essence.report.results.read import read_results
 from support.paper_sizes import QWEN3
@@ -53,6 +56,25 @@ def test_a_teacher_that_is_stored_is_looked_up_behind_its_stage(run: SyntheticRu
     assert len(claim_tables(changed)) == 1
 
 
+@pytest.mark.parametrize(("checkpointing", "gathers"), [(True, 3), (False, 2), (None, 2)])
+def test_weights_in_shards_are_gathered_once_more_where_they_are_recomputed(
+    tmp_path: Path, checkpointing: bool | None, gathers: int
+) -> None:
+    """ZeRO-3 on two devices: what crosses above the gradients, in halves of the student's weights."""
+    run = SyntheticRun(tmp_path, texts=False).write()
+    record = json.loads(next(run.root.glob("stages/train-*/manifest.json")).read_text())
+    record["settings"]["resolved"]["activation_checkpointing"] = checkpointing
+    record["settings"]["executed"] = {
+        "parallel": {"backend": "zero3", "processes": 2, "teacher": "replicated"}, "dtype": "float32",
+        "parameters": {"trained": 100, "all": 100}, "micro_batches": {
+            "packed": False, "most_rows": 1, "most_tokens": 9, "passes": 2 * record["results"]["steps"], "tokens": 9,
+            "positions": 9, "fill": 1.0,
+        },
+    }  # fmt: skip
+    work = _work(TrainManifest.model_validate(record), QWEN3["0.6b"], None, 1.0)
+    assert work and work.link_bytes == 4 * 100 + gathers * 4 * QWEN3["0.6b"].parameters / 2
+
+
 def test_trainings_stand_beside_what_their_machine_s_proof_predicts(tmp_path: Path) -> None:
     """A step that FLOPs alone make: those of the record over its steps, at the speed of the proof."""
     run = SyntheticRun(tmp_path, texts=False).write()
@@ -79,4 +101,11 @@ def test_trainings_stand_beside_what_their_machine_s_proof_predicts(tmp_path: Pa
         assert "Steps, measured and predicted" in text and "2026-07-01, A device" in text
     assert report_findings(RunDirectory(run.root), run.experiment) == ([], [])
     proof(run.root, "prove_training-00000000000000a2", "2026-07-02T00:00:00+00:00", "laptop", 4e-12)
-    assert "before later stages" in report_findings(RunDirectory(run.root), run.experiment)[1][0]
+    assert report_findings(RunDirectory(run.root), run.experiment) == ([], [])
+    shutil.rmtree(RunDirectory(run.root).proofs.root)  # as in an archive, which has none
+    assert report_findings(RunDirectory(run.root), run.experiment) == ([], [])
+    other = json.loads((page.parent / "report.json").read_text())
+    other["title"] = "Another"
+    (page.parent / "report.json").write_text(json.dumps({**other, "seal": seal_of(other)}), encoding="utf-8")
+    (finding,) = report_findings(RunDirectory(run.root), run.experiment)[0]
+    assert "title not what the records give" in finding

@@ -85,7 +85,7 @@ def _work(
         passes=passes,
         gradient_bytes=crossing * counts.trained,
         weight_bytes=size * student.parameters,
-        gathers=3,
+        gathers=3 if manifest.settings.resolved.activation_checkpointing else 2,
         teacher_bytes=size * live.parameters if live and executed.parallel.teacher == "sharded" else 0.0,
     )
     return StepWork(
