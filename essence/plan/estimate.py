@@ -24,7 +24,6 @@ from essence.plan.times import (
     Trained,
     evaluation_seconds,
     longest_rank,
-    trained_parameters,
     training_time,
 )
 from essence.record.plan_record import EvaluationEntry
@@ -36,7 +35,7 @@ from essence.sizes.architecture import (
     distillation_flops,
     forward_flops,
 )
-from essence.sizes.host import main_memory_bytes
+from essence.sizes.host import main_memory_bytes, trained_parameters
 from essence.sizes.memory import BYTES, FLOAT32_BYTES, device_bytes
 from essence.sizes.speeds import (
     ACHIEVABLE_FLOPS,
@@ -133,14 +132,16 @@ def estimate(
         training_gpu_hours=time.seconds * devices / SECONDS_IN_HOUR if time else None,
         completion_tokens=lengths.mean,
         completions_measured=own is not None,
-        evaluation_gpu_hours=evaluation_gpu_hours(plan.evaluations, student, loaded, lengths, speeds),
+        evaluation_gpu_hours=evaluation_gpu_hours(
+            plan.evaluations, student, loaded, lengths, speeds, plan.cell.student
+        ),
         evaluation_cap_gpu_hours=evaluation_gpu_hours(
-            plan.evaluations, student, loaded, Lengths.all_of(section.max_new_tokens), speeds
+            plan.evaluations, student, loaded, Lengths.all_of(section.max_new_tokens), speeds, plan.cell.student
         ),
         gpu_memory_gib=_gpu_memory_gib(settings, known, teacher, resources) if gpus else None,
         main_memory_gib=_main_memory_gib(settings, known, teacher, resources) if gpus else None,
         disk_gib=_saved_bytes(settings, student) / GIB if student else None,
-        scratch_gib=SCRATCH_BYTES * trained_parameters(settings, student) / GIB if student else None,
+        scratch_gib=SCRATCH_BYTES * trained_parameters(student, settings.lora) / GIB if student else None,
     )
 
 
@@ -225,11 +226,11 @@ def evaluation_gpu_hours(
     loaded: Experiment,
     lengths: Lengths,
     speeds: Speeds,
-    of: str = "",
+    of: str,
 ) -> float | None:
     """Of some benchmarks of one model, decoder starts included; None without GPUs, or where a size is not known.
 
-    of: the model by its short name, where it is one that `[by_model]` may change the resources of.
+    of: the model by its short name, which `[by_model]` may change the resources of.
     """
     section, resources = loaded.experiment.evaluation, resources_of("generate", loaded.experiment, of)
     problems = [section.problems or loaded.catalogue.benchmarks[one.benchmark].problems for one in evaluations]

@@ -17,7 +17,7 @@ from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
 from essence.settings import Resources, TrainSettings
 from essence.sizes.architecture import Architecture
-from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, main_memory_bytes
+from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, largest_pass, main_memory_bytes
 from essence.sizes.memory import (
     BYTES,
     USABLE_SHARE,
@@ -26,7 +26,6 @@ from essence.sizes.memory import (
     load_of,
     smallest_change,
 )
-from essence.sizes.step_rows import deal, shape
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,7 @@ def planned_load(
 ) -> tuple[DeviceLoad, int]:
     """What each device holds in the largest pass of such a step, and the positions of its longest row."""
     longest = longest_read(settings)
-    optimizer, multiple = settings.optimizer, settings.pad_to_multiple
-    rows = max(1, optimizer.batch_tokens // longest) if optimizer.batch_tokens else optimizer.batch_rows
-    passes = deal([longest] * rows, settings.processes, settings.packing, multiple, resources)[0]
-    largest = max(shape([longest] * rows, part, settings.packing, multiple) for part in passes if part)
+    largest = largest_pass(settings, longest, resources)
     load = load_of(settings, student, teacher, resources.loss)
     return replace(load, positions=largest.positions, labels=largest.tokens), longest
 

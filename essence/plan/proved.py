@@ -130,13 +130,22 @@ def proofs(run_directory: RunDirectory) -> list[Proof]:
     stages = run_directory.proofs.stages
     decodings = {}
     for file in stages.glob(DECODING):
-        if isinstance(manifest := _read(file, file.stat().st_mtime_ns), ProveDecodingManifest):
+        if isinstance(manifest := _sealed(file), ProveDecodingManifest):
             decodings[manifest.input_keys.get(TRAINING_INPUT)] = manifest
     found = []
     for file in stages.glob(TRAINING):
-        if isinstance(manifest := _read(file, file.stat().st_mtime_ns), ProveTrainingManifest):
+        if isinstance(manifest := _sealed(file), ProveTrainingManifest):
             found.append(Proof(manifest, decodings.get(manifest.identity.key)))
     return found
+
+
+def _sealed(file: Path) -> object:
+    """None also of a record that goes while it is looked at: a later proof takes the place of an earlier one."""
+    try:
+        changed_ns = file.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _read(file, changed_ns)
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ under way a token; what a token costs grows with the tokens behind it, so the me
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,11 +19,10 @@ from essence.sizes.architecture import (
     BFLOAT16_BYTES,
     FLOAT32_BYTES,
     Architecture,
-    adapter_parameters,
     distillation_flops,
     forward_flops,
 )
-from essence.sizes.host import DECODING_BYTES
+from essence.sizes.host import DECODING_BYTES, trained_parameters
 from essence.sizes.memory import BYTES
 from essence.sizes.speeds import (
     Crossing,
@@ -31,6 +31,7 @@ from essence.sizes.speeds import (
     StepWork,
     cache_bytes,
     crossing_bytes,
+    crossing_dtype,
     decoding_seconds,
     step_seconds,
 )
@@ -112,12 +113,7 @@ class Trained:
 
     @property
     def trained(self) -> int:
-        return trained_parameters(self.settings, self.student)
-
-
-def trained_parameters(settings: TrainSettings, student: Architecture) -> int:
-    """That are updated, and that a checkpoint holds: all of the student, or its adapters alone."""
-    return adapter_parameters(student, settings.lora) if settings.lora.rank else student.parameters
+        return trained_parameters(self.student, self.settings.lora)
 
 
 def training_time(of: Trained, speeds: Speeds) -> TrainingTime:
@@ -126,10 +122,22 @@ def training_time(of: Trained, speeds: Speeds) -> TrainingTime:
     steps = settings.optimizer.epochs * math.ceil(of.rows / of.step_rows)
     validations = settings.optimizer.epochs * settings.validations_per_epoch
     step = step_seconds(speeds, step_work(of))
-    sequences = of.student.layers * math.ceil(settings.rows.validation_rows / settings.processes)
+    layer_passes = of.student.layers * validation_passes(of)
     read = forward_flops(of.student, of.validated) * settings.rows.validation_rows / settings.processes
-    validation = validations * step_seconds(speeds, StepWork(read, sequences / 3, 0.0))
+    validation = validations * step_seconds(speeds, StepWork(read, layer_passes / 3, 0.0))
     return TrainingTime(steps, step, validation, _saving_s(of, speeds, steps * step, validations), _start_s(of, speeds))
+
+
+def validation_passes(of: Trained) -> int:
+    """Forward passes of each rank in a validation; rows of another of `checkpoint_ranks` are dealt out apart."""
+    settings, multiple = of.settings, of.settings.pad_to_multiple
+    rows, ranks = settings.rows.validation_rows, settings.checkpoint_ranks
+    shares = Counter(rows // ranks + (rank < rows % ranks) for rank in range(ranks))
+    return sum(
+        times * len(deal([of.validated] * own, settings.processes, settings.packing, multiple, of.resources)[0])
+        for own, times in shares.items()
+        if own
+    )
 
 
 def step_work(of: Trained) -> StepWork:
@@ -156,12 +164,13 @@ def step_work(of: Trained) -> StepWork:
 
 def _crossing(of: Trained, passes: int) -> Crossing:
     settings, size = of.settings, BYTES[of.settings.compute_dtype]
+    crossing = crossing_dtype(settings.compute_dtype, settings.reduce_dtype, settings.lora)
     sharded = of.live if settings.teacher_placement == "sharded" else None
     return Crossing(
         parallel=settings.parallel,
         processes=settings.processes,
         passes=passes,
-        gradient_bytes=BYTES[settings.reduce_dtype] * of.trained,
+        gradient_bytes=BYTES[crossing] * of.trained,
         weight_bytes=size * of.student.parameters,
         gathers=3 if settings.activation_checkpointing else 2,
         teacher_bytes=size * sharded.parameters if sharded else 0.0,

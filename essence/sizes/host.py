@@ -7,8 +7,9 @@ ranks; at the end one whole student beside the weights that are put into it. Pla
 
 from dataclasses import dataclass
 
-from essence.settings import LoraSettings, TeacherPlacement
+from essence.settings import LoraSettings, Resources, TeacherPlacement, TrainSettings
 from essence.sizes.architecture import BFLOAT16_BYTES, FLOAT32_BYTES, Architecture, adapter_parameters
+from essence.sizes.step_rows import Shape, deal, shape
 
 PROCESS_BYTES = 4 << 30
 """Assumed of a process with PyTorch and a GPU: libraries, the driver's host side, the rows."""
@@ -18,6 +19,19 @@ USABLE_MAIN_SHARE = 0.95
 """Of a machine's main memory; the system has the rest."""
 DECODING_BYTES = 3 << 30
 """Assumed of a decoder on each GPU beside weights and keys and values: activations, recorded graphs, logits."""
+
+
+def trained_parameters(student: Architecture, lora: LoraSettings | None) -> int:
+    """That are updated, and that a checkpoint holds: all of the student, or its adapters alone."""
+    return adapter_parameters(student, lora) if lora and lora.rank else student.parameters
+
+
+def largest_pass(settings: TrainSettings, longest: int, resources: Resources) -> Shape:
+    """The largest forward pass of a step whose rows all have so many tokens, before any row is known."""
+    optimizer, multiple = settings.optimizer, settings.pad_to_multiple
+    rows = max(1, optimizer.batch_tokens // longest) if optimizer.batch_tokens else optimizer.batch_rows
+    passes = deal([longest] * rows, settings.processes, settings.packing, multiple, resources)[0]
+    return max(shape([longest] * rows, part, settings.packing, multiple) for part in passes if part)
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ def main_memory_bytes(load: MachineLoad) -> int:
     """The most that a training on GPUs takes at a time."""
     teacher = load.compute_bytes * load.teacher.parameters if load.teacher else 0
     student = FLOAT32_BYTES * load.student.parameters
-    trained = adapter_parameters(load.student, load.lora) if load.lora else load.student.parameters
+    trained = trained_parameters(load.student, load.lora)
     moments = (max(student, teacher), CHECKPOINT_BYTES * trained // load.machines, student + FLOAT32_BYTES * trained)
     held = teacher * load.processes if load.teacher_placement == "offloaded" else 0
     return load.processes * PROCESS_BYTES + held + max(moments)

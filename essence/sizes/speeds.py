@@ -12,13 +12,14 @@ Until `invoke prove` has measured a machine its speeds are assumed. Plain Python
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from essence.settings import Parallel
+from essence.settings import LoraSettings, Parallel
 from essence.sizes.architecture import BFLOAT16_BYTES, Architecture
 
+Dtype = Literal["float32", "bfloat16"]
 ACHIEVABLE_FLOPS = 790e12
 """Dense bfloat16 FLOP/s that an H100 or H200 reaches in matrix products."""
 TRAINING_UTILIZATION = 0.4
@@ -99,6 +100,11 @@ class Crossing(NamedTuple):
     """How often ZeRO-3 brings a weight together in a pass: forward, backward, and recomputation between them."""
     teacher_bytes: float = 0.0
     """Of a teacher that lies in shards."""
+
+
+def crossing_dtype(compute_dtype: Dtype, reduce_dtype: Dtype, lora: LoraSettings) -> Dtype:
+    """That gradients cross between ranks in: `reduce_dtype` where the weights that are trained are bfloat16."""
+    return reduce_dtype if compute_dtype == "bfloat16" and lora.rank == 0 else "float32"
 
 
 def crossing_bytes(of: Crossing) -> float:

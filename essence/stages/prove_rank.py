@@ -32,6 +32,7 @@ from essence.record.record_files import Number, Written
 from essence.record.run_directory import StageFolder
 from essence.settings import Resources
 from essence.settings.proving import ProveTrainingSettings
+from essence.sizes.speeds import crossing_dtype
 from essence.stages.launch import REPORTS
 
 PROGRAM = "essence.stages.prove_rank"
@@ -88,7 +89,7 @@ def losses_of(
 
 def _link(asked: ProveTrainingSettings, ranks: Ranks, device: torch.device) -> LinkPoint:
     """Bytes a second of what a training brings together, in the dtype that its gradients cross in."""
-    dtype = COMPUTE_DTYPES[asked.reduce_dtype]
+    dtype = COMPUTE_DTYPES[crossing_dtype(asked.compute_dtype, asked.reduce_dtype, asked.lora)]
     elements = asked.link_mib * MIB // dtype.itemsize // ranks.processes * ranks.processes
     sent = torch.ones(elements, dtype=dtype, device=device)
     share = sent[: elements // ranks.processes].clone()

@@ -15,6 +15,7 @@ from essence.plan.experiment import Experiment, load
 from essence.plan.fit import fits_of, planned_room
 from essence.plan.measured_lengths import measured_lengths
 from essence.plan.proved import newest_proof, proofs, speeds_for
+from essence.plan.schema import ModelSection
 from essence.plan.stage_plan import CellPlan, make_plan
 from essence.plan.times import (
     Evaluated,
@@ -24,9 +25,12 @@ from essence.plan.times import (
     longest_rank,
     step_work,
     training_time,
+    validation_passes,
 )
 from essence.record.plan_record import EvaluationEntry
 from essence.record.run_directory import RunDirectory
+from essence.settings import LoraSettings
+from essence.sizes.architecture import adapter_parameters
 from essence.sizes.speeds import ASSUMED
 from support.paper_sizes import QWEN3
 from support.proof_record import proof
@@ -63,8 +67,47 @@ def test_what_crosses_between_ranks_goes_with_the_backend(tmp_path: Path) -> Non
     student, teacher = QWEN3["4b"].parameters, QWEN3["8b"].parameters
     assert sent() == 2 * student and sent(reduce_dtype="float32") == 4 * student
     assert sent(parallel="single", processes=1) == 0.0
+    assert sent(compute_dtype="float32") == 4 * student, "reduce_dtype is of weights in bfloat16 alone"
+    adapters = LoraSettings(rank=8, alpha=16.0, targets=["q_proj"])
+    assert sent(lora=adapters) == 4 * adapter_parameters(QWEN3["4b"], adapters)
     gathered = sent(parallel="zero3", teacher_placement="sharded")
     assert gathered == 2 * student + 2 * student * 3 / 2 + 2 * teacher / 2
+
+
+def test_validation_rows_are_packed_as_a_training_packs_them(tmp_path: Path) -> None:
+    """Quarters of 250 rows of 1,024 tokens on four ranks: 63 rows of the fullest rank, four to a pass, four times."""
+    *_, whole = bespoke(tmp_path)
+
+    def passes(ranks: int, packing: bool, rows: int = 1000) -> int:
+        chosen = {"rows": whole.settings.rows.model_copy(update={"validation_rows": rows})}
+        settings = whole.settings.model_copy(update={**chosen, "checkpoint_ranks": ranks, "packing": packing})
+        held = whole.resources.model_copy(update={"micro_batch_tokens": 4096, "micro_batch_rows": 1})
+        return validation_passes(replace(whole, settings=settings, resources=held, validated=1024))
+
+    assert whole.settings.processes == 4
+    assert (passes(4, True), passes(1, True)) == (4 * 16, 63)
+    assert (passes(4, False), passes(1, False)) == (4 * 63, 250)
+    assert (passes(4, True, rows=7), passes(4, True, rows=3)) == (4, 3)
+    time = training_time(whole, ASSUMED)
+    slow = training_time(whole, replace(ASSUMED, layer_s=ASSUMED.layer_s + 3.0))
+    validations = whole.settings.optimizer.epochs * whole.settings.validations_per_epoch
+    expected = validations * whole.student.layers * validation_passes(whole)
+    assert slow.validation_s - time.validation_s == pytest.approx(expected)
+
+
+def test_what_one_model_s_evaluations_change_counts_in_the_estimate(tmp_path: Path) -> None:
+    """Two GPUs a copy for the student alone: its hours are those of a run where every copy has two."""
+
+    def hours(**changes: object) -> tuple[float | None, float | None]:
+        loaded = load("bespoke")
+        loaded = replace(loaded, experiment=loaded.experiment.model_copy(update=changes))
+        plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False).cells[-1]
+        found = estimate(plan, loaded, RunDirectory(tmp_path))
+        return found.evaluation_gpu_hours, found.evaluation_cap_gpu_hours
+
+    wide = load("bespoke").experiment.resources.model_copy(update={"tensor_parallel": 2})
+    own = hours(by_model={"qwen3-4b-base": ModelSection(tensor_parallel=2)})
+    assert own == hours(resources=wide) != hours()
 
 
 def test_a_stored_teacher_takes_its_layers_out_of_a_step(tmp_path: Path) -> None:
@@ -166,6 +209,15 @@ def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: py
     damaged = RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000a1").manifest
     damaged.write_text(damaged.read_text(encoding="utf-8").replace("2e-12", "1e-13"), encoding="utf-8")
     assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), False).flop_s == 1e-12
+
+
+def test_a_proof_that_goes_while_it_is_looked_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later proof takes the place of an earlier one between the listing of the folder and the look at the file."""
+    proof(tmp_path, "prove_training-00000000000000a1", "2026-01-02T00:00:00+00:00", "here", 2e-12)
+    listed = list(RunDirectory(tmp_path).proofs.stages.glob(proved.TRAINING))
+    listed[0].unlink()
+    monkeypatch.setattr(Path, "glob", lambda _, pattern: iter(listed if pattern == proved.TRAINING else []))
+    assert proofs(RunDirectory(tmp_path)) == []
 
 
 def test_the_paper_s_cell_takes_what_was_reckoned(tmp_path: Path) -> None:
