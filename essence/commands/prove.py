@@ -32,6 +32,7 @@ from essence.files import GIB, canonical_json, sha256_text
 from essence.paths import typed_path
 from essence.plan.experiment import Experiment, load
 from essence.plan.experiment import choose as choose_cells
+from essence.plan.gpu_count import with_gpus
 from essence.plan.proof_plan import proof_plan
 from essence.plan.proved import Proof, proofs
 from essence.record.local_sources import LocalSources
@@ -85,7 +86,7 @@ def select_proof(words: Options, taken: str) -> Run:
     axes = words.axes()
     cell = (choose_cells(loaded, axes)[0] if axes else loaded.cells())[0]
     if machine.gpus and not queued:
-        loaded = _with_gpus(loaded, min(loaded.experiment.resources.gpus, len(machine.gpus)))
+        loaded = _on_fewer_gpus(loaded, len(machine.gpus))
     chosen = choose(words.engine, loaded.experiment.resources.gpus > 0, ENGINES)
     engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name), words.of_the_site())
     place = f"{engine.name} {site_of(words.site, chosen.name)}" if queued else socket.gethostname()
@@ -96,11 +97,9 @@ def select_proof(words: Options, taken: str) -> Run:
     return Run(words, engine, runs.proofs, loaded, plan, wanted, local, chosen.reason, evaluated=True)
 
 
-def _with_gpus(loaded: Experiment, gpus: int) -> Experiment:
-    """The same on the GPUs that this machine has."""
-    resources = loaded.experiment.resources
-    fewer = resources.model_copy(update={"gpus": gpus, "tensor_parallel": min(resources.tensor_parallel, max(1, gpus))})
-    return replace(loaded, experiment=loaded.experiment.model_copy(update={"resources": fewer}))
+def _on_fewer_gpus(loaded: Experiment, gpus: int) -> Experiment:
+    """As `--gpus` has it where this machine has fewer than the file says: a training that can run here."""
+    return with_gpus(loaded, gpus) if gpus < loaded.experiment.resources.gpus else loaded
 
 
 def _proof(selection: Run) -> Proof | None:

@@ -7,7 +7,8 @@ one, one process, float32.
 
 import contextlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +25,21 @@ from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import SEED, alone, as_pair, random_rows, rule_bytes, small
 from essence.distill.storage import TrainResult
 from essence.distill.teachers import LiveTeacher
-from essence.distill.trainer import train
+from essence.distill.trainer import DivergedError, train
 from essence.files import GIB
 from essence.models.from_sizes import random_model
 from essence.progress import Progress, Stopped, StopRequest
 from essence.settings import LossResources, ObjectiveSettings, Resources, TrainSettings
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.architecture import Architecture
-from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, main_memory_bytes
+from essence.sizes.host import (
+    CHECKPOINT_BYTES,
+    USABLE_MAIN_SHARE,
+    MachineLoad,
+    largest_pass,
+    main_memory_bytes,
+    trained_parameters,
+)
 from essence.sizes.memory import BYTES, USABLE_SHARE, Dtype
 
 LABELS = 96
@@ -48,8 +56,7 @@ RANKS_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-3}
 DISK_SHARE = 0.25
 """Of the time between two checkpoints: the most that writing one may take."""
 LEAST_BETWEEN_S = 60.0
-"""Taken for the time between two checkpoints where one is written after every step."""
-FLOAT32_CHECKPOINT_BYTES = 12
+"""Taken for the time between two checkpoints where less is asked for, 0 (one after every step) included."""
 SMALL_ROWS = 8
 STOP_AFTER = 2
 
@@ -62,6 +69,12 @@ class Finding(NamedTuple):
     sentence: str
 
 
+def largest(values: Iterable[float]) -> float:
+    """NaN where one of them is: Python's max goes by their order then."""
+    found = list(values)
+    return math.nan if any(map(math.isnan, found)) else max(found)
+
+
 def bounded(name: str, what: str, found: float, most: float, cure: str) -> Finding:
     """A difference that is at most so large; NaN is not."""
     passed = found <= most
@@ -71,6 +84,15 @@ def bounded(name: str, what: str, found: float, most: float, cure: str) -> Findi
 
 def loss_finding(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Finding:
     """Loss and gradients of the form that trains, beside the plain one in float64 on the same numbers."""
+    try:
+        return _loss_finding(asked, resources, device)
+    except torch.OutOfMemoryError:
+        there = f"{memory_bytes(device) / GIB:.3g} GiB of this device"
+        told = f"the {resources.loss.form} loss and the plain one in float64, with whole heads, do not fit the {there}"
+        return Finding("loss", False, f"{told}, so it is not checked: free the device's memory, or take a larger one")
+
+
+def _loss_finding(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Finding:
     tensors = _random_states(asked, LABELS, device)
     labels = torch.arange(LABELS, device=device) * 7919 % asked.student_sizes.vocabulary
     chunks = {"chunk_rows": LABELS // 4 + 1, "gradient_rows": LABELS // 2}
@@ -130,6 +152,8 @@ class Trained(NamedTuple):
 
     losses: list[float]
     weights: dict[str, Tensor]
+    diverged: str = ""
+    """What ended it, where loss or gradient was no number any more; then there is nothing to compare."""
 
 
 def training_findings(
@@ -143,35 +167,47 @@ def training_findings(
     other: Dtype = "bfloat16" if dtype == "float32" else "float32"
     second = _trained(little, resources, device, work / other, packing=False, compute_dtype=other)
     exact, lowered = (whole, second) if dtype == "float32" else (second, whole)
-    weights = max(_apart(tensor, whole.weights[name]) for name, tensor in resumed.weights.items())
-    again = max(weights, _curve(resumed.losses, whole.losses))
     return [
-        bounded(
+        _compared(
             "resume",
             "a training that was stopped and resumed and one that was not",
-            again,
+            (resumed, whole),
             AGAIN_BOUND[device.type],
             "resumed results would be others: report the versions of this machine",
+            with_weights=True,
         ),
-        bounded(
+        _compared(
             "packing",
             "losses of packed rows and of rows one by one",
-            _curve(packed.losses, whole.losses),
+            (packed, whole),
             PACKED_BOUNDS[dtype],
             "set packing = false in [training]",
         ),
-        bounded(
+        _compared(
             "bfloat16",
             "losses in bfloat16 and in float32",
-            _curve(lowered.losses, exact.losses),
+            (lowered, exact),
             CURVE_BOUND,
             'set compute_dtype = "float32" in [training]',
         ),
     ]
 
 
+def _compared(
+    name: str, what: str, pair: tuple[Trained, Trained], most: float, cure: str, with_weights: bool = False
+) -> Finding:
+    """Two short trainings beside each other; one that diverged is a fault, and is quoted."""
+    found, expected = pair
+    if diverged := found.diverged or expected.diverged:
+        return Finding(name, False, f"{what} cannot be compared, one diverged ({diverged}): {cure}")
+    apart = [_curve(found.losses, expected.losses)]
+    if with_weights:
+        apart += [_apart(tensor, expected.weights[tensor_name]) for tensor_name, tensor in found.weights.items()]
+    return bounded(name, what, largest(apart), most, cure)
+
+
 def _curve(found: Sequence[float], expected: Sequence[float]) -> float:
-    return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+    return largest(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
 
 
 def _trained(
@@ -185,10 +221,13 @@ def _trained(
     """Train on a few rows of many lengths; with `stops` in two attempts, the second from a checkpoint of the first."""
     settings = alone(asked, **changes)
     rows = random_rows([asked.lengths[0] - 5 * row for row in range(SMALL_ROWS)], asked.student_sizes.vocabulary)
-    with contextlib.suppress(Stopped):
-        if stops:
-            _attempt(asked, settings, resources, device, rows, work, STOP_AFTER)
-    result = _attempt(asked, settings, resources, device, rows, work)
+    try:
+        with contextlib.suppress(Stopped):
+            if stops:
+                _attempt(asked, settings, resources, device, rows, work, STOP_AFTER)
+        result = _attempt(asked, settings, resources, device, rows, work)
+    except DivergedError as error:
+        return Trained([], {}, error.problem)
     lines = [json.loads(line) for line in result.metrics.read_text(encoding="utf-8").splitlines()]
     return Trained([line["loss"] for line in lines if line["kind"] == "step"], load_file(result.last_weights))
 
@@ -248,9 +287,10 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
     settings = alone(
         asked, **{name: getattr(asked, name) for name in ("parallel", "processes", "teacher_placement", "teacher")}
     )
-    here = -(-asked.processes // resources.nodes)
+    here = -(-asked.processes // asked.machines)
     sharers = here if device.type == "cpu" else 1
-    needed, there = rule_bytes(pair, settings, resources, longest), memory_bytes(device) // sharers
+    positions = largest_pass(settings, longest, resources).positions
+    needed, there = rule_bytes(pair, settings, resources, positions), memory_bytes(device) // sharers
     usable = int(there * USABLE_SHARE[device.type])
     told = f"a training needs {needed / GIB:.3g} of the {usable / GIB:.3g} GiB that can be used of each device's memory"
     if needed > usable:
@@ -267,7 +307,7 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
             teacher=pair.teacher if asked.teacher == "live" else None,
             compute_bytes=BYTES[asked.compute_dtype],
             processes=here,
-            machines=resources.nodes,
+            machines=asked.machines,
             teacher_placement=asked.teacher_placement,
             lora=asked.lora if asked.lora.rank else None,
         )
@@ -282,11 +322,13 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
 def disk_finding(asked: ProveTrainingSettings, resources: Resources, write_bytes_per_s: float) -> Finding:
     """Whether checkpoints can be written as often as is asked for."""
     student = Architecture(**asked.student_sizes.model_dump())
-    size = FLOAT32_CHECKPOINT_BYTES * student.parameters
+    size = CHECKPOINT_BYTES * trained_parameters(student, asked.lora)
     seconds = size / write_bytes_per_s
     most = DISK_SHARE * max(resources.checkpoint_every_s, LEAST_BETWEEN_S)
     told = f"a checkpoint of {size / GIB:.3g} GiB takes {seconds:.3g} s at {write_bytes_per_s / 1e9:.3g} GB/s"
     if seconds <= most:
         return Finding("disk", True, told)
-    cure = "name a run directory on a faster disk with --runs, or raise checkpoint_every_s in [resources]"
-    return Finding("disk", False, f"{told}, at most {most:.3g} s is right (a quarter of checkpoint_every_s): {cure}")
+    share = f"a quarter of checkpoint_every_s, which counts as {LEAST_BETWEEN_S:.0f} s at least"
+    cure = "name a run directory on a faster disk with --runs, or set checkpoint_every_s in [resources] to at least "
+    cure += f"{math.ceil(seconds / DISK_SHARE):,}"
+    return Finding("disk", False, f"{told}, at most {most:.3g} s is right ({share}): {cure}")

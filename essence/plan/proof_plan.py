@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from essence.errors import ExperimentError
-from essence.plan.cells import part, train_settings
+from essence.plan.cells import part, resources_of, train_settings
 from essence.plan.experiment import Cell, Experiment
 from essence.plan.model_sizes import architecture
 from essence.plan.stage_plan import Environment, Plan, PlannedStage, environment_of
@@ -59,17 +59,16 @@ def proof_plan(
     Raises:
         ExperimentError: the cell is not taught, so there is no pair to measure.
     """
-    training, resources = (
-        train_settings(cell, loaded.experiment),
-        Resources(**part(loaded.experiment.resources, Resources)),
-    )
+    training = train_settings(cell, loaded.experiment)
+    resources = resources_of("train", loaded.experiment, cell)
     if training.objective.kd_weight == 0.0:
         raise ExperimentError(f"{loaded.name}: kd_weight = 0.0 trains without a teacher, and a proof measures a pair")
     extent = ON_GPUS if resources.gpus else ON_PROCESSORS
     one = resources.model_copy(update={"nodes": 1})
     settings = _training(loaded, cell, training, run_directory, extent, taken)
     prove = _stage("prove_training", f"prove trainings of {cell.pair}", settings, {}, {}, one, environment)
-    copy = one.model_copy(update={"gpus": min(one.gpus, one.tensor_parallel)})
+    copy = resources_of("generate", loaded.experiment, cell.student)
+    copy = copy.model_copy(update={"gpus": min(copy.gpus, copy.tensor_parallel)})
     asked = _decoding(loaded, extent, taken)
     title = f"prove evaluations of {cell.student}"
     decode = _stage("prove_decoding", title, asked, {"training": prove.id}, {"training": prove.key}, copy, environment)
@@ -109,6 +108,7 @@ def _training(
         taken=taken,
         student_sizes=ModelSizes(**asdict(known[cell.student])),
         teacher_sizes=ModelSizes(**asdict(known[cell.teacher])),
+        machines=loaded.experiment.resources.nodes,
         most_layers=extent.most_layers,
         objective=training.objective,
         optimizer=training.optimizer,

@@ -37,6 +37,8 @@ class ProveTrainingSettings(LoopSettings, ParallelSettings):
     student_sizes: ModelSizes
     """As it is trained; layers are cut until the device has room for it in one process."""
     teacher_sizes: ModelSizes
+    machines: Size = 1
+    """That a training shares its processes out among; a proof runs on one of them."""
     most_layers: Few
     """Of either model, however much fits."""
     objective: ObjectiveSettings

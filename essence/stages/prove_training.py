@@ -197,7 +197,7 @@ def _ranks(
     asked: ProveTrainingSettings, context: StageContext, device: torch.device
 ) -> tuple[LinkPoint | None, list[Finding]]:
     """What several processes bring together, and whether they train as one does; nothing where one process trains."""
-    here = -(-asked.processes // context.resources.nodes)
+    here = -(-asked.processes // asked.machines)
     count = min(here, context.resources.gpus or here)
     if count < 2:
         return None, []

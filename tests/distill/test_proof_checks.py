@@ -1,0 +1,123 @@
+"""The checks of a proof: what they count, and what they say where nothing can be compared."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from essence.files import GIB
+from essence.plan.experiment import load
+from essence.plan.proof_plan import proof_plan
+from essence.record.run_directory import RunDirectory
+from essence.settings import LoraSettings, Resources
+from essence.settings.proving import ProveTrainingSettings
+from essence.sizes.architecture import Architecture, adapter_parameters
+from support.proof_settings import asked
+from support.stage_inputs import context
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from essence.distill import proof_checks  # noqa: E402
+from essence.distill.proof_steps import alone, as_pair, rule_bytes  # noqa: E402
+from essence.distill.trainer import DivergedError  # noqa: E402
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def at_full_size(folder: Path) -> tuple[ProveTrainingSettings, Resources]:
+    loaded = load("bespoke")
+    plan = proof_plan(loaded, loaded.cells()[0], lambda _: {}, RunDirectory(folder), "2026-01-01T00:00:00")
+    stage = next(iter(plan.stages.values()))
+    assert isinstance(stage.settings, ProveTrainingSettings)
+    return stage.settings, stage.resources
+
+
+def test_one_number_that_is_none_makes_a_curve_none() -> None:
+    """Wherever it stands: Python's max keeps the first of two that cannot be compared."""
+    for curve in ([math.nan, 0.9, 0.8], [1.0, math.nan, 0.8], [1.0, 0.9, math.nan]):
+        assert math.isnan(proof_checks._curve(curve, [1.0, 0.9, 0.8]))
+        assert math.isnan(proof_checks._curve([1.0, 0.9, 0.8], curve))
+        assert not proof_checks.bounded("x", "these", proof_checks._curve(curve, [1.0, 0.9, 0.8]), 1.0, "y").passed
+    assert proof_checks._curve([1.0, 0.9], [1.0, 0.9]) == 0.0
+
+
+def test_weights_that_are_no_number_are_not_those_of_the_other_training() -> None:
+    losses, one = [1.0, 0.9], torch.ones(2)
+    whole = proof_checks.Trained(losses, {"a": one, "b": one})
+    resumed = proof_checks.Trained(losses, {"a": one, "b": one * math.nan})
+    assert not proof_checks._compared("resume", "both", (resumed, whole), 1.0, "cure", with_weights=True).passed
+    assert proof_checks._compared("resume", "both", (whole, whole), 0.0, "cure", with_weights=True).passed
+
+
+def test_a_training_that_diverges_is_a_check_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 alone; what the others say of each other stands."""
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    right = proof_checks.train
+
+    def breaks(*given: object, **named: object) -> object:
+        if given[4].compute_dtype == "bfloat16":  # type: ignore[attr-defined]
+            raise DivergedError("step 3 of 4: loss nan, gradient norm nan, on rows [1, 2]")
+        return right(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(proof_checks, "train", breaks)
+    found = {one.name: one for one in proof_checks.training_findings(training, resources, CPU, tmp_path / "work")}
+    assert [name for name, one in found.items() if not one.passed] == ["bfloat16"]
+    told = found["bfloat16"].sentence
+    assert "one diverged (step 3 of 4: loss nan" in told and 'compute_dtype = "float32"' in told
+
+
+def test_a_loss_that_has_no_room_in_float64_is_a_check_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+
+    def full(*_: object, **__: object) -> object:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(proof_checks, "objective_from_states", full)
+    found = proof_checks.loss_finding(training, resources, CPU)
+    assert not found.passed and "do not fit the" in found.sentence and "take a larger one" in found.sentence
+
+
+def test_the_memory_check_takes_the_largest_pass_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four whole rows of one process, as many in a pass as its tokens hold."""
+    training, resources = at_full_size(tmp_path)
+    one = training.model_copy(update={"parallel": "single", "processes": 1, "teacher_placement": "replicated"})
+    monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 20)
+    longest = max(one.lengths)
+    for rows in (1, 2, 4):
+        held = resources.model_copy(update={"micro_batch_tokens": rows * longest})
+        needed = rule_bytes(as_pair(one), alone(one), held, rows * longest)
+        assert f"needs {needed / GIB:.3g} of" in proof_checks.memory_finding(one, held, CUDA).sentence
+
+
+def test_main_memory_is_that_of_the_ranks_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight ranks with an offloaded teacher each: two machines hold four of them, one machine all eight."""
+    training, resources = at_full_size(tmp_path)
+    eight = training.model_copy(update={"processes": 8, "teacher_placement": "offloaded"})
+    monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 50)
+    monkeypatch.setattr(proof_checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=150 * GIB))
+    alone_, shared = (
+        proof_checks.memory_finding(eight.model_copy(update={"machines": machines}), resources, CUDA)
+        for machines in (1, 2)
+    )
+    assert not alone_.passed and "free main memory" in alone_.sentence and shared.passed, (alone_, shared)
+
+
+def test_a_checkpoint_has_what_is_trained_alone(tmp_path: Path) -> None:
+    """Adapters where there are any; the bound is told as it is, and the cure is enough."""
+    training, resources = at_full_size(tmp_path)
+    student = Architecture(**training.student_sizes.model_dump())
+    adapters = LoraSettings(rank=8, alpha=16.0, targets=["q_proj"])
+    for asked_for, parameters in ((training, student.parameters), (
+        training.model_copy(update={"lora": adapters}), adapter_parameters(student, adapters)
+    )):  # fmt: skip
+        slow = 12 * parameters / 16.0  # bytes a second: sixteen seconds a checkpoint
+        for every, passed in ((0.0, False), (5.0, False), (60.0, False), (64.0, True)):
+            some = resources.model_copy(update={"checkpoint_every_s": every})
+            found = proof_checks.disk_finding(asked_for, some, slow)
+            assert found.passed == passed, found
+            if not passed:
+                assert "at most 15 s is right (a quarter of checkpoint_every_s, which counts as 60 s" in found.sentence
+                assert found.sentence.endswith("to at least 64")
