@@ -155,7 +155,7 @@ def _owner(place: str, number: int | None) -> str:
     if number not in (errno.EACCES, errno.EPERM):
         return ""
     path = Path(place).absolute()
-    with contextlib.suppress(OSError, KeyError, NotImplementedError):
+    with contextlib.suppress(OSError, KeyError):  # KeyError: an owner without a name
         there = next(one for one in (path, *path.parents) if os.access(one, os.F_OK))
         return f" (it belongs to {there.owner()})" if there.stat().st_uid != os.getuid() else ""
     return ""

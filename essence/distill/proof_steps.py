@@ -21,7 +21,7 @@ from essence.distill.ranks import ALONE, Ranks
 from essence.distill.schedule import CyclePoint
 from essence.distill.teachers import LiveTeacher, TeacherStates
 from essence.models.from_sizes import random_model
-from essence.settings import OrderSettings, Resources, RowsSettings, TrainSettings, ViewSettings
+from essence.settings import EVERY_TOKEN, OrderSettings, Resources, RowsSettings, TrainSettings
 from essence.settings.proving import ModelSizes, ProveTrainingSettings
 from essence.sizes.architecture import Architecture, distillation_flops
 from essence.sizes.memory import USABLE_SHARE, device_bytes, load_of
@@ -29,17 +29,6 @@ from essence.sizes.speeds import StepWork
 
 SEED = 7
 WARMING_STEPS = 2
-WHOLE = ViewSettings(
-    lsp=1.0,
-    span="left",
-    sections="p+cot+a",
-    cot_includes_next_token=False,
-    supervise_end_of_sequence=True,
-    keep_context=True,
-    left_pad_multiple=0,
-    misordered_markers="skip",
-)
-"""Every token but a row's first is a label."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ def alone(asked: ProveTrainingSettings, **changes: object) -> TrainSettings:
         **shared,
         **one,
         "rows": rows,
-        "view": WHOLE,
+        "view": EVERY_TOKEN,
         "validation_view": "same",
         "order": OrderSettings(seed=SEED, multiple=1),
         "checkpoint_ranks": 1,

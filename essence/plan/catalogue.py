@@ -13,7 +13,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from essence.errors import ExperimentError, PinError, nearest
 from essence.paths import fits, local_files, local_path, place
 from essence.record.local_sources import LocalSources
-from essence.settings import AnswerType, Count, Name, Option, Record, RowFormat, Size, Source
+from essence.settings import AnswerType, Count, Name, Option, Record, RowFormat, Source
+from essence.settings.proving import ModelSizes
 from essence.settings.toml import Layer, merge_tables, read_toml, shown, validate
 from essence.stages.tiny.source_options import OPTIONS
 
@@ -67,23 +68,8 @@ class Pin(Record):
         return commit
 
 
-class ArchitectureTable(Record):
-    """Sizes of a model, as a person writes them."""
-
-    hidden: Size
-    layers: Size
-    heads: Size
-    kv_heads: Size
-    head_dim: Size
-    intermediate: Size
-    vocabulary: Count
-    tied: bool
-    qk_norm: bool = True
-    qkv_bias: bool = False
-
-
 class ModelPin(Pin):
-    architecture: ArchitectureTable | None = None
+    architecture: ModelSizes | None = None
     """For estimates before the model is there."""
 
 

@@ -8,6 +8,7 @@ What is neutral (no adapters, one process, no packing, a live teacher) is a defa
 
 from essence.settings.base import Count, Factor, Few, Name, Record, Seed, Share, Size, check_name
 from essence.settings.data import (
+    EVERY_TOKEN,
     LSP,
     SPANS,
     DecontaminationSettings,
@@ -65,6 +66,7 @@ from essence.settings.training import (
 )
 
 __all__ = [
+    "EVERY_TOKEN",
     "LSP",
     "SETTINGS",
     "SPANS",

@@ -189,3 +189,16 @@ class ViewSettings(Record):
     """Released: rows whose first `</think>` comes before their first `<think>` are trained on (trap 24)."""
     draw_seed: Seed = 0
     """Of the spans that draw: the seed of the cell. 0 for all others, of which it tells no two trainings apart."""
+
+
+EVERY_TOKEN = ViewSettings(
+    lsp=1.0,
+    span="left",
+    sections="p+cot+a",
+    cot_includes_next_token=False,
+    supervise_end_of_sequence=True,
+    keep_context=True,
+    left_pad_multiple=0,
+    misordered_markers="skip",
+)
+"""Every token is read, and every one but a row's first is a label: for rows that the kit makes itself."""

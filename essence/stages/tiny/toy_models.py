@@ -23,12 +23,12 @@ from essence.models.saving import save_model
 from essence.progress import StageContext
 from essence.record.stage_records import DownloadResults
 from essence.settings import (
+    EVERY_TOKEN,
     ObjectiveSettings,
     OptimizerSettings,
     OrderSettings,
     RowsSettings,
     TrainSettings,
-    ViewSettings,
 )
 from essence.stages.tiny.problems import TrainingRow, training_rows
 from essence.stages.tiny.source_options import ModelOptions
@@ -128,16 +128,7 @@ def pretraining_settings(options: ModelOptions) -> TrainSettings:
             validation_rows=options.validation_documents,
             split_seed=options.seed,
         ),
-        view=ViewSettings(
-            lsp=1.0,
-            span="left",
-            sections="p+cot+a",
-            cot_includes_next_token=False,
-            supervise_end_of_sequence=True,
-            keep_context=True,
-            left_pad_multiple=0,
-            misordered_markers="skip",
-        ),
+        view=EVERY_TOKEN,
         validation_view="same",
         objective=ObjectiveSettings(
             kd_weight=0.0,
