@@ -20,14 +20,18 @@ from typing import Any
 import psutil
 import pytest
 
+from essence.data.truncation import fingerprint
 from essence.engines.docker import FOLDER
 from essence.engines.slurm import queue
+from essence.record.stage_records import TrainManifest, read_manifest
+from essence.settings import TrainSettings
 from support.containers import DockerHost, Sifs
 from support.micro_results import by_title, pins
 from support.processes import stage_processes, wait_for
 from support.project import MICRO, PROJECT, command_line, invoke
 from support.slurm_node import let_go
 
+ARMS = MICRO.with_name("micro-arms.toml")
 HOST_END_S = 600.0
 KILLED_WITHIN_S = 6.0
 
@@ -109,20 +113,20 @@ def requeued_or_cancelled(job: queue.JobState) -> None:
         let_go(job.job)
 
 
-def words(under: Under, micro: Path, runs: Path) -> tuple[str, ...]:
+def words(under: Under, micro: Path, runs: Path, experiment: Path = MICRO, *more: str) -> tuple[str, ...]:
     return (
-        *("run", "--experiment", str(MICRO), "--pins", str(pins(micro))),
-        *("--runs", str(runs), "--engine", under.engine, *under.words),
+        *("run", "--experiment", str(experiment), "--pins", str(pins(micro))),
+        *("--runs", str(runs), "--engine", under.engine, *under.words, *more),
     )
 
 
-def run_to_its_end(under: Under, micro: Path, runs: Path) -> None:
+def run_to_its_end(under: Under, micro: Path, runs: Path, experiment: Path = MICRO, *more: str) -> None:
     """Issue the command, and once more when what works for it outlives it."""
-    done = invoke(*words(under, micro, runs))
+    done = invoke(*words(under, micro, runs, experiment, *more))
     assert done.returncode == 0, done.stdout + done.stderr
     if under.engine == "slurm":
         wait_for(lambda: not under.working(runs), HOST_END_S)
-        done = invoke(*words(under, micro, runs))
+        done = invoke(*words(under, micro, runs, experiment, *more))
     assert ("stages" in done.stdout and "are done" in done.stdout) or "were done before" in done.stdout, done.stdout
 
 
@@ -184,3 +188,27 @@ def test_the_record_names_engine_and_image_and_the_second_run_does_nothing(
     assert all(bool(image["sif_sha256"]) == (under.engine in ("apptainer", "slurm")) for image in images.values())
     again = invoke(*words(under, micro, disturbed))
     assert again.returncode == 0 and "were done before" in again.stdout
+
+
+@pytest.mark.slow
+def test_every_arm_has_the_rows_and_labels_under_an_engine_that_it_has_in_this_process(
+    under: Under, micro: Path, disturbed: Path
+) -> None:
+    """On the tokens that are there; what is drawn is drawn anew inside."""
+    from essence.distill.row_split import load_cell_rows  # imports PyTorch
+    from essence.models.loading import load_tokenizer
+
+    run_to_its_end(under, micro, disturbed, ARMS, "--only", "train")
+    plan = json.loads((disturbed / ARMS.stem / "plan.json").read_text(encoding="utf-8"))
+    cells = plan["cells"]
+    assert len({cell["stages"]["tokenize"] for cell in cells}) == 1 and len(cells) == 5
+    for cell in cells:
+        manifest = read_manifest(disturbed / "stages" / cell["stages"]["train"] / "manifest.json")
+        assert isinstance(manifest, TrainManifest)
+        settings = TrainSettings.model_validate(manifest.resolved_json)
+        tokens = disturbed / "stages" / cell["stages"]["tokenize"] / "output" / "tokens.arrow"
+        eos = load_tokenizer(disturbed / "stages" / cell["stages"]["student"] / "output" / "model").eos_token_id
+        expected = load_cell_rows(tokens, settings, eos).training
+        recorded = manifest.inputs.data.train
+        assert recorded.sha256 == fingerprint(expected.examples), cell["name"]
+        assert recorded.supervised_tokens == expected.supervised_tokens
