@@ -89,6 +89,10 @@ def imported(node: ast.AST) -> Iterator[str]:
         yield node.module
 
 
+def line_of(node: ast.AST) -> int:
+    return int(getattr(node, "lineno", 0))
+
+
 def test_the_list_names_everything_there_is() -> None:
     there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert set(ORDER) == there - {"__init__"} and len(ORDER) == len(set(ORDER))
@@ -96,7 +100,7 @@ def test_the_list_names_everything_there_is() -> None:
 
 def test_imports_go_one_way() -> None:
     against = [
-        f"{file.relative_to(PROJECT)}:{node.lineno} imports {module}"
+        f"{file.relative_to(PROJECT)}:{line_of(node)} imports {module}"
         for file in sources()
         if (place := file.relative_to(PACKAGE).parts[0].removesuffix(".py")) != "__init__"
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
@@ -112,7 +116,7 @@ TRIES_IMPORTS = "self_test.py"
 
 def test_only_what_is_heavy_is_imported_inside_a_function() -> None:
     light = [
-        f"{file.relative_to(PROJECT)}:{node.lineno} imports {module}"
+        f"{file.relative_to(PROJECT)}:{line_of(node)} imports {module}"
         for file in sources()
         if file.name != TRIES_IMPORTS
         for function in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
@@ -146,7 +150,7 @@ def test_no_test_module_imports_another() -> None:
     files = sorted((PROJECT / "tests").rglob("*.py"))
     modules = {file.stem for file in files if file.parent.name != "support"}
     imports = [
-        f"{file.relative_to(PROJECT)}:{node.lineno} imports {module}"
+        f"{file.relative_to(PROJECT)}:{line_of(node)} imports {module}"
         for file in files
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         for module in imported(node)

@@ -19,10 +19,10 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from safetensors.numpy import save_file
 
-from essence.distill.pair_checks import load_tokenizer
 from essence.errors import InputError
 from essence.evaluation.benchmarks import Problem
 from essence.evaluation.requests import render_prompts
+from essence.models.loading import load_tokenizer
 from essence.plan.catalogue import DatasetPin, to_source
 from essence.progress import Progress, StageContext, StopRequest
 from essence.settings import DownloadSettings, TokenizeSettings

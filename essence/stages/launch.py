@@ -149,7 +149,7 @@ def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
 
 def run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest, program: str = RANK) -> dict[int, int]:
     """Run this machine's ranks to their end: rank -> exit code. When one fails, the others are ended."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore
 
     if processes % nodes:
         raise MachineError(f"processes = {processes} cannot be shared evenly among resources.nodes = {nodes}")

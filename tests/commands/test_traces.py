@@ -28,7 +28,9 @@ def test_rows_are_counted_recorded_and_shown(tmp_path: Path, capsys: pytest.Capt
     assert record.same_answer.value == 1.0 and record.same_answer.rows == 20
     assert record.first_answer_place.value is not None and 0.0 < record.first_answer_place.value < 1.0
     assert made_from(run.root, name) != before
-    claims = {claim["id"]: claim for claim in report_record(read_results(run.root, name))["claims"]}
+    judged = report_record(read_results(run.root, name))["claims"]
+    assert isinstance(judged, list)
+    claims = {claim["id"]: claim for claim in judged}
     shown = claims["first-derivation"]
     assert shown["word"] == "shown, not judged" and shown["ours"]["value"] == record.first_answer_place.value
     with pytest.raises(ExperimentError, match="--rows 0"):

@@ -54,17 +54,17 @@ def plain(ids: Sequence[int], settings: ViewSettings) -> list[tuple[int, bool]]:
         inside = range(list(ids).index(THINK) + max(1, int(thought * settings.lsp)))
     else:
         inside = range((length - kept) // 2, (length - kept) // 2 + kept)
-    section, result = "p", []
+    section, section_before, result = "p", "p", []
     for i, token in enumerate(ids):
         if token == THINK and section == "p":
             section = "cot"
         wanted = section in settings.sections.split("+")
-        first_of_answer = i > 0 and section == "a" and section_before == "cot"  # noqa: F821
+        first_of_answer = i > 0 and section == "a" and section_before == "cot"
         if settings.cot_includes_next_token and settings.sections in ("cot", "p+cot") and first_of_answer:
             wanted = True
         if not settings.supervise_end_of_sequence and token == EOS:
             wanted = False
-        section_before = section  # noqa: F841
+        section_before = section
         if token == END and section == "cot":
             section = "a"
         before = (settings.keep_context or settings.span == "right-with-context") and i < inside.start

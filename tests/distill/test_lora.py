@@ -16,6 +16,7 @@ from essence.errors import InputError
 from essence.models.loading import load_model
 from essence.progress import StageContext, Stopped
 from essence.record.outcomes import TrainOutcome
+from essence.record.training_records import TrainMore
 from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters, training_flops
 from essence.stages import train
@@ -71,6 +72,7 @@ def test_counts_are_those_of_the_adapters(prepared: dict[str, Path], done: tuple
     assert outcome.executed.parameters.model_dump() == {"trained": adapters, "all": architecture.parameters + adapters}
     teacher = Architecture.from_config(json.loads((prepared["teacher"] / "model" / "config.json").read_text()))
     frozen = 4 * (architecture.parameters + teacher.parameters)
+    assert isinstance(outcome.cost.more, TrainMore)
     assert outcome.cost.more.static_memory_bytes == frozen + 16 * adapters
     written = load_file(around.scratch / "training" / "last.safetensors")
     assert sum(tensor.numel() for tensor in written.values()) == adapters, "a checkpoint holds no frozen weight"

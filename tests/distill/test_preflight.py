@@ -16,7 +16,7 @@ from essence.data.truncation import Example  # noqa: E402
 from essence.distill import preflight  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
-from essence.sizes.memory import estimate_memory  # noqa: E402
+from essence.sizes.memory import USABLE_SHARE, estimate_memory  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -51,7 +51,7 @@ def test_what_fits_is_recorded() -> None:
 def test_what_does_not_fit_is_one_sentence_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     load = replace(PAPER, parallel="single", devices=1, teacher_placement="replicated", loss_bytes_per_logit=2.0)
     half = estimate_memory(replace(load, positions=8192, labels=8192)).total
-    monkeypatch.setattr(preflight, "memory_bytes", lambda device: int(half / preflight.USABLE_SHARE["cpu"]) + 1)
+    monkeypatch.setattr(preflight, "memory_bytes", lambda device: int(half / USABLE_SHARE["cpu"]) + 1)
     with pytest.raises(MachineError) as raised:
         preflight.check_memory(load, preflight.Largest(16384, 16384, 4096), 16, CPU)
     message = str(raised.value)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from essence.files import GIB
@@ -20,7 +21,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from essence.distill import proof_checks  # noqa: E402
 from essence.distill.proof_steps import alone, as_pair, rule_bytes  # noqa: E402
-from essence.distill.trainer import DivergedError  # noqa: E402
+from essence.distill.trainer import DivergedError, train  # noqa: E402
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -53,7 +54,7 @@ def test_weights_that_are_no_number_are_not_those_of_the_other_training() -> Non
 def test_a_training_that_diverges_is_a_check_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16 alone; what the others say of each other stands."""
     training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
-    right = proof_checks.train
+    right = train
 
     def breaks(*given: object, **named: object) -> object:
         if given[4].compute_dtype == "bfloat16":  # type: ignore[attr-defined]
@@ -97,7 +98,7 @@ def test_main_memory_is_that_of_the_ranks_of_one_machine(tmp_path: Path, monkeyp
     training, resources = at_full_size(tmp_path)
     eight = training.model_copy(update={"processes": 8, "teacher_placement": "offloaded"})
     monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 50)
-    monkeypatch.setattr(proof_checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=150 * GIB))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=150 * GIB))
     alone_, shared = (
         proof_checks.memory_finding(eight.model_copy(update={"machines": machines}), resources, CUDA)
         for machines in (1, 2)

@@ -290,8 +290,9 @@ def test_rows_that_are_not_stored_are_refused(prepared: dict[str, Path], cache: 
     stored = StoredRows(cache / "rows")
     row = next(iter(TokenTable(prepared["tokens"] / "tokens.arrow").examples(np.array([0]), view(), -1)))
     position = int(load_file(cache / "rows" / "rows-00000.safetensors")["positions"][0])
+    assert isinstance(row, Example)
     with pytest.raises(InputError, match=f"row {position} has other tokens than the training reads"):
-        stored.check([type(row)(position, row.input_ids[:3] + 1, row.supervised[:3])], threads=1)
+        stored.check([Example(position, row.input_ids[:3] + 1, row.supervised[:3])], threads=1)
 
 
 def test_what_the_stage_refuses(prepared: dict[str, Path], tmp_path: Path) -> None:

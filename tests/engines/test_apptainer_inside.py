@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from essence.engines.apptainer import ApptainerEngine, argv, limit_words, work_folder
+from essence.engines.apptainer import ApptainerEngine, argv, work_folder
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
-from essence.engines.engine import Exit, Launch, Mount
+from essence.engines.engine import Exit, Launch, Mount, limit_words
 from essence.engines.secrets import left_token, token
 from essence.errors import MachineError
 from essence.settings import Resources

@@ -15,9 +15,9 @@ from essence.engines import apptainer_faults, image_builds, sif_builds
 from essence.engines.apptainer import ApptainerEngine
 from essence.engines.apptainer_faults import cure_of, likely_fault
 from essence.engines.image_builds import PROXIES, bake, bake_variables
-from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
+from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
 from essence.engines.sif_builds import UNFINISHED, make_sifs
-from essence.engines.sif_files import DIGEST_LABEL, NO_DIGEST, checked_sif, sif_file
+from essence.engines.sif_files import NO_DIGEST, checked_sif, sif_file
 from essence.engines.sif_sources import of_base
 from essence.errors import HeldError, MachineError, disk_error
 from essence.record.run_directory import hold

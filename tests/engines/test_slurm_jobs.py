@@ -25,7 +25,7 @@ from support.slurm_node import TWO_NODES, host_name, let_go, started_node
 from support.unreadable_gold import SAID, write_experiment
 
 pytestmark = pytest.mark.slurm
-WAIT_S = 240.0
+WAIT_S = 900.0
 
 
 @pytest.fixture(autouse=True)

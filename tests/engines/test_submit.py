@@ -18,8 +18,8 @@ from essence.engines.slurm import queue
 from essence.engines.slurm.jobs import note_submission
 from essence.engines.slurm.queue import JobState
 from essence.engines.slurm.queued_stage import QueuedStage
+from essence.engines.slurm.refusals import refusal
 from essence.engines.slurm.slurm_engine import SlurmEngine
-from essence.engines.slurm.submit import refusal
 from essence.errors import ExperimentError, SchedulerError
 from essence.files import read_json_lines
 from support.project import MICRO

@@ -1,6 +1,7 @@
 """What trainings and evaluations take on paper: every part is there, and goes with what it should go with."""
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,7 +191,7 @@ def test_the_plan_takes_lengths_that_were_measured(tmp_path: Path) -> None:
 
 
 def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proved.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
     assert (
         newest_proof(RunDirectory(tmp_path), gpus=False) is None
         and speeds_for(RunDirectory(tmp_path), False) == ASSUMED

@@ -43,7 +43,7 @@ def test_a_comparison_of_arms_ends_with_its_picture_and_its_questions(micro: Pat
     assert [Path(name).suffix for name in picture["files"]] == [".png", ".svg", ".csv"]
     assert all((report / name).stat().st_size > 200 for name in picture["files"])
     rows = list(csv.DictReader((report / picture["files"][2]).read_text(encoding="utf-8").splitlines()))
-    read = {row["curve"]: int(row["tokens_trained_on"]) for row in rows if row["lsp"] == "0.5"}
+    read = {row["curve"]: float(row["tokens_trained_on"]) for row in rows if row["lsp"] == "0.5"}
     assert set(read) == {"left", "random-tokens"} and read["random-tokens"] > 1.8 * read["left"], "all text is read"
     answers = {row["id"]: row["answer"] for row in written["questions"]}
     assert answers["fewer-labels-or-less-text"] == "shown, not judged", "additions answer no question"

@@ -196,7 +196,7 @@ def test_a_token_budget_is_read_from_the_plan_of_a_run(tmp_path: Path) -> None:
         cell["token_budget"] = 200_000
     run.write_plan()
     evidence = gather([read_results(tmp_path, run.experiment)])
-    assert all(one.budget for one in (*evidence.scored, *evidence.trained))
+    assert all(one.budget for one in evidence.scored) and all(one.budget for one in evidence.trained)
     assert sorted(one.rows or 0 for one in evidence.scored) == [2000, 2000]
     results = read_with_retention(tmp_path, run.experiment)
     judged, group = judge([results]), results.groups[0]

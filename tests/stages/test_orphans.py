@@ -15,9 +15,9 @@ from essence.evaluation.benchmarks import Problem
 from essence.evaluation.decoders import DecodeSettings
 from essence.evaluation.decoders.transformers import TransformersDecoder
 from essence.evaluation.requests import plan_requests, render_prompts
+from essence.models.loading import load_tokenizer
 from essence.progress import Stopped, StopRequest
 from essence.record.run_directory import hold
-from essence.stages import generate
 from support.processes import HOLDER
 from support.project import MICRO, PROJECT, command_line
 from support.sampling import make_inputs, settings
@@ -100,7 +100,7 @@ def test_decoding_can_be_left_after_every_token(tmp_path: Path) -> None:
     folder = make_inputs(tmp_path)["model"] / "model"
     asked = settings(samples=1, temperature=0.0)
     problems = [Problem(str(number), "What is it?", "0") for number in range(2)]
-    prompts = render_prompts(generate.load_tokenizer(folder), problems, "{problem}")
+    prompts = render_prompts(load_tokenizer(folder), problems, "{problem}")
     requests = plan_requests(prompts, asked)
     looks = list(TransformersDecoder(DecodeSettings(folder, (), asked, some_resources())).complete(requests, ()))
     assert looks[:5] == [[]] * 5 and sum(map(len, looks)) == 2

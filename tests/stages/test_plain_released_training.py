@@ -185,11 +185,11 @@ def test_a_training_is_the_plain_one(given: dict[str, Path], case: tuple[float, 
     load_model = transformers.AutoModelForCausalLM.from_pretrained
     tokenizer = transformers.AutoTokenizer.from_pretrained(given["student"] / "model")
     tokens = tokens_of(given["rows"], tokenizer)
-    drawn = [[padded(tokens[row], case, tokenizer) for row in part] for part in split(tokens)]
-    assert None in drawn[0] and len(drawn[0]) % RANKS  # both rules for rows that are missing have something to say
+    training, validation = ([padded(tokens[row], case, tokenizer) for row in part] for part in split(tokens))
+    assert None in training and len(training) % RANKS  # both rules for rows that are missing have something to say
     student = load_model(given["student"] / "model")
     before = {name: one.detach().clone() for name, one in student.named_parameters()}
-    plain = plain_training(*drawn, student, load_model(given["teacher"] / "model"))
+    plain = plain_training(training, validation, student, load_model(given["teacher"] / "model"))
 
     inputs = {name: given[name] for name in ("tokens", "student", "teacher")}
     outcome = train.run(settings_of(case), context(tmp_path, **inputs))

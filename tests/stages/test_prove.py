@@ -113,9 +113,10 @@ def test_seeds_hold_where_what_was_read_of_a_prompt_is_kept(tmp_path: Path) -> N
 def test_a_loss_that_is_not_right_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a percent, or in its gradient alone."""
     from essence.distill import module, proof_checks
+    from essence.distill.chunked import ChunkedObjective
 
     training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
-    right = module.ChunkedObjective
+    right = ChunkedObjective
 
     class Louder:
         @staticmethod
@@ -166,7 +167,7 @@ FAULTY = """
 import sys
 from essence.distill import module, proof_checks
 from essence.stages import __main__ as stages, prove_training
-right = module.ChunkedObjective
+right = ChunkedObjective
 class Broken:
     @staticmethod
     def apply(*given):

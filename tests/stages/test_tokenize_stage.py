@@ -21,7 +21,7 @@ from essence.errors import InputError, MachineError  # noqa: E402
 from essence.models.loading import load_model, load_tokenizer  # noqa: E402
 from essence.models.saving import with_rope_theta  # noqa: E402
 from essence.progress import Stopped  # noqa: E402
-from essence.record.training_records import VocabularySizes  # noqa: E402
+from essence.record.training_records import TrainMore, VocabularySizes  # noqa: E402
 from essence.settings import TrainSettings  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.launch import check_devices  # noqa: E402
@@ -125,7 +125,8 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
     assert outcome.executed.preflight.objective.parity.passed
     assert outcome.cost.tokens == 2 * outcome.data.train.tokens
     assert outcome.cost.flops > 0
-    assert outcome.cost.more.tokens_per_s > 0
+    assert isinstance(outcome.cost.more, TrainMore)
+    assert outcome.cost.more.tokens_per_s is not None and outcome.cost.more.tokens_per_s > 0
     assert (outcome.cost.more.mfu, outcome.cost.energy_j) == (None, None)
     assert [path.name for path in (partial / "tensorboard").iterdir()] == ["events.out.tfevents.0000"]
     executed = outcome.executed.micro_batches

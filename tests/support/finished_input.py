@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from essence.record.manifest import seal_of
+from essence.record.record_files import seal_of
 from essence.stages.__main__ import list_outputs
 from support.synthetic_run import manifest
 

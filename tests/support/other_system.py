@@ -42,11 +42,11 @@ def hide_linux() -> None:
     import essence.signals
 
     for module in (essence.progress, essence.signals):
-        module.sys = _System()  # type: ignore[assignment]
-    for module, names in LINUX_ALONE.items():  # type: ignore[assignment]
+        vars(module)["sys"] = _System()
+    for library, names in LINUX_ALONE.items():
         for name in names:
-            if hasattr(module, name):
-                delattr(module, name)
+            if hasattr(library, name):
+                delattr(library, name)
     real_limit, real_open = resource.setrlimit, io.open
 
     def set_limit(which: int, limits: tuple[int, int]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, ImageRecipe, recipe
-from essence.engines.sif_files import DIGEST_LABEL, SifRecord, record_file
+from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, ImageRecipe, recipe
+from essence.engines.sif_files import SifRecord, record_file
 from essence.files import sha256_file
 from support.project import MICRO, PROJECT, invoke
 from support.slurm_node import SlurmNode

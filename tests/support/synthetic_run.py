@@ -14,6 +14,7 @@ from essence.evaluation.scores import ending_estimates
 from essence.evaluation.statistics import accuracy as estimate
 from essence.record.record_files import seal_of
 from essence.record.stage_records import MANIFESTS
+from essence.settings import StageName
 
 ACCURACY = {0.25: 0.42, 0.5: 0.66, 0.75: 0.71, 1.0: 0.72}
 REAL: dict[str, Any] = {
@@ -233,7 +234,7 @@ class SyntheticRun:
         }
 
     def _stage(
-        self, identifier: str, stage: str, title: str, settings: dict[str, Any], results: dict[str, Any],
+        self, identifier: str, stage: StageName, title: str, settings: dict[str, Any], results: dict[str, Any],
         data: dict[str, Any] | None = None, cost: dict[str, Any] | None = None,
         lines: dict[str, Iterable[dict[str, Any]]] | None = None, inputs: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
@@ -336,8 +337,8 @@ def validation_curve(lsp: float) -> Iterator[dict[str, Any]]:
 
 
 def manifest(
-    identifier: str, stage: str, title: str, settings: dict[str, Any], results: dict[str, Any], data: dict[str, Any],
-    cost: dict[str, Any],
+    identifier: str, stage: StageName, title: str, settings: dict[str, Any], results: dict[str, Any],
+    data: dict[str, Any], cost: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """A manifest that follows the published schema."""
     times = {"started": "2026-07-01T10:00:00+00:00", "finished": "2026-07-01T10:01:00+00:00"}
