@@ -167,7 +167,7 @@ FAULTY = """
 import sys
 from essence.distill import module, proof_checks
 from essence.stages import __main__ as stages, prove_training
-right = ChunkedObjective
+right = module.ChunkedObjective
 class Broken:
     @staticmethod
     def apply(*given):
