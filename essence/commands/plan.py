@@ -20,6 +20,7 @@ from essence.plan.fit import Fit, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
 from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
+from essence.plan.rollout_time import ROLLOUT_ASSUMPTIONS
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
 from essence.record.finished_stages import Earlier
@@ -111,6 +112,7 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
         f"tokens an epoch{'; ~ = assumed' if any(not c.measured for _, c in rows) else ''}; {_proved(selection)}",
     ]
     lines += _evaluation_lines(selection, [cost for _, cost in rows], baseline_hours)
+    lines += _rollout_lines([cost for _, cost in rows])
     lines += _fit_lines(selection)
     lines += [one.sentence() for one in stored if resources.gpus or one.stage]
     lines += [*renewal_lines(_renewed(selection)), *_acceptance(selection)]
@@ -144,6 +146,16 @@ def _evaluation_lines(selection: Run, costs: list[Estimate], baselines: Baseline
     line += f"{most:.0f}"
     untrained = f"; untrained models on top: {baselines.expected:.0f}, all at the cap {baselines.cap:.0f}"
     return [line + (untrained if selection.plan.baselines else "")]
+
+
+def _rollout_lines(costs: list[Estimate]) -> list[str]:
+    """What rollouts take, beside what is taught on them; nothing where no student speaks."""
+    flops = [cost.rollout_flops for cost in costs if cost.rollout_flops is not None]
+    if not flops:
+        return []
+    hours = [cost.rollout_gpu_hours for cost in costs if cost.rollout_gpu_hours is not None]
+    told = f" and {sum(hours):.1f} GPU hours" if hours else ""
+    return [f"rollouts of {len(flops)} cells: {sum(flops):.2g} FLOP{told} of the above; {ROLLOUT_ASSUMPTIONS}"]
 
 
 def _fits(selection: Run) -> list[Fit]:

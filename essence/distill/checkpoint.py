@@ -47,6 +47,24 @@ class Validation:
 
 
 @dataclass
+class Sampled:
+    """Rollouts of the student's own words (`essence/distill/rollouts.py`)."""
+
+    rollouts: int = 0
+    """That were read in steps; so are the next three."""
+    prompt_tokens: int = 0
+    tokens: int = 0
+    ended: int = 0
+    """Those that end their turn themselves."""
+    seconds: float = 0.0
+    """Of drawing, over all attempts."""
+    drawn_before_step: int = 0
+    """Finished steps when the newest were drawn."""
+    waiting: list[list[list[int]]] = field(default_factory=list)
+    """Drawn already and not yet read: tokens of each rollout of each of the next steps."""
+
+
+@dataclass
 class State:
     """What a checkpoint remembers beside tensors."""
 
@@ -64,6 +82,8 @@ class State:
     passes: int = 0
     seconds: float = 0.0
     energy_j: float | None = None
+    sampled: Sampled | None = None
+    """None where rows are read as they are."""
 
 
 READER = TypeAdapter(State)

@@ -65,6 +65,16 @@ class MetricsLog:
                 yield line
 
 
+def read_rollouts(path: Path) -> list[tuple[int, int]]:
+    """Tokens of the prompt and of the student's own, of every rollout in the order of the steps."""
+    found: list[tuple[int, int]] = []
+    with path.open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            if line["kind"] == "rollouts":
+                found += zip(line["prompt_tokens"], line["tokens"], strict=True)
+    return found
+
+
 def progress_note(record: Mapping[str, float | None]) -> str:
     """What a person sees of a step while it runs: `loss 1.2346 (CE 1.1000, KD 1.3692), 3,412 tokens/s, 12.3 GiB`."""
     kd = f", KD {record['kd']:.4f}" if record["kd"] is not None else ""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from essence.distill import checkpoint
 from essence.distill.adamw import MOMENTS
 from essence.distill.backends import Backend
-from essence.distill.checkpoint import Checkpoint, State, Validation
+from essence.distill.checkpoint import Checkpoint, Sampled, State, Validation
 from essence.distill.metrics import MetricsLog
 from essence.distill.ranks import ALONE, Ranks
 from essence.settings import Resources
@@ -57,6 +57,8 @@ class TrainResult:
     best_weights: Path | None
     """None where there was no validation."""
     metrics: Path
+    sampled: Sampled | None = None
+    """None where rows are read as they are."""
 
 
 class Storage:
@@ -167,6 +169,7 @@ class Storage:
             last_weights=self.last_path,
             best_weights=None if state.best_step is None else self.best_path(state.best_step),
             metrics=self.metrics.path,
+            sampled=state.sampled,
         )
 
 

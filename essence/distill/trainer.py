@@ -9,7 +9,7 @@ what is on disk.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from essence.data.truncation import Example, Places
 from essence.distill.attention import use_row_attention
 from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
-from essence.distill.checkpoint import Validation
+from essence.distill.checkpoint import Sampled, Validation
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
 from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
 from essence.distill.float32_masters import lowers_weights
@@ -28,6 +28,7 @@ from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
 from essence.distill.ranks import ALONE, Ranks
+from essence.distill.rollouts import OnPolicy, Rollout, rollouts_sha256
 from essence.distill.schedule import CyclePoint, one_cycle, validation_steps
 from essence.distill.storage import Storage, TrainResult
 from essence.distill.teachers import TeacherStates
@@ -58,6 +59,7 @@ def train(
     device: torch.device | None = None,
     train_places: Places | None = None,
     validation_places: Places | None = None,
+    ends: Collection[int] = (),
 ) -> TrainResult:
     """Train `student` in place, going on from the newest checkpoint under `work` where there is one.
 
@@ -76,6 +78,8 @@ def train(
         device: to train on; None = where the student is.
         train_places: places of the rows among those drawn, whose order an epoch has; None = none was left out.
         validation_places: the same of the validation rows, which the ranks that choose a checkpoint share out.
+        ends: tokens at which a rollout stops, where the student learns from its own words; then `train_examples` are
+            the prompts.
 
     Raises:
         Stopped: a stop was asked for; a checkpoint of the last step is on disk.
@@ -83,6 +87,8 @@ def train(
     """
     places = (train_places or Places.of(train_examples), validation_places or Places.of(validation_examples))
     run = _Run(student, teacher, train_examples, validation_examples, places, settings, resources, ranks)
+    if settings.rollouts:
+        run.on_policy = OnPolicy(settings, run.steps, train_examples, ends)
     storage = Storage(work, resources, ranks, events)
     run.start(storage, device or next(student.parameters()).device)
     with storage:
@@ -120,6 +126,9 @@ class _Run:
             else frozenset()
         )
         self.note = ""
+        self.on_policy: OnPolicy | None = None
+        if settings.rollouts and (teacher is None or ranks.processes > 1):
+            raise ValueError("rollouts need a teacher and one process, which holds the whole student")
 
     def start(self, storage: Storage, device: torch.device) -> None:
         """Go back to the newest checkpoint, or to a seeded start, and put the student where it trains."""
@@ -131,6 +140,7 @@ class _Run:
         autocast = self.settings.compute_dtype != "float32" and not lowers_weights(self.settings)
         distiller = Distiller(self.student, self.settings.objective, self.resources.loss, compute_dtype, autocast)
         self.backend = make_backend(distiller, self.settings, self.ranks, device, found)
+        self.autocast = torch.autocast(device.type, compute_dtype, enabled=autocast)
 
     def _prepare_models(self) -> bool:
         """Get the models ready; returns whether rows are packed."""
@@ -161,8 +171,8 @@ class _Run:
             self.storage.write(self.state, self.backend)
 
     def _train_step(self) -> None:
+        rows = self._rows_of_step()
         started = time.perf_counter()
-        rows = [self.rows[index] for index in self.steps[self.state.step]]
         point = one_cycle(self.state.step, self.total_steps, self.settings.optimizer)
         parts = self._deal(rows)
         shares = [self._accumulate(part, rows, last=place == len(parts)) for place, part in enumerate(parts, 1)]
@@ -179,6 +189,36 @@ class _Run:
             self.state.energy_j = (self.state.energy_j or 0.0) + joules
         tokens = sum(row.input_ids.size for row in rows)
         self._record_step(point, (loss, ce, kd), norm, tokens, time.perf_counter() - started)
+
+    def _rows_of_step(self) -> list[Example]:
+        """Those of the order; of a student that learns from its own words, what it says after their prompts."""
+        if self.on_policy is None:
+            return [self.rows[index] for index in self.steps[self.state.step]]
+        sampled = self.state.sampled = self.state.sampled or Sampled()
+        started = time.perf_counter()
+        self.student.eval()
+        with self.autocast:
+            rollouts = self.on_policy.of_step(self.state.step, sampled, self.student, self.backend.device)
+        self.student.train()
+        seconds = time.perf_counter() - started
+        sampled.seconds += seconds
+        self._record_rollouts(self.on_policy, rollouts, sampled.drawn_before_step, seconds)
+        return [one.example for one in rollouts]
+
+    def _record_rollouts(
+        self, on_policy: OnPolicy, rollouts: Sequence[Rollout], drawn_before_step: int, seconds: float
+    ) -> None:
+        self.storage.record(
+            kind="rollouts",
+            step=self.state.step + 1,
+            drawn_before_step=drawn_before_step + 1,
+            rows=[one.row for one in rollouts],
+            prompt_tokens=[one.prompt.size for one in rollouts],
+            tokens=[len(one.tokens) for one in rollouts],
+            ended=[on_policy.has_ended(one) for one in rollouts],
+            sha256=rollouts_sha256(rollouts),
+            sampling_seconds=seconds,
+        )
 
     def _record_step(
         self, point: CyclePoint, losses: tuple[float, float, float], norm: float, tokens: int, seconds: float

@@ -23,6 +23,7 @@ from essence.settings import (
     TrainSettings,
     ViewSettings,
     draws,
+    rollout_tokens,
 )
 from essence.settings.protocol import PROTOCOLS
 
@@ -61,6 +62,7 @@ def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
         optimizer=OptimizerSettings(
             **{**part(training, OptimizerSettings), "batch_rows": batch_rows, "batch_tokens": batch_tokens}
         ),
+        rollouts=training.rollouts if rollout_tokens(cell.span) else None,
         order=OrderSettings(seed=resolve_seed(protocol.order_seed, cell.seed), multiple=protocol.order_multiple),
         checkpoint_ranks=protocol.checkpoint_ranks,
         **part(training, LoopSettings),

@@ -16,6 +16,7 @@ from essence.plan.fit import machine_load, planned_load
 from essence.plan.measured_lengths import measured_lengths
 from essence.plan.model_sizes import PROMPT_TOKENS, architecture, mean_row, row_lengths, tokens_read
 from essence.plan.proved import speeds_for
+from essence.plan.rollout_time import rollouts_of
 from essence.plan.stage_plan import CellPlan, PlannedStage
 from essence.plan.times import (
     SAVED_FOLDERS,
@@ -76,7 +77,11 @@ class Estimate:
     training_steps_gpu_hours: float | None
     """In steps alone."""
     training_gpu_hours: float | None
-    """All of it: steps, validations, saving, loading and starting."""
+    """All of it: steps, validations, saving, loading and starting, and rollouts where there are any."""
+    rollout_flops: float | None
+    """Of a student that learns from its own words, if each rollout has as many tokens as it may; None of the others. A
+    part of those of the training, as the next is of its hours."""
+    rollout_gpu_hours: float | None
     completion_tokens: float
     """Mean length that evaluations are estimated with: as finished ones measured it, else as the experiment expects."""
     completions_measured: bool
@@ -120,16 +125,20 @@ def estimate(
     time, devices = training_time(trained, speeds) if trained else None, resources.gpus * resources.nodes
     own = measured_lengths(plan.evaluations, run_directory, section.max_new_tokens) or measured_elsewhere
     lengths = own or Lengths.all_of(section.expected_tokens)
+    spoken = rollouts_of(settings, student, row, rows, speeds)
+    speaking = spoken.seconds / SECONDS_IN_HOUR if spoken else 0.0
     return Estimate(
         rows=rows,
         row_tokens=row_tokens,
         measured=measured,
         kept_tokens=kept * rows if kept else None,
-        training_flops=flops,
+        training_flops=flops + spoken.flops if flops and spoken else flops,
         training_steps=time.steps if time else None,
         training_step_s=time.step_s if time else None,
         training_steps_gpu_hours=time.steps_s * devices / SECONDS_IN_HOUR if time else None,
-        training_gpu_hours=time.seconds * devices / SECONDS_IN_HOUR if time else None,
+        training_gpu_hours=time.seconds * devices / SECONDS_IN_HOUR + speaking if time else None,
+        rollout_flops=spoken.flops if spoken else None,
+        rollout_gpu_hours=speaking if spoken and gpus else None,
         completion_tokens=lengths.mean,
         completions_measured=own is not None,
         evaluation_gpu_hours=evaluation_gpu_hours(

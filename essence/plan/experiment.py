@@ -24,6 +24,7 @@ from essence.plan.catalogue import (
     read_catalogue,
     read_pins_file,
 )
+from essence.plan.on_policy import check_axes
 from essence.plan.schema import AXES, OPTIONAL_AXES, ExperimentSchema, Matrix, TrainingSection
 from essence.record.run_directory import is_reserved
 from essence.settings import draws, is_whole, reads_answer, takes_proportion
@@ -311,6 +312,7 @@ def _check_cell(cell: Cell, training: TrainingSection, where: str) -> None:
 
 def _check_view(cell: Cell, where: str) -> None:
     """ExperimentError for a span that its proportion, its sections or its budget contradict."""
+    check_axes(cell, cell.name, where)
     if cell.sections == "a" and not reads_answer(cell.span):
         raise ExperimentError(
             f"{where}: the cell {cell.name} would supervise nothing: span '{cell.span}' never reads the answer, so "

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from essence.files import GIB
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
-from essence.plan.model_sizes import architecture, longest_read
+from essence.plan.model_sizes import architecture, longest_read, rollouts_together
 from essence.plan.proved import memory_ratio
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
@@ -148,6 +148,7 @@ def planned_load(
     longest = longest_read(settings)
     largest = largest_pass(settings, longest, resources)
     load = load_of(settings, student, teacher, resources.loss)
+    load = replace(load, rollouts=rollouts_together(settings))
     return replace(load, positions=largest.positions, labels=largest.tokens), longest
 
 

@@ -13,28 +13,46 @@ from essence.plan.experiment import Experiment
 from essence.plan.stage_plan import CellPlan
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import DownloadManifest, TokenizeManifest, read_manifest
-from essence.settings import TrainSettings, ViewSettings, first_tokens
+from essence.settings import TrainSettings, ViewSettings, first_tokens, rollout_tokens
 from essence.sizes.architecture import Architecture
+from essence.sizes.rollout_sizes import RolloutLoad
 
 PROMPT_TOKENS = 200
 """Assumed of a problem with its template."""
 
 
 def tokens_read(row: SectionBounds, view: ViewSettings) -> int:
-    """Tokens of one row that a view reads; of a drawn place, those of the middle one."""
+    """Tokens of one row that a view reads; of a drawn place, those of the middle one; of a rollout, the most."""
+    if most := rollout_tokens(view.span):
+        return prompt_tokens(row) + most
     return int(select(row, view).tokens(row.lengths)[0])
 
 
 def longest_read(settings: TrainSettings) -> int:
     """The most tokens that a view reads of a row: of the longest, which is taken to be all chain of thought.
 
-    Where a row decides how much is read of it, one row may be read whole; `first-k` reads a prompt too.
+    Where a row decides how much is read of it, one row may be read whole; `first-k` and a rollout read a prompt too.
     """
     longest, view = settings.rows.max_row_tokens - 1, settings.view
+    if most := rollout_tokens(view.span):
+        return PROMPT_TOKENS + most
     if view.span in ("random-span", "to-first-answer", "schedule"):
         return longest
     prompt = PROMPT_TOKENS if first_tokens(view.span) else 0
     return min(longest, prompt + tokens_read(_row(0, longest, 0), view))
+
+
+def prompt_tokens(row: SectionBounds) -> int:
+    """Of the prompt of a row; assumed where the row is."""
+    return int(row.think_start[0]) or PROMPT_TOKENS
+
+
+def rollouts_together(settings: TrainSettings) -> RolloutLoad | None:
+    """What a student that learns from its own words says at once; None of every other training."""
+    most = rollout_tokens(settings.view.span)
+    if most is None or settings.rollouts is None:
+        return None
+    return RolloutLoad(settings.optimizer.batch_rows * settings.rollouts.every_steps, PROMPT_TOKENS, most)
 
 
 def mean_row(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory) -> tuple[SectionBounds | None, bool]:

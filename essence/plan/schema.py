@@ -19,6 +19,7 @@ from essence.settings import (
     PublishedRows,
     Record,
     Resources,
+    RolloutSettings,
     SamplingSettings,
     Sections,
     Seed,
@@ -103,6 +104,8 @@ class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, Parall
 
     gradient_accumulation: Count
     """The part of `batch_rows` that is accumulation; protocol `released` leaves it out (trap 1)."""
+    rollouts: RolloutSettings
+    """Of cells whose span is `rollout-k`; the others do not read it."""
 
 
 class EvaluationSection(SamplingSettings):

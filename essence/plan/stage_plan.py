@@ -12,6 +12,7 @@ from typing import Any, Literal
 from essence.plan.catalogue import find_pin, to_source
 from essence.plan.cells import part, resolve_seed, resources_of, teacher_settings, tokenize_settings, train_settings
 from essence.plan.experiment import Cell, Experiment
+from essence.plan.on_policy import check_training
 from essence.plan.renewal import Renewals, Wanted
 from essence.record.finished_stages import Earlier, FinishedStages
 from essence.record.local_sources import LocalSources
@@ -267,6 +268,7 @@ class _Planner:
     def cell(self, cell: Cell) -> CellPlan:
         experiment, protocol = self.loaded.experiment, PROTOCOLS[cell.protocol]
         settings = train_settings(cell, experiment)
+        check_training(cell.span, settings, str(self.loaded.file))
         stages = {"student": self.download("model", cell.student)}
         if settings.objective.kd_weight > 0.0:  # plain fine-tuning reads no teacher
             stages["teacher"] = self.download("model", cell.teacher)

@@ -16,7 +16,7 @@ from essence.plan.proved import speeds_for
 from essence.plan.stage_plan import CellPlan
 from essence.plan.times import training_time
 from essence.record.run_directory import RunDirectory
-from essence.settings import ProtocolName, TeacherForm, TrainSettings
+from essence.settings import ProtocolName, TeacherForm, TrainSettings, rollout_tokens
 from essence.sizes.architecture import forward_flops, stored_bytes_per_token
 
 
@@ -56,7 +56,12 @@ class StoredTeacher:
 
 
 def stored_teachers(plans: Sequence[CellPlan], loaded: Experiment, run_directory: RunDirectory) -> list[StoredTeacher]:
-    """The caches of some cells; cells that cannot read one, and sizes that are not known yet, are left out."""
+    """The caches of some cells; cells that cannot read one, and sizes that are not known yet, are left out.
+
+    None beside a student that learns from its own words: `teacher` is of all cells, and no cache knows what it says.
+    """
+    if any(rollout_tokens(plan.cell.span) for plan in plans):
+        return []
     sharing: dict[tuple[str, ...], list[CellPlan]] = {}
     for plan in plans:
         settings = train_settings(plan.cell, loaded.experiment)

@@ -23,7 +23,7 @@ from essence.record.manifest import Manifest
 from essence.record.record_files import Number
 from essence.record.run_directory import StageFolder, stage_id
 from essence.record.stage_records import GenerateManifest, GradeManifest, TrainManifest, read_manifest
-from essence.record.training_records import TrainResults
+from essence.record.training_records import RolloutFacts, TrainResults
 
 CLOSE = 1e-9
 SAMPLES, VERDICTS, METRICS = "samples.jsonl", "verdicts.jsonl", "metrics.jsonl"
@@ -47,7 +47,17 @@ class ValidationLine(Live):
     parts: list[Number] | None = None
 
 
-MetricLine = StepLine | ValidationLine
+class RolloutsLine(Live):
+    """A line of metrics.jsonl: what the student said for the step with that number."""
+
+    kind: Literal["rollouts"]
+    step: int
+    prompt_tokens: list[int]
+    tokens: list[int]
+    ended: list[bool]
+
+
+MetricLine = StepLine | ValidationLine | RolloutsLine
 METRIC_LINE: TypeAdapter[MetricLine] = TypeAdapter(MetricLine)
 
 
@@ -58,7 +68,8 @@ def result_findings(folder: StageFolder, manifest: Manifest) -> Iterator[str]:
     """
     found: list[str] = []
     if isinstance(manifest, TrainManifest) and (folder.output / METRICS).is_file():
-        found += _training(manifest.results, read_metrics(folder.output / METRICS))
+        metrics = read_metrics(folder.output / METRICS)
+        found += [*_training(manifest.results, metrics), *_rollouts(manifest.settings.executed.rollouts, metrics)]
     elif isinstance(manifest, GenerateManifest) and (folder.output / SAMPLES).is_file():
         lines = read_lines(folder.output / SAMPLES, SampleLine)
         yield from _twice(folder.output / SAMPLES, lines)
@@ -126,6 +137,22 @@ def _training(results: TrainResults, lines: Sequence[MetricLine]) -> Iterator[st
     best = None if results.best_step is None else recorded.get(results.best_step)
     yield from _differs("best_validation_ce", results.best_validation_ce, best, "the validations")
     yield from _chosen(results, [validations[step] for step in sorted(validations)])
+
+
+def _rollouts(recorded: RolloutFacts | None, lines: Sequence[MetricLine]) -> Iterator[str]:
+    """What a student said of its own; of a step written twice, after a resume, the later counts."""
+    steps = {line.step: line for line in lines if isinstance(line, RolloutsLine)}
+    if recorded is None:
+        if steps:
+            yield f"rollouts: none recorded, {len(steps)} steps of them in {METRICS}"
+        return
+    for name, value, counted in (
+        ("rollouts", recorded.rollouts, sum(len(line.tokens) for line in steps.values())),
+        ("prompt tokens of rollouts", recorded.prompt_tokens, sum(sum(line.prompt_tokens) for line in steps.values())),
+        ("tokens of rollouts", recorded.tokens, sum(sum(line.tokens) for line in steps.values())),
+        ("rollouts that ended", recorded.ended, sum(sum(line.ended) for line in steps.values())),
+    ):
+        yield from _differs(name, value, counted, METRICS)
 
 
 def _chosen(results: TrainResults, validations: list[ValidationLine]) -> Iterator[str]:

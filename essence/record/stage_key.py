@@ -23,8 +23,11 @@ def stage_key(
 def that_count(settings: Mapping[str, object]) -> Mapping[str, object]:
     """Of a local source its content counts, neither where it lies nor what it is called.
 
-    The seed of a draw counts where something is drawn: earlier versions had no such field.
+    The seed of a draw counts where something is drawn, and rollouts where there are any: earlier versions had no such
+    fields.
     """
+    if "rollouts" in settings and settings["rollouts"] is None:
+        settings = {name: value for name, value in settings.items() if name != "rollouts"}
     source, view = settings.get("source"), settings.get("view")
     if isinstance(view, dict) and view.get("draw_seed") == 0:
         return {**settings, "view": {name: value for name, value in view.items() if name != "draw_seed"}}

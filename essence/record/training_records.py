@@ -158,6 +158,26 @@ class ParameterCounts(Group):
     all: int
 
 
+class RolloutFacts(Group):
+    """What a student that learns from its own words has said (span `rollout-k`)."""
+
+    most_tokens: int
+    """Of one rollout."""
+    every_steps: int
+    """Steps whose rollouts were drawn together."""
+    temperature: Number
+    stop_token_ids: list[int]
+    rollouts: int
+    prompt_tokens: int
+    """Of all of them together."""
+    tokens: int
+    """Of the student's own, all of which are labels."""
+    ended: int
+    """Rollouts in which the student ended its turn."""
+    at_cap: int
+    """Those that were stopped at `most_tokens`."""
+
+
 class TrainExecuted(Group):
     batch_rows: int | None = None
     batch_tokens: int | None = None
@@ -176,6 +196,8 @@ class TrainExecuted(Group):
     vocabulary: VocabularySizes | None = None
     parameters: ParameterCounts | None = None
     preflight: Preflight = Field(default_factory=Preflight)
+    rollouts: RolloutFacts | None = None
+    """None where rows were read as they are."""
 
 
 class TrainMore(CostMore):
@@ -192,6 +214,11 @@ class TrainMore(CostMore):
     peak_flops: Number | None
     peak_flops_source: str | None
     static_memory_bytes: int
+    rollout_flops: Number | None = None
+    """Of drawing rollouts; this and the next two are not in those of the training. None where there were none."""
+    rollout_s: Number | None = None
+    rollout_gpu_hours: Number | None = None
+    """None without a GPU, too."""
 
 
 class RowsResolved(Group):

@@ -28,6 +28,7 @@ from essence.settings.data import (
     first_tokens,
     is_whole,
     reads_answer,
+    rollout_tokens,
     takes_proportion,
 )
 from essence.settings.evaluation import (
@@ -59,6 +60,7 @@ from essence.settings.training import (
     OrderSettings,
     Parallel,
     ParallelSettings,
+    RolloutSettings,
     TeacherForm,
     TeacherPlacement,
     TeacherSettings,
@@ -100,6 +102,7 @@ __all__ = [
     "PublishedRows",
     "Record",
     "Resources",
+    "RolloutSettings",
     "RowFormat",
     "RowsSettings",
     "SamplingSettings",
@@ -123,5 +126,6 @@ __all__ = [
     "first_tokens",
     "is_whole",
     "reads_answer",
+    "rollout_tokens",
     "takes_proportion",
 ]

@@ -20,6 +20,7 @@ SPANS = (
 )
 """The spans that have a name of their own; docs/arms.md tells what each reads, is taught, and isolates."""
 FIRST_TOKENS = re.compile(r"first-([1-9][0-9]{0,9})")
+ROLLOUT = re.compile(r"rollout-([1-9][0-9]{0,9})")
 NO_PROPORTION = "to-first-answer"
 
 
@@ -29,9 +30,15 @@ def first_tokens(span: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def rollout_tokens(span: str) -> int | None:
+    """The k of `rollout-k`: the student's own words after a row's prompt, at most so many tokens; None of any other."""
+    found = ROLLOUT.fullmatch(span)
+    return int(found[1]) if found else None
+
+
 def takes_proportion(span: str) -> bool:
     """True when `lsp` says how much of a row a span keeps; where it does not, `lsp` is 1.0."""
-    return span != NO_PROPORTION and first_tokens(span) is None
+    return span != NO_PROPORTION and first_tokens(span) is None and rollout_tokens(span) is None
 
 
 def is_whole(lsp: float, span: str) -> bool:
@@ -46,18 +53,19 @@ def reads_answer(span: str) -> bool:
 
 def draws(span: str) -> bool:
     """True when what a span takes of a row is drawn, by the row and the seed of the cell."""
-    return span in ("random-span", "random-tokens")
+    return span in ("random-span", "random-tokens") or rollout_tokens(span) is not None
 
 
 def _known_span(span: str) -> str:
-    if span not in SPANS and (first_tokens(span) or LARGEST_COUNT + 1) > LARGEST_COUNT:
+    if span not in SPANS and (first_tokens(span) or rollout_tokens(span) or LARGEST_COUNT + 1) > LARGEST_COUNT:
         named = ", ".join(f"'{name}'" for name in SPANS)
-        raise ValueError(f"should be {named} or 'first-k' with a number of tokens, as in 'first-512'")
+        raise ValueError(f"should be {named}, or 'first-k' or 'rollout-k' with a number of tokens, as in 'first-512'")
     return span
 
 
 Span = Annotated[str, AfterValidator(_known_span)]
-"""Which tokens of a row are read and can be labels: one of `SPANS`, or `first-k` with a number in the place of k."""
+"""Which tokens of a row are read and can be labels: one of `SPANS`, or `first-k` with a number in the place of k; or
+`rollout-k`, where the row gives the prompt alone and the student continues it."""
 
 Sections = Literal["a", "p+a", "cot", "cot+a", "p+cot", "p+cot+a"]
 """The sections whose tokens are supervised: prompt (p), chain of thought (cot), answer (a)."""

@@ -123,6 +123,16 @@ class OrderSettings(Record):
     """The order is filled up to a multiple of this by rows from its own start, which are read once more (trap 21)."""
 
 
+class RolloutSettings(Record):
+    """How a student that learns from its own words (span `rollout-k`) is let speak."""
+
+    every_steps: Few
+    """Optimiser steps whose rollouts are drawn together, with the weights before the first of them; 1 = on-policy at
+    every step."""
+    temperature: Annotated[float, Field(ge=0.001, le=1000.0)]
+    """At which the student's tokens are drawn from its whole vocabulary."""
+
+
 class TrainSettings(LoopSettings, ParallelSettings):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
@@ -133,6 +143,8 @@ class TrainSettings(LoopSettings, ParallelSettings):
     objective: ObjectiveSettings
     optimizer: OptimizerSettings
     order: OrderSettings
+    rollouts: RolloutSettings | None = None
+    """Of a span `rollout-k`; None = the rows' own words are read. Their draws have the seed of the view."""
     checkpoint_ranks: Count
     """Parts of the validation rows, dealt out in turn, that must all improve for a checkpoint to be kept (trap 22);
     1 = the lowest mean. Whatever the number of processes."""

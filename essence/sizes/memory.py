@@ -5,7 +5,8 @@ teacher 2 or 4. ZeRO-2 divides masters, gradients and moments by the number of d
 master, and whole), ZeRO-3 the weights too and then gathers two layers and the embeddings of each model. In float32
 DDP's buckets hold a second copy of the gradients: 4.
 
-Dynamic is the larger of two moments: the teacher reading, and the student between its forward and its backward pass.
+Dynamic is the largest of these moments: the teacher reading, the student between its forward and its backward pass,
+and, where a student is taught on its own words, the student speaking (`essence/sizes/rollout_sizes.py`).
 What autograd keeps of a layer was counted tensor by tensor (`tests/sizes/test_memory.py` counts again), a token:
 
 ```
@@ -24,6 +25,7 @@ from typing import Literal
 
 from essence.settings import LoraSettings, LossResources, Parallel, TeacherPlacement, TrainSettings
 from essence.sizes.architecture import Architecture, adapter_parameters
+from essence.sizes.rollout_sizes import RolloutLoad, rollout_bytes
 
 Dtype = Literal["float32", "bfloat16"]
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -66,6 +68,8 @@ class DeviceLoad:
     """Adapters are all that is trained; None = all weights are."""
     loss_labels: int | None = None
     """Labels whose logits the loss holds at once; None = those of all."""
+    rollouts: RolloutLoad | None = None
+    """Drawn together; None where rows are read as they are."""
 
     @property
     def lowered(self) -> bool:
@@ -150,7 +154,8 @@ def load_of(
 
 def estimate_memory(load: DeviceLoad) -> Memory:
     """Static and dynamic memory of a training on each of its devices."""
-    return Memory(_student_static(load) + _teacher_static(load), max(_teacher_reading(load), _student_step(load)))
+    dynamic = max(_teacher_reading(load), _student_step(load), _student_speaking(load))
+    return Memory(_student_static(load) + _teacher_static(load), dynamic)
 
 
 def device_bytes(load: DeviceLoad) -> int:
@@ -210,6 +215,10 @@ def _teacher_reading(load: DeviceLoad) -> int:
     return load.positions * BYTES[load.compute_dtype] * (3 * load.teacher.hidden + 3 * load.teacher.intermediate)
 
 
+def _student_speaking(load: DeviceLoad) -> int:
+    return rollout_bytes(load.student, load.rollouts, BYTES[load.compute_dtype]) if load.rollouts else 0
+
+
 def _student_step(load: DeviceLoad) -> int:
     """At the loss everything between is held; with checkpointing the last layer's backward pass may hold more."""
     student = load.student
@@ -257,6 +266,8 @@ def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: in
     for saving, words in ((load, ""), (checkpointed, "activation_checkpointing = true and ")):
         if tokens := _most_positions(saving, limit, longest_row, multiple):
             return f"{words}micro_batch_tokens = {tokens}"
+    if load.rollouts:
+        return None  # of one process alone
     narrow = replace(
         checkpointed,
         positions=min(load.positions, -(-longest_row // multiple) * multiple),

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,11 +27,14 @@ from essence.distill.devices import (
 )
 from essence.distill.first_rank_loading import load_once
 from essence.distill.float32_masters import lowers_weights
+from essence.distill.metrics import read_rollouts
 from essence.distill.objective_parity import CheckedObjective, settle
 from essence.distill.order import steps_of_training
 from essence.distill.pair_checks import check_pair, load_head, read_decoder, think_token_ids
+from essence.distill.prompts import load_rows
 from essence.distill.ranks import Ranks
-from essence.distill.row_split import EntropiesOf, load_cell_rows
+from essence.distill.rollouts import ends_of_turn, largest_rollouts, rollouts_together
+from essence.distill.row_split import EntropiesOf
 from essence.distill.storage import TrainResult
 from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
 from essence.distill.teachers import CachedTeacher, TeacherStates, place_teacher
@@ -52,7 +56,7 @@ from essence.record.training_records import (
     TrainData,
     TrainMore,
 )
-from essence.settings import LossResources, Resources, TrainSettings
+from essence.settings import LossResources, Resources, TrainSettings, rollout_tokens
 from essence.sizes.architecture import (
     FLOPS_FORMULA,
     Architecture,
@@ -61,6 +65,7 @@ from essence.sizes.architecture import (
     static_bytes,
 )
 from essence.sizes.memory import load_of
+from essence.sizes.rollout_sizes import ROLLOUT_FORMULA, rollout_flops
 from essence.sizes.step_rows import Step
 from essence.stages.launch import check_devices
 from essence.stages.training_facts import Ran, Setup, describe_executed, describe_results
@@ -110,6 +115,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
         device=setup.device,
         train_places=setup.rows.training.places,
         validation_places=setup.rows.validation.places,
+        ends=setup.ends,
     )
     if ranks.first:
         write_output(result, context.partial, setup.student, settings)
@@ -121,7 +127,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
     return TrainOutcome(
         results=describe_results(result),
         data=TrainData(
-            train=describe(setup.rows.training, settings.optimizer.epochs),
+            train=describe_training(settings, setup, result),
             validation=describe(setup.rows.validation),
             positions=SelectionRecord.model_validate(setup.rows.positions.model_dump(mode="json")),
         ),
@@ -137,10 +143,11 @@ def look_first(
     """What can be known without a model: whether the memory will do, and that the rows are those of before."""
     resources, training = context.resources, setup.rows.training.examples
     load = load_of(settings, setup.student_sizes, setup.teacher_sizes, loss)
-    multiple = settings.pad_to_multiple
-    largest = preflight.largest_pass(
-        training, steps_of(settings, setup), settings.processes, settings.packing, multiple, resources
-    )
+    multiple, steps, read = settings.pad_to_multiple, steps_of(settings, setup), training
+    if settings.rollouts and (most := rollout_tokens(settings.view.span)):
+        read = largest_rollouts(training, most)
+        load = replace(load, rollouts=rollouts_together(training, steps, settings.rollouts.every_steps, most))
+    largest = preflight.largest_pass(read, steps, settings.processes, settings.packing, multiple, resources)
     stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
     memory = preflight.check_memory(load, largest, multiple, setup.device)
     teacher_bytes = stored.check(training, resources.threads) if stored else None
@@ -215,8 +222,8 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
     if teacher and settings.teacher != "live":
         check_sealed(teacher.parent)
     eos_id = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    rows = load_cell_rows(
-        context.inputs["tokens"] / "tokens.arrow", settings, eos_id, stored_entropies(settings, teacher)
+    rows = load_rows(
+        context.inputs["tokens"] / "tokens.arrow", settings, eos_id, student, stored_entropies(settings, teacher)
     )
     setup = Setup(
         device=prepare_device(context.resources, ranks.local_rank),
@@ -227,6 +234,7 @@ def prepare(settings: TrainSettings, context: StageContext, ranks: Ranks) -> Set
         tokenizer_size=len(tokenizer),
         eos_id=eos_id,
         rows=rows,
+        ends=ends_of_turn(student, tokenizer) if settings.rollouts else frozenset(),
     )
     check_token_ids(rows.training, rows.validation, setup.student_sizes.vocabulary)
     if teacher and settings.teacher != "live":
@@ -312,13 +320,22 @@ def describe(part: Examples, epochs: int = 1) -> RowsRecord:
     )
 
 
+def describe_training(settings: TrainSettings, setup: Setup, result: TrainResult) -> RowsRecord:
+    """The manifest's words for the training rows; of rollouts, what an epoch read and taught on average."""
+    told, sampled = describe(setup.rows.training, settings.optimizer.epochs), result.sampled
+    if sampled is None:
+        return told
+    epochs, read = settings.optimizer.epochs, sampled.prompt_tokens + sampled.tokens
+    return told.plus(tokens=round(read / epochs), supervised_tokens=round(sampled.tokens / epochs))
+
+
 def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult, peaks: Peaks) -> StageCost:
     """Tokens and FLOPs of the whole training, from the lengths of the rows; MFU of its steps."""
     student, teacher = setup.student_sizes, setup.teacher_sizes
     training = distillation_flops(
         student,
         teacher,
-        lengths_read(settings, setup),
+        lengths_read(settings, setup, result),
         activation_checkpointing=settings.activation_checkpointing,
         teacher_form=settings.teacher,
         lora=settings.lora,
@@ -338,18 +355,25 @@ def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult, peaks
         peak_flops_source=peak.source if peak else None,
         static_memory_bytes=static_bytes(student, teacher, settings.compute_dtype, settings.teacher, settings.lora),
     )
+    spoken = 0
+    if result.sampled:
+        spoken = sum(rollout_flops(student, *one) for one in read_rollouts(result.metrics))
+        hours = result.sampled.seconds / 3600 if setup.device.type == "cuda" else None
+        more = more.plus(rollout_flops=spoken, rollout_s=result.sampled.seconds, rollout_gpu_hours=hours)
     return StageCost(
         tokens=result.tokens,
-        flops=training + validation_flops,
-        flops_formula=FLOPS_FORMULA,
+        flops=training + validation_flops + spoken,
+        flops_formula=f"{FLOPS_FORMULA}; {ROLLOUT_FORMULA}" if result.sampled else FLOPS_FORMULA,
         energy_j=result.energy_j,
         more=more,
         **peaks,
     )
 
 
-def lengths_read(settings: TrainSettings, setup: Setup) -> list[int]:
+def lengths_read(settings: TrainSettings, setup: Setup, result: TrainResult) -> list[int]:
     """Tokens of every row in the order in which the steps of all epochs read them."""
+    if result.sampled:
+        return [prompt + tokens for prompt, tokens in read_rollouts(result.metrics)]
     examples = setup.rows.training.examples
     return [examples[index].input_ids.size for step in steps_of(settings, setup) for index in step]
 
@@ -359,7 +383,7 @@ def utilization(settings: TrainSettings, setup: Setup, result: TrainResult) -> f
     needed = distillation_flops(
         setup.student_sizes,
         setup.teacher_sizes,
-        lengths_read(settings, setup),
+        lengths_read(settings, setup, result),
         activation_checkpointing=False,
         teacher_form=settings.teacher,
         lora=settings.lora,

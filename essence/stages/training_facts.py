@@ -16,12 +16,13 @@ from essence.record.training_records import (
     ParallelRecord,
     ParameterCounts,
     Preflight,
+    RolloutFacts,
     TrainExecuted,
     TrainResults,
     Validation,
     VocabularySizes,
 )
-from essence.settings import Resources, TrainSettings
+from essence.settings import Resources, TrainSettings, rollout_tokens
 from essence.sizes.architecture import Architecture
 
 
@@ -39,6 +40,8 @@ class Setup:
     eos_id: int
     """Of the student's tokenizer; -1 where it has none."""
     rows: CellRows
+    ends: frozenset[int] = frozenset()
+    """Tokens at which a rollout stops; none where rows are read as they are."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def describe_results(result: TrainResult) -> TrainResults:
 def describe_executed(settings: TrainSettings, resources: Resources, setup: Setup, ran: Ran) -> TrainExecuted:
     """The manifest's words for the settings as they came out."""
     student, teacher = setup.student_sizes, setup.teacher_sizes
-    return TrainExecuted(
+    executed = TrainExecuted(
         batch_rows=min(settings.optimizer.batch_rows, len(setup.rows.training.examples)),
         batch_tokens=settings.optimizer.batch_tokens,
         parallel=ParallelRecord(
@@ -92,6 +95,26 @@ def describe_executed(settings: TrainSettings, resources: Resources, setup: Setu
         ),
         parameters=ran.parameters,
         preflight=ran.preflight,
+    )
+    rollouts = describe_rollouts(settings, setup, ran.result)
+    return executed.plus(rollouts=rollouts) if rollouts else executed
+
+
+def describe_rollouts(settings: TrainSettings, setup: Setup, result: TrainResult) -> RolloutFacts | None:
+    """What the student said of its own; None where it read rows as they are."""
+    most, sampled = rollout_tokens(settings.view.span), result.sampled
+    if most is None or settings.rollouts is None or sampled is None:
+        return None
+    return RolloutFacts(
+        most_tokens=most,
+        every_steps=settings.rollouts.every_steps,
+        temperature=settings.rollouts.temperature,
+        stop_token_ids=sorted(setup.ends),
+        rollouts=sampled.rollouts,
+        prompt_tokens=sampled.prompt_tokens,
+        tokens=sampled.tokens,
+        ended=sampled.ended,
+        at_cap=sampled.rollouts - sampled.ended,
     )
 
 

@@ -50,7 +50,7 @@ def test_every_experiment_loads_and_plans(name: str) -> None:
 def test_the_names_of_the_issue_are_there() -> None:
     names = {"tiny", "bespoke", "openthoughts", "synthetic1", "nemotron", "skyt1"}
     names |= {"sections", "halves", "pairs", "budget-matched", "spans", "sft", "paper", "small-students"}
-    names |= {"controls", "rewritten", "tiny-controls", "token-selection"}
+    names |= {"controls", "rewritten", "tiny-controls", "token-selection", "on-policy", "tiny-on-policy"}
     assert set(available()) == names
 
 
@@ -296,7 +296,7 @@ def changed(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value * 2 if value > 1 else value / 2 if value else 4096
+        return value * 2 if value > 1 or (value == 1 and isinstance(value, int)) else value / 2 if value else 4096
     if isinstance(value, list):
         return value[:1]
     return words[value]
@@ -312,14 +312,19 @@ NOT_IN_A_KEY = {
 def test_every_setting_of_an_experiment_changes_a_key() -> None:
     """The released code parsed its batch accumulation and never used it; here a setting without effect fails."""
     tables = tomllib.loads((EXPERIMENTS / "defaults.toml").read_text(encoding="utf-8"))
-    loaded = load("halves")
-    # No other span can be taught by stored states.
-    cells = [cell for cell in loaded.cells() if cell.span == "left"]
-    keys = set(make_plan(loaded, cells, environment, baselines=False).stages)
+    rows, spoken = load("halves"), load("on-policy")
+    # No other span can be taught by stored states; how a student speaks is read where it speaks.
+    of_rows = [cell for cell in rows.cells() if cell.span == "left"]
+    of_rollouts = [cell for cell in spoken.cells() if cell.span == "rollout-128"]
+    planned = [
+        (loaded, cells, set(make_plan(loaded, cells, environment, baselines=False).stages))
+        for loaded, cells in ((rows, of_rows), (spoken, of_rollouts))
+    ]
     for section in ("training", "evaluation", "grading", "data"):
         for path in leaves({section: tables[section] if section != "data" else {"bespoke": tables["data"]["bespoke"]}}):
             if path in NOT_IN_A_KEY:
                 continue
+            loaded, cells, keys = planned["rollouts" in path]
             fields = copy.deepcopy(loaded.experiment.model_dump())
             target = fields
             for part in path[:-1]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from essence.evaluation.statistics import Estimate
 from essence.report.results.records import FULL, Arm, CellResult, Evaluation, Group, GroupKey, Results
-from essence.settings import first_tokens, is_whole
+from essence.settings import first_tokens, is_whole, rollout_tokens
 from essence.text import proportion
 
 COLUMNS = (
@@ -158,7 +158,7 @@ def _point(group: Group, arm: Arm, evaluation: Evaluation, several: bool) -> Poi
     if pooled is None or pooled.accuracy.value is None or not known or not several:
         return None
     labels = [one for _, one, _ in known if one is not None]
-    curve = "first-k" if first_tokens(key.span) else key.span
+    curve = "first-k" if first_tokens(key.span) else "rollout-k" if rollout_tokens(key.span) else key.span
     return Point(
         curve=f"{curve}, {key.train_rows:,} rows" if key.train_rows else curve,
         span=key.span,
