@@ -21,39 +21,14 @@ from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
 from essence.stages.launch import Node, RankFailure, _why, helps, stopped
-from support.finished_input import write_manifest
-from support.stage_inputs import RESOURCES, inputs, train_settings
+from support.stage_inputs import train_settings
+from support.train_stage import make_spec, make_stage
 
 STEPS = 10
 
 
-def make_spec(**resources: Any) -> Spec:
-    settings = train_settings(parallel="ddp", processes=2, compute_dtype="float32")
-    changes = {"threads": 1, "checkpoint_every_s": 0.0, **resources}
-    return Spec(
-        stage="train",
-        key="0" * 64,
-        title="train for a test",
-        settings=settings.model_dump(mode="json"),
-        inputs={name: f"../{name}" for name in ("tokens", "student", "teacher")},
-        environment={},
-        source_sha256="",
-        resources=RESOURCES.model_copy(update=changes),
-        code={"version": "0", "commit": None, "dirty": False, "diff_sha256": None},
-        image={"engine": "local", **dict.fromkeys(("engine_version", "digest", "base_digest", "sif_sha256"))},
-    )
-
-
-def make_stage(stages: Path, prepared: dict[str, Path], **changes: Path) -> Path:
-    """A folder with a spec, beside finished inputs."""
-    for name, output in inputs(prepared, **changes).items():
-        (stages / name).mkdir(parents=True)
-        (stages / name / "output").symlink_to(output)
-        write_manifest(stages / name)
-    folder = stages / "train"
-    folder.mkdir()
-    (folder / "spec.json").write_text(make_spec().model_dump_json())
-    return folder
+def two_ranks(**resources: Any) -> Spec:
+    return make_spec(train_settings(parallel="ddp", processes=2, compute_dtype="float32"), **resources)
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -105,7 +80,7 @@ def kill_all(stage: psutil.Process) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # seven starts of three processes
 def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path], tmp_path: Path) -> None:
-    undisturbed, folder = make_stage(tmp_path / "one", prepared), make_stage(tmp_path / "two", prepared)
+    undisturbed, folder = (make_stage(tmp_path / name, prepared, two_ranks()) for name in ("one", "two"))
     assert start(undisturbed).wait(timeout=300) == 0, (undisturbed / "log.txt").read_text()[-3000:]
 
     assert after(1, folder, lambda stage: stage.kill()) == -signal.SIGKILL
@@ -140,7 +115,7 @@ def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path
 
 @pytest.mark.slow
 def test_what_a_rank_cannot_read_is_the_sentence_of_the_stage(prepared: dict[str, Path], tmp_path: Path) -> None:
-    process = start(folder := make_stage(tmp_path, prepared, teacher=prepared["tokens"]))
+    process = start(folder := make_stage(tmp_path, prepared, two_ranks(), teacher=prepared["tokens"]))
     assert process.wait(timeout=300) == 2
     failure = json.loads((folder / "failure.json").read_text())
     assert (
@@ -180,7 +155,7 @@ def test_several_machines_are_told_apart_by_the_batch_system() -> None:
     assert Node.of(1, told) == Node(0, 1, "127.0.0.1", 0)
     with pytest.raises(MachineError, match=r"nodes = 2, but the environment does not say MASTER_ADDR"):
         Node.of(2, {"NODE_RANK": "0", "MASTER_PORT": "29500"})
-    assert helps(make_spec(nodes=2), told)
-    assert not helps(make_spec(nodes=2), {**told, "SLURM_NODEID": "0"})
-    assert not helps(make_spec(), told)
-    assert helps(make_spec(), {"RANK": "1"}) and not helps(make_spec(), {"RANK": "0"})
+    assert helps(two_ranks(nodes=2), told)
+    assert not helps(two_ranks(nodes=2), {**told, "SLURM_NODEID": "0"})
+    assert not helps(two_ranks(), told)
+    assert helps(two_ranks(), {"RANK": "1"}) and not helps(two_ranks(), {"RANK": "0"})

@@ -1,7 +1,12 @@
-"""The train stage with a student that learns from its own words: its prompts, its record, and a wrong one."""
+"""The train stage with a student that learns from its own words: its prompts, its record, and after kills."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,6 +15,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from essence.data.token_table import TokenTable  # noqa: E402
+from essence.distill.prompts import load_rows  # noqa: E402
 from essence.distill.rollouts import ends_of_turn  # noqa: E402
 from essence.errors import InputError  # noqa: E402
 from essence.evaluation.requests import stop_token_ids  # noqa: E402
@@ -19,8 +25,10 @@ from essence.record.outcomes import TrainOutcome  # noqa: E402
 from essence.record.recount import _rollouts, read_metrics  # noqa: E402
 from essence.sizes.architecture import Architecture, distillation_flops  # noqa: E402
 from essence.stages import train  # noqa: E402
+from support.project import PROJECT  # noqa: E402
 from support.some_resources import some_objective, some_view  # noqa: E402
 from support.stage_inputs import context, inputs, make_model, make_rows, tokenise, train_settings  # noqa: E402
+from support.train_stage import make_spec, make_stage  # noqa: E402
 
 MOST = 12
 
@@ -54,7 +62,7 @@ def trained(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_prompts_are_those_of_an_evaluation(prepared: dict[str, Path]) -> None:
     """Of each row what the template puts before an answer, and nothing behind it."""
     tokenizer = load_tokenizer(prepared["student"] / "model")
-    rows = train.load_rows(prepared["tokens"] / "tokens.arrow", asked(), 1, prepared["student"] / "model")
+    rows = load_rows(prepared["tokens"] / "tokens.arrow", asked(), 1, prepared["student"] / "model")
     lines = (prepared["rows"] / "rows" / "rows.jsonl").read_text().splitlines()
     assert len(rows.training.examples) >= 18
     for prompt in rows.training.examples:
@@ -116,3 +124,35 @@ def test_what_does_not_fit_the_student_s_positions_is_refused(prepared: dict[str
     with pytest.raises(InputError, match=r"do not fit its \d+ positions.*rollout-"):
         train.run(asked(1_000_000), context(tmp_path, **inputs(prepared)))
     assert not any((tmp_path / "partial").iterdir())
+
+
+def told(output: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what is measured."""
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    measured = ("seconds", "peak_memory_gib", "sampling_seconds")
+    return [{name: value for name, value in line.items() if name not in measured} for line in lines]
+
+
+def test_the_process_of_a_stage_killed_at_three_random_moments_ends_with_the_same_bits(
+    prepared: dict[str, Path], trained: tuple[TrainOutcome, Path], tmp_path: Path
+) -> None:
+    """By SIGKILL, in a rollout, in what student or teacher reads, in a validation, or while a file is written."""
+    folder = make_stage(tmp_path, prepared, make_spec(asked()))
+    moments = [str(Random(place).randint(20, 150)) for place in range(3)]
+    command = [sys.executable, "-m", "support.killed_stage", "train", str(folder / "spec.json"), *moments, "0"]
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1]) == [-signal.SIGKILL] * 3 + [0], ended.stderr
+
+    outcome, undisturbed = trained
+    weights = [path.relative_to(undisturbed) for path in sorted(undisturbed.rglob("*.safetensors"))]
+    assert {path.parent.name for path in weights} == {"best", "last"}
+    for path in weights:
+        assert (folder / "output" / path).read_bytes() == (undisturbed / path).read_bytes(), path
+    assert told(folder / "output") == told(undisturbed)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [one["outcome"] for one in manifest["identity"]["attempts"]] == ["killed"] * 3 + ["finished"]
+    assert outcome.executed.rollouts
+    assert manifest["settings"]["executed"]["rollouts"] == outcome.executed.rollouts.model_dump(mode="json")
