@@ -20,7 +20,7 @@ from essence.plan.fit import Fit, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
 from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
-from essence.plan.rollout_time import ROLLOUT_ASSUMPTIONS
+from essence.plan.rollout_time import LENGTH_ASSUMED, SPEED_ASSUMED
 from essence.plan.stage_plan import CellPlan
 from essence.plan.stored_teacher import StoredTeacher, stored_teachers
 from essence.record.finished_stages import Earlier
@@ -154,8 +154,10 @@ def _rollout_lines(costs: list[Estimate]) -> list[str]:
     if not flops:
         return []
     hours = [cost.rollout_gpu_hours for cost in costs if cost.rollout_gpu_hours is not None]
-    told = f" and {sum(hours):.1f} GPU hours" if hours else ""
-    return [f"rollouts of {len(flops)} cells: {sum(flops):.2g} FLOP{told} of the above; {ROLLOUT_ASSUMPTIONS}"]
+    line = f"rollouts of {len(flops)} cells: {sum(flops):.2g} FLOP"
+    if not hours:
+        return [f"{line} of the above, {LENGTH_ASSUMED}"]
+    return [f"{line} and {sum(hours):.1f} GPU hours of the above, {LENGTH_ASSUMED}; {SPEED_ASSUMED}"]
 
 
 def _fits(selection: Run) -> list[Fit]:

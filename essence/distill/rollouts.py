@@ -14,7 +14,7 @@ generator and on no earlier attempt.
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ class Rollout:
 
 
 def largest_rollouts(prompts: Sequence[Example], most: int) -> list[Example]:
-    """The rows as they are if every rollout is as long as it may be."""
-    return [Rollout(row.row, row.input_ids, [0] * most).example for row in prompts]
+    """The rows as they are if every rollout is as long as it may be; prompts of one length share their arrays."""
+    of_length = {row.input_ids.size: Rollout(row.row, row.input_ids, [0] * most).example for row in prompts}
+    return [replace(of_length[row.input_ids.size], row=row.row) for row in prompts]
 
 
 def rollouts_together(prompts: Sequence[Example], steps: Sequence[Step], every_steps: int, most: int) -> RolloutLoad:

@@ -126,7 +126,7 @@ def estimate(
     own = measured_lengths(plan.evaluations, run_directory, section.max_new_tokens) or measured_elsewhere
     lengths = own or Lengths.all_of(section.expected_tokens)
     spoken = rollouts_of(settings, student, row, rows, speeds)
-    speaking = spoken.seconds / SECONDS_IN_HOUR if spoken else 0.0
+    speaking = spoken.seconds * devices / SECONDS_IN_HOUR if spoken else 0.0
     return Estimate(
         rows=rows,
         row_tokens=row_tokens,

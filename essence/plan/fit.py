@@ -13,6 +13,7 @@ from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
 from essence.plan.model_sizes import architecture, longest_read, rollouts_together
 from essence.plan.proved import memory_ratio
+from essence.plan.schema import PairSection
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
 from essence.settings import Resources, TrainSettings
@@ -133,6 +134,9 @@ def _needs(needed: int, of: str, there_gib: float, usable: int) -> str:
 
 
 def _for_pair(pair: str, change: str) -> str:
+    """The change as a cure, with the place where it is of one pair alone if there is one."""
+    if change.split(" = ")[0] not in PairSection.model_fields:
+        return f"set {change}"
     return f"set {change}, for this pair alone in [by_pair.{_key(pair)}]"
 
 

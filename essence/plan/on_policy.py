@@ -39,6 +39,12 @@ def check_training(span: str, settings: TrainSettings, where: str) -> None:
     """ExperimentError where the settings of a training do not go with span `rollout-k`; nothing of other spans."""
     if settings.rollouts is None:
         return
+    most, limit = rollout_tokens(span) or 0, settings.rows.max_row_tokens
+    if most > limit:
+        raise ExperimentError(
+            f"{where}: span '{span}' is longer than max_row_tokens = {limit}, the limit of the rows that are read",
+            f"use rollout-{limit} or shorter, or raise max_row_tokens",
+        )
     for wrong, found, why, cure in _contradictions(settings):
         if wrong:
             raise ExperimentError(f"{where}: span '{span}' with {found} in [training]: {why}", cure)

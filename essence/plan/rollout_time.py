@@ -22,9 +22,8 @@ from essence.sizes.memory import BYTES
 from essence.sizes.rollout_sizes import RolloutLoad, rollout_flops
 from essence.sizes.speeds import DecodeWork, Speeds, StepWork, cache_bytes, decoding_seconds, step_seconds
 
-ROLLOUT_ASSUMPTIONS = (
-    "every rollout as long as it may be, a token as slow as a step of decoding or as layers that are started one by one"
-)
+LENGTH_ASSUMED = "if every rollout has k tokens"
+SPEED_ASSUMED = "a token takes a step of decoding, or the start of every layer by itself if that is longer"
 
 
 class Rollouts(NamedTuple):

@@ -266,8 +266,8 @@ def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: in
     for saving, words in ((load, ""), (checkpointed, "activation_checkpointing = true and ")):
         if tokens := _most_positions(saving, limit, longest_row, multiple):
             return f"{words}micro_batch_tokens = {tokens}"
-    if load.rollouts:
-        return None  # of one process alone
+    if load.rollouts:  # of one process alone
+        return _fewer_rollouts(load, load.rollouts, limit)
     narrow = replace(
         checkpointed,
         positions=min(load.positions, -(-longest_row // multiple) * multiple),
@@ -279,6 +279,14 @@ def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: in
                 shared = replace(saving, parallel=parallel, devices=devices, teacher_placement=placement)
                 if shared != load and device_bytes(shared) <= limit:
                     return _in_words(load, shared)
+    return None
+
+
+def _fewer_rollouts(load: DeviceLoad, rollouts: RolloutLoad, limit: int) -> str | None:
+    """The most rollouts that can be drawn together; None where even one is too large, or something else is."""
+    for rows in range(rollouts.rows - 1, 0, -1):
+        if device_bytes(replace(load, rollouts=replace(rollouts, rows=rows))) <= limit:
+            return f"batch_rows x every_steps = {rows} at most"
     return None
 
 

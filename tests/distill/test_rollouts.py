@@ -22,6 +22,7 @@ from essence.distill.rollouts import (
     Rollout,
     choose_tokens,
     continue_prompts,
+    largest_rollouts,
     rollouts_together,
     uniforms,
 )
@@ -322,6 +323,12 @@ def test_prompts_end_where_the_thought_begins_and_leave_room(tmp_path: Path) -> 
 def test_what_is_drawn_together_is_the_largest_window() -> None:
     found = rollouts_together(PROMPTS, [[0, 1], [2, 3, 4], [5], [6]], 2, MOST)
     assert (found.rows, found.prompt, found.tokens) == (5, max(row.input_ids.size for row in PROMPTS), MOST)
+
+
+def test_the_largest_rollouts_have_the_most_tokens_behind_each_prompt() -> None:
+    found = largest_rollouts(PROMPTS, MOST)
+    assert [(one.row, one.input_ids.size) for one in found] == [(p.row, p.input_ids.size + MOST) for p in PROMPTS]
+    assert all(one.supervised[-MOST:].all() and not one.supervised[:-MOST].any() for one in found)
 
 
 def test_rollouts_and_their_span_need_each_other() -> None:

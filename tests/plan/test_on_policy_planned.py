@@ -108,6 +108,13 @@ def test_trainings_that_cannot_read_rollouts_are_one_sentence(tmp_path: Path, li
     planned(experiment(tmp_path, 'lsp = [1.0]\nspan = ["first-32"]', with_setting(line)))  # of no other span
 
 
+def test_a_rollout_longer_than_any_row_is_one_sentence(tmp_path: Path) -> None:
+    limit = load("tiny").experiment.data["tiny"].max_row_tokens
+    planned(experiment(tmp_path, f'lsp = [1.0]\nspan = ["rollout-{limit}"]'))
+    with pytest.raises(ExperimentError, match=rf"'rollout-{limit + 1}' is longer than .* use rollout-{limit} or"):
+        planned(experiment(tmp_path, f'lsp = [1.0]\nspan = ["rollout-{limit + 1}"]'))
+
+
 @pytest.mark.parametrize(
     ("matrix", "axes", "sentence"),
     [
@@ -188,7 +195,9 @@ def test_memory_of_rollouts_is_in_the_estimate_where_it_is_the_most(tmp_path: Pa
     unfit = {fit.what.split("/")[2] for fit in fits if not fit.fits}
     assert unfit == {"rollout-4096"}
     told = next(fit for fit in fits if not fit.fits)
-    assert told.change == "use GPUs with more memory, or a smaller model" or "micro_batch" in told.change
+    assert "set batch_rows x every_steps = " in told.change and "at most" in told.change
+    most = int(told.change.split(" = ")[1].split()[0])
+    assert 32 < most < 3 * 32
     settings = train_settings(changed.cells()[0], changed.experiment)
     assert settings.rollouts and settings.rollouts.every_steps == 3
 

@@ -62,6 +62,19 @@ def test_left_over_a_drawn_half_at_equal_tokens() -> None:
     assert shown(answer("first-half-or-any-half", arm("left", 0.5, 0.4), drawn)) == "undecided"
 
 
+def test_own_words_are_compared_with_those_of_the_rows_and_with_full_rollouts() -> None:
+    def of_thought(span: str, accuracy: float, tokens: float) -> Scored:
+        return replace(arm(span, 1.0, accuracy, tokens=tokens), sections="cot+a")
+
+    short, full = of_thought("rollout-512", 0.5, 9e5), of_thought("rollout-4096", 0.52, 4e6)
+    rows = of_thought("first-512", 0.4, 1e6)
+    assert shown(answer("own-words", short, rows, full)) == "yes"
+    judged = answer("short-rollouts", short, rows, full)
+    assert shown(judged) == "yes" and judged.measured and judged.measured.estimate.value == pytest.approx(-0.02)
+    assert shown(answer("short-rollouts", short, replace(full, shares=arm("left", 1.0, 0.7).shares))) == "no"
+    assert answer("short-rollouts", short, rows).word == "not run"
+
+
 def test_arms_that_read_different_numbers_of_tokens_are_not_compared_as_equal() -> None:
     judged = answer("first-half-or-any-half", arm("left", 0.5, 0.5), arm("random-span", 0.5, 0.4, tokens=1.5e6))
     assert judged.word == "not run" and judged.measured is None
