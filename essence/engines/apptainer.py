@@ -21,7 +21,7 @@ from essence.engines.engine import DEVICE_ORDER, NETWORK_VARIABLES, Engine, Laun
 from essence.engines.machine import check_images_platform
 from essence.engines.recipes import ImageRecipe, check_decoder, images_of, recipe
 from essence.engines.secrets import Token, token
-from essence.engines.sif_builds import check_disk, check_sources, make_sifs
+from essence.engines.sif_builds import check_sources, make_sifs
 from essence.engines.sif_files import SifRecord, found_sif, missing_sifs, program, program_name, sif_file, version
 from essence.engines.sif_sources import sources
 from essence.errors import ExperimentError, MachineError
@@ -88,7 +88,6 @@ class ApptainerEngine(Engine):
         for image in images_of(stages, self.flavour):
             if image not in images:
                 found_sif(image, self._cure())
-        check_disk(images)
         check_sources(sources(images))
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:

@@ -25,7 +25,7 @@ from essence.engines.docker_container import argv, creation, gpu_request
 from essence.engines.docker_hosts import DockerHost
 from essence.engines.docker_stage import DockerStage, remove
 from essence.engines.engine import Engine, Launch, Mount, surroundings
-from essence.engines.image_builds import UNPACKED, bake, check_buildx, to_be_made
+from essence.engines.image_builds import bake, building_gib, check_buildx, to_be_made
 from essence.engines.image_transfers import check_disk, check_room, images_here, pull
 from essence.engines.machine import check_images_platform, existing, refusal
 from essence.engines.recipes import (
@@ -128,11 +128,15 @@ class DockerEngine(Engine):
             names = " and no image ".join(image.name for image in built)
             cure = f"{error.cure}, or pull published images, or run without: --engine local"
             raise MachineError(f"no image {names} here, and {error.problem}", cure) from None
+        self.check_building(built)
+
+    def check_building(self, images: list[ImageRecipe]) -> None:
+        """MachineError where the engine's disk, if it is here, has no room for those that are absent altogether."""
         # One of another state is made anew from the layers that are kept.
-        if absent := [image for image in built if self._look(image) is None]:
+        if absent := [image for image in images if self._look(image) is None]:
             names = ", ".join(image.name for image in absent)
             cure = "make room (docker system prune), or move Docker's data-root to a larger disk"
-            check_disk(self.client, UNPACKED * sum(one.compressed_gib for one in absent), f"making {names} takes", cure)
+            check_disk(self.client, building_gib(absent), f"making {names} takes", cure)
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Pull what is published, build the rest."""

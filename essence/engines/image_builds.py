@@ -26,7 +26,9 @@ OVERLAY_VARIABLE = "ESSENCE_BAKE_FILE"
 BUILT_FROM = ("docker", "locks", ":(exclude)locks/images.toml")
 """Where a published image is to be had is no part of it."""
 UNPACKED = 3
-"""About how many times its compressed size an image takes while it is made."""
+"""About how many times its compressed size an image takes while it is fetched."""
+BUILD_COPIES = 3
+"""How often a build has what it installs: in the cache of packages, in a layer of its own, and in the image."""
 INSTALL = "install docker with its plugin buildx"
 
 
@@ -34,17 +36,32 @@ def to_be_made(images: Iterable[ImageRecipe]) -> str:
     """Which images a run makes or pulls first, and about what they take; no registry is asked."""
     images = list(images)
     pulled = [image for image in images if published(image)]
-    told = [_takes([image for image in images if image not in pulled], "made")]
-    told += [_takes(pulled, f"pulled, as {published_file()} names them,")]
+    made = [image for image in images if image not in pulled]
+    told = [_takes(made, "made first", building_gib(made))]
+    told += [_takes(pulled, f"pulled, as {published_file()} names them, first", UNPACKED * _compressed_gib(pulled))]
     return "; ".join(filter(None, told))
 
 
-def _takes(images: list[ImageRecipe], what: str) -> str:
+def building(images: Iterable[ImageRecipe]) -> str:
+    """What is said before images are built."""
+    images = list(images)
+    return f"{_takes(images, 'built', building_gib(images))}, less where layers are kept"
+
+
+def _takes(images: list[ImageRecipe], what: str, disk_gib: float) -> str:
     if not images:
         return ""
-    names = ", ".join(image.name for image in images)
-    gib = sum(image.compressed_gib for image in images)
-    return f"{names}: to be {what} first, about {gib:.1f} GiB compressed and {UNPACKED} times that on disk"
+    names, gib = ", ".join(image.name for image in images), _compressed_gib(images)
+    return f"{names}: to be {what}, about {gib:.1f} GiB compressed, {disk_gib:.1f} GiB of disk meanwhile"
+
+
+def _compressed_gib(images: list[ImageRecipe]) -> float:
+    return sum(image.size.compressed_gib for image in images)
+
+
+def building_gib(images: Iterable[ImageRecipe]) -> float:
+    """About what images take of a disk while they are built, and afterwards until Docker's cache is pruned."""
+    return sum(image.size.base_gib + BUILD_COPIES * image.size.installed_gib for image in images)
 
 
 def bake(flavour: str, targets: Iterable[EnvironmentName], overlay: Path | None = None) -> dict[str, str]:

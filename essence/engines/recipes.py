@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from essence.errors import MachineError, RecordError
 from essence.files import sha256_file, write_json
@@ -34,14 +34,31 @@ COMPATIBLE_DRIVER = "535"
 """On data-centre GPUs the base's forward-compatibility libraries (cuda-compat) serve drivers from this branch on."""
 DATA_CENTRE = re.compile(r"\b(T4|A2|A10|A16|A30|A40|A100|L4|L40S?|H20|H100|H200|GH200|B100|B200|GB200|B300)\b")
 """Names of GPUs that forward compatibility is for; GeForce and most workstation GPUs are not."""
-COMPRESSED_GIB: dict[tuple[str, str], float] = {
-    ("download", "cpu"): 0.2,
-    ("train", "cpu"): 0.6,
-    ("eval", "cpu"): 0.6,
-    ("train", "cuda"): 4.0,
-    ("eval", "cuda"): 9.0,
+
+
+class ImageSize(NamedTuple):
+    """About how large an image is."""
+
+    compressed_gib: float
+    """As a SIF, and its layers in a registry."""
+    base_gib: float
+    """Unpacked, with Python and a compiler."""
+    installed_gib: float
+    """Unpacked, of the environment."""
+
+    @property
+    def unpacked_gib(self) -> float:
+        return self.base_gib + self.installed_gib
+
+
+SIZES: dict[tuple[str, str], ImageSize] = {
+    ("download", "cpu"): ImageSize(0.2, 0.2, 0.5),
+    ("train", "cpu"): ImageSize(0.6, 0.2, 1.5),
+    ("eval", "cpu"): ImageSize(0.6, 0.2, 1.5),
+    ("train", "cuda"): ImageSize(4.0, 0.6, 5.1),
+    ("eval", "cuda"): ImageSize(9.0, 7.0, 7.7),
 }
-"""About what an image is as a SIF, and what its layers are in a registry."""
+"""What is installed was measured (docs/containers.md); of CUDA's bases, which were not fetched, it is an assumption."""
 LOCK_LABEL, BASE_LABEL, SOURCE_LABEL = (
     "essence.lock-sha256",
     "org.opencontainers.image.base.name",
@@ -87,9 +104,8 @@ class ImageRecipe:
         return bases(self.dockerfile)["python" if self.environment == "download" else f"base-{self.flavour}"]
 
     @property
-    def compressed_gib(self) -> float:
-        """About what it is as a SIF."""
-        return COMPRESSED_GIB[self.environment, self.flavour]
+    def size(self) -> ImageSize:
+        return SIZES[self.environment, self.flavour]
 
     def identity(self) -> dict[str, str]:
         """What every key of a stage counts of its environment."""

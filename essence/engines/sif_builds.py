@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from essence.engines.apptainer_faults import likely_fault
 from essence.engines.engine import CERTIFICATES, NETWORK_VARIABLES
-from essence.engines.image_address import ImageAddress
+from essence.engines.image_address import IMAGE, ImageAddress
 from essence.engines.image_builds import UNPACKED, to_be_made
 from essence.engines.recipes import ImageRecipe
 from essence.engines.registry_login import find_login
@@ -42,6 +43,9 @@ MIB = 1 << 20
 STANDARD_ERROR = 2
 """Where a build shows how far it is: standard output may be JSON."""
 UNFINISHED = ".unfinished-"
+COPIES = {"docker-daemon": 3, "docker-archive": 2, IMAGE: 2}
+"""How often Apptainer has what a SIF holds while it makes one: of an engine an archive, layers and files, of an archive
+layers and files, on a base a cache of packages and what is installed."""
 BUILD_VARIABLE = re.compile(
     r"(APPTAINER|SINGULARITY)_(CACHEDIR|CONFIGDIR|TMPDIR|MKSQUASHFS_ARGS|NO_PRIVS|DOCKER_(USERNAME|PASSWORD))"
 )
@@ -76,34 +80,41 @@ def working() -> Iterator[Path]:
         yield folder
 
 
+@dataclass(frozen=True)
+class Room:
+    """What making one SIF takes."""
+
+    name: str
+    sif_gib: float
+    work_gib: float
+    """What Apptainer fetches, copies and unpacks meanwhile, where it works."""
+
+
 def check_sources(found: Iterable[tuple[ImageRecipe, ImageSource]]) -> None:
-    """MachineError where what is fetched, or made straight from a base, finds no room."""
-    fetched = [(image, source) for image, source in found if source.registry or source.config_digest is None]
-    check_room([(image.name, image.compressed_gib if source.gib is None else source.gib) for image, source in fetched])
+    """MachineError where the SIFs, or what Apptainer needs while it makes them, find no room."""
+    check_room([_room(image, source) for image, source in found])
 
 
-def check_disk(images: Iterable[ImageRecipe]) -> None:
-    """MachineError where SIFs of about the size that these usually have find no room."""
-    check_room([(image.name, image.compressed_gib) for image in images])
+def _room(image: ImageRecipe, source: ImageSource) -> Room:
+    if source.gib is not None:
+        return Room(image.name, source.gib, UNPACKED * source.gib)
+    unpacked_gib = source.unpacked_gib or image.size.unpacked_gib
+    # No SIF is larger than what it holds.
+    return Room(image.name, min(image.size.compressed_gib, unpacked_gib), COPIES[source.bootstrap] * unpacked_gib)
 
 
-def check_room(compressed: Sequence[tuple[str, float]], unpacked: float = UNPACKED) -> None:
-    """MachineError where SIFs, or what Apptainer fetches and unpacks while it makes the largest, find no room.
-
-    compressed: name and GiB of each. unpacked: how many times that Apptainer takes while it works.
-    """
-    if not compressed:
+def check_room(rooms: Sequence[Room]) -> None:
+    """MachineError where all these SIFs, and what is needed while the largest is made, find no room."""
+    if not rooms:
         return
-    sizes = [gib for _, gib in compressed]
-    work = _work_folder()
-    asked = [(sif_folder(), sum(sizes)), (work, unpacked * max(sizes))]
+    asked = [(sif_folder(), sum(room.sif_gib for room in rooms)), (_work_folder(), max(r.work_gib for r in rooms))]
     places = [next(path for path in (folder, *folder.absolute().parents) if path.is_dir()) for folder, _ in asked]
     on_one_disk = _on_one_disk(places)
     for (folder, own), here in zip(asked, places, strict=True):
         gib = sum(each for _, each in asked) if on_one_disk else own
         if (free := shutil.disk_usage(here).free / GIB) < gib:
             raise MachineError(
-                f"{folder}: {free:.1f} GiB are free, and making {', '.join(name for name, _ in compressed)} takes "
+                f"{folder}: {free:.1f} GiB are free, and making {', '.join(room.name for room in rooms)} takes "
                 f"about {gib:.1f}",
                 f"make room, or name other folders with {FOLDER_VARIABLE} and {WORK_VARIABLES[0]}",
             )
@@ -224,5 +235,5 @@ def run_apptainer(command: list[str], what: str, registry: ImageAddress | None =
 
 
 def fetching_words(address: ImageAddress | None) -> list[str]:
-    """How Apptainer fetches: nothing is kept in the home folder, and a registry of this machine has no TLS."""
-    return ["--disable-cache", *(["--no-https"] if address.loopback else [])] if address else []
+    """How Apptainer fetches: no copy stays in the home folder, and a registry of this machine has no TLS."""
+    return ["--disable-cache", *(["--no-https"] if address and address.loopback else [])]

@@ -14,6 +14,7 @@ from essence.engines.registry import registry
 from essence.engines.registry_image import Configuration, read_document, resolve_sif
 from essence.engines.sif_builds import (
     UNFINISHED,
+    Room,
     check_room,
     fetching_words,
     put_in_place,
@@ -41,7 +42,7 @@ def fetch_sif(address: ImageAddress, flavour: str | None, only: str | None, say:
         if here := _whole(folder, sha256, address, flavour, only):
             say(f"{here}: is there, sha256 {sha256}")
             return
-        check_room([(str(address), file.size / GIB)], unpacked=0.0)
+        check_room([Room(str(address), file.size / GIB, work_gib=0.0)])
         say(f"{address}: {readable_gib(file.size / GIB)} to be fetched")
         temporary = folder / f"{UNFINISHED}{sha256[:12]}.sif"
         try:

@@ -13,21 +13,26 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from essence.engines.image_address import IMAGE, ImageAddress
-from essence.engines.image_builds import ENVIRONMENTS
+from essence.engines.image_builds import ENVIRONMENTS, UNPACKED
 from essence.engines.recipes import (
-    COMPRESSED_GIB,
     ENVIRONMENT_LABEL,
     FLAVOUR_LABEL,
+    SIZES,
     ImageRecipe,
     check_digest_label,
     config_digest,
     recipe,
 )
 from essence.errors import ExperimentError, MachineError
+from essence.files import GIB
 
 if TYPE_CHECKING:
     from essence.engines.docker import DockerEngine
     from essence.engines.registry_image import RegistryImage
+
+
+GZIP = b"\x1f\x8b"
+"""How a layer begins that containerd's store has kept compressed."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class ImageSource:
     """Where the image is fetched from; None = it is here, or there is a base alone."""
     gib: float | None = None
     """Compressed, where the registry says so."""
+    unpacked_gib: float | None = None
+    """Of an image or an archive that is here."""
 
 
 def sources(images: Iterable[ImageRecipe], archives: Path | None = None) -> list[tuple[ImageRecipe, ImageSource]]:
@@ -88,7 +95,7 @@ def labelled_image(labels: dict[str, str], found: str, flavour: str | None, only
     """Which image of the kit something is, by its labels; an error where it is none, or another than was asked for."""
     environment = next((name for name in ENVIRONMENTS if name == labels.get(ENVIRONMENT_LABEL)), None)
     said = labels.get(FLAVOUR_LABEL, "absent")
-    if environment is None or (environment, said) not in COMPRESSED_GIB:
+    if environment is None or (environment, said) not in SIZES:
         raise MachineError(
             f"{found} is none of the kit's images: its label {ENVIRONMENT_LABEL} is "
             f"{labels.get(ENVIRONMENT_LABEL, 'absent')}, its label {FLAVOUR_LABEL} is {said}",
@@ -115,7 +122,8 @@ def of_base(image: ImageRecipe) -> ImageSource:
 def of_engine(image: ImageRecipe, engine: "DockerEngine") -> ImageSource:
     """The image as Docker has it, by its id: a tag could change hands while it is read."""
     found = engine.built(image.environment)
-    return ImageSource("docker-daemon", str(found.id), config_digest(engine.client, found))
+    digest = config_digest(engine.client, found)
+    return ImageSource("docker-daemon", str(found.id), digest, unpacked_gib=found.attrs["Size"] / GIB)
 
 
 def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
@@ -125,9 +133,11 @@ def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
         raise MachineError(f"no archive {archive} here", f"write it: {cure}")
     try:
         with tarfile.open(archive) as tar:
-            name = json.load(_member(tar, "manifest.json"))[0]["Config"]
+            index = json.load(_member(tar, "manifest.json"))[0]
+            name = index["Config"]
             configuration = _member(tar, name).read()
             labels = json.loads(configuration)["config"].get("Labels") or {}
+            compressed = any(_member(tar, layer).read(len(GZIP)) == GZIP for layer in index.get("Layers") or [])
     except (tarfile.TarError, KeyError, ValueError) as error:
         raise MachineError(f"{archive}: no archive of an image ({error})", f"write it again: {cure}") from None
     digest = hashlib.sha256(configuration).hexdigest()
@@ -137,7 +147,8 @@ def of_archive(image: ImageRecipe, archive: Path) -> ImageSource:
         )
     image.check_labels(labels, str(archive), cure)
     check_digest_label(labels, f"sha256:{digest}", str(archive), cure)
-    return ImageSource("docker-archive", str(archive), f"sha256:{digest}")
+    gib = archive.stat().st_size / GIB * (UNPACKED if compressed else 1)
+    return ImageSource("docker-archive", str(archive), f"sha256:{digest}", unpacked_gib=gib)
 
 
 def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from essence.engines.image_builds import PROXIES, bake, bake_variables
 from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
 from essence.engines.sif_builds import UNFINISHED, make_sifs
 from essence.engines.sif_files import NO_DIGEST, checked_sif, sif_file
-from essence.engines.sif_sources import of_base
+from essence.engines.sif_sources import ImageSource, of_base
 from essence.errors import HeldError, MachineError, disk_error
+from essence.files import GIB
 from essence.record.run_directory import hold
 from support.project import PROJECT
 
@@ -107,27 +109,36 @@ def test_a_sif_that_was_edited_is_refused_and_made_again(sifs: Path) -> None:
     assert sif_file(IMAGE).read_text() == "whole\n" and checked_sif(sif_file(IMAGE), IMAGE, "")
 
 
-@pytest.mark.parametrize("variable", ["TMPDIR", "APPTAINER_TMPDIR"])
-def test_a_small_folder_for_temporary_files_is_told_before_anything_is_made(
-    sifs: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    """Disks of another size: where `variable` leads there is 0.1 GiB."""
-    small = sifs / "small"
-    small.mkdir()
+@pytest.fixture(params=["TMPDIR", "APPTAINER_TMPDIR"])
+def small(request: pytest.FixtureRequest, sifs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A disk of its own, to which a variable leads; 0.1 GiB are free there."""
+    folder = sifs / "small"
+    folder.mkdir()
     monkeypatch.delenv("APPTAINER_TMPDIR", raising=False)
-    monkeypatch.setenv(variable, str(small))
+    monkeypatch.setenv(request.param, str(folder))
     real = shutil.disk_usage
-    free = {small: 0.1}
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda place: Usage(1, 1, int(free.get(Path(place), 0) * 2**30)) if Path(place) in free
-        else real(place)
-    )  # fmt: skip
+    free = Usage(1, 1, int(0.1 * GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free if Path(place) == folder else real(place))
     monkeypatch.setattr(sif_builds, "_on_one_disk", lambda places: False)
+    return folder
+
+
+def test_a_small_folder_for_temporary_files_is_told_before_anything_is_made(sifs: Path, small: Path) -> None:
     with pytest.raises(
         MachineError, match=rf"{small}: 0.1 GiB are free, .*make room, or name other folders with .*TMPDIR"
     ):
         make([])
     assert list((sifs / "sif").glob("*.sif")) == []
+
+
+def test_of_an_image_that_is_here_layers_and_files_find_room(sifs: Path, small: Path) -> None:
+    """Its size is known, so it is asked for what it is, not for what such an image usually is."""
+    large = ImageSource("docker-daemon", "sha256:1", "sha256:1", unpacked_gib=5.7)
+    with pytest.raises(MachineError, match=rf"{small}: .* making {IMAGE.name} takes about 17.1; make"):
+        make_sifs([(IMAGE, large)], print)
+    assert list((sifs / "sif").glob("*.sif")) == []
+    make_sifs([(IMAGE, replace(large, unpacked_gib=0.03))], print)
+    assert sif_file(IMAGE).read_text() == "whole\n"
 
 
 SAID = {

@@ -24,8 +24,9 @@ from essence.engines.apptainer import (
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.engine import Exit, Launch, Mount
 from essence.engines.recipes import LOCK_LABEL, recipe
-from essence.engines.sif_builds import check_disk
+from essence.engines.sif_builds import check_sources
 from essence.engines.sif_files import sif_file
+from essence.engines.sif_sources import of_base
 from essence.errors import ExperimentError, MachineError
 from essence.files import GIB, sha256_file
 from essence.record.run_directory import StageFolder
@@ -215,7 +216,7 @@ def test_a_run_makes_the_sifs_that_it_lacks(sifs: Sifs, tmp_path: Path, monkeypa
     monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(folder))
     cells = ("run", "--experiment", str(MICRO), "--only", "download", "--engine", "apptainer")
     where = ("--runs", str(tmp_path / "runs"))
-    told = "essence-train:cpu: to be made first, about 0.6 GiB compressed"
+    told = "essence-train:cpu: to be made first, about 0.6 GiB compressed, 4.7 GiB of disk"
     assert f"# {told}" in invoke(*cells, *where, "--dry-run").stdout
     done = invoke(*cells, *where)
     assert done.returncode == 0, done.stderr
@@ -229,9 +230,10 @@ def test_too_small_a_disk_is_told_before_anything_is_made(tmp_path: Path, monkey
     monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(tmp_path / "sif"))
     large = recipe("train", "cuda")
     free = shutil.disk_usage(tmp_path).free / GIB
-    check_disk([recipe("download", "cpu")])
+    small = recipe("download", "cpu")
+    check_sources([(small, of_base(small))])
     with pytest.raises(MachineError, match=r"sif: .* GiB are free, and making essence-train:cuda, .* takes about"):
-        check_disk([large] * (int(free / large.compressed_gib) + 1))
+        check_sources([(large, of_base(large))] * (int(free / large.size.compressed_gib) + 1))
 
 
 def empty_sif(apptainer: Apptainer, file: Path, labels: dict[str, str]) -> None:

@@ -230,7 +230,7 @@ def test_a_run_makes_the_images_that_it_lacks(docker_host: DockerHost, images: l
     cells = ("run", "--experiment", str(MICRO), "--only", "download", "--engine", "docker")
     where = ("--runs", str(tmp_path / "runs"))
     train = recipe("train", "cpu")
-    told = f"{train.name}: to be made first, about 0.6 GiB compressed"
+    told = f"{train.name}: to be made first, about 0.6 GiB compressed, 4.7 GiB of disk"
     docker_host.client.images.remove(train.name, force=True, noprune=True)
     assert f"# {told}" in invoke(*cells, *where, "--dry-run").stdout
     listed = invoke("doctor", *cells[1:], *where)

@@ -25,6 +25,7 @@ from essence.files import sha256_file
 from support.containers import Apptainer, DockerHost, need, set_variables, started_engine, starting_obstacle
 from support.image_registry import (
     LocalRegistry,
+    pushed_sif,
     right_labels,
     started_gate,
     tiny_rootfs,
@@ -224,16 +225,6 @@ def test_a_ready_sif_is_known_by_its_own_hash_and_its_image(
     done = invoke("sif", "--from", f"oras://{alone}")
     assert done.returncode == 2 and "cannot confirm" in done.stderr and not list(sif_folder.glob("*.sif"))
     assert "is a SIF" in invoke("sif", "--from", f"docker://{right}").stderr
-
-
-def pushed_sif(apptainer: Apptainer, file: Path, place: str) -> str:
-    """What `apptainer push` makes of a SIF; its address by digest."""
-    subprocess.run(
-        [str(apptainer.program), "push", "--no-https", str(file), f"oras://{place}"], check=True, capture_output=True
-    )
-    with pytest.raises(Exception, match="now oras://") as told:
-        registry_image.typed_address("", f"oras://{place}")
-    return str(told.value).rpartition("oras://")[2]
 
 
 @pytest.mark.parametrize("scheme", ["docker", "oras"])

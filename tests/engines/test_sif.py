@@ -1,5 +1,6 @@
 """The SIFs: what their definitions say, what `invoke sif` makes of them, and that no wrong one is taken."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -10,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from essence.engines.image_builds import ENVIRONMENTS
+from essence.engines.image_builds import ENVIRONMENTS, UNPACKED
 from essence.engines.recipes import BASE_LABEL, DIGEST_LABEL, LOCK_LABEL, SOURCE_LABEL, config_digest, recipe
 from essence.engines.sif_builds import build_command, definition_text
 from essence.engines.sif_files import NO_DIGEST, checked_sif, found_sif
 from essence.engines.sif_sources import ImageSource, of_archive, of_base
 from essence.errors import MachineError
-from essence.files import sha256_file
+from essence.files import GIB, sha256_file
 from support.containers import DockerHost, Sifs
 from support.project import PROJECT, invoke
 
@@ -122,6 +123,11 @@ def test_the_digest_of_an_archive_is_computed_and_its_name_alone_is_refused(tmp_
     digest = hashlib.sha256(configuration).hexdigest()
     write_archive(archive, f"{digest}.json", configuration)
     assert of_archive(image, archive).config_digest == f"sha256:{digest}"
+    gib = archive.stat().st_size / GIB
+    assert of_archive(image, archive).unpacked_gib == gib
+    write_archive(archive, f"{digest}.json", configuration, gzip.compress(b"layer"))
+    # The store of containerd keeps layers compressed.
+    assert of_archive(image, archive).unpacked_gib == archive.stat().st_size / GIB * UNPACKED
     write_archive(archive, f"blobs/sha256/{digest}", configuration)
     assert of_archive(image, archive).config_digest == f"sha256:{digest}"
     write_archive(archive, f"{'0' * 64}.json", configuration)
@@ -129,9 +135,10 @@ def test_the_digest_of_an_archive_is_computed_and_its_name_alone_is_refused(tmp_
         of_archive(image, archive)
 
 
-def write_archive(file: Path, name: str, configuration: bytes) -> None:
-    """As `docker save` writes them, without layers."""
-    parts = {"manifest.json": json.dumps([{"Config": name}]).encode(), name: configuration}
+def write_archive(file: Path, name: str, configuration: bytes, layer: bytes = b"layer") -> None:
+    """As `docker save` writes them."""
+    index = json.dumps([{"Config": name, "Layers": ["layer.tar"]}]).encode()
+    parts = {"manifest.json": index, name: configuration, "layer.tar": layer}
     with tarfile.open(file, "w") as tar:
         for path, content in parts.items():
             entry = tarfile.TarInfo(path)

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import requests
@@ -34,7 +34,7 @@ from essence.engines.sif_sources import typed_source
 from essence.errors import KitError
 from essence.settings import EnvironmentName
 from support import debian_tools
-from support.containers import lacking, need
+from support.containers import Apptainer, lacking, need
 
 START_TIMEOUT_S = 30.0
 ZEROS = f"sha256:{'0' * 64}"
@@ -44,6 +44,9 @@ MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.docker.container.image.v1+json"
 LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+OCI_MANIFEST, OCI_CONFIG, OCI_LAYER = (
+    f"application/vnd.oci.image.{what}" for what in ("manifest.v1+json", "config.v1+json", "layer.v1.tar")
+)
 SELF_TEST = '#!/bin/sh\necho self-test of a tiny image: "$@"\n'
 
 
@@ -66,7 +69,10 @@ class LocalRegistry:
 
     def put(self, name: str, content: bytes) -> str:
         """Upload a blob; its digest."""
-        digest = digest_of(content)
+        return self.put_file(name, io.BytesIO(content), digest_of(content))
+
+    def put_file(self, name: str, content: IO[bytes], digest: str) -> str:
+        """Upload a blob of this digest, which the registry checks."""
         begun = requests.post(f"http://{self.host}/v2/{name}/blobs/uploads/", auth=self.account)
         begun.raise_for_status()
         place = begun.headers["Location"]
@@ -76,6 +82,33 @@ class LocalRegistry:
             f"{place}{join}digest={digest}", data=content, headers=headers, auth=self.account
         ).raise_for_status()
         return digest
+
+    def push_archive(self, name: str, archive: tarfile.TarFile) -> str:
+        """An image that Docker has saved, its layers uncompressed as they are there; the digest of its manifest."""
+
+        def member(path: str) -> IO[bytes]:
+            found = archive.extractfile(path)
+            assert found, path
+            return found
+
+        index = json.load(member("manifest.json"))[0]
+        config = member(index["Config"]).read()
+        unpacked = json.loads(config)["rootfs"]["diff_ids"]
+        layers = [
+            {
+                "mediaType": OCI_LAYER,
+                "size": archive.getmember(path).size,
+                "digest": self.put_file(name, member(path), d),
+            }
+            for path, d in zip(index["Layers"], unpacked, strict=True)
+        ]
+        document = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": {"mediaType": OCI_CONFIG, "size": len(config), "digest": self.put(name, config)},
+            "layers": layers,
+        }
+        return self.put_manifest(name, document)
 
     def put_manifest(self, name: str, document: dict[str, object], tag: str | None = None) -> str:
         content = json.dumps(document).encode()
@@ -143,6 +176,16 @@ def tiny_rootfs() -> bytes:
     """A shell that is one file, and a Python that is a script: what can be started, and passes its self-test."""
     files = {"bin/sh": debian_tools.busybox().read_bytes(), "opt/essence/bin/python": SELF_TEST.encode()}
     return rootfs_of({**files, "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n"})
+
+
+def pushed_sif(apptainer: Apptainer, file: Path, place: str) -> str:
+    """What `apptainer push` makes of a SIF; its address by digest."""
+    subprocess.run(
+        [str(apptainer.program), "push", "--no-https", str(file), f"oras://{place}"], check=True, capture_output=True
+    )
+    with pytest.raises(KitError, match="now oras://") as told:
+        typed_address("", f"oras://{place}")
+    return str(told.value).rpartition("oras://")[2]
 
 
 @contextmanager
