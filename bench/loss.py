@@ -6,10 +6,15 @@
 Every form is given the same hidden states and heads and makes the loss, d states and d head; a round runs each once, in
 one process, and ratios are of medians over rounds. *released*: full logits and `log(softmax())` as the published
 formulas have it. *dense*: the same with log-softmax in the logits' dtype, as generic trainers do. *liger*: Liger's
-chunked JSD at beta 0 (CE and forward KL), where `liger_kernel` can be imported. *products*: the four products with the
-vocabulary and nothing else. Threads that wait must not spin (OMP_WAIT_POLICY), or the CPU time of a busy machine counts
-their waiting. The error of d head is against float64, in a tenth of the vocabulary. Live bytes are counted under fake
-tensors, where a form allows it. Writes bench/results/loss.json.
+chunked JSD at beta 0 (CE and forward KL). *products*: the four products with the vocabulary and nothing else.
+
+`CE alone` is plain fine-tuning (`kd_weight = 0`), with no teacher: the kit's forms beside PyTorch's
+`linear_cross_entropy`, whole (its default), in chunks (`LinearCrossEntropyOptions()`) and in chunks of its policy
+`compact`, and beside the three products that it needs.
+
+Threads that wait must not spin (OMP_WAIT_POLICY), or the CPU time of a busy machine counts their waiting. The error of
+d head is against float64 of the same objective, in a tenth of the vocabulary. Live bytes are counted on fake tensors,
+where a form allows it. Writes bench/results/loss.json, which needs all peers: `locks/install.sh cpu dev vllm peers`.
 """
 
 import argparse
@@ -20,18 +25,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from measurement import Start, at_start, installed, refuse_without_peers
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
+from torch.nn import LinearCrossEntropyOptions, functional
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from essence.distill.module import objective_from_states  # noqa: E402
-from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 from essence.settings import LossResources  # noqa: E402
 from support.live_bytes import LiveBytes  # noqa: E402
 from support.some_resources import some_objective  # noqa: E402
@@ -39,6 +43,10 @@ from support.some_resources import some_objective  # noqa: E402
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 GIB = 1 << 30
 Form = Callable[["Work"], Tensor | None]
+Row = dict[str, float]
+PRODUCTS, RELEASED, PRODUCTS_OF_CE = "products", "released", "CE alone: products"
+ASK_FOR_VALUES = ("compiled", "liger", "compact", "chunks")
+"""Words in the names of forms that do not run under fake tensors."""
 
 
 class Work:
@@ -96,12 +104,26 @@ def liger(chunk_rows: int, compiled: bool) -> Form:
     return run
 
 
-def kit(compiled: bool) -> Form:
+def products_of_ce(work: Work) -> None:
+    with torch.no_grad():
+        logits = work.states @ work.head.T
+        logits @ work.head
+        logits.T @ work.states
+
+
+def linear_cross_entropy(options: LinearCrossEntropyOptions | None) -> Form:
+    def run(work: Work) -> Tensor:
+        return functional.linear_cross_entropy(work.states, work.head, work.labels, options=options)
+
+    return run
+
+
+def kit(compiled: bool, kd_weight: float = 0.5) -> Form:
     resources = LossResources(form="chunked", chunk_rows=512, gradient_rows=0, compiled=compiled, fallback=False)
-    objective = some_objective()
+    objective = some_objective(kd_weight=kd_weight)
 
     def run(work: Work) -> Tensor:
-        teacher = (work.teacher_states, work.teacher_head)
+        teacher = (work.teacher_states, work.teacher_head) if kd_weight else (None, None)
         arguments = (*teacher, work.labels, work.weights, objective, resources)
         return objective_from_states(work.states, work.head, *arguments).loss
 
@@ -109,27 +131,37 @@ def kit(compiled: bool) -> Form:
 
 
 def forms(compiled: bool) -> dict[str, Form]:
-    """Name -> what is measured; peers that are not installed are left out."""
-    found: dict[str, Form] = {
-        "products": products,
-        "released": released,
-        "dense": dense,
-        "kit": kit(compiled=False),
-    }
-    try:
-        found["liger"], found["liger, chunk 256"] = liger(1024, False), liger(256, False)
+    """Name -> what is measured; a peer that is not installed is left out, in a file outside bench/results alone."""
+    found: dict[str, Form] = {PRODUCTS: products, RELEASED: released, "dense": dense, "kit": kit(compiled=False)}
+    if installed("liger-kernel"):
+        found |= {"liger": liger(1024, False), "liger, chunk 256": liger(256, False)}
         if compiled:
             found["liger, compiled"] = liger(1024, True)
-    except ImportError:
-        print("liger_kernel is not installed: not compared")
-    return {**found, "kit, compiled": kit(compiled=True)} if compiled else found
+    if compiled:
+        found["kit, compiled"] = kit(compiled=True)
+    return found | forms_of_ce(compiled)
+
+
+def forms_of_ce(compiled: bool) -> dict[str, Form]:
+    """The same at `kd_weight = 0`."""
+    compact = LinearCrossEntropyOptions(acc_policy="compact")
+    found: dict[str, Form] = {
+        PRODUCTS_OF_CE: products_of_ce,
+        "CE alone: torch": linear_cross_entropy(None),
+        "CE alone: torch, chunks": linear_cross_entropy(LinearCrossEntropyOptions()),
+        "CE alone: torch, compact": linear_cross_entropy(compact),
+        "CE alone: kit": kit(compiled=False, kd_weight=0.0),
+    }
+    return {**found, "CE alone: kit, compiled": kit(compiled=True, kd_weight=0.0)} if compiled else found
 
 
 def main() -> None:
     arguments = read_arguments()
+    refuse_without_peers("loss", arguments.out)
+    start = at_start("loss", arguments.threads)
     torch.set_num_threads(arguments.threads)
     measured = forms(not arguments.eager)
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in measured}
+    rounds: dict[str, list[Row]] = {name: [] for name in measured}
     work = Work(arguments.tokens, arguments, arguments.device)
     for name, form in measured.items():
         clock(form, work, arguments.device)  # compilers and buffers
@@ -139,14 +171,15 @@ def main() -> None:
             rounds[name].append(clock(form, work, arguments.device))
             spent = ", ".join(f"{key} {value:.2f}" for key, value in rounds[name][-1].items())
             print(f"round {number + 1} {name}: {spent}", flush=True)
-    record = {**describe(arguments), "summary": summary(rounds, measured, arguments), "rounds": rounds}
+    rows = summary(rounds, measured, arguments)
+    record = {**describe(arguments, start), "summary": rows, "rounds": rounds}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for name, row in record["summary"].items():
-        print(f"{name:18s}", row)
+    for name, row in rows.items():
+        print(f"{name:26s}", row)
 
 
-def clock(form: Form, work: Work, device: str) -> dict[str, float]:
+def clock(form: Form, work: Work, device: str) -> Row:
     """CPU and wall seconds of one forward and backward pass, or milliseconds between CUDA events."""
     work.fresh()
     if device == "cuda":
@@ -170,28 +203,31 @@ def run(form: Form, work: Work) -> None:
         loss.backward()
 
 
-def summary(
-    rounds: dict[str, list[dict[str, float]]], measured: dict[str, Form], arguments: argparse.Namespace
-) -> dict[str, dict[str, float]]:
-    """A row a form: medians, how many times better than the released form, distance to the products, bytes, error."""
+def summary(rounds: dict[str, list[Row]], measured: dict[str, Form], arguments: argparse.Namespace) -> dict[str, Row]:
+    """A row a form: medians, distance to the products that it needs, bytes and error."""
     key = "gpu_ms" if arguments.device == "cuda" else "cpu_s"
     medians = {name: statistics.median(one[key] for one in times) for name, times in rounds.items()}
     errors = head_gradient_errors(measured, arguments)
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, Row] = {}
+    live: dict[str, int] = {}
     for name, form in measured.items():
-        rows[name] = {
-            key: round(medians[name], 3),
-            "released_over_it": round(medians["released"] / medians[name], 2),
-            "it_over_products": round(medians[name] / medians["products"], 2),
-        }
-        if "compiled" not in name and "liger" not in name and name != "products":  # those ask for values
-            rows[name]["live_gib"] = round(live_bytes(form, arguments) / GIB, 3)
+        needed = PRODUCTS_OF_CE if of_ce_alone(name) else PRODUCTS
+        rows[name] = {key: round(medians[name], 3), "it_over_products": round(medians[name] / medians[needed], 2)}
+        if name not in (PRODUCTS, PRODUCTS_OF_CE) and not any(word in name for word in ASK_FOR_VALUES):
+            live[name] = live_bytes(form, arguments)
+            rows[name]["live_gib"] = round(live[name] / GIB, 3)
         if name in errors:
             rows[name]["head_gradient_error"] = errors[name]
-    for row in rows.values():
-        if "live_gib" in row:
-            row["released_bytes_over_it"] = round(rows["released"]["live_gib"] / row["live_gib"], 2)
+    for name, row in rows.items():
+        if not of_ce_alone(name):
+            row["released_over_it"] = round(medians[RELEASED] / medians[name], 2)
+            if name in live:
+                row["released_bytes_over_it"] = round(live[RELEASED] / live[name], 2)
     return rows
+
+
+def of_ce_alone(name: str) -> bool:
+    return name.startswith("CE alone")
 
 
 def live_bytes(form: Form, arguments: argparse.Namespace) -> int:
@@ -208,21 +244,31 @@ def head_gradient_errors(measured: dict[str, Form], arguments: argparse.Namespac
     """Relative error of d head against float64 on the same inputs, in a vocabulary of a tenth."""
     smaller = argparse.Namespace(**{**vars(arguments), "vocabulary": arguments.vocabulary // 10})
     work = Work(arguments.tokens, smaller, arguments.device)
-    exact = Work(arguments.tokens, smaller, arguments.device)
-    for name in ("states", "head", "teacher_states", "teacher_head"):
-        setattr(exact, name, getattr(exact, name).double())
-    exact.fresh()
-    run(dense_float64, exact)
+    exact = {alone: exact_head_gradient(form, smaller) for alone, form in EXACT.items()}
     errors = {}
     for name, form in measured.items():
-        if name == "products":
+        if name in (PRODUCTS, PRODUCTS_OF_CE):
             continue
         work.fresh()
         run(form, work)
-        assert work.head.grad is not None and exact.head.grad is not None
-        difference = (work.head.grad.double() - exact.head.grad).norm() / exact.head.grad.norm()
-        errors[name] = float(f"{difference.item():.3g}")
+        assert work.head.grad is not None
+        wanted = exact[of_ce_alone(name)]
+        errors[name] = float(f"{((work.head.grad.double() - wanted).norm() / wanted.norm()).item():.3g}")
     return errors
+
+
+def exact_head_gradient(form: Form, arguments: argparse.Namespace) -> Tensor:
+    work = Work(arguments.tokens, arguments, arguments.device)
+    for name in ("states", "head", "teacher_states", "teacher_head"):
+        setattr(work, name, getattr(work, name).double())
+    work.fresh()
+    run(form, work)
+    assert work.head.grad is not None
+    return work.head.grad
+
+
+def ce_float64(work: Work) -> Tensor:
+    return functional.cross_entropy(work.states @ work.head.T, work.labels)
 
 
 def dense_float64(work: Work) -> Tensor:
@@ -231,16 +277,17 @@ def dense_float64(work: Work) -> Tensor:
     return 0.5 * functional.cross_entropy(logits, work.labels) + 0.5 * kd
 
 
-def describe(arguments: argparse.Namespace) -> dict[str, Any]:
+EXACT: dict[bool, Form] = {False: dense_float64, True: ce_float64}
+"""Of the whole objective, and of cross-entropy alone."""
+
+
+def describe(arguments: argparse.Namespace, start: Start) -> dict[str, object]:
     """The work and the machine."""
-    facts, installed = hardware(arguments.threads).model_dump(mode="json"), packages()
     names = ("device", "dtype", "tokens", "hidden", "teacher_hidden", "vocabulary", "threads", "rounds")
     return {
+        **start,
         "work": {name: getattr(arguments, name) for name in names},
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "machine": {name: facts[name] for name in ("cpu", "cpu_count", "memory_gib", "gpus", "driver", "cuda")},
-        "packages": {name: installed.get(name) for name in ("torch", "liger-kernel")},
-        "code": code_facts(PROJECT)[0],
     }
 
 

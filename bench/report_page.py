@@ -27,10 +27,10 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
+from measurement import at_start, refuse_without_peers  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
 from essence.files import write_atomically  # noqa: E402
-from essence.record.facts import code_facts, hardware  # noqa: E402
 from essence.report.page.page import render_page  # noqa: E402
 from essence.report.page.samples import write_pieces  # noqa: E402
 from essence.report.results.read import read_results  # noqa: E402
@@ -46,11 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("problems", 30), ("samples", 64), ("characters", 2000), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--output", type=Path, default=PROJECT / "bench" / "results" / "report_page.json")
+    parser.add_argument("--out", type=Path, default=PROJECT / "bench" / "results" / "report_page.json")
     arguments = parser.parse_args()
+    refuse_without_peers("report_page", arguments.out)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(arguments, Path(folder))
-    write_atomically(arguments.output, json.dumps(result, indent=2) + "\n")
+    write_atomically(arguments.out, json.dumps(result, indent=2) + "\n")
     print(
         json.dumps(
             {name: result[name] for name in ("report", "opened_s", "opened_cpu_s", "shown_s", "goal_met")}, indent=2
@@ -60,6 +61,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Make the run and its report, then open it as often as asked."""
+    start = at_start("report_page", 1)
     run = full_size_run(folder)
     write_evaluations(run, arguments)
     started = time.perf_counter()
@@ -69,14 +71,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     page.write_text(render_page(results, {}, write_pieces(results, page.parent, folder / "none")), encoding="utf-8")
     written_s = time.perf_counter() - started
     pieces = list((page.parent / "samples").glob("*.js"))
-    load = os.getloadavg()[0]
+    load_before_opening = round(os.getloadavg()[0], 2)
     rounds = [open_once(page) for _ in range(arguments.rounds)]
     opened, cpu, shown = ([one[key] for one in rounds] for key in ("opened_s", "opened_cpu_s", "shown_s"))
-    facts = hardware(1).model_dump(mode="json")
     return {
-        "machine": {name: facts[name] for name in ("cpu", "cpu_count", "memory_gib")},
-        "load_average_at_start": load,
-        "code": {key: value for key, value in code_facts(PROJECT)[0].items() if key in ("commit", "dirty")},
+        **start,
+        "load_average_before_opening": load_before_opening,
         "browser": rounds[0]["browser"],
         "cells": len(run.plan["cells"]),
         "samples_a_cell": arguments.problems * arguments.samples,

@@ -15,13 +15,13 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
+from measurement import at_start, refuse_without_peers  # noqa: E402
+
 from essence.files import write_json  # noqa: E402
 from essence.plan.experiment import load  # noqa: E402
-from essence.record.facts import packages  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
 from support.counted_step import CountedStep, counted_step  # noqa: E402
 
-PACKAGES = ("torch", "transformers")
 FORMS = {"autocast, recomputed": (False, True), "masters, recomputed": (True, True), "masters, kept": (True, False)}
 MOST_OPERATIONS = 12
 
@@ -45,16 +45,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2500)
     parser.add_argument("--out", type=Path, default=PROJECT / "bench" / "results" / "step_counts.json")
     arguments = parser.parse_args()
+    refuse_without_peers("step_counts", arguments.out)
+    start = at_start("step_counts", 1)
     models = load("bespoke").catalogue.models
     student, teacher = (models[name].architecture for name in (arguments.student, arguments.teacher))
     if student is None or teacher is None:
         raise SystemExit("experiments/pins.toml has no architecture of this model")
     sizes = [Architecture(**one.model_dump()) for one in (student, teacher)]
     counted = {form: described(counted_step(*sizes, arguments.tokens, *how)) for form, how in FORMS.items()}
-    installed = packages()
     work = {name: getattr(arguments, name) for name in ("student", "teacher", "tokens")}
-    versions = {name: installed.get(name) for name in PACKAGES}
-    write_json(arguments.out, {"work": work, "packages": versions, "counted": counted})
+    write_json(arguments.out, {**start, "work": work, "counted": counted})
 
 
 if __name__ == "__main__":

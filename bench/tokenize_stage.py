@@ -26,7 +26,9 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from essence.record.facts import code_facts, hardware, packages  # noqa: E402
+from measurement import at_start, refuse_without_peers  # noqa: E402
+
+from essence.record.facts import code_facts  # noqa: E402
 
 RELEASED_REPLACEMENTS = (
     ("<|begin_of_thought|>", "<think>"),
@@ -38,7 +40,6 @@ LSPS = [k / 10 for k in range(1, 11)]
 SINGLE_LSP = 0.5
 VIEW_ROWS = 40_000
 MEAN_TOKENS = 2_500
-PACKAGES = ("tokenizers", "tiktoken", "transformers", "datasets", "pyarrow", "numpy")
 WORDS = r"""
 the of and to we is that in a for so if then let be it this can as by with have since now need find first second
 number sum product equation triangle square circle value solve factor prime integer even odd digit angle side length
@@ -55,6 +56,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(MEASURES[arguments.measure](arguments)))
         return
+    refuse_without_peers("tokenize", arguments.out)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         arguments.scratch = Path(folder)
         record = compare(arguments)
@@ -79,6 +81,7 @@ def read_arguments() -> argparse.Namespace:
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """All measurements; both ways interleaved, their ids compared by hash."""
+    start = at_start("tokenize", arguments.threads)
     prepare(arguments, arguments.scratch / "small", arguments.count)
     rounds: dict[str, list[dict[str, Any]]] = {"released": [], "stage": []}
     for number in range(arguments.rounds):
@@ -88,8 +91,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     hashes = {json.dumps(one["sha256"]) for found in rounds.values() for one in found}
     if len(hashes) != 1:
         raise SystemExit("the two ways gave different ids")
-    facts = hardware(arguments.threads).model_dump(mode="json")
     return {
+        **start,
         "rows": arguments.count,
         "rows_from": "a file" if arguments.rows else "generated",
         "tokens": rounds["stage"][0]["tokens"],
@@ -98,9 +101,6 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "view": measure(arguments, "view"),
         "large": [large(arguments, count) for count in (arguments.large // 4, arguments.large)],
-        "machine": {name: facts[name] for name in ("cpu", "cpu_count", "memory_gib")},
-        "packages": {name: packages()[name] for name in PACKAGES},
-        "code": code_facts(PROJECT)[0],
     }
 
 

@@ -1,15 +1,18 @@
-"""Whole optimiser steps: the kit's loop against the way of the released code, and against Liger's loss where installed.
+"""Whole optimiser steps: the kit's loop against the way of the released code, Liger's loss in it, and TRL's trainer.
 
     python bench/train.py                                  # a small Qwen3 with the real vocabulary, on a CPU
     python bench/train.py --device cuda --student qwen3-4b-base --teacher qwen3-8b --tokens 2048
 
 All models have random weights. *released*: one row a forward pass, padded on the left, both models' whole logits,
 `log(softmax())`, activation checkpointing, AdamW one tensor after the other. *liger*: the same with Liger's chunked
-divergence. *kit*: `essence.distill.trainer.train`, packed. Each loop is a process of its own; a round takes one of
-each, on the same rows. Prints ratios of medians over the rounds (released / kit) and writes bench/results/train.json.
+divergence. *trl*: TRL's GKDTrainer, off-policy. *kit*: `essence.distill.trainer.train`, packed. What each of them
+minimises is in `objectives` of the file. Each loop is a process of its own; a round takes one of each, on the same
+rows. Prints ratios of medians over the rounds (another loop / kit) and writes bench/results/train.json, which needs all
+peers: `locks/install.sh cpu dev vllm peers`.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -25,7 +28,8 @@ sys.path.insert(0, str(PROJECT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from measurement import Start, at_start, installed, refuse_without_peers  # noqa: E402
+from training_loops import OBJECTIVES, LoopWork, Losses, liger, released, trl  # noqa: E402
 
 from essence.data.truncation import Example  # noqa: E402
 from essence.distill.devices import peak_of_device  # noqa: E402
@@ -34,7 +38,6 @@ from essence.distill.trainer import train  # noqa: E402
 from essence.plan.cells import part, train_settings  # noqa: E402
 from essence.plan.experiment import load  # noqa: E402
 from essence.progress import Progress, StopRequest  # noqa: E402
-from essence.record.facts import code_facts, hardware, packages  # noqa: E402
 from essence.settings import Resources  # noqa: E402
 from essence.sizes.architecture import Architecture, distillation_flops  # noqa: E402
 
@@ -46,8 +49,10 @@ SMALL = {
     "teacher": Architecture(512, 6, 8, 4, 64, 1536, 151_936, True),
 }
 WARM_UP_STEPS = 1
-PADDING_MULTIPLE = 16
-PACKAGES = ("torch", "transformers", "liger-kernel")
+A_YEAR_S = 31_536_000.0
+"""Between two checkpoints: none is written while steps are measured."""
+DISTRIBUTION_OF = {"liger": "liger-kernel", "trl": "trl"}
+MODULE_OF = {"liger": "liger_kernel.chunked_loss", "trl": "trl.experimental.gkd"}
 
 
 def main() -> None:
@@ -55,7 +60,9 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments)))
         return
-    names = ["released", "kit", *(["liger"] if has_liger() else [])]
+    refuse_without_peers("train", arguments.out)
+    start = at_start("train", arguments.threads)
+    names = [name for name in LOOPS if installed(DISTRIBUTION_OF.get(name, "torch"))]
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(arguments.rounds):
         for name in names:
@@ -63,10 +70,11 @@ def main() -> None:
             found = rounds[name][-1]
             spent = f"{found['cpu_s']:.2f} CPU s, {found['wall_s']:.2f} s, {found['peak_gib']:.2f} GiB"
             print(f"round {number + 1} {name}: {spent}", flush=True)
-    record = {**describe(arguments), "ratios": ratios(rounds), "rounds": rounds}
+    compared = ratios(rounds)
+    record = {**describe(arguments, start), "ratios": compared, "rounds": rounds}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(record["ratios"], indent=2))
+    print(json.dumps(compared, indent=2))
 
 
 def read_arguments() -> argparse.Namespace:
@@ -86,14 +94,6 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def has_liger() -> bool:
-    try:
-        import liger_kernel  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def run_in_a_process(name: str) -> dict[str, Any]:
     done = subprocess.run([sys.executable, *sys.argv, "--measure", name], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -102,20 +102,17 @@ def run_in_a_process(name: str) -> dict[str, Any]:
     return found
 
 
-def describe(arguments: argparse.Namespace) -> dict[str, Any]:
+def describe(arguments: argparse.Namespace, start: Start) -> dict[str, object]:
     """The work and the machine."""
-    facts = hardware(arguments.threads).model_dump(mode="json")
-    installed = packages()
     return {
+        **start,
         "work": {
             name: getattr(arguments, name) for name in ("device", "student", "teacher", "rows", "steps", "threads")
         },
         "row_tokens": [row.input_ids.size for row in rows_of_a_step(arguments)],
         "vocabulary": sizes(arguments)[0].vocabulary,
-        "activation_checkpointing": {"released": True, "kit": not arguments.keep_activations},
-        "machine": {name: facts[name] for name in ("cpu", "cpu_count", "memory_gib", "gpus", "driver", "cuda")},
-        "packages": {name: installed.get(name) for name in PACKAGES},
-        "code": code_facts(PROJECT)[0],
+        "activation_checkpointing": {name: name != "kit" or not arguments.keep_activations for name in LOOPS},
+        "objectives": OBJECTIVES,
     }
 
 
@@ -179,6 +176,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = sizes(arguments)
     student = random_model(chosen[0], torch.float32, device, 0)
     teacher = random_model(chosen[1], torch.bfloat16, device, 1)
+    if arguments.measure in MODULE_OF:
+        importlib.import_module(MODULE_OF[arguments.measure])  # before the clock: its code is no memory of a step
     clock = Clock(device)
     losses = LOOPS[arguments.measure](arguments, student, teacher, clock)
     wall_s, cpu_s, peak_gib = clock.read()
@@ -239,7 +238,7 @@ class Marking(Progress):
         self.clock.mark()
 
 
-def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock) -> list[float]:
+def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock) -> Losses:
     """The kit's own loop, with the settings of the experiment bespoke and all rows in each step."""
     loaded = load("bespoke")
     settings = train_settings(loaded.cells()[0], loaded.experiment)
@@ -253,7 +252,7 @@ def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock)
         "processes": 1,
     }
     given = {**part(loaded.experiment.resources, Resources), "micro_batch_tokens": arguments.micro_batch_tokens}
-    resources = Resources.model_validate({**given, "threads": arguments.threads, "checkpoint_every_s": 1e9})
+    resources = Resources.model_validate({**given, "threads": arguments.threads, "checkpoint_every_s": A_YEAR_S})
     with tempfile.TemporaryDirectory() as folder:
         result = train(
             student,
@@ -271,69 +270,22 @@ def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock)
     return [record["loss"] for record in records]
 
 
-def released(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock) -> list[float]:
-    return one_row_loop(arguments, student, teacher, clock, released_loss)
+def beside(loop: Callable[[LoopWork, Any, Any, Clock], Losses]) -> Callable[..., Losses]:
+    """A loop of another's, on the rows and steps of the kit's."""
+
+    def run(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock) -> Losses:
+        steps = WARM_UP_STEPS + arguments.steps
+        return loop(LoopWork(rows_of_a_step(arguments), steps, torch.device(arguments.device)), student, teacher, clock)
+
+    return run
 
 
-def liger(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock) -> list[float]:
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-    divergence = LigerFusedLinearJSDLoss(0.5, 0.5, beta=0.0, chunk_size=256, compiled=arguments.device == "cuda")
-
-    def loss(student: Any, teacher: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            taught = teacher.base_model(**inputs).last_hidden_state[0, :-1]
-        states = student.base_model(**inputs).last_hidden_state[0, :-1]
-        weight, taught_weight = student.lm_head.weight.bfloat16(), teacher.lm_head.weight
-        found: torch.Tensor = divergence(states.bfloat16(), weight, taught.bfloat16(), taught_weight, labels)
-        return found
-
-    return one_row_loop(arguments, student, teacher, clock, loss)
-
-
-def released_loss(student: Any, teacher: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """(CE + KD) / 2 as the published formulas say it, on whole logits."""
-    with torch.no_grad():
-        taught = teacher(**inputs).logits
-    logits = student(**inputs).logits
-    seen = labels != -100
-    ce = functional.cross_entropy(logits[0, :-1].float(), labels, ignore_index=-100)
-    likely = torch.log(torch.softmax(logits[0, :-1].float(), dim=-1))
-    kd = -(torch.softmax(taught[0, :-1].float(), dim=-1) * likely).sum(dim=-1)
-    return 0.5 * ce + 0.5 * kd[seen].mean()
-
-
-def one_row_loop(
-    arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock, loss_of: Callable[..., torch.Tensor]
-) -> list[float]:
-    """One row a forward pass, padded on the left, activation checkpointing, one update after all rows."""
-    student.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    teacher.eval().requires_grad_(False)
-    rows, device = rows_of_a_step(arguments), torch.device(arguments.device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-8, weight_decay=0.05, foreach=False, fused=False)
-    losses = []
-    for _ in range(WARM_UP_STEPS + arguments.steps):
-        total = 0.0
-        for row in rows:
-            padding = -row.input_ids.size % PADDING_MULTIPLE
-            ids = torch.tensor([[0] * padding + row.input_ids.tolist()], device=device)
-            labels = ids[0, 1:].clone()
-            labels[:padding] = -100
-            mask = (torch.arange(ids.shape[1], device=device) >= padding).long()[None]
-            with torch.autocast(device.type, torch.bfloat16):
-                inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-                loss = loss_of(student, teacher, inputs, labels) / len(rows)
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        clock.mark()
-        losses.append(total)
-    return losses
-
-
-LOOPS: dict[str, Callable[..., list[float]]] = {"released": released, "kit": kit, "liger": liger}
+LOOPS: dict[str, Callable[..., Losses]] = {
+    "released": beside(released),
+    "kit": kit,
+    "liger": beside(liger),
+    "trl": beside(trl),
+}
 
 if __name__ == "__main__":
     main()

