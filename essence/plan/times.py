@@ -122,10 +122,21 @@ def training_time(of: Trained, speeds: Speeds) -> TrainingTime:
     steps = settings.optimizer.epochs * math.ceil(of.rows / of.step_rows)
     validations = settings.optimizer.epochs * settings.validations_per_epoch
     step = step_seconds(speeds, step_work(of))
-    layer_passes = of.student.layers * validation_passes(of)
-    read = forward_flops(of.student, of.validated) * settings.rows.validation_rows / settings.processes
-    validation = validations * step_seconds(speeds, StepWork(read, layer_passes / 3, 0.0))
+    validation = validations * step_seconds(speeds, validation_work(of))
     return TrainingTime(steps, step, validation, _saving_s(of, speeds, steps * step, validations), _start_s(of, speeds))
+
+
+def validation_work(of: Trained) -> StepWork:
+    """What each rank does in a validation: forward alone, without a teacher. ZeRO-3 gathers each weight once a pass."""
+    settings, passes = of.settings, validation_passes(of)
+    weights = BYTES[settings.compute_dtype] * of.student.parameters
+    gathered = Crossing(settings.parallel, settings.processes, passes, 0.0, weights, gathers=1)
+    return StepWork(
+        flops=forward_flops(of.student, of.validated) * settings.rows.validation_rows / settings.processes,
+        layer_passes=of.student.layers * passes / 3,
+        parameters=0.0,
+        link_bytes=crossing_bytes(gathered),
+    )
 
 
 def validation_passes(of: Trained) -> int:

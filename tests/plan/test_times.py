@@ -27,6 +27,7 @@ from essence.plan.times import (
     step_work,
     training_time,
     validation_passes,
+    validation_work,
 )
 from essence.record.plan_record import EvaluationEntry
 from essence.record.run_directory import RunDirectory
@@ -94,6 +95,21 @@ def test_validation_rows_are_packed_as_a_training_packs_them(tmp_path: Path) -> 
     validations = whole.settings.optimizer.epochs * whole.settings.validations_per_epoch
     expected = validations * whole.student.layers * validation_passes(whole)
     assert slow.validation_s - time.validation_s == pytest.approx(expected)
+
+
+def test_a_validation_under_zero3_gathers_each_weight_once_a_pass(tmp_path: Path) -> None:
+    *_, whole = bespoke(tmp_path)
+
+    def of(**changes: object) -> Trained:
+        return replace(whole, settings=whole.settings.model_copy(update=changes))
+
+    assert validation_work(whole).link_bytes == validation_work(of(parallel="single", processes=1)).link_bytes == 0.0
+    sharded = of(parallel="zero3", teacher_placement="sharded")
+    work, passes = validation_work(sharded), validation_passes(sharded)
+    assert work.link_bytes == 2 * QWEN3["4b"].parameters * passes / 2 and passes > 1
+    validations = whole.settings.optimizer.epochs * whole.settings.validations_per_epoch
+    longer = training_time(sharded, ASSUMED).validation_s - training_time(whole, ASSUMED).validation_s
+    assert longer == pytest.approx(validations * work.link_bytes / ASSUMED.link_bytes_per_s)
 
 
 def test_what_one_model_s_evaluations_change_counts_in_the_estimate(tmp_path: Path) -> None:
