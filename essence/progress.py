@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -150,6 +151,13 @@ class StageContext:
         folder = self.partial.parent / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def peak_memory_gib() -> float:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In KiB on Linux and in bytes on macOS.
+    return peak * (1 if sys.platform == "darwin" else 1024) / GIB
 
 
 def visible_gpus() -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +12,15 @@ from essence.engines.slurm.jobs import has_jobs, stage_jobs
 from essence.errors import HeldError, RecordError, SchedulerError, disk_error
 from essence.files import GIB
 from essence.record.live_records import read_spec
-from essence.record.removal import OF_AN_EXPERIMENT, REMOVING, Removable, kept_by_others, leftovers, removable
+from essence.record.removal import (
+    OF_AN_EXPERIMENT,
+    REMOVING,
+    Removable,
+    kept_by_others,
+    leftovers,
+    removable,
+    unused_compilations,
+)
 from essence.record.run_directory import RunDirectory, StageFolder, describe_holder, hold, holder_alive
 
 COMMAND = "invoke clean"
@@ -25,7 +33,9 @@ def clean(
 
     earlier: finished stages of earlier code too.
     """
-    found, left = removable(run_directory, experiment, earlier), leftovers(run_directory)
+    found = removable(run_directory, experiment, earlier)
+    left = dict.fromkeys(leftovers(run_directory), "left by a removal that was stopped")
+    left |= dict.fromkeys(unused_compilations(run_directory), "compiled in an environment that no stage here has")
     folders = [*found.stages, *([found.experiment] if found.experiment else [])]
     for folder in folders:
         if holder_alive(folder):
@@ -39,7 +49,7 @@ def clean(
     if found.earlier:
         stay = f"{len(found.earlier)} stage{'s' if len(found.earlier) > 1 else ''} finished under earlier code"
         console.print(f"{stay} stay; to remove them too, add --earlier", highlight=False)
-    if not folders + left:
+    if not (folders or left):
         console.print(f"{run_directory.root}: nothing to remove")
     elif not confirmed:
         count = len(folders) + len(left)
@@ -49,13 +59,13 @@ def clean(
     return 0
 
 
-def _lines(found: Removable, left: list[Path]) -> Iterator[str]:
+def _lines(found: Removable, left: Mapping[Path, str]) -> Iterator[str]:
     for folder, why in found.stages.items():
         yield f"{folder}: {_title(folder)}{why}{_of_link(folder)}"
     if found.experiment:
         yield f"{found.experiment}: plan, settings, report and cards{_of_link(found.experiment)}"
-    for folder in left:
-        yield f"{folder}: left by a removal that was stopped"
+    for folder, why in left.items():
+        yield f"{folder}: {why}"
 
 
 def _title(folder: Path) -> str:
@@ -76,7 +86,7 @@ def _size(folder: Path) -> int:
 
 
 def _remove_all(
-    run_directory: RunDirectory, experiment: str | None, found: Removable, left: list[Path], console: Console
+    run_directory: RunDirectory, experiment: str | None, found: Removable, left: Mapping[Path, str], console: Console
 ) -> None:
     """One folder after the other; a kill in between is made good by the same command."""
     try:

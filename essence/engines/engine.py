@@ -16,12 +16,14 @@ from essence.engines.gpu_pool import NO_GPUS, TakenGpus
 from essence.engines.image_builds import to_be_made
 from essence.engines.recipes import ImageRecipe
 from essence.engines.requirement import Requirement, asked
+from essence.evaluation.decoders.kept_compilations import KEPT
 from essence.paths import local_files
 from essence.plan.stage_plan import PlannedStage
 from essence.progress import visible_gpus
 from essence.record.facts import SCHEDULER_VARIABLES
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.settings import DownloadSettings, EnvironmentName, Resources, Spec, StageName
+from essence.settings.evaluation import SamplingSettings
 
 if TYPE_CHECKING:
     from essence.engines.slurm.slurm_engine import SlurmEngine
@@ -73,6 +75,16 @@ class Launch:
         """What follows `python`."""
         return ["-m", "essence.stages", self.stage, "--spec", str(self.folder.spec)]
 
+    @property
+    def written_folders(self) -> list[Path]:
+        """The stage's own folder, and what it shares with others."""
+        return [mount.source for mount in self.mounts if not mount.read_only]
+
+    def make_folders(self) -> None:
+        """Make the folders that the stage writes to: an engine of containers would make them root's."""
+        for folder in self.written_folders:
+            folder.mkdir(parents=True, exist_ok=True)
+
     def chosen_gpus(self) -> tuple[str, ...]:
         """Names of the GPUs that the stage gets; empty where it asks for none, or the caller's have no names."""
         return self.gpus or tuple(visible_gpus()[: self.resources.gpus])
@@ -103,6 +115,7 @@ def surroundings(stage: PlannedStage, run_directory: RunDirectory, gpus: TakenGp
     network = stage.stage == "download" and fetches(stage)
     read = [run_directory.stage(identifier).path for identifier in stage.inputs.values()]
     read += [*_local_source(stage), *_certificates(network)]
+    compiled = _compiled(stage, run_directory)
     return Launch(
         stage=stage.stage,
         stage_id=stage.id,
@@ -111,16 +124,43 @@ def surroundings(stage: PlannedStage, run_directory: RunDirectory, gpus: TakenGp
         folder=folder,
         mounts=(
             *(Mount(path, path, read_only=True) for path in dict.fromkeys(read)),
-            Mount(folder.path, folder.path, read_only=False),
+            *(Mount(path, path, read_only=False) for path in (folder.path, *compiled)),
         ),
         network=network,
         resources=stage.resources,
-        variables=stage_environment(stage.resources, network) | gpus.variables(),
+        variables=stage_environment(stage.resources, network) | _of_vllm(compiled) | gpus.variables(),
         user=(os.getuid(), os.getgid()),
         inputs=tuple(dict.fromkeys(stage.inputs.values())),
         gpus=gpus.names,
         held_open=gpus.descriptors,
     )
+
+
+def _compiled(stage: PlannedStage, run_directory: RunDirectory) -> tuple[Path, ...]:
+    """The folder in which vLLM keeps what it compiles; none of a stage that has no vLLM."""
+    settings = stage.settings
+    uses = isinstance(settings, SamplingSettings) and settings.decoder == "vllm"
+    return (run_directory.compiled(stage.environment),) if uses else ()
+
+
+def _of_vllm(compiled: tuple[Path, ...]) -> dict[str, str]:
+    """Where vLLM and what it compiles with keep their work.
+
+    vLLM compiles FlashInfer's sampler when it starts, and draws with its own where each request has a seed, as all of
+    the kit's have: compiling it is left out.
+    """
+    return {
+        name: value
+        for folder in compiled
+        for name, value in {
+            KEPT: str(folder),
+            "VLLM_CACHE_ROOT": str(folder / "vllm"),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            "TRITON_CACHE_DIR": str(folder / "triton"),
+            "FLASHINFER_WORKSPACE_BASE": str(folder / "flashinfer"),
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        }.items()
+    }
 
 
 def fetches(stage: PlannedStage) -> bool:

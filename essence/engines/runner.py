@@ -201,7 +201,9 @@ class Runner:
         if holder_alive(folder.path):
             self.display.waits(stage, describe_holder(folder.path))
         try:
-            process = self.engine.start(surroundings(stage, self.run_directory, gpus))
+            launch = surroundings(stage, self.run_directory, gpus)
+            launch.make_folders()
+            process = self.engine.start(launch)
         except KitError as error:
             gpus.leave()
             self._ended(stage, Exit(code=1, cause=str(error)), 0.0, summary)

@@ -50,7 +50,21 @@ class GenerateExecuted(Group):
     dtype: str | None = None
 
 
-class GenerateMore(CostMore):
+class GenerateLoad(CostMore):
+    """How the decoder ran in the last attempt; None where all completions were there before, where the decoder does not
+    count it, and in records of earlier versions."""
+
+    decoder_start_s: Number | None = None
+    """Seconds until it could take requests."""
+    decode_tokens_per_s: Number | None = None
+    """Tokens of completions a second, from then on, of all copies of the model together."""
+    key_value_tokens: int | None = None
+    """Tokens whose keys and values all copies together have room for."""
+    preemptions: int | None = None
+    """How often a sequence lost its keys and values to others, and was read again."""
+
+
+class GenerateMore(GenerateLoad):
     """What generation counts beside the cost of every stage."""
 
     prompt_tokens: int

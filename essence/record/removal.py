@@ -1,5 +1,6 @@
 """Stages that may be removed from a run directory: none that another plan or a report names, none of their inputs."""
 
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -149,6 +150,15 @@ def _replaced(run_directory: RunDirectory) -> set[str]:
 def leftovers(run_directory: RunDirectory) -> list[Path]:
     """What a removal that was killed has left."""
     return sorted(run_directory.stages.glob(f"{REMOVING}*"))
+
+
+def unused_compilations(run_directory: RunDirectory) -> list[Path]:
+    """What decoders compiled in environments that no stage here has, as far as their specs can be read."""
+    used: set[Path] = set()
+    for path in _stages(run_directory):
+        with contextlib.suppress(RecordError):
+            used.add(run_directory.compiled(read_spec(path / "spec.json").environment))
+    return sorted(set(run_directory.all_compiled.glob("*")) - used)
 
 
 def _stages(run_directory: RunDirectory) -> list[Path]:

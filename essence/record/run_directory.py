@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from typing import Literal
 import psutil
 
 from essence.errors import HeldError, MachineError
-from essence.files import flush_to_disk, write_json
+from essence.files import canonical_json, flush_to_disk, sha256_text, write_json
 from essence.record.live_records import Holder, ProgressRecord, look_at
 
 State = Literal["done", "running", "queued", "failed", "interrupted", "left"]
@@ -29,6 +29,7 @@ HOLDER_SILENT_S = 120.0
 LOCK_POLL_S = 0.1
 PROOFS = "prove"
 """Folder of what `invoke prove` has measured: a run directory of its own, of which no experiment knows."""
+COMPILED = "compiled"
 RESERVED = {
     "stages",
     "code",
@@ -40,6 +41,7 @@ RESERVED = {
     "holder.json",
     "export.json",
     PROOFS,
+    COMPILED,
 } | {
     "sha256sums",
     "ro-crate-metadata.json",
@@ -164,6 +166,15 @@ class RunDirectory:
     def proofs(self) -> "RunDirectory":
         """What `invoke prove` has measured of machines."""
         return RunDirectory(self.root / PROOFS)
+
+    @property
+    def all_compiled(self) -> Path:
+        """What decoders have compiled, a folder for each environment."""
+        return self.root / COMPILED
+
+    def compiled(self, environment: Mapping[str, str]) -> Path:
+        """What a decoder of this environment has compiled: kept from one start to the next, no part of any result."""
+        return self.all_compiled / sha256_text(canonical_json(dict(environment)))[:KEY_DIGITS]
 
     def stage(self, stage_id: str) -> StageFolder:
         return StageFolder(self.stages / stage_id)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from essence.files import canonical_json, sha256_text
+from essence.record.same_results import SAME_RESULTS
 from essence.record.syntax_tree import canonical
 from essence.settings import StageName
 
@@ -20,6 +21,8 @@ COUNTED = ("data", "sizes", "models", "distill", "evaluation")
 """Packages whose modules can change a result."""
 WITHOUT_EFFECT = {
     "essence.distill.event_files",  # curves for people, beside those in metrics.jsonl
+    "essence.evaluation.decoders.kept_compilations",  # where vLLM keeps what it compiles
+    "essence.evaluation.decoders.sharing",  # which copy decodes a request, as little in the key as how many there are
     "essence.evaluation.golds",  # stops a stage before it starts, and changes no completion and no verdict
 }
 TOYS = "essence.stages.tiny"
@@ -49,7 +52,13 @@ def module_hashes(stage: StageName) -> dict[str, str]:
         return package in COUNTED and name not in WITHOUT_EFFECT and (stage, package) != ("download", "distill")
 
     trees = {name: _source(name).tree for name in sorted(imported_modules(ENTRY[stage], counts))}
-    return {name: sha256_text(tree) for name, tree in trees.items() if tree != EMPTY}
+    return {name: _counted(name, sha256_text(tree)) for name, tree in trees.items() if tree != EMPTY}
+
+
+def _counted(module: str, tree_sha256: str) -> str:
+    """The hash that a module counts with: where a change is listed that changes no result, the one before it."""
+    change = SAME_RESULTS.get(module)
+    return change.counts_as if change and change.now == tree_sha256 else tree_sha256
 
 
 def runtime_sha256(stages: tuple[StageName, ...]) -> str:

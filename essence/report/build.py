@@ -19,6 +19,7 @@ from essence.report.claims.definition import CLAIMS_FILE, QUESTIONS_FILE
 from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import ClaimVerdict, judge, judge_questions, record_verdicts
 from essence.report.page.cost_claim import claim_tables
+from essence.report.page.decoding import decoding_rows
 from essence.report.page.findings import findings
 from essence.report.page.markdown import markdown_report
 from essence.report.page.page import render_page
@@ -134,6 +135,7 @@ def report_record(
         "questions": [question_record(one) for one in asked],
         "pictures": [_picture_record(picture) for picture in pictures(results)],
         "groups": [_group_record(results, group, drawn.get(group.key, ()), judged) for group in results.groups],
+        "decoding": [row.as_json() for row in decoding_rows(results)],
         "predicted_steps": [row.as_json() for row in predicted_rows(results)],
         "computed_costs": [table.as_json() for table in claim_tables(results)],
         "trained_rows": [asdict(row) for row in trained_rows(results)],

@@ -23,8 +23,16 @@ from pathlib import Path
 from typing import get_args
 
 from essence.errors import ExitCode, InputError, KitError, RecordError, disk_error
-from essence.files import sha256_file, write_json
-from essence.progress import Progress, StageContext, Stopped, StopRequest, die_with_launcher, stop_when_alone
+from essence.files import GIB, sha256_file, write_json
+from essence.progress import (
+    Progress,
+    StageContext,
+    Stopped,
+    StopRequest,
+    die_with_launcher,
+    peak_memory_gib,
+    stop_when_alone,
+)
 from essence.record.attempts import AttemptJournal, now
 from essence.record.facts import hardware, software
 from essence.record.input_checks import check_untouched, own_names
@@ -37,8 +45,6 @@ from essence.record.stage_records import MANIFESTS, read_manifest
 from essence.settings import Resources, Spec, StageName, TrainSettings
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.stages.watcher import ORPHAN_WAIT_S, Watcher
-
-KIB = 1 << 10
 
 
 def main() -> int:
@@ -194,15 +200,14 @@ def _cost(outcome: StageOutcome, wall_s: float, resources: Resources) -> Cost:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     torch = sys.modules.get("torch")
-    gpu_peak = torch.cuda.max_memory_allocated() / KIB**3 if torch and torch.cuda.is_available() else None
+    # A process that has allocated nothing knows nothing of the GPUs: others may have used them for it.
+    gpu_peak = torch.cuda.max_memory_allocated() / GIB or None if torch and torch.cuda.is_available() else None
     told = outcome.cost
-    # ru_maxrss is in KiB on Linux and in bytes on macOS.
-    peak_kib = usage.ru_maxrss / (KIB if sys.platform == "darwin" else 1)
     return Cost(
         wall_s=round(wall_s, 3),
         cpu_s=round(usage.ru_utime + usage.ru_stime + children.ru_utime + children.ru_stime, 3),
         gpu_hours=round(wall_s * resources.gpus * resources.nodes / 3600, 6),
-        peak_memory_gib=round(peak_kib / KIB**2 if told.peak_memory_gib is None else told.peak_memory_gib, 4),
+        peak_memory_gib=round(peak_memory_gib() if told.peak_memory_gib is None else told.peak_memory_gib, 4),
         peak_gpu_memory_gib=gpu_peak if told.peak_gpu_memory_gib is None else told.peak_gpu_memory_gib,
         energy_j=told.energy_j,
         tokens=told.tokens,

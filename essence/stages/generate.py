@@ -1,14 +1,16 @@
 """Stage `generate`: sample every problem of a benchmark from one model into samples.jsonl."""
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from essence.errors import InputError
 from essence.evaluation.benchmarks import read_problems
-from essence.evaluation.decoders import DecoderFacts, DecodeSettings, open_decoder
+from essence.evaluation.decoders import DecoderFacts, DecoderLoad, DecodeSettings, open_decoder
 from essence.evaluation.golds import check_golds, golds_of
 from essence.evaluation.requests import (
     FINISH_REASONS,
@@ -37,6 +39,16 @@ from essence.settings import GenerateSettings
 SAMPLES_FILE = "samples.jsonl"
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How the decoder ran in this attempt; of one that had nothing to do, that it did not."""
+
+    facts: DecoderFacts
+    decoding_s: float | None = None
+    """After it could take requests."""
+    load: DecoderLoad = field(default_factory=DecoderLoad)
+
+
 def run(settings: GenerateSettings, context: StageContext) -> GenerateOutcome:
     """Generate; inputs `model` (Hugging Face folder at `settings.model_folder`) and `problems`.
 
@@ -60,20 +72,17 @@ def run(settings: GenerateSettings, context: StageContext) -> GenerateOutcome:
     stop_ids = stop_token_ids(folder, tokenizer, settings.stop_at_turn_end)
     told = DecodeSettings(folder, tuple(stop_ids), settings, context.resources)
     context.progress.update("generate", len(present), len(requests), "samples")
-    facts: DecoderFacts = {"decoder": settings.decoder}
+    decoding = Decoding({"decoder": settings.decoder})
     if not complete:
-        facts = _generate(requests, present, told, Recorder(tokenizer, stop_ids, told.loops), context)
+        decoding = _generate(requests, present, told, Recorder(tokenizer, stop_ids, told.loops), context)
     path = context.partial / SAMPLES_FILE
     samples = put_in_order(path, read_lines(path, SampleLine), requests)
     check_as_declared(samples, requests, stop_ids)
     return GenerateOutcome(
         results=_results(prompts, samples),
         data=GenerateData(prompts_sha256=sha256_text(canonical_json([[p.problem, p.token_ids] for p in prompts]))),
-        executed=_executed(told, prompts, requests, samples, facts, sha256_text(tokenizer.get_chat_template())),
-        cost=StageCost(
-            tokens=sum(sample.tokens for sample in samples),
-            more=GenerateMore(prompt_tokens=sum(len(request.prompt.token_ids) for request in requests)),
-        ),
+        executed=_executed(told, prompts, requests, samples, decoding.facts, tokenizer),
+        cost=_cost(decoding, requests, samples, sum(line.tokens for line in present)),
         seeds={"generate": settings.seed},
     )
 
@@ -92,14 +101,35 @@ def _generate(
     told: DecodeSettings,
     record: Recorder,
     context: StageContext,
-) -> DecoderFacts:
-    """Add to samples.jsonl what is not `present`; facts about the decoder."""
-    path = context.partial / SAMPLES_FILE
+) -> Decoding:
+    """Add to samples.jsonl what is not `present`; how the decoder ran."""
+    path, began = context.partial / SAMPLES_FILE, time.perf_counter()
     with closing(open_decoder(told)) as decoder:
         for done in generate_samples(requests, present, decoder, record, path):
             context.progress.update("generate", done, len(requests), "samples")
             context.stop.check()
-        return decoder.facts
+        load, took_s = decoder.load(), time.perf_counter() - began
+        return Decoding(decoder.facts, took_s - (load.start_s or 0.0), load)
+
+
+def _cost(
+    decoding: Decoding, requests: Sequence[Request], samples: Sequence[SampleLine], tokens_before: int
+) -> StageCost:
+    """What it took. `tokens_before`: of completions that earlier attempts left."""
+    tokens, load = sum(sample.tokens for sample in samples), decoding.load
+    more = GenerateMore(
+        prompt_tokens=sum(len(request.prompt.token_ids) for request in requests),
+        decoder_start_s=load.start_s,
+        decode_tokens_per_s=(tokens - tokens_before) / decoding.decoding_s if decoding.decoding_s else None,
+        key_value_tokens=load.key_value_tokens,
+        preemptions=load.preemptions,
+    )
+    return StageCost(
+        tokens=tokens,
+        more=more,
+        peak_memory_gib=load.peak_memory_gib,
+        peak_gpu_memory_gib=load.peak_gpu_memory_gib,
+    )
 
 
 def _executed(
@@ -108,7 +138,7 @@ def _executed(
     requests: list[Request],
     samples: list[SampleLine],
     facts: DecoderFacts,
-    template_sha256: str,
+    tokenizer: Any,
 ) -> GenerateExecuted:
     caps = [request.max_new_tokens for request in requests]
     lengths = [len(prompt.token_ids) for prompt in prompts]
@@ -121,7 +151,7 @@ def _executed(
         stop_loops=told.generate.stop_loops,
         **facts,
         stop_token_ids=list(told.stop_ids),
-        template_sha256=template_sha256,
+        template_sha256=sha256_text(tokenizer.get_chat_template()),
         dtype=told.generate.dtype,
     )
 

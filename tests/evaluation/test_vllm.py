@@ -22,11 +22,13 @@ if importlib.util.find_spec("vllm") is None and not required("vllm"):
 from essence.errors import MachineError
 from essence.evaluation.benchmarks import Problem
 from essence.evaluation.decoders import Decoder, DecodeSettings
+from essence.evaluation.decoders.kept_compilations import KEPT
 from essence.evaluation.decoders.replicas import Replicas, gpus_of_copy
 from essence.evaluation.decoders.transformers import TransformersDecoder
 from essence.evaluation.decoders.vllm import VllmDecoder, replicas
 from essence.evaluation.requests import Completion, Request, RequestKey, plan_requests, render_prompts
 from essence.models.loading import load_tokenizer
+from essence.record.evaluation_records import GenerateMore
 from essence.record.outcomes import GenerateOutcome
 from essence.settings import GenerateSettings
 from essence.stages import generate
@@ -142,14 +144,44 @@ def test_loops_end_early_and_are_cut_at_the_same_token(inputs: dict[str, Path], 
         assert key not in loops or len(completion.token_ids) < len(whole[key].token_ids)
 
 
-def test_two_copies_give_what_one_gives(inputs: dict[str, Path], engine: VllmDecoder) -> None:
-    """Two processes, each with its share of the requests; greedy and float32, so that batches do not matter."""
-    requests = requests_of(inputs, GREEDY)
-    alone = decode(asked_of(engine, GREEDY), requests)
-    with closing(Replicas(told(inputs, GREEDY), copies=2)) as pair:
+def test_two_copies_give_what_one_gives(
+    inputs: dict[str, Path], engine: VllmDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that take requests from each other; in float32 it does not matter who decodes what."""
+    asked = settings(decoder="vllm", samples=12, max_new_tokens=40, batch_sequences=4)
+    requests = requests_of(inputs, asked)
+    alone = decode(asked_of(engine, asked), requests)
+    monkeypatch.setenv(KEPT, str(tmp_path / "compiled"))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "compiled" / "vllm"))
+    with closing(Replicas(told(inputs, asked), copies=2)) as pair:
         together = decode(pair, requests)
         assert pair.facts["replicas"] == 2
+        rest = decode(pair, requests, {request.key for request in requests[5:]})
+        load = pair.load()
     assert {key: c.token_ids for key, c in together.items()} == {key: c.token_ids for key, c in alone.items()}
+    assert {key: c.token_ids for key, c in rest.items()} == {r.key: alone[r.key].token_ids for r in requests[:5]}
+    own = engine.load()
+    assert own.key_value_tokens and own.peak_memory_gib and own.preemptions == 0 and own.peak_gpu_memory_gib is None
+    # Four sequences of 256 tokens each in whole blocks, and one block more each.
+    assert load.key_value_tokens and load.key_value_tokens >= 2 * 4 * 256 and load.preemptions == 0
+    assert load.peak_memory_gib and load.peak_memory_gib > 1.5 * own.peak_memory_gib
+    assert any((tmp_path / "compiled" / "vllm").rglob("*")) and not list((tmp_path / "compiled").glob(".starting-*"))
+
+
+def test_sequences_that_are_put_back_are_counted(inputs: dict[str, Path], engine: VllmDecoder) -> None:
+    """The scheduler puts sequences back, and says how often; no completion changes by it."""
+    asked = settings(decoder="vllm", samples=4, max_new_tokens=24, temperature=0.0)
+    requests = requests_of(inputs, asked)
+    whole = decode(asked_of(engine, asked), requests)
+    before, scheduler = engine.load().preemptions, engine.llm.llm_engine.engine_core.engine_core.scheduler
+    put_back = 0
+    found: dict[RequestKey, Completion] = {}
+    for some in asked_of(engine, asked).complete(requests, frozenset()):
+        found.update({request.key: completion for request, completion in some})
+        if not put_back and not found and scheduler.running:
+            put_back = scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert put_back and before is not None and (engine.load().preemptions or 0) > before
+    assert {key: c.token_ids for key, c in found.items()} == {key: c.token_ids for key, c in whole.items()}
 
 
 def test_each_copy_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Path]) -> None:
@@ -203,6 +235,9 @@ def test_killed_three_times_each_sample_once(
     assert [(r["problem"], r["sample"]) for r in records] == [(str(p), s) for p in range(5) for s in range(40)]
     outcome = GenerateOutcome.model_validate_json((tmp_path / "outcome.json").read_text())
     assert outcome.results.samples == 200 and outcome.executed.decoder == decoder
+    more = GenerateMore.model_validate(outcome.cost.more.model_dump())
+    assert more.decoder_start_s and more.decode_tokens_per_s
+    assert (more.key_value_tokens is None, more.preemptions) == ((True, None) if decoder != "vllm" else (False, 0))
 
 
 def count_lines(file: Path) -> int:

@@ -293,3 +293,21 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(run: MadeUp) -> None:
             run.clean()
     finally:
         (run.root / "stages").chmod(0o700)
+
+
+def test_what_was_compiled_goes_with_the_last_stage_of_its_environment(tmp_path: Path) -> None:
+    runs = RunDirectory(tmp_path)
+    made = MadeUp(tmp_path)
+    stage = runs.stage(made.stage("generate", 0))
+    spec = json.loads(stage.spec.read_text())
+    stage.spec.write_text(json.dumps({**spec, "environment": {"lock_sha256": "a"}}))
+    made.experiment("one", [stage.path.name])
+    used, unused = (runs.compiled({"lock_sha256": lock}) for lock in "ab")
+    for folder in (used, unused):
+        (folder / "vllm").mkdir(parents=True)
+    said = io.StringIO()
+    clean(runs, None, confirmed=False, console=Console(file=said, width=400))
+    assert f"would remove {unused}: compiled in an environment that no stage here has" in said.getvalue()
+    assert unused.is_dir() and str(used) not in said.getvalue()
+    clean(runs, None, confirmed=True, console=Console(file=io.StringIO()))
+    assert used.is_dir() and not unused.exists()

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from essence.files import canonical_json, sha256_text
 from essence.plan.experiment import PROJECT
-from essence.record.source_key import ENTRY, module_hashes
+from essence.record.same_results import SAME_RESULTS
+from essence.record.source_key import ENTRY, module_hashes, parsed
 from essence.record.syntax_tree import canonical
 from essence.settings import StageName
 from support.kit_copy import STATEMENT, KitCopy
@@ -37,6 +39,16 @@ def test_the_modules_that_count_are_the_golden_ones() -> None:
     if os.environ.get("ESSENCE_RENEW_GOLDEN"):
         GOLDEN.write_text(found)
     assert found == GOLDEN.read_text(), f"to renew: {RENEW}"
+
+
+@pytest.mark.parametrize("module", SAME_RESULTS)
+def test_a_change_that_is_said_to_change_no_result_is_the_one_that_was_read(module: str) -> None:
+    """Another one counts: the entry goes, and with it stages are renewed, or it is read and entered in its place."""
+    change = SAME_RESULTS[module]
+    found = sha256_text(canonical_json(canonical(parsed(module))))
+    assert found == change.now, f"{module} counts again as it is (now {found}): remove or renew its entry"
+    counted = {hashes[module] for stage in ENTRY if module in (hashes := module_hashes(stage))}
+    assert counted == {change.counts_as} and change.now != change.counts_as
 
 
 @pytest.mark.parametrize("stage", ENTRY)

@@ -94,7 +94,18 @@ def test_trainings_stand_beside_what_their_machine_s_proof_predicts(tmp_path: Pa
         record["cost"]["more"] = {"training_s": 4.0 * steps, "training_flops": 1e12 * steps}
         file.write_text(json.dumps({**record, "seal": seal_of(record)}))
     proof(run.root, "prove_training-00000000000000a1", "2026-07-01T00:00:00+00:00", "laptop", 2e-12)
+    (generated, *_) = sorted(run.root.glob("stages/generate-*/manifest.json"))
+    record = json.loads(generated.read_text())
+    counts = {"decoder_start_s": 61.5, "decode_tokens_per_s": 4321.0, "key_value_tokens": 98765, "preemptions": 3}
+    record["cost"]["more"] = {"prompt_tokens": 7, **counts}
+    generated.write_text(json.dumps({**record, "seal": seal_of(record)}))
     page = write_report(run.root, run.experiment)
+    (decoded,) = json.loads((page.parent / "report.json").read_text())["decoding"]
+    assert [decoded[name] for name in ("start_s", "tokens_per_s", "key_value_tokens", "preemptions")] == [
+        *counts.values()
+    ]
+    for text in (page.read_text(), (page.parent / "report.md").read_text()):
+        assert "How completions were decoded" in text and "4,321" in text and "98,765" in text
     told = json.loads((page.parent / "report.json").read_text())["predicted_steps"]
     assert told and all((row["measured_s"], row["predicted_s"]) == (4.0, 2.0) for row in told)
     for text in (page.read_text(), (page.parent / "report.md").read_text()):

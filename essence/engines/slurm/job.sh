@@ -47,6 +47,9 @@ module load {{ site.modules | map('quoted') | join(' ') }}
 # The stage has the limits of this shell, in its container too.
 prlimit --pid=$$ {{ limit_words }} || { echo "this node does not grant {{ limit_words }} (resources.ulimits)"; exit 2; }
 {% endif %}
+{% if shared_folders %}
+mkdir -p {{ shared_folders | map('quoted') | join(' ') }}
+{% endif %}
 cat > {{ spec_file | quoted }} <<'ESSENCE_SPEC'
 {{ spec }}
 ESSENCE_SPEC

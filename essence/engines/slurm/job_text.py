@@ -85,6 +85,8 @@ class JobValues(TypedDict):
     memory_mib: int
     limit_words: str
     keeps_progress: bool
+    shared_folders: list[str]
+    """What the stage writes to beside its own folder."""
     mounts: str
     scrub: str
     scrub_apptainer: str
@@ -121,6 +123,7 @@ def _job_values(job: Job, site: Site) -> JobValues:
         "memory_mib": int(resources.memory_gib * MIB_IN_GIB) or limits.memory_gib * MIB_IN_GIB,
         "limit_words": slurm_limits(resources.ulimits),
         "keeps_progress": around.stage not in KEEPS_NOTHING,
+        "shared_folders": [str(folder) for folder in around.written_folders if folder != around.folder.path],
         "mounts": ",".join(mount_words(around, site)),
         "scrub": SCRUB,
         "scrub_apptainer": SCRUB_APPTAINER,
@@ -170,7 +173,7 @@ def submit_text(jobs: list[tuple[Job, str]]) -> str:
     values = [
         {
             "stage_id": job.surroundings.stage_id,
-            "folder": str(job.surroundings.folder.path),
+            "folders": [str(folder) for folder in job.surroundings.written_folders],
             "variable": variable(job.surroundings.stage_id),
             "identifier": _identifier(job.surroundings.stage_id),
             "after": [_identifier(before) for before in job.after if before in known],

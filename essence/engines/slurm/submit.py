@@ -73,7 +73,7 @@ class Submission:
         folder = job.surroundings.folder.path
         text = batch_text(job, self.site)
         there = folder.is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
+        job.surroundings.make_folders()
         try:
             return self._submit(folder, text, needed, ending)
         except SilentSchedulerError:

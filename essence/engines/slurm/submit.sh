@@ -4,7 +4,7 @@ set -euo pipefail
 {{ scrub_client }} || true
 {% for job in jobs %}
 
-mkdir -p {{ job.folder | quoted }}
+mkdir -p {{ job.folders | map('quoted') | join(' ') }}
 {{ job.variable }}=$(sbatch --parsable --export=ALL --kill-on-invalid-dep=yes{% if job.after %} --dependency="afterok:{{ job.after | join(':') }}"{% endif %} <<'ESSENCE_JOB'
 {{ job.text }}
 ESSENCE_JOB

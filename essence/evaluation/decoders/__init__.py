@@ -28,10 +28,30 @@ class DecoderFacts(TypedDict):
     seed: NotRequired[int]
 
 
+@dataclass(frozen=True)
+class DecoderLoad:
+    """What a decoder took of the machine, all its copies together; None = not known."""
+
+    start_s: float | None = None
+    """Seconds until the last copy could take requests."""
+    key_value_tokens: int | None = None
+    """Tokens whose keys and values there is room for."""
+    preemptions: int | None = None
+    """How often a sequence lost its keys and values to others, and was read again."""
+    peak_memory_gib: float | None = None
+    """Main memory: largest of each process, added up."""
+    peak_gpu_memory_gib: float | None = None
+    """The same of what PyTorch allocated on GPUs. Unknown where several processes share a copy."""
+
+
 class Decoder(Protocol):
     """Requests in, completions out."""
 
     facts: DecoderFacts
+
+    def load(self) -> DecoderLoad:
+        """What it took up to now."""
+        ...
 
     def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
         """Decode what is not `present`; yield what has finished since the last time, often nothing."""

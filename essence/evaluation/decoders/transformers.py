@@ -14,7 +14,7 @@ import transformers
 from transformers import DynamicCache
 
 from essence.errors import MachineError
-from essence.evaluation.decoders import DecoderFacts, DecodeSettings, Finished
+from essence.evaluation.decoders import DecoderFacts, DecoderLoad, DecodeSettings, Finished
 from essence.evaluation.loops import LOOK_EVERY_TOKENS, ends_in_loop
 from essence.evaluation.requests import Completion, FinishReason, Request, RequestKey
 from essence.models.loading import load_model
@@ -27,7 +27,9 @@ class TransformersDecoder:
         """Load the model; MachineError when GPUs are promised and there is none."""
         asked, gpus = settings.generate, settings.resources.gpus
         torch.set_num_threads(settings.resources.threads)
+        began = time.perf_counter()
         self.model = _load(settings, gpus)
+        self.start_s = time.perf_counter() - began
         self.stop_ids = frozenset(settings.stop_ids)
         self.temperature, self.top_p, self.batch = asked.temperature, asked.top_p, asked.batch_sequences
         self.loops = settings.loops
@@ -40,6 +42,10 @@ class TransformersDecoder:
             if not all(member.key in present for member in members):
                 completions = yield from self._decode(members)
                 yield list(zip(members, completions, strict=True))
+
+    def load(self) -> DecoderLoad:
+        """Its memory is that of this process, as the stage measures it."""
+        return DecoderLoad(start_s=self.start_s)
 
     def close(self) -> None:
         del self.model

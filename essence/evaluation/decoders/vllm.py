@@ -3,23 +3,27 @@
 The engine runs in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0): which requests share a step then depends on the
 requests alone, and not on how two processes happened to run. All requests are handed over at once; vLLM shares the
 keys and values of a problem's prompt among its samples. Where there are GPUs for several copies of the model, each copy
-has a process and a fixed share of the requests (essence/evaluation/decoders/replicas.py).
+has a process and takes requests from what is left (essence/evaluation/decoders/replicas.py).
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import psutil
 import torch
 
 from essence.errors import InputError, MachineError
-from essence.evaluation.decoders import Decoder, DecoderFacts, DecodeSettings, Finished
+from essence.evaluation.decoders import Decoder, DecoderFacts, DecoderLoad, DecodeSettings, Finished
 from essence.evaluation.decoders.installed import vllm_version
+from essence.evaluation.decoders.kept_compilations import kept_compilations
+from essence.evaluation.decoders.sharing import ROUND_STEPS, Handed
 from essence.evaluation.loops import LOOK_EVERY_TOKENS, ends_in_loop
 from essence.evaluation.requests import Completion, FinishReason, Request, RequestKey
-from essence.files import read_json
+from essence.files import GIB, read_json
 from essence.models.loading import check_values
+from essence.progress import peak_memory_gib
 from essence.sizes.architecture import Architecture
 
 CPU_BLOCK_TOKENS = 128
@@ -27,6 +31,7 @@ CPU_BLOCK_TOKENS = 128
 CPU_STEP_TOKENS = 4096
 """Tokens that one step reads and writes on a CPU, all sequences together; more where one sequence may be longer."""
 BYTES = {"float32": 4, "bfloat16": 2}
+PREEMPTIONS = "vllm:num_preemptions"
 VARIABLES = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -61,6 +66,7 @@ class VllmDecoder:
 
     def __init__(self, settings: DecodeSettings) -> None:
         """Load the model."""
+        began = time.perf_counter()
         os.environ.update(VARIABLES)
         version = vllm_version()
         # Before vLLM is imported: it lets no one change the number afterwards.
@@ -69,9 +75,12 @@ class VllmDecoder:
 
         options = _engine_options(settings)
         try:
-            self.llm = LLM(**options)
+            with kept_compilations():
+                self.llm = LLM(**options)
         except ValueError as error:
             raise InputError(f"vLLM cannot run {settings.model}: {str(error).splitlines()[0]}") from error
+        self.start_s = time.perf_counter() - began
+        self.preempted_before = self._preempted()
         self.loops = settings.loops
         self.sampling = settings.generate
         self.stop_ids = list(settings.stop_ids)
@@ -84,25 +93,63 @@ class VllmDecoder:
             "seed": options["seed"],
         }
 
-    def complete(self, requests: Sequence[Request], present: Collection[RequestKey]) -> Iterator[list[Finished]]:
-        """Hand over all that is missing; after every step of the engine yield what it has finished."""
-        engine = self.llm.llm_engine
-        asked = {str(number): request for number, request in enumerate(requests) if request.key not in present}
+    def complete(
+        self,
+        requests: Sequence[Request],
+        present: Collection[RequestKey],
+        more: Callable[[int], Handed] | None = None,
+    ) -> Iterator[list[Finished]]:
+        """Hand over all that is missing; after every step of the engine yield what it has finished.
+
+        more: asked for further requests after every `ROUND_STEPS` steps, or when there is nothing to do; it is given
+        the number of requests that wait.
+        """
+        asked: dict[str, Request] = {}
         growing: dict[str, list[int]] = {}
         try:
-            for name, request in asked.items():
-                growing[name] = []
-                engine.add_request(name, self._prompt(request), self._parameters(request))
-            while growing:
-                yield [(asked[name], completion) for name, completion in self._step(growing)]
+            self._add([request for request in requests if request.key not in present], asked, growing)
+            steps = 0
+            while growing or more:
+                if more and (steps == ROUND_STEPS or not growing):
+                    handed, steps = more(self._waiting()), 0
+                    self._add(handed.requests, asked, growing)
+                    more = None if handed.last else more
+                else:
+                    yield [(asked[name], completion) for name, completion in self._step(growing)]
+                    steps += 1
         finally:
             if growing:
-                engine.abort_request(list(growing))
+                self.llm.llm_engine.abort_request(list(growing))
+
+    def load(self) -> DecoderLoad:
+        """Of this process; where others share its copy, what they allocate on their GPUs is not known here."""
+        alone = self.facts["tensor_parallel_size"] == 1 and torch.cuda.is_available()
+        return DecoderLoad(
+            start_s=self.start_s,
+            key_value_tokens=self.llm.llm_engine.vllm_config.cache_config.kv_cache_size_tokens,
+            preemptions=self._preempted() - self.preempted_before,
+            peak_memory_gib=peak_memory_gib(),
+            peak_gpu_memory_gib=torch.cuda.max_memory_allocated() / GIB if alone else None,
+        )
 
     def close(self) -> None:
         """Give the memory back to this process."""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+
+    def _add(self, requests: Sequence[Request], asked: dict[str, Request], growing: dict[str, list[int]]) -> None:
+        for request in requests:
+            name = str(len(asked))
+            asked[name], growing[name] = request, []
+            self.llm.llm_engine.add_request(name, self._prompt(request), self._parameters(request))
+
+    def _waiting(self) -> int:
+        """Requests that the engine has not begun, or has put back."""
+        return int(self.llm.llm_engine.engine_core.engine_core.scheduler.get_request_counts()[1])
+
+    def _preempted(self) -> int:
+        """Of all engines that this process has had."""
+        return sum(int(metric.value) for metric in self.llm.get_metrics() if metric.name == PREEMPTIONS)
 
     def _step(self, growing: dict[str, list[int]]) -> Iterator[tuple[str, Completion]]:
         """One step of the engine; `growing` loses what has finished."""

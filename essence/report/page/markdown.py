@@ -7,6 +7,7 @@ from essence.plan.cost_table import CostTable
 from essence.report.claims.verdict import ClaimVerdict
 from essence.report.page.claims_table import claim_rows
 from essence.report.page.cost_claim import claim_tables
+from essence.report.page.decoding import DECODING_COLUMNS, DecodingRow, decoding_rows
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.findings import findings
 from essence.report.page.predicted_times import PREDICTED_COLUMNS, PredictedRow, predicted_rows
@@ -45,6 +46,8 @@ def markdown_report(
         for row in trained_rows(results)
     ]
     parts += ["## What trainings met in their rows", "\n".join(met)] if met else []
+    decoded = decoding_rows(results)
+    parts += ["## How completions were decoded", _markdown_decoding(decoded)] if decoded else []
     predicted = predicted_rows(results)
     parts += ["## Steps, measured and predicted", _markdown_predicted(predicted)] if predicted else []
     tables = claim_tables(results)
@@ -64,6 +67,13 @@ def _markdown_rows(view: RowsView) -> str:
         found += [view.tokens.sections, view.tokens.lengths]
     lines += [f"- {markdown_text(line)}" for line in found]
     return "\n".join([*lines, *(_markdown_tokens(view.tokens) if view.tokens else [])])
+
+
+def _markdown_decoding(rows: list[DecodingRow]) -> str:
+    """A line for each generation, as a GitHub table."""
+    head = [_markdown_line(list(DECODING_COLUMNS)), _markdown_line([":--", *["--:"] * (len(DECODING_COLUMNS) - 1)])]
+    lines = [_markdown_line([f"[{markdown_text(row.title)}]({row.link})", *row.line[1:]]) for row in rows]
+    return "\n".join([*head, *lines])
 
 
 def _markdown_predicted(rows: list[PredictedRow]) -> str:

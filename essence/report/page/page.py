@@ -15,6 +15,7 @@ from essence.report.page import reported
 from essence.report.page.browse import browser_data
 from essence.report.page.claims_table import claim_rows, claims_lead, claims_summary, headline
 from essence.report.page.cost_claim import claim_tables
+from essence.report.page.decoding import DECODING_COLUMNS, decoding_rows
 from essence.report.page.endings import ENDING_COLUMNS, EndingRow, ending_rows
 from essence.report.page.explore import embedded, explore_data, script, script_hash
 from essence.report.page.findings import COST_NAMES, arm_at, findings
@@ -128,6 +129,8 @@ def render_page(
         lsp_columns=LSP_COLUMNS,
         cost_columns=list(COST_COLUMNS),
         claim_tables=claim_tables(results),
+        decoded=decoding_rows(results),
+        decoding_columns=DECODING_COLUMNS,
         predicted=predicted_rows(results),
         predicted_columns=PREDICTED_COLUMNS,
         settings=settings_facts(results),

@@ -1,0 +1,42 @@
+"""Changes of modules that change no result: with them a module counts in keys as it was before them."""
+
+from typing import NamedTuple
+
+
+class Unchanged(NamedTuple):
+    """Two states of a module that give the same results, as hashes of its syntax tree."""
+
+    now: str
+    """As the module is; a further change counts again, as its tree has another hash."""
+    counts_as: str
+    """As finished stages were made with it."""
+
+
+SAME_RESULTS: dict[str, Unchanged] = {
+    # What a decoder took is reported.
+    "essence.evaluation.decoders": Unchanged(
+        now="148bca3bf59b62fd0e324e5d64e86c904646ed59fe0a851584902b9f8618a9ff",
+        counts_as="ee571a4dd39a106545e1cb49424597db95c9da372fff7f99fc599a898a324a05",
+    ),
+    # Copies start once, and share requests out while they decode: as little in the key as their number.
+    "essence.evaluation.decoders.replicas": Unchanged(
+        now="5169b4f39e8c1a4b7372ceeca6f6ec575c6d160492ce9564ba9920b08e4821f1",
+        counts_as="7f578d964b08230cbe298ab161f65e14a141ab3de61f21c02fb276d473779160",
+    ),
+    # What it took is reported.
+    "essence.evaluation.decoders.transformers": Unchanged(
+        now="3f87ab95eac9bb77f7dd86685fc198b1e3b7fc26176805c9fea07b727793c875",
+        counts_as="54aa14848c2a92cff5f7ef52d80586482d235410f5c36861ed884f5dc897b878",
+    ),
+    # Requests can be handed over in parts, as copies get them; what the engine took is reported.
+    "essence.evaluation.decoders.vllm": Unchanged(
+        now="60dda009dc4aa53fb67521405905e640cd10ae075049c38129d081d7061bb1ab",
+        counts_as="f8062eeb62cb13e29842b6eb49e66a6753737012b98beb4214ed7d539aede3b8",
+    ),
+    # What the decoder took is recorded.
+    "essence.stages.generate": Unchanged(
+        now="d255a33cccd71e6a174558b87fe38bb8ee78474f9ac782f997e6b31932404d67",
+        counts_as="d400e7a909741e20a6fc22061ded10436a95a2a5d36cde3970ff2d8de1f4e47d",
+    ),
+}
+"""Module -> its change, each with its reason. `tests/record/test_source_key.py` refuses one that no longer holds."""
