@@ -49,7 +49,7 @@ def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOut
     with closing(open_decoder(settings)) as decoder:
         start_s = time.perf_counter() - started
         check = _seeds(decoder, asked, sizes)
-        loads = [(sequences, context_) for sequences in asked.sequences for context_ in asked.contexts]
+        loads = timed_loads(asked, decoder.load().key_value_tokens)
         seconds = []
         for place, (sequences, tokens) in enumerate(loads):
             context.stop.check()
@@ -134,6 +134,20 @@ def _completed(decoder: Decoder, requests: Sequence[Request]) -> dict[str, list[
     for finished in decoder.complete(requests, frozenset()):
         found.update({request.prompt.problem: completion.token_ids for request, completion in finished})
     return found
+
+
+def timed_loads(asked: ProveDecodingSettings, room: int | None) -> list[tuple[int, int]]:
+    """Sequences and tokens of their prompts, each pair once; of sequences no more than the decoder has room for.
+
+    What found no room would wait, and a step would be taken for one of more sequences than it had. `room`: tokens whose
+    keys and values there is room for; None = not known.
+    """
+    loads: dict[tuple[int, int], None] = {}
+    for sequences in asked.sequences:
+        for tokens in asked.contexts:
+            held = sequences if room is None else max(1, room // (tokens + asked.new_tokens))
+            loads[min(sequences, held), tokens] = None
+    return list(loads)
 
 
 def _step_seconds(

@@ -89,6 +89,19 @@ def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_pat
         assert fit.cache_byte_s == pytest.approx(ASSUMED.cache_byte_s)
 
 
+def test_no_more_sequences_are_timed_than_a_small_card_has_room_for(tmp_path: Path) -> None:
+    """Keys and values of 4,096 tokens and 33 more for 60 sequences, of twelve layers on a card of 24 GB."""
+    from essence.stages.prove_decoding import timed_loads
+
+    whole = {"sequences": [1, 32, 128], "contexts": [1024, 4096], "new_tokens": 33}
+    decoding = asked(tmp_path)[1].model_copy(update=whole)
+    every = [(count, tokens) for count in (1, 32, 128) for tokens in (1024, 4096)]
+    assert timed_loads(decoding, None) == timed_loads(decoding, 128 * 4129) == every
+    assert timed_loads(decoding, 60 * 4129) == [*every[:-1], (60, 4096)]
+    assert timed_loads(decoding, 20 * 4129) == [(1, 1024), (1, 4096), (32, 1024), (20, 4096), (78, 1024)]
+    assert timed_loads(decoding, 100) == [(1, 1024), (1, 4096)]
+
+
 def test_seeds_hold_where_what_was_read_of_a_prompt_is_kept(tmp_path: Path) -> None:
     """A decoder that rounds otherwise where it reads a prompt for the first time keeps its seeds all the same."""
     from essence.evaluation.requests import Completion
