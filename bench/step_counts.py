@@ -3,9 +3,10 @@
 `python bench/step_counts.py [--student qwen3-4b-base] [--teacher qwen3-8b] [--tokens 2500]`
 
 One row in one pass, on one device that holds all: with float32 weights under autocast, as trainings were, and with
-bfloat16 weights over float32 masters, with and without recomputation. `tests/support/step_counts.py` says what a launch
-and a byte are, tests/distill/test_step_counts.py compares the count with PyTorch's profiler. A count is the same on
-every machine; it is no time. Writes bench/results/step_counts.json.
+bfloat16 weights over float32 masters, with and without recomputation; and the last two with compiled decoder layers,
+of which the compiler's plan is counted (`tests/support/compiled_counts.py`). `tests/support/step_counts.py` says what a
+launch and a byte are, tests/distill/test_step_counts.py compares the count with PyTorch's profiler. A count is the same
+on every machine; it is no time. Writes bench/results/step_counts.json.
 """
 
 import argparse
@@ -20,7 +21,9 @@ from measurement import at_start, refuse_without_peers  # noqa: E402
 from essence.files import write_json  # noqa: E402
 from essence.plan.experiment import load  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
-from support.counted_step import CountedStep, counted_step  # noqa: E402
+from support.compiled_counts import LayerCounts  # noqa: E402
+from support.counted_step import CompiledStep, CountedStep, compiled_step, counted_step  # noqa: E402
+from support.step_counts import StepCounts  # noqa: E402
 
 FORMS = {"autocast, recomputed": (False, True), "masters, recomputed": (True, True), "masters, kept": (True, False)}
 MOST_OPERATIONS = 12
@@ -35,6 +38,39 @@ def described(step: CountedStep) -> dict[str, object]:
         "peak_bytes": step.peak_bytes,
         "most_launches": dict(step.in_pass.by_operation.most_common(MOST_OPERATIONS)),
         "most_bytes": dict(step.in_pass.bytes_by_operation.most_common(MOST_OPERATIONS)),
+    }
+
+
+def compiled(step: CompiledStep, recomputed: bool) -> dict[str, object]:
+    return {
+        "launches": step.launches(recomputed),
+        "bytes_beside_products": step.bytes_beside_products(recomputed),
+    }
+
+
+def parts_of(step: CompiledStep) -> dict[str, object]:
+    """What compiled steps are counted from."""
+    return {
+        "around the layers": of_counts(step.around),
+        "sums of gradients": of_counts(step.summed),
+        "student_layer": {**of_layer(step.student), "kept_bytes": step.student.kept_bytes},
+        "teacher_layer": of_layer(step.teacher),
+    }
+
+
+def of_counts(counts: StepCounts) -> dict[str, object]:
+    return {"launches": counts.launches, "bytes_beside_products": counts.bytes_beside_products}
+
+
+def of_layer(counts: LayerCounts) -> dict[str, object]:
+    passes = {"forward": counts.forward, "backward": counts.backward}
+    return {
+        name: {
+            "launches": dict(one.by_operation.most_common()),
+            "bytes_beside_products": one.bytes_beside_products,
+        }
+        for name, one in passes.items()
+        if one
     }
 
 
@@ -53,8 +89,10 @@ def main() -> None:
         raise SystemExit("experiments/pins.toml has no architecture of this model")
     sizes = [Architecture(**one.model_dump()) for one in (student, teacher)]
     counted = {form: described(counted_step(*sizes, arguments.tokens, *how)) for form, how in FORMS.items()}
+    step = compiled_step(*sizes, arguments.tokens)
+    counted |= {f"compiled, {form}": compiled(step, again) for form, again in (("recomputed", True), ("kept", False))}
     work = {name: getattr(arguments, name) for name in ("student", "teacher", "tokens")}
-    write_json(arguments.out, {**start, "work": work, "counted": counted})
+    write_json(arguments.out, {**start, "work": work, "counted": counted, "compiled_parts": parts_of(step)})
 
 
 if __name__ == "__main__":

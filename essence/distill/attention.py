@@ -3,7 +3,8 @@
 transformers 5 would find such rows itself where `position_ids` start at 0, and build a mask of T x T for SDPA: exact,
 but on a GPU no flash kernel takes a mask, and the work grows with the square of the whole sequence instead of the
 squares of its rows. The function here is registered with transformers under a name of its own and gives each row its
-own causal attention: on a GPU PyTorch's variable-length flash kernel in one call, elsewhere one SDPA call a row.
+own causal attention: on a GPU PyTorch's variable-length flash kernel in one call, elsewhere one SDPA call a row, which
+is one operation to PyTorch's compiler (`attend_rows`): it could not follow a number of rows that changes.
 
 And tokens that see nothing. The released code pads on the left with a mask, so all that a pad could see is masked, and
 SDPA gives such a query zeros: a pad takes nothing from any attention, and its state depends on no position and on no
@@ -11,7 +12,7 @@ other token, be it a pad (run under its torch 2.6.0 and transformers 4.53.2, and
 zeros are put in place of what attention found for such tokens, whatever the implementation of attention is.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ OUTPUT_PROJECTION = "o_proj"
 def use_row_attention(model: nn.Module) -> bool:
     """Let a model of transformers read packed rows; False where its attention cannot be exchanged.
 
-    Without `row_lengths` the model then computes what it does under SDPA without a mask. Sliding windows are not known.
+    Without `row_starts` the model then computes what it does under SDPA without a mask. Sliding windows are not known.
     """
     config: Any = model.config
     layer_types = getattr(config, "layer_types", None) or ["full_attention"]
@@ -50,8 +51,8 @@ def row_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    row_lengths: Sequence[int] | None = None,
     row_starts: Tensor | None = None,
+    longest_row: int | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **more: Any,
@@ -64,24 +65,83 @@ def row_attention(
         key: shape (batch, heads of keys and values, T, size of a head).
         value: as `key`.
         attention_mask: None here, as transformers makes no mask for an attention that it does not know.
-        row_lengths: tokens of the rows in the one sequence, which they fill; None = every sequence is one row.
-        row_starts: int32, shape (rows + 1,), on the device: where the rows start, and T; for the kernel.
+        row_starts: int32, shape (rows + 1,), on the device: where the rows start in the one sequence, which they fill,
+            and T; None = every sequence is one row.
+        longest_row: its tokens, for the kernel; with `row_starts`.
         scaling: factor of the scores.
-        dropout: must be 0 under the kernel.
+        dropout: must be 0.
         more: what transformers hands to every attention; SDPA looks at some of it.
 
     Returns:
         Shape (batch, T, heads, size of a head); no weights.
     """
-    if row_lengths is None:
+    if row_starts is None or longest_row is None:
         states: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **more)[0]
         return states, None
+    if dropout:
+        raise InputError(f"dropout of attention is {dropout}, and packed rows are read without: set it to 0")
     query, key, value = as_computed(query, key, value)
-    if query.is_cuda and query.dtype in VARLEN_DTYPES and dropout == 0.0 and row_starts is not None:
-        return _flash_rows(query, key, value, row_starts, max(row_lengths), scaling), None
-    rows = zip(*(torch.split(states, list(row_lengths), dim=2) for states in (query, key, value)), strict=True)
-    seen = [sdpa_attention_forward(module, *row, None, dropout, scaling)[0] for row in rows]
-    return torch.cat(seen, dim=1), None
+    if query.is_cuda and query.dtype in VARLEN_DTYPES:
+        return _flash_rows(query, key, value, row_starts, longest_row, scaling), None
+    if torch.compiler.is_compiling():
+        seen: Tensor = attend_rows(query, key, value, row_starts, scaling)
+        return seen, None
+    return _row_by_row(query, key, value, row_starts, scaling), None
+
+
+def _row_by_row(query: Tensor, key: Tensor, value: Tensor, row_starts: Tensor, scaling: float | None) -> Tensor:
+    """One call of SDPA for each row; shapes as in `row_attention`."""
+    lengths, grouped = row_starts.diff().tolist(), query.shape[1] != key.shape[1]
+    queries, keys, values = (torch.split(states, lengths, dim=2) for states in (query, key, value))
+    attend = nn.functional.scaled_dot_product_attention
+    # A row of one token sees itself, with and without a mask.
+    seen = [
+        attend(one, of_one, its_own, is_causal=one.shape[2] > 1, scale=scaling, enable_gqa=grouped)
+        for one, of_one, its_own in zip(queries, keys, values, strict=True)
+    ]
+    return torch.cat([one.transpose(1, 2) for one in seen], dim=1)
+
+
+@torch.library.custom_op("essence::attend_rows", mutates_args=())
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, row_starts: Tensor, scaling: float | None = None) -> Tensor:
+    """`_row_by_row` as one operation, whose backward pass computes it again."""
+    return _row_by_row(query, key, value, row_starts, scaling).contiguous()
+
+
+@attend_rows.register_fake
+def _(query: Tensor, _key: Tensor, value: Tensor, *_: object) -> Tensor:
+    batch, heads, tokens = query.shape[:3]
+    return query.new_empty(batch, tokens, heads, value.shape[3])
+
+
+@torch.library.custom_op("essence::attend_rows_backward", mutates_args=())
+def attend_rows_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, row_starts: Tensor, scaling: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `attend_rows` in query, key and value."""
+    # Inside an operation autograd keeps no record; `vjp` keeps its own.
+    attend = functools.partial(_row_by_row, row_starts=row_starts, scaling=scaling)
+    pull: Any = torch.func.vjp(attend, query, key, value)[1]
+    of_query, of_key, of_value = (one.contiguous() for one in pull(gradient))
+    return of_query, of_key, of_value
+
+
+@attend_rows_backward.register_fake
+def _(_gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+    of_query, of_key, of_value = (states.new_empty(states.shape) for states in (query, key, value))
+    return of_query, of_key, of_value
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch names it
+    *states, ctx.scaling = inputs
+    ctx.save_for_backward(*states)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return (*attend_rows_backward(gradient, *ctx.saved_tensors, ctx.scaling), None, None)
+
+
+attend_rows.register_autograd(_backward, setup_context=_keep)
 
 
 def as_computed(*states: Tensor) -> tuple[Tensor, ...]:

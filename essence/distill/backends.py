@@ -98,6 +98,7 @@ class ReplicatedBackend:
         if self.masters:
             loss, ce, kd = self.distiller(batch, weights, teacher_states, teacher_head)
             loss.backward()
+            self.masters.add_up()
             if last:
                 self.masters.sum_over(self.ranks, self.reduce_dtype)
             return torch.stack([loss.detach(), ce, kd])

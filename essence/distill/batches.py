@@ -84,10 +84,10 @@ class Batch:
             return torch.ones_like(self.weights) / max(1, sum(int(np.count_nonzero(row.supervised)) for row in step))
         return self.weights / len(step)
 
-    def model_inputs(self) -> dict[str, Tensor | bool | tuple[int, ...]]:
+    def model_inputs(self) -> dict[str, Tensor | bool | int]:
         """What the decoder of transformers is called with; packed, its attention must be `use_row_attention`'s, and
         with blind tokens `let_tokens_be_blind` must have seen it."""
-        inputs: dict[str, Tensor | bool | tuple[int, ...]] = {"input_ids": self.input_ids, "use_cache": False}
+        inputs: dict[str, Tensor | bool | int] = {"input_ids": self.input_ids, "use_cache": False}
         if self.blind is not None:
             inputs[BLIND] = self.blind
         if self.row_lengths is None:
@@ -98,8 +98,8 @@ class Batch:
         return {
             **inputs,
             "position_ids": torch.from_numpy(positions)[None].to(device),
-            "row_lengths": self.row_lengths,
             "row_starts": torch.from_numpy(starts).to(device),
+            "longest_row": max(self.row_lengths),
         }
 
 
@@ -110,12 +110,12 @@ def states_at(model: nn.Module, batch: Batch) -> Tensor:
     state by itself. `model` is a causal language model of transformers with a linear head, as
     `essence/models/loading.py` loads it.
     """
-    return _states(model, batch).index_select(0, batch.predictors)
+    return model_states(model, batch).index_select(0, batch.predictors)
 
 
 def states_of_rows(model: nn.Module, batch: Batch) -> list[Tensor]:
     """Last hidden states of every token of each row of a batch, shape (L, H) each, in the order of the rows."""
-    states, width = _states(model, batch), batch.input_ids.shape[1]
+    states, width = model_states(model, batch), batch.input_ids.shape[1]
     positions = itertools.accumulate((row.positions for row in batch.examples), initial=0)
     starts = positions if batch.row_lengths else range(0, len(states), width)
     return [states[start : start + row.input_ids.size] for start, row in zip(starts, batch.examples, strict=False)]
@@ -129,10 +129,10 @@ def states_of_pads(model: nn.Module, pads: Sequence[int], device: torch.device) 
     input_ids = torch.tensor([pads], dtype=torch.int64, device=device)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     blind = torch.ones_like(input_ids, dtype=torch.bool)
-    return _states(model, Batch(input_ids, nothing, nothing, nothing.float(), (), blind=blind))
+    return model_states(model, Batch(input_ids, nothing, nothing, nothing.float(), (), blind=blind))
 
 
-def _states(model: nn.Module, batch: Batch) -> Tensor:
+def model_states(model: nn.Module, batch: Batch) -> Tensor:
     """Shape (rows * T, H)."""
     if batch.blind is not None:
         let_tokens_be_blind(model)

@@ -17,7 +17,7 @@ from essence.distill.ranks import Ranks
 from essence.settings import TrainSettings
 
 BUCKET_ELEMENTS = 1 << 25
-"""Gradients that cross between ranks at a time."""
+"""Gradients that are added up, or cross between ranks, at a time."""
 
 
 def lowers_weights(settings: TrainSettings) -> bool:
@@ -48,6 +48,8 @@ class Masters:
         exact = lower_weights(student)
         weights = dict(student.named_parameters())
         self.of = {weights[name]: nn.Parameter(master) for name, master in exact.items()}
+        self._found: dict[nn.Parameter, None] = {}  # weights whose gradients are not added yet, in order
+        self._elements = 0
         for weight in self.of:
             weight.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
 
@@ -56,14 +58,30 @@ class Masters:
         return list(self.of.values())
 
     def _collect(self, weight: Tensor) -> None:
-        """Add what one backward pass found for a weight."""
+        """Take note of what one backward pass found for a weight; add what is together where it is enough."""
         assert isinstance(weight, nn.Parameter) and weight.grad is not None
-        master = self.of[weight]
-        if master.grad is None:
-            master.grad = weight.grad.to(master.dtype)
-        else:
-            master.grad.add_(weight.grad)
-        weight.grad = None
+        if weight not in self._found:
+            self._found[weight] = None
+            self._elements += weight.numel()
+        if self._elements >= BUCKET_ELEMENTS:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Add the gradients of this rank that are not in the sums yet, all of them in few kernels."""
+        first: list[tuple[Tensor, Tensor]] = []
+        more: list[tuple[Tensor, Tensor]] = []
+        for weight in self._found:
+            master, found = self.of[weight], weight.grad
+            assert found is not None
+            kind = first if master.grad is None else more
+            if master.grad is None:
+                master.grad = torch.empty_like(master)
+            kind.append((master.grad, found))
+            weight.grad = None
+        for pairs, put in ((first, torch._foreach_copy_), (more, torch._foreach_add_)):
+            if pairs:
+                put([total for total, _ in pairs], [found for _, found in pairs])
+        self._found, self._elements = {}, 0
 
     def sum_over(self, ranks: Ranks, dtype: torch.dtype) -> None:
         """Add up the gradients of all ranks, which all come here at the end of a step."""

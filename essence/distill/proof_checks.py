@@ -19,6 +19,7 @@ from torch import Tensor
 
 from essence.data.truncation import Example
 from essence.distill.adapters import add_adapters
+from essence.distill.compiled_layers import CheckedLayers
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
 from essence.distill.module import objective_from_states
 from essence.distill.proof_machine import seconds_of
@@ -121,6 +122,14 @@ def _objective(
     losses.loss.backward()  # type: ignore[no-untyped-call]
     assert states.grad is not None and head.grad is not None
     return losses.loss.detach(), states.grad, head.grad
+
+
+def layers_finding(layers: CheckedLayers) -> Finding:
+    """Whether the decoder layers of the steps that are timed were compiled, and are right."""
+    if layers.fell_back:
+        return Finding("layers", False, f"{'; '.join(layers.fell_back)}: set compile_layers = false in [training]")
+    found = ", ".join(f"{one.compiled_error:.1e} ({one.model}, at most {one.bound:.1e})" for one in layers.parity)
+    return Finding("layers", True, f"compiled layers differ from exact ones by {found}")
 
 
 def loss_seconds(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> float:

@@ -13,6 +13,7 @@ from essence.distill.adapters import add_adapters
 from essence.distill.attention import use_row_attention
 from essence.distill.backends import Backend, make_backend
 from essence.distill.batches import Batch
+from essence.distill.compiled_layers import settle_layers
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
 from essence.distill.float32_masters import lowers_weights
 from essence.distill.module import Distiller
@@ -25,7 +26,7 @@ from essence.settings import EVERY_TOKEN, OrderSettings, Resources, RowsSettings
 from essence.settings.proving import ModelSizes, ProveTrainingSettings
 from essence.sizes.architecture import Architecture, distillation_flops
 from essence.sizes.memory import USABLE_SHARE, device_bytes, load_of
-from essence.sizes.speeds import StepWork
+from essence.sizes.speeds import StepWork, layers_of_step
 
 SEED = 7
 WARMING_STEPS = 2
@@ -37,10 +38,6 @@ class Pair:
 
     student: Architecture
     teacher: Architecture
-
-    @property
-    def layers(self) -> int:
-        return self.student.layers + self.teacher.layers
 
 
 def sizes_of(asked: ModelSizes, layers: int | None = None) -> Architecture:
@@ -117,6 +114,8 @@ class Steps:
         if settings.activation_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.packed = settings.packing and use_row_attention(student) and self.teacher.read_packed_rows()
+        most_rows = resources.micro_batch_rows
+        self.layers = settle_layers(student, self.teacher, settings, self.packed, most_rows, ranks)
         autocast = settings.compute_dtype != "float32" and not lowers_weights(settings)
         distiller = Distiller(student, settings.objective, resources.loss, dtype, autocast)
         self.backend: Backend = make_backend(distiller, settings, ranks, device, None)
@@ -160,7 +159,9 @@ class Steps:
             lora=settings.lora,
         )
         trained = sum(p.numel() for p in self.backend.student.parameters() if p.requires_grad)
-        return StepWork(float(flops), float(self.pair.layers * len(parts)), float(trained))
+        student, teacher = self.pair.student.layers, self.pair.teacher.layers
+        layers = layers_of_step(student, self.layers.student, teacher, self.layers.teacher)
+        return StepWork(float(flops), layers * len(parts), float(trained))
 
 
 def _point(settings: TrainSettings) -> CyclePoint:
@@ -169,16 +170,18 @@ def _point(settings: TrainSettings) -> CyclePoint:
 
 
 def small(asked: ProveTrainingSettings) -> ProveTrainingSettings:
-    """The same proof of two models of a few thousand weights, whose arithmetic can be looked at in a second."""
+    """The same proof of two models of a few thousand weights, whose arithmetic can be looked at in a second.
+
+    Their layers are not compiled, which takes longer than all else; the steps that are timed prove those of real width.
+    """
     sizes = ModelSizes(
         hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, intermediate=128, vocabulary=512, tied=True
     )
     kind = {"qk_norm": asked.student_sizes.qk_norm, "qkv_bias": asked.student_sizes.qkv_bias}
     student = ModelSizes(**{**sizes.model_dump(), **kind})
     optimizer = asked.optimizer.model_copy(update={"epochs": 1, "batch_rows": 2, "batch_tokens": 0})
-    lora = {"lora": asked.lora}
-    changes = {"student_sizes": student, "teacher_sizes": student, "optimizer": optimizer, "lengths": [48], **lora}
-    return asked.model_copy(update=changes)
+    changes = {"student_sizes": student, "teacher_sizes": student, "optimizer": optimizer, "lengths": [48]}
+    return asked.model_copy(update={**changes, "lora": asked.lora, "compile_layers": False})
 
 
 def as_pair(asked: ProveTrainingSettings) -> Pair:

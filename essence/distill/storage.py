@@ -21,6 +21,7 @@ from essence.distill import checkpoint
 from essence.distill.adamw import MOMENTS
 from essence.distill.backends import Backend
 from essence.distill.checkpoint import Checkpoint, Sampled, State, Validation
+from essence.distill.compiled_layers import CheckedLayers
 from essence.distill.metrics import MetricsLog
 from essence.distill.ranks import ALONE, Ranks
 from essence.settings import Resources
@@ -48,6 +49,8 @@ class TrainResult:
     """Forward passes of the student in training steps."""
     packed: bool
     """True when rows were packed: asked for, and possible with these models."""
+    layers: CheckedLayers
+    """Whose layers were compiled."""
     seconds: float
     """Time spent in training steps, over all attempts."""
     energy_j: float | None
@@ -151,7 +154,7 @@ class Storage:
             if path not in {self.best_path(step) for step in needed if step is not None}:
                 path.unlink()
 
-    def result(self, state: State, packed: bool) -> TrainResult:
+    def result(self, state: State, packed: bool, layers: CheckedLayers) -> TrainResult:
         return TrainResult(
             steps=state.step,
             best_step=state.best_step,
@@ -164,6 +167,7 @@ class Storage:
             positions=state.positions,
             passes=state.passes,
             packed=packed,
+            layers=layers,
             seconds=state.seconds,
             energy_j=state.energy_j,
             last_weights=self.last_path,

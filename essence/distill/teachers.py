@@ -90,10 +90,13 @@ class LiveTeacher:
     def head(self) -> Tensor:
         return self._head
 
+    @property
+    def autocast(self) -> bool:
+        return self.compute_dtype != torch.float32 and self._head.dtype != self.compute_dtype
+
     def states(self, batch: Batch) -> Tensor:
-        lower = self.compute_dtype != torch.float32 and self._head.dtype != self.compute_dtype
         # Not inference mode, whose tensors a backward pass may not keep.
-        with torch.no_grad(), torch.autocast(batch.input_ids.device.type, self.compute_dtype, enabled=lower):
+        with torch.no_grad(), torch.autocast(batch.input_ids.device.type, self.compute_dtype, enabled=self.autocast):
             return states_at(self.model, batch)
 
     def read_packed_rows(self) -> bool:

@@ -22,6 +22,7 @@ from essence.distill.backends import make_backend
 from essence.distill.batches import Batch
 from essence.distill.checkpoint import Sampled, Validation
 from essence.distill.checkpoint_choice import improves, rank_means, remembered, watched
+from essence.distill.compiled_layers import settle_layers
 from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
 from essence.distill.float32_masters import lowers_weights
 from essence.distill.metrics import progress_note
@@ -94,7 +95,7 @@ def train(
     with storage:
         run.go(progress, stop, phase)
         storage.keep_last(run.backend)
-    return storage.result(run.state, run.packed)
+    return storage.result(run.state, run.packed, run.layers)
 
 
 class _Run:
@@ -132,9 +133,12 @@ class _Run:
 
     def start(self, storage: Storage, device: torch.device) -> None:
         """Go back to the newest checkpoint, or to a seeded start, and put the student where it trains."""
-        torch.manual_seed(self.settings.seed)
         self.storage, self.energy = storage, EnergyMeter(device)
         self.packed = self._prepare_models()
+        self.layers = settle_layers(
+            self.student, self.teacher, self.settings, self.packed, self.resources.micro_batch_rows, self.ranks
+        )
+        torch.manual_seed(self.settings.seed)
         self.state, found = storage.restore(self.student)
         compute_dtype = COMPUTE_DTYPES[self.settings.compute_dtype]
         autocast = self.settings.compute_dtype != "float32" and not lowers_weights(self.settings)

@@ -23,7 +23,7 @@ from essence.sizes.architecture import (
     forward_flops,
 )
 from essence.sizes.host import DECODING_BYTES, trained_parameters
-from essence.sizes.memory import BYTES
+from essence.sizes.memory import BYTES, compiled_models
 from essence.sizes.speeds import (
     Crossing,
     DecodeWork,
@@ -33,12 +33,15 @@ from essence.sizes.speeds import (
     crossing_bytes,
     crossing_dtype,
     decoding_seconds,
+    layers_of_step,
     step_seconds,
 )
 from essence.sizes.step_rows import deal
 
 START_S = 60.0
 """Assumed of a training before its first step: libraries, ranks that meet, the look at the loss."""
+COMPILING_S = 60.0
+"""Assumed of the decoder layers, where they are compiled."""
 SPREAD_OF_ROWS = 0.45
 """Standard deviation of the lengths of rows over their mean, assumed until they are counted."""
 DRAWN_STEPS = 512
@@ -129,11 +132,12 @@ def training_time(of: Trained, speeds: Speeds) -> TrainingTime:
 def validation_work(of: Trained) -> StepWork:
     """What each rank does in a validation: forward alone, without a teacher. ZeRO-3 gathers each weight once a pass."""
     settings, passes = of.settings, validation_passes(of)
+    layers = layers_of_step(of.student.layers, compiled_models(settings)[0], 0, False)
     weights = BYTES[settings.compute_dtype] * of.student.parameters
     gathered = Crossing(settings.parallel, settings.processes, passes, 0.0, weights, gathers=1)
     return StepWork(
         flops=forward_flops(of.student, of.validated) * settings.rows.validation_rows / settings.processes,
-        layer_passes=of.student.layers * passes / 3,
+        layer_passes=layers * passes / 3,
         parameters=0.0,
         link_bytes=crossing_bytes(gathered),
     )
@@ -163,11 +167,12 @@ def step_work(of: Trained) -> StepWork:
         teacher_form=settings.teacher,
         lora=settings.lora,
     )
-    layers = of.student.layers + (of.live.layers if of.live else 0)
+    student, teacher = compiled_models(settings)
+    layers = layers_of_step(of.student.layers, student, of.live.layers if of.live else 0, teacher)
     shared = processes if settings.parallel in ("zero2", "zero3") else 1
     return StepWork(
         flops=flops * of.step_rows / processes * of.longest_rank,
-        layer_passes=float(layers * passes),
+        layer_passes=layers * passes,
         parameters=of.trained / shared,
         link_bytes=crossing_bytes(_crossing(of, passes)),
     )
@@ -199,7 +204,8 @@ def _saving_s(of: Trained, speeds: Speeds, steps_s: float, validations: int) -> 
 
 def _start_s(of: Trained, speeds: Speeds) -> float:
     read = BFLOAT16_BYTES * (of.student.parameters + (of.live.parameters if of.live else 0))
-    return START_S + read / speeds.disk_read_bytes_per_s
+    compiling = COMPILING_S if of.settings.compile_layers else 0.0
+    return START_S + compiling + read / speeds.disk_read_bytes_per_s
 
 
 def longest_rank(counted: RowTokens | None, limit: int, step_rows: int, processes: int) -> float:

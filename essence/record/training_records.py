@@ -102,6 +102,27 @@ class ObjectiveFacts(Group):
     """None where the plain form ran."""
 
 
+class LayerParityFacts(Group):
+    """Distances from one layer in a higher precision (essence/distill/compiled_layers.py)."""
+
+    model: str
+    graphs: int
+    eager_error: Number
+    compiled_error: Number
+    bound: Number
+    passed: bool
+
+
+class LayersFacts(Group):
+    """Whose layers were compiled."""
+
+    student: bool = False
+    teacher: bool = False
+    fell_back: list[str] = Field(default_factory=list)
+    """Why layers ran as they are, where compiled ones were asked for."""
+    parity: list[LayerParityFacts] = Field(default_factory=list)
+
+
 class MemoryEstimate(Group):
     """What one device was to hold, before the first step."""
 
@@ -131,6 +152,7 @@ class Preflight(Group):
     """Of stored states."""
     data: RowsUnchanged | None = None
     objective: ObjectiveFacts = Field(default_factory=ObjectiveFacts)
+    layers: LayersFacts = Field(default_factory=LayersFacts)
 
 
 class MicroBatches(Group):

@@ -84,6 +84,8 @@ class LoopSettings(Record):
     validations_per_epoch: Few
     compute_dtype: Literal["float32", "bfloat16"]
     activation_checkpointing: bool = False
+    compile_layers: bool = False
+    """Decoder layers through PyTorch's compiler where they lie whole on their device; changes rounding only."""
     pad_to_multiple: Count
     packing: bool = False
     """Several rows one after the other in a sequence, each seeing itself alone; changes rounding only."""

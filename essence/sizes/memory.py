@@ -251,6 +251,12 @@ def layer_bytes_per_token(model: Architecture, compute_dtype: Dtype, packed: boo
     return 24 * model.hidden + (20 if packed else 16) * query + 16 * key + 16 * model.intermediate + small
 
 
+def compiled_models(settings: TrainSettings) -> tuple[bool, bool]:
+    """Whether the layers of student and teacher are compiled: asked for, and each whole on its device."""
+    asked, student = settings.compile_layers, settings.parallel != "zero3" and not settings.rollouts
+    return asked and student, asked and settings.teacher_placement == "replicated"
+
+
 def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> str | None:
     """Settings that bring a training under `limit` bytes a device, the least change first; None where none does.
 

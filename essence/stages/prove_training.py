@@ -18,6 +18,7 @@ from essence.distill.devices import COMPUTE_DTYPES, prepare_device
 from essence.distill.proof_checks import (
     Finding,
     disk_finding,
+    layers_finding,
     loss_finding,
     loss_seconds,
     memory_finding,
@@ -78,7 +79,10 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
         findings += training_findings(asked, context.resources, device, Path(work))
     _next(context, 2)
     pair = pair_that_fits(asked, context.resources, device)
-    points, fit = _steps(asked, pair, context, device)
+    steps = Steps(pair, alone(asked), context.resources, device)
+    findings += [layers_finding(steps.layers)] if asked.compile_layers else []
+    points, fit = _steps(asked, steps, context, device)
+    del steps  # the ranks need the device
     _next(context, 3)
     link, found = _ranks(asked, context, device)
     findings += found
@@ -163,11 +167,10 @@ def _loads(asked: ProveTrainingSettings, vocabulary: int) -> Iterator[list[list[
 
 
 def _steps(
-    asked: ProveTrainingSettings, pair: Pair, context: StageContext, device: torch.device
+    asked: ProveTrainingSettings, steps: Steps, context: StageContext, device: torch.device
 ) -> tuple[list[StepPoint], Fit]:
     """Time them, and what they give together."""
-    settings = alone(asked)
-    steps, timed = Steps(pair, settings, context.resources, device), []
+    pair, settings, timed = steps.pair, steps.settings, []
     for parts in _loads(asked, pair.student.vocabulary):
         context.stop.check()
         if device.type == "cuda":

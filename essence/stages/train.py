@@ -46,6 +46,7 @@ from essence.models.saving import save_model
 from essence.progress import StageContext
 from essence.record.outcomes import StageCost, TrainOutcome
 from essence.record.training_records import (
+    LayersFacts,
     MemoryEstimate,
     ObjectiveFacts,
     ParameterCounts,
@@ -120,6 +121,7 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
     if ranks.first:
         write_output(result, context.partial, setup.student, settings)
         write_events(context.scratch / "tensorboard", context.partial / "tensorboard")
+    looked = looked.model_copy(update={"layers": LayersFacts.model_validate(result.layers.as_json())})
     ran = Ran(result, student.config._attn_implementation, parameters, looked)
     executed = describe_executed(settings, context.resources, setup, ran)
     cost = count_cost(settings, setup, result, peak_memory(ranks))

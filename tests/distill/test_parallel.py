@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from essence.distill.adapters import add_adapters
 from essence.settings import LoraSettings
 from essence.sizes.step_rows import deal, steps_of_epoch
-from support.rank_program import BFLOAT16, LORA, RESUMED, WAYS
+from support.rank_program import BFLOAT16, LAYERS, LORA, RESUMED, WAYS
 from support.small_training import AS_RELEASED, FIRST_ROWS, model, run
 
 LOSS_TOLERANCE = 2e-6
@@ -92,6 +92,19 @@ def test_masters_hold_more_than_the_weights_that_are_computed_with(trained: Path
         assert all(weight.dtype == torch.float32 for weight in weights.values())
         rounded = {name for name, weight in weights.items() if torch.equal(weight.bfloat16().float(), weight)}
         assert len(rounded) < len(weights) / 4, way
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if "compiled" in way])
+def test_layers_are_compiled_where_they_lie_whole(trained: Path, way: str) -> None:
+    told = json.loads((trained / way / LAYERS).read_text())
+    whole = "zero3" not in way
+    assert told["student"] is whole and told["teacher"] is whole and all(one["passed"] for one in told["parity"])
+    why = [
+        "the student's layers cannot be compiled under parallel = 'zero3'",
+        "the teacher's layers cannot be compiled",
+    ]
+    assert len(told["fell_back"]) == len([] if whole else why)
+    assert all(said.startswith(start) for said, start in zip(told["fell_back"], why, strict=False))
 
 
 @pytest.mark.parametrize("way", RESUMED)

@@ -83,7 +83,8 @@ def counted_peak(sizes: Architecture, positions: int, load: DeviceLoad) -> int:
     if load.packed:
         use_row_attention(model)
         rows = [positions // 4] * 4
-        inputs |= {"position_ids": torch.cat([torch.arange(row) for row in rows])[None], "row_lengths": rows}
+        of_rows = {"row_starts": torch.arange(0, positions + 1, rows[0], dtype=torch.int32), "longest_row": rows[0]}
+        inputs |= {"position_ids": torch.cat([torch.arange(row) for row in rows])[None], **of_rows}
     if load.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for parameter in model.parameters():

@@ -45,7 +45,7 @@ def test_noise_of_some_percent_moves_a_prediction_by_as_much() -> None:
 def test_a_step_of_nothing_to_read_takes_the_fixed_time() -> None:
     """What no shorter row saves; and what crosses between ranks comes on top."""
     fixed = step_seconds(ASSUMED, StepWork(0.0, 72.0, 1e9))
-    assert fixed == pytest.approx(72 * ASSUMED.layer_s + 1e9 * ASSUMED.parameter_s) and fixed > 0.05
+    assert fixed == pytest.approx(72 * ASSUMED.layer_s + 1e9 * ASSUMED.parameter_s) and fixed > 0.03
     assert step_seconds(ASSUMED, StepWork(0.0, 72.0, 1e9, 150e9)) == pytest.approx(fixed + 1.0)
 
 

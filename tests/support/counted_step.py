@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from essence.data.truncation import Example
 from essence.distill.adamw import adamw
-from essence.distill.batches import Batch
+from essence.distill.batches import Batch, model_states
 from essence.distill.chunked import BLOCK_ELEMENTS
 from essence.distill.float32_masters import Masters
 from essence.distill.module import Distiller
@@ -20,6 +20,7 @@ from essence.distill.teachers import LiveTeacher
 from essence.plan.cells import train_settings
 from essence.plan.experiment import load
 from essence.sizes.architecture import Architecture
+from support.compiled_counts import LayerCounts, count_layer
 from support.live_bytes import LiveBytes
 from support.step_counts import Counting, StepCounts
 
@@ -52,9 +53,7 @@ def counted_step(
     """
     loaded = load("bespoke")
     settings, resources = train_settings(loaded.cells()[-1], loaded.experiment), loaded.experiment.resources
-    supervised = np.ones(tokens, dtype=np.bool_)
-    supervised[0] = False
-    row = Example(0, np.zeros(tokens, dtype=np.int32), supervised)
+    row = whole_row(tokens)
     batch = Batch.of([row], settings.pad_to_multiple, CPU)
     with FakeTensorMode(allow_non_fake_inputs=True), blocks_of_a_gpu():
         taught = LiveTeacher(fake_model(teacher, torch.bfloat16), torch.bfloat16)
@@ -67,9 +66,77 @@ def counted_step(
         trained = held.parameters if held else list(learning.parameters())
         optimizer = adamw(trained, settings.optimizer)
         for _ in range(2):
-            in_pass, peak = count_pass(distiller, batch, weights, taught)
+            in_pass, peak = count_pass(distiller, batch, weights, taught, held)
             update = count_update(trained, optimizer, held, settings.optimizer.gradient_clip_norm)
     return CountedStep(in_pass, update, peak)
+
+
+def whole_row(tokens: int) -> Example:
+    """All but its first token are labels."""
+    supervised = np.ones(tokens, dtype=np.bool_)
+    supervised[0] = False
+    return Example(0, np.zeros(tokens, dtype=np.int32), supervised)
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A step in bfloat16 whose decoder layers are compiled, without the update: parts, and how often each is there."""
+
+    around: StepCounts
+    """All but the layers, operation by operation."""
+    student: LayerCounts
+    teacher: LayerCounts
+    often: tuple[int, int]
+    """Layers of student and teacher."""
+    summed: StepCounts
+    """Adding the gradients of the student's layers to their sums."""
+
+    def launches(self, recomputed: bool) -> int:
+        return sum(times * part.launches for part, times in self._parts(recomputed))
+
+    def bytes_beside_products(self, recomputed: bool) -> int:
+        return sum(times * part.bytes_beside_products for part, times in self._parts(recomputed))
+
+    def _parts(self, recomputed: bool) -> list[tuple[StepCounts, int]]:
+        """With each layer of the student computed again in the backward pass, or not."""
+        assert self.student.backward is not None
+        forward = self.often[0] * (2 if recomputed else 1)
+        parts = [(self.around, 1), (self.summed, 1), (self.student.forward, forward)]
+        return [*parts, (self.student.backward, self.often[0]), (self.teacher.forward, self.often[1])]
+
+
+def compiled_step(student: Architecture, teacher: Architecture, tokens: int) -> CompiledStep:
+    """A step on one row of `tokens` tokens in a pass, as `counted_step` has it; one layer of each model is planned."""
+    one, two = (
+        counted_step(at_depth(student, depth), at_depth(teacher, depth), tokens, True, False).in_pass
+        for depth in (1, 2)
+    )
+    around = StepCounts(2 * one.launches - two.launches, 2 * one.bytes_beside_products - two.bytes_beside_products)
+    layers = compiled_layer(student, tokens, trained=True), compiled_layer(teacher, tokens, trained=False)
+    return CompiledStep(around, *layers, (student.layers, teacher.layers), collected(student))
+
+
+def compiled_layer(sizes: Architecture, tokens: int, trained: bool) -> LayerCounts:
+    """A decoder layer in bfloat16 that reads one row of `tokens` tokens, as the compiler plans it."""
+    pad_to = train_settings((loaded := load("bespoke")).cells()[-1], loaded.experiment).pad_to_multiple
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = fake_model(at_depth(sizes, 1), torch.bfloat16).train(trained).requires_grad_(trained)
+        batch = Batch.of([whole_row(tokens)], pad_to, CPU)
+        with torch.set_grad_enabled(trained):
+            return count_layer(model.model.layers[0], lambda: model_states(model, batch))
+
+
+def collected(sizes: Architecture) -> StepCounts:
+    """Adding the gradients of one pass of all layers to the float32 sums, which are empty; the last layer's first."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        layers = fake_model(sizes, torch.float32).model.layers
+        held = Masters(layers)
+        with Counting() as counting:
+            for weight in reversed(list(layers.parameters())):
+                weight.grad = torch.empty_like(weight)
+                held._collect(weight)
+            held.add_up()
+    return counting.found
 
 
 @contextmanager
@@ -83,10 +150,14 @@ def blocks_of_a_gpu() -> Iterator[None]:
         BLOCK_ELEMENTS["cpu"] = before
 
 
-def count_pass(distiller: Distiller, batch: Batch, weights: Tensor, teacher: LiveTeacher) -> tuple[StepCounts, int]:
+def count_pass(
+    distiller: Distiller, batch: Batch, weights: Tensor, teacher: LiveTeacher, held: Masters | None
+) -> tuple[StepCounts, int]:
     """(counts, peak bytes) of one forward and backward pass."""
     with LiveBytes() as live, Counting() as counting:
         distiller(batch, weights, teacher.states(batch), teacher.head)[0].backward()
+        if held:
+            held.add_up()
     return counting.found, live.peak
 
 

@@ -4,6 +4,7 @@
 resumed by new engines. `FOLDER/<way>/` then holds what the first rank would hand on.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from essence.distill import compiled_layers
 from essence.distill.adapters import add_adapters
 from essence.distill.batches import Batch, head_weight, states_of_pads, states_of_rows
 from essence.distill.ranks import Ranks
@@ -39,12 +41,15 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero2-bfloat16": {"parallel": "zero2", **BFLOAT16},
     "zero3-bfloat16": {"parallel": "zero3", "teacher_placement": "sharded", **BFLOAT16},
     "zero2-bfloat16-exact": {"parallel": "zero2", **BFLOAT16, "reduce_dtype": "float32"},
+    "ddp-compiled": {"parallel": "ddp", "packing": True, "compile_layers": True},
+    "zero2-compiled-bfloat16": {"parallel": "zero2", "compile_layers": True, **BFLOAT16},
+    "zero3-compiled": {"parallel": "zero3", "teacher_placement": "sharded", "compile_layers": True},
 }
 RESUMED = (
     *("ddp", "zero2", "zero3-sharded", "ddp-cached", "zero2-lora"),
-    *("ddp-bfloat16", "zero2-bfloat16", "zero3-bfloat16"),
+    *("ddp-bfloat16", "zero2-bfloat16", "zero3-bfloat16", "ddp-compiled"),
 )
-CACHE = "cache"
+CACHE, LAYERS = "cache", "layers.json"
 CPU = torch.device("cpu")
 
 
@@ -111,13 +116,18 @@ def store_teacher(output: Path) -> None:
 
 def main(folder: Path, ways: list[str]) -> None:
     torch.set_num_threads(1)
+    # All of the compiler but the code that it writes, which tests/distill/test_compiled_layers.py has.
+    compiled_layers.COMPILER = "aot_eager_decomp_partition"
     ranks = Ranks.of(os.environ)
     ranks.join(CPU)
     if ranks.first:
         store_teacher(folder / CACHE)
     ranks.wait()
     for way in ways or WAYS:
-        train_on_this_rank(folder / way, ranks, StopRequest(), Progress(folder / "progress.json"), **WAYS[way])
+        quiet = Progress(folder / "progress.json")
+        result = train_on_this_rank(folder / way, ranks, StopRequest(), quiet, **WAYS[way])
+        if ranks.first:
+            (folder / way / LAYERS).write_text(json.dumps(result.layers.as_json()))
         if way in RESUMED:
             train_twice(folder / f"{way}-resumed", ranks, **WAYS[way])
     diverge(folder / "diverged", ranks)

@@ -10,7 +10,7 @@ from essence.report.page.cost_claim import pair_of
 from essence.report.results.records import Results
 from essence.report.results.stage_reader import StageEvidence
 from essence.sizes.architecture import Architecture
-from essence.sizes.speeds import Crossing, StepWork, crossing_bytes, step_seconds
+from essence.sizes.speeds import Crossing, StepWork, crossing_bytes, layers_of_step, step_seconds
 
 PREDICTED_COLUMNS = ("Training", "Steps", "A step, measured", "A step, predicted", "Predicted / measured")
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -77,7 +77,7 @@ def _work(
     if not (ran and counts and processes):
         return None
     backend, passes = executed.parallel.backend, max(1, round(ran.passes / steps / processes))
-    live = teacher if executed.parallel.teacher != "cached" else None
+    live, compiled = teacher if executed.parallel.teacher != "cached" else None, executed.preflight.layers
     size, crossing = BYTES[executed.dtype or "float32"], BYTES[executed.reduce_dtype or "float32"]
     crossed = Crossing(
         parallel="zero3" if backend == "zero3" else "zero2" if backend == "zero2" else "ddp",
@@ -90,7 +90,8 @@ def _work(
     )
     return StepWork(
         flops=flops / steps / processes,
-        layer_passes=float((student.layers + (live.layers if live else 0)) * passes),
+        layer_passes=passes
+        * layers_of_step(student.layers, compiled.student, live.layers if live else 0, compiled.teacher),
         parameters=counts.trained / (processes if backend in ("zero2", "zero3") else 1),
         link_bytes=crossing_bytes(crossed),
     )
