@@ -116,8 +116,9 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(config.cpp, "cxx", (str(tmp_path / "no-compiler"),))
-    result = trained(tmp_path / "compiled", compiled=True, packing=True)
+    # A monkeypatch of the nested setting would remove it afterwards, for the whole process.
+    with config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
+        result = trained(tmp_path / "compiled", compiled=True, packing=True)
     student, teacher = result.layers.fell_back
     assert student.startswith("the student's layers cannot be compiled on this machine (")
     assert teacher.startswith("the teacher's layers") and not (result.layers.student or result.layers.teacher)

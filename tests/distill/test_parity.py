@@ -82,11 +82,12 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(config.cpp, "cxx", (str(tmp_path / "no-compiler"),))
     arguments = (*heads(torch.float32), torch.float32, some_objective())
-    with pytest.raises(MachineError, match=r"cannot be compiled on this machine .*set compiled = false or fallback"):
-        settle(*arguments, COMPILED, ALONE)
-    settled = settle(*arguments, COMPILED.model_copy(update={"fallback": True}), ALONE)
+    # A monkeypatch of the nested setting would remove it afterwards, for the whole process.
+    with config.patch({"cpp.cxx": (str(tmp_path / "no-compiler"),)}):
+        with pytest.raises(MachineError, match=r"cannot be compiled on this machine .*compiled = false or fallback"):
+            settle(*arguments, COMPILED, ALONE)
+        settled = settle(*arguments, COMPILED.model_copy(update={"fallback": True}), ALONE)
     assert settled.resources == RESOURCES.model_copy(update={"fallback": True})
     assert "cannot be compiled" in settled.fell_back[0] and settled.parity and settled.parity.passed
     torch._dynamo.reset()
