@@ -69,9 +69,10 @@ def test_a_machine_that_gives_no_cpu_time_changes_no_verdict(monkeypatch: pytest
 
 
 def test_a_stopped_worker_is_replaced_and_its_completion_graded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grade, "STALLED_AFTER", 2)
     monkeypatch.setattr(grade, "STALLED_AFTER_S", 2.0)
     before = {process.pid for process in multiprocessing.active_children()}
-    with closing(grade_all([RIGHT] * 40, "math-verify", 0.05, 1)) as graded:
+    with closing(grade_all([RIGHT] * 40, "math-verify", 2.0, 1)) as graded:
         verdicts = [next(graded)]
         (worker,) = (process for process in multiprocessing.active_children() if process.pid not in before)
         assert worker.pid
