@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tasks
 from essence.commands.options import select
 from essence.engines.selected_run import Options
 from essence.errors import ExitCode
@@ -209,6 +209,7 @@ def test_the_command_that_fetches_has_no_option_that_download_does_not_know() ->
     chosen = select(Options(experiment=str(MICRO), engine="local"), baselines=False)
     words = Options(experiment="bespoke", only="train", gpus=2, seed=1, engine="local", site="s", accept_earlier=True)
     fetching = replace(chosen, words=replace(words, lsp=0.5, pair="p", flavour="cpu", pins="p", runs="r")).fetching()
-    known = {name.replace("_", "-") for name in inspect.signature(tasks.download.body).parameters}
+    download = runpy.run_path(str(PROJECT / "tasks.py"))["download"]
+    known = {name.replace("_", "-") for name in inspect.signature(download.body).parameters}
     assert fetching.startswith("invoke download ") and "--seed 1" in fetching
     assert set(re.findall(r"--([a-z-]+)", fetching)) <= known
