@@ -242,7 +242,9 @@ def _hardware(manifest: Manifest) -> dict[str, object]:
 
 
 def _image(manifest: Manifest) -> str:
-    return manifest.image.digest or manifest.image.engine
+    found = manifest.image
+    of_base = f"a SIF straight from base {found.base_digest}" if found.sif_sha256 else found.engine
+    return found.digest or of_base
 
 
 def _package_changes(first: dict[str, str], second: dict[str, str]) -> str:

@@ -165,6 +165,18 @@ def manifest(stage: StageName, results: dict[str, Any] | None = None, **changes:
     return MANIFESTS[stage].model_validate(record)
 
 
+def test_a_sif_without_a_digest_is_named_by_its_base() -> None:
+    one, base = manifest("grade"), f"sha256:{'b' * 64}"
+
+    def made_as(**image: str) -> Chain:
+        return {"grade": one.model_copy(update={"image": one.image.model_copy(update={"base_digest": base, **image})})}
+
+    sif, again = (made_as(engine="apptainer", sif_sha256=which * 64) for which in "cd")
+    (cause,) = likely_causes(made_as(engine="docker", digest=f"sha256:{'1' * 64}"), sif)
+    assert f"a SIF straight from base {base}" in str(cause)
+    assert likely_causes(sif, again) == [], "no build of the same lock on the same base is another image"
+
+
 def test_causes_are_ranked_and_consequences_left_out() -> None:
     first = {"grade": manifest("grade"), "grade.samples": manifest("generate")}
     hardware = {"cpu": "d", "driver": "590"}
