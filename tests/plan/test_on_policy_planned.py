@@ -204,26 +204,17 @@ def test_memory_of_rollouts_is_in_the_estimate_where_it_is_the_most(tmp_path: Pa
 
 def test_memory_of_rollouts_is_that_of_live_tensors() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
     import numpy as np
 
     from essence.distill.rollouts import continue_prompts, uniforms
+    from essence.models.from_sizes import random_model
     from support.live_bytes import LiveBytes
 
     sizes = Architecture(
         hidden=64, layers=4, heads=4, kv_heads=2, head_dim=16, intermediate=192, vocabulary=300, tied=True
     )
-    config = transformers.Qwen3Config(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        tie_word_embeddings=True,
-    )
-    model = transformers.Qwen3ForCausalLM(config).eval()
+    model = random_model(sizes, 64, torch.float32, torch.device("cpu"), seed=0).eval()
     for asked in (RolloutLoad(4, 6, 24), RolloutLoad(4, 60, 2)):
         prompts = [np.zeros(asked.prompt, np.int32)] * asked.rows
         numbers = uniforms(1, 0, range(asked.rows), asked.tokens)

@@ -65,18 +65,10 @@ def counted_peak(sizes: Architecture, positions: int, load: DeviceLoad) -> int:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from essence.distill.attention import use_row_attention
+    from essence.models.from_sizes import config_of
     from support.live_bytes import LiveBytes
 
-    config = transformers.Qwen3Config(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        tie_word_embeddings=True,
-    )
+    config = config_of(sizes, positions)
     lower = load.compute_dtype == "bfloat16"
     model = transformers.Qwen3ForCausalLM(config).to(torch.bfloat16 if lower else torch.float32).train()
     inputs: dict[str, Any] = {"input_ids": torch.zeros(1, positions, dtype=torch.long), "use_cache": False}
