@@ -15,7 +15,9 @@ from essence.engines.selected_run import Options, Run
 from essence.errors import PinError
 from essence.plan.baselines import BaselineHours, baselines_gpu_hours
 from essence.plan.catalogue import missing
-from essence.plan.estimate import ASSUMPTIONS, Estimate, estimate
+from essence.plan.cells import train_settings
+from essence.plan.changed_times import moves_optimizer, with_times
+from essence.plan.estimate import ASSUMPTIONS, MAIN_MEMORY_ASSUMPTIONS, Estimate, estimate
 from essence.plan.fit import Fit, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
 from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
@@ -113,7 +115,8 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
     ]
     lines += _evaluation_lines(selection, [cost for _, cost in rows], baseline_hours)
     lines += _rollout_lines([cost for _, cost in rows])
-    lines += _fit_lines(selection)
+    fits = _timed_fits(selection)
+    lines += [*_fit_lines(selection, fits), *_main_memory_lines(selection, fits)]
     lines += [one.sentence() for one in stored if resources.gpus or one.stage]
     lines += [*renewal_lines(_renewed(selection)), *_acceptance(selection)]
     lines += decision_note(selection)
@@ -164,12 +167,26 @@ def _fits(selection: Run) -> list[Fit]:
     return fits_of(selection.plan, selection.run_directory, planned_room(selection.loaded))
 
 
-def _fit_lines(selection: Run) -> list[str]:
+def _timed_fits(selection: Run) -> list[Fit]:
+    return with_times(_fits(selection), selection.plan, selection.run_directory)
+
+
+def _fit_lines(selection: Run, found: list[Fit]) -> list[str]:
     """What does not fit the machine that `[resources]` describes, and the least change; or that all does."""
-    found = _fits(selection)
     if unfit := [f"does not fit (✗): {fit.sentence()}" for fit in found if not fit.fits]:
         return unfit
     return [fitting(found)] if found and selection.loaded.experiment.resources.gpus else []
+
+
+def _main_memory_lines(selection: Run, fits: list[Fit]) -> list[str]:
+    """On what the hours rest where trainings update in main memory, or would after the least change, unproved."""
+    experiment = selection.loaded.experiment
+    moved = any(
+        train_settings(plan.cell, experiment).optimizer_placement == "main_memory" for plan in selection.plan.cells
+    )
+    if not experiment.resources.gpus or newest_proof(selection.run_directory, gpus=True):
+        return []
+    return [f"not proved: {MAIN_MEMORY_ASSUMPTIONS}"] if moved or any(map(moves_optimizer, fits)) else []
 
 
 def _renewed(selection: Run) -> list[tuple[StageName, Earlier]]:
@@ -216,7 +233,7 @@ def _as_json(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> dict[str,
         "stages_left": len(selection.left()),
         "renewed": [{"kind": stage, **earlier.as_json()} for stage, earlier in _renewed(selection)],
         "accepted": {s.id: s.earlier.as_json() for s in selection.wanted if s.accepted and s.earlier},
-        "fits": [fit.as_json() for fit in _fits(selection)],
+        "fits": [fit.as_json() for fit in _timed_fits(selection)],
         "disk_gib": disk_gib(selection),
         "machine": {
             "gpus": [gpu.model_dump() for gpu in machine.gpus],

@@ -12,6 +12,7 @@ from essence.distill.batches import Batch
 from essence.distill.checkpoint import Checkpoint
 from essence.distill.devices import COMPUTE_DTYPES
 from essence.distill.float32_masters import Masters, lowers_weights
+from essence.distill.main_memory import MainMemoryBackend
 from essence.distill.module import Distiller
 from essence.distill.ranks import Ranks
 from essence.distill.schedule import CyclePoint
@@ -59,6 +60,8 @@ def make_backend(
     found: Checkpoint | None,
 ) -> Backend:
     """The backend that the settings name; the student has the weights of `found` already, float32."""
+    if settings.optimizer_placement == "main_memory":
+        return MainMemoryBackend(distiller, settings, ranks, device, found)
     if settings.parallel in ("zero2", "zero3"):
         from essence.distill.zero import ZeroBackend  # slow to import
 
@@ -110,6 +113,8 @@ class ReplicatedBackend:
 
     def step(self, point: CyclePoint) -> float:
         set_cycle(self.optimizer, point, self.settings)
+        if self.masters:
+            self.masters.take_gradients()
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.gradient_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,10 +4,12 @@ A student that is trained whole in bfloat16 has bfloat16 weights, so activations
 too, as under the released FSDP. Beside each weight stands its float32 master, which the optimiser updates and of which
 the weight is a rounding; gradients are added up in float32 over the passes of a step, and cross between ranks once, in
 `reduce_dtype`. Under ZeRO, DeepSpeed has the masters as shards (`essence/distill/zero.py`); there the gradients of each
-pass cross in `reduce_dtype`, and their owner adds them up in float32.
+pass cross in `reduce_dtype`, and their owner adds them up in float32. Masters may lie in main memory
+(`essence/distill/main_memory.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,9 +17,9 @@ from torch import Tensor, nn
 
 from essence.distill.ranks import Ranks
 from essence.settings import TrainSettings
+from essence.sizes.memory import BUCKET_ELEMENTS
 
-BUCKET_ELEMENTS = 1 << 25
-"""Gradients that are added up, or cross between ranks, at a time."""
+OneTensor = TypeVar("OneTensor", bound=Tensor)
 
 
 def lowers_weights(settings: TrainSettings) -> bool:
@@ -40,22 +42,18 @@ def without_rounding(parameter: nn.Parameter, exact: Tensor) -> bool:
     return torch.equal(parameter.detach().to(exact.dtype), exact)
 
 
-class Masters:
-    """Float32 weights and sums of gradients of a student that lies whole on this rank."""
+class GradientSums:
+    """Float32 sums of what the passes of a step find for bfloat16 weights, on their device."""
 
-    def __init__(self, student: nn.Module) -> None:
-        """Round the student's weights; its gradients are collected here from now on."""
-        exact = lower_weights(student)
-        weights = dict(student.named_parameters())
-        self.of = {weights[name]: nn.Parameter(master) for name, master in exact.items()}
+    def __init__(self, weights: Iterable[nn.Parameter]) -> None:
+        """The gradients of these weights are collected here from now on."""
+        self.weights = list(weights)
+        self.sums: dict[nn.Parameter, Tensor] = {}
+        """Weight -> sum; of the step that is under way."""
         self._found: dict[nn.Parameter, None] = {}  # weights whose gradients are not added yet, in order
         self._elements = 0
-        for weight in self.of:
+        for weight in self.weights:
             weight.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.of.values())
 
     def _collect(self, weight: Tensor) -> None:
         """Take note of what one backward pass found for a weight; add what is together where it is enough."""
@@ -70,29 +68,54 @@ class Masters:
         """Add the gradients of this rank that are not in the sums yet, all of them in few kernels."""
         first: list[tuple[Tensor, Tensor]] = []
         more: list[tuple[Tensor, Tensor]] = []
-        for weight in self._found:
-            master, found = self.of[weight], weight.grad
-            assert found is not None
-            kind = first if master.grad is None else more
-            if master.grad is None:
-                master.grad = torch.empty_like(master)
-            kind.append((master.grad, found))
+        for weight, found in self._to_add():
+            kind = more if weight in self.sums else first
+            if weight not in self.sums:
+                self.sums[weight] = torch.empty_like(found, dtype=torch.float32)
+            kind.append((self.sums[weight], found))
             weight.grad = None
         for pairs, put in ((first, torch._foreach_copy_), (more, torch._foreach_add_)):
             if pairs:
                 put([total for total, _ in pairs], [found for _, found in pairs])
         self._found, self._elements = {}, 0
 
+    def _to_add(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """What was found since, by weight."""
+        for weight in self._found:
+            assert weight.grad is not None
+            yield weight, weight.grad
+
     def sum_over(self, ranks: Ranks, dtype: torch.dtype) -> None:
         """Add up the gradients of all ranks, which all come here at the end of a step."""
         if ranks.processes == 1:
             return
-        for bucket in _buckets([master.grad for master in self.of.values() if master.grad is not None]):
+        for bucket in buckets([self.sums[weight] for weight in self.weights if weight in self.sums]):
             flat = torch.cat([gradient.flatten() for gradient in bucket]).to(dtype)
             dist.all_reduce(flat)
             parts = torch.split(flat, [gradient.numel() for gradient in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+
+class Masters(GradientSums):
+    """Float32 weights of a student that lies whole on this rank, beside it, and the sums of its gradients."""
+
+    def __init__(self, student: nn.Module) -> None:
+        """Round the student's weights."""
+        exact = lower_weights(student)
+        weights = dict(student.named_parameters())
+        self.of = {weights[name]: nn.Parameter(master) for name, master in exact.items()}
+        super().__init__(self.of)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.of.values())
+
+    def take_gradients(self) -> None:
+        """Give the masters the sums of the step."""
+        for weight, total in self.sums.items():
+            self.of[weight].grad = total
+        self.sums.clear()
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -100,13 +123,13 @@ class Masters:
         torch._foreach_copy_([*self.of], [*self.of.values()])
 
 
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients in order, so many elements at a time; a larger one alone."""
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        if bucket and sum(one.numel() for one in bucket) + gradient.numel() > BUCKET_ELEMENTS:
+def buckets(tensors: Iterable[OneTensor]) -> Iterator[list[OneTensor]]:
+    """Tensors in order, so many elements at a time; a larger one alone."""
+    bucket: list[OneTensor] = []
+    for tensor in tensors:
+        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET_ELEMENTS:
             yield bucket
             bucket = []
-        bucket.append(gradient)
+        bucket.append(tensor)
     if bucket:
         yield bucket

@@ -19,10 +19,12 @@ from essence.distill.devices import memory_bytes
 from essence.errors import InputError, MachineError
 from essence.files import GIB, read_json, write_json
 from essence.settings import Resources
+from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, main_memory_bytes
 from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory, smallest_change
 from essence.sizes.step_rows import Step, deal, shape
 
 RECORD = "preflight.json"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def largest_pass(
     return Largest(positions, labels, max(row.positions for row in examples))
 
 
-def check_memory(load: DeviceLoad, largest: Largest, multiple: int, device: torch.device) -> dict[str, Any]:
+def check_memory(
+    load: DeviceLoad, largest: Largest, multiple: int, device: torch.device, machines: int = 1
+) -> dict[str, Any]:
     """The manifest's words on memory.
 
     Args:
@@ -63,16 +67,21 @@ def check_memory(load: DeviceLoad, largest: Largest, multiple: int, device: torc
         largest: the largest forward pass.
         multiple: sequence lengths are padded to a multiple of this.
         device: whose memory it is; processes on a CPU share the machine's.
+        machines: that train together.
 
     Raises:
         MachineError: the estimate is above the usable share of the device's memory; names the smallest change.
     """
     load = replace(load, positions=largest.positions, labels=largest.labels)
     sharers = load.devices if device.type == "cpu" else 1
+    moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), machines)
+    roomy = device.type != "cpu" and main_memory_bytes(moved) <= memory_bytes(CPU) * USABLE_MAIN_SHARE
+    if device.type == "cpu":  # all lies in the same memory
+        load = replace(load, optimizer_placement="device")
     memory, there = estimate_memory(load), memory_bytes(device) // sharers
     usable = int(there * USABLE_SHARE[device.type])
     if memory.total > usable:
-        change = smallest_change(load, usable, largest.longest_row, multiple)
+        change = smallest_change(load, usable, largest.longest_row, multiple, roomy)
         cure = f"set {change}" if change else "use a device with more memory or a smaller model"
         raise MachineError(
             f"this training needs about {memory.total / GIB:.1f} GiB on each device ({memory.static / GIB:.1f} "

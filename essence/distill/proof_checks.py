@@ -41,7 +41,7 @@ from essence.sizes.host import (
     main_memory_bytes,
     trained_parameters,
 )
-from essence.sizes.memory import BYTES, USABLE_SHARE, Dtype
+from essence.sizes.memory import USABLE_SHARE, Dtype, load_of
 
 LABELS = 96
 """Small, and such that chunks and what is left over occur."""
@@ -170,9 +170,10 @@ def training_findings(
 ) -> list[Finding]:
     """Resumed as uninterrupted, packed as one by one, bfloat16 as float32: by short trainings of small models."""
     little, dtype = small(asked), asked.compute_dtype
-    whole = _trained(little, resources, device, work / "whole", packing=False)
-    resumed = _trained(little, resources, device, work / "resumed", stops=True, packing=False)
-    packed = _trained(little, resources, device, work / "packed", packing=True)
+    held = asked.optimizer_placement
+    whole = _trained(little, resources, device, work / "whole", packing=False, optimizer_placement=held)
+    resumed = _trained(little, resources, device, work / "resumed", stops=True, packing=False, optimizer_placement=held)
+    packed = _trained(little, resources, device, work / "packed", packing=True, optimizer_placement=held)
     other: Dtype = "bfloat16" if dtype == "float32" else "float32"
     second = _trained(little, resources, device, work / other, packing=False, compute_dtype=other)
     exact, lowered = (whole, second) if dtype == "float32" else (second, whole)
@@ -293,9 +294,10 @@ def ranks_finding(found: Sequence[float], expected: Sequence[float], asked: Prov
 def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Finding:
     """Whether the whole pair as it is to be trained has room here: on each device, and in main memory."""
     pair, longest = as_pair(asked), max(asked.lengths)
-    settings = alone(
-        asked, **{name: getattr(asked, name) for name in ("parallel", "processes", "teacher_placement", "teacher")}
-    )
+    names = ["parallel", "processes", "teacher_placement", "teacher"]
+    # Without a GPU all lies in the same main memory.
+    names += [] if device.type == "cpu" else ["optimizer_placement"]
+    settings = alone(asked, **{name: getattr(asked, name) for name in names})
     here = -(-asked.processes // asked.machines)
     sharers = here if device.type == "cpu" else 1
     positions = largest_pass(settings, longest, resources).positions
@@ -310,17 +312,8 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
         )
     if device.type == "cpu":
         return Finding("memory", True, told)
-    main = main_memory_bytes(
-        MachineLoad(
-            student=pair.student,
-            teacher=pair.teacher if asked.teacher == "live" else None,
-            compute_bytes=BYTES[asked.compute_dtype],
-            processes=here,
-            machines=asked.machines,
-            teacher_placement=asked.teacher_placement,
-            lora=asked.lora if asked.lora.rank else None,
-        )
-    )
+    load = load_of(settings, pair.student, pair.teacher, resources.loss)
+    main = main_memory_bytes(MachineLoad.of(load, asked.machines))
     room = int(psutil.virtual_memory().available * USABLE_MAIN_SHARE)
     told += f", and {main / GIB:.3g} of the {room / GIB:.3g} GiB of main memory that are free"
     return Finding(

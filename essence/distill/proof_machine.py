@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from essence.distill.adamw import adamw
 from essence.files import sync
+from essence.settings import OptimizerSettings
 
 REPEATS = 5
 """Of each measurement; the median counts. One more comes first and is not timed."""
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 25}
+UPDATED_PARAMETERS = {"cuda": 1 << 26, "cpu": 1 << 20}
 LAUNCHES = 200
 PIECE_BYTES = 1 << 20
 
@@ -52,11 +55,25 @@ def copy_bytes_per_s(device: torch.device) -> float:
 
 
 def host_bytes_per_s(device: torch.device) -> float | None:
-    """Bytes a second from a GPU to main memory; None on a CPU."""
+    """Bytes a second from a GPU to main memory that it copies to by itself; None on a CPU."""
     if device.type == "cpu":
         return None
     source: Tensor = torch.ones(COPY_BYTES["cuda"], dtype=torch.uint8, device=device)
-    return source.numel() / seconds_of(source.cpu, device)
+    target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+    return source.numel() / seconds_of(lambda: target.copy_(source, non_blocking=True), device)
+
+
+def main_memory_parameter_s(settings: OptimizerSettings, device: torch.device) -> float:
+    """Seconds that a parameter takes to be updated in main memory, on all threads, and rounded; beside which device."""
+    master = nn.Parameter(torch.zeros(UPDATED_PARAMETERS[device.type]))
+    master.grad = torch.ones_like(master)
+    rounded, optimizer = torch.empty_like(master, dtype=torch.bfloat16), adamw([master], settings)
+
+    def update() -> None:
+        optimizer.step()
+        rounded.copy_(master.detach())
+
+    return seconds_of(update, torch.device("cpu")) / master.numel()
 
 
 def launch_s(device: torch.device) -> float:

@@ -49,7 +49,8 @@ def sizes_of(asked: ModelSizes, layers: int | None = None) -> Architecture:
 def alone(asked: ProveTrainingSettings, **changes: object) -> TrainSettings:
     """A training of one process with all that the proof is asked for; rows are handed to it, and none are selected."""
     shared = {name: getattr(asked, name) for name in TrainSettings.model_fields if name in type(asked).model_fields}
-    one = {"parallel": "single", "processes": 1, "teacher_placement": "replicated", "teacher": "live"}
+    placed = {"teacher_placement": "replicated", "optimizer_placement": "device", "teacher": "live"}
+    one = {"parallel": "single", "processes": 1, **placed}
     rows = RowsSettings(max_row_tokens=max(asked.lengths) + 1, train_rows=1, validation_rows=1, split_seed=SEED)
     fields = {
         **shared,

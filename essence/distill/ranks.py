@@ -41,6 +41,10 @@ class Ranks:
         """True when this process writes what is written once."""
         return self.rank == 0
 
+    def owner(self, place: int) -> int:
+        """Rank that has the one at this place of what is shared out: each has every so-many-th."""
+        return place % self.processes
+
     def join(self, device: torch.device) -> None:
         """Meet the others; returns when all are there. Nothing where this process is alone or has met them before."""
         if "RANK" in os.environ and not dist.is_initialized():

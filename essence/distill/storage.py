@@ -186,7 +186,7 @@ def _own_tensors(backend: Backend) -> dict[str, Tensor]:
     """Weights and moments that this rank writes: every so-many-th parameter, whole."""
     tensors: dict[str, Tensor] = {}
     for index, (name, parameter) in enumerate(trained(backend.student)):
-        own = index % backend.ranks.processes == backend.ranks.rank
+        own = backend.ranks.owner(index) == backend.ranks.rank
         for kind in ("weight", *MOMENTS):
             whole = backend.weight(parameter) if kind == "weight" else backend.moment(parameter, kind)
             if own:

@@ -42,6 +42,7 @@ from essence.sizes.speeds import (
     ACHIEVABLE_FLOPS,
     ASSUMED,
     DECODING_EFFICIENCY,
+    MAIN_MEMORY_BANDWIDTH,
     MEMORY_BANDWIDTH,
     TRAINING_UTILIZATION,
     Speeds,
@@ -55,6 +56,10 @@ ASSUMPTIONS = (
     f"{ACHIEVABLE_FLOPS / 1e12:.0f} TFLOP/s at {TRAINING_UTILIZATION:.0%} in training; decoding bound by "
     f"{MEMORY_BANDWIDTH / 1e12:.2f} TB/s at {DECODING_EFFICIENCY:.0%}; a link of "
     f"{ASSUMED.link_bytes_per_s / 1e9:.0f} GB/s and a disk that writes {ASSUMED.disk_write_bytes_per_s / 1e9:.0f} GB/s"
+)
+MAIN_MEMORY_ASSUMPTIONS = (
+    f"updates in main memory at {MAIN_MEMORY_BANDWIDTH / 1e9:.0f} GB/s of it and "
+    f"{ASSUMED.host_link_bytes_per_s / 1e9:.0f} GB/s between it and a GPU"
 )
 """Of a machine that is not proved."""
 

@@ -16,16 +16,16 @@ from essence.plan.proved import memory_ratio
 from essence.plan.schema import PairSection
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
-from essence.settings import Resources, TrainSettings
+from essence.settings import Resources, TeacherPlacement, TrainSettings
 from essence.sizes.architecture import Architecture
 from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, largest_pass, main_memory_bytes
 from essence.sizes.memory import (
-    BYTES,
     USABLE_SHARE,
     DeviceLoad,
     device_bytes,
+    in_words,
+    least_change,
     load_of,
-    smallest_change,
 )
 
 
@@ -60,12 +60,20 @@ class Fit:
     problem: str = ""
     change: str = ""
     """The least that makes it fit."""
+    loads: tuple[DeviceLoad, DeviceLoad] | None = None
+    """What each GPU would hold, and holds after the change; None where a training fits, or nothing makes it."""
+    changed_gpu_hours: float | None = None
+    """That it takes then, where that is estimated (`essence/plan/changed_times.py`)."""
+    changed_step_s: float | None = None
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "loads"}
 
     def sentence(self) -> str:
-        return f"{self.what} {self.problem}: {self.change}"
+        then = ""
+        if self.changed_gpu_hours is not None:
+            then = f"; then about {self.changed_gpu_hours:.1f} GPU hours, {self.changed_step_s:.1f} s a step"
+        return f"{self.what} {self.problem}: {self.change}{then}"
 
 
 def planned_room(loaded: Experiment) -> Room:
@@ -108,17 +116,23 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
     needed = round(ratio * device_bytes(load))
     what = f"training {plan.cell.name}"
     if not resources.gpus:
-        return _on_processors(what, needed * settings.processes, room)
+        there = replace(load, optimizer_placement="device")  # the same main memory
+        return _on_processors(what, device_bytes(there) * settings.processes, room)
     main = main_memory_bytes(machine_load(settings, student, teacher, resources))
-    problem = change = ""
+    problem, change, loads = "", "", None
     if needed > room.gpu_bytes:
-        least = smallest_change(load, int(room.gpu_bytes / ratio), longest, settings.pad_to_multiple)
+        moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), resources.nodes)
+        roomy = main_memory_bytes(moved) <= room.main_bytes
+        changed = least_change(load, int(room.gpu_bytes / ratio), longest, settings.pad_to_multiple, roomy)
         problem = _needs(needed, "of each GPU", room.gpu_gib, room.gpu_bytes)
-        change = _for_pair(plan.cell.pair, least) if least else "use GPUs with more memory, or a smaller model"
+        change = "use GPUs with more memory, or a smaller model"
+        if changed:
+            loads = (load, changed)
+            change = _for_pair(plan.cell.pair, in_words(load, changed))
     elif main > room.main_bytes:
         problem = _needs(main, "of main memory", room.main_gib, room.main_bytes)
-        change = less_main_memory(settings, student, teacher, resources, room, plan.cell.pair)
-    return Fit(what, needed / GIB, main / GIB, not change, problem, change)
+        change = less_main_memory(load, resources, room, plan.cell.pair)
+    return Fit(what, needed / GIB, main / GIB, not change, problem, change, loads)
 
 
 def _on_processors(what: str, needed: int, room: Room) -> Fit:
@@ -160,34 +174,24 @@ def machine_load(
     settings: TrainSettings, student: Architecture, teacher: Architecture | None, resources: Resources
 ) -> MachineLoad:
     """What the ranks of one of the machines hold."""
-    return MachineLoad(
-        student=student,
-        teacher=teacher if settings.teacher == "live" else None,
-        compute_bytes=BYTES[settings.compute_dtype],
-        processes=-(-settings.processes // resources.nodes),
-        machines=resources.nodes,
-        teacher_placement=settings.teacher_placement,
-        lora=settings.lora if settings.lora.rank else None,
-    )
+    return MachineLoad.of(load_of(settings, student, teacher, resources.loss), resources.nodes)
 
 
-def less_main_memory(
-    settings: TrainSettings,
-    student: Architecture,
-    teacher: Architecture | None,
-    resources: Resources,
-    room: Room,
-    pair: str,
-) -> str:
-    """What makes a training fit a machine's main memory: a teacher on the GPUs, or more machines."""
-    load = machine_load(settings, student, teacher, resources)
-    placement = "sharded" if settings.parallel in ("zero2", "zero3") else "replicated"
-    placed = replace(load, teacher_placement="replicated")
-    if load.teacher_placement == "offloaded" and main_memory_bytes(placed) <= room.main_bytes:
+def less_main_memory(load: DeviceLoad, resources: Resources, room: Room, pair: str) -> str:
+    """What makes a training fit a machine's main memory: what is there on the GPUs instead, or more machines."""
+
+    def fits(held: DeviceLoad, machines: int = resources.nodes) -> bool:
+        main = main_memory_bytes(MachineLoad.of(held, machines))
+        return max(main - room.main_bytes, device_bytes(held) - room.gpu_bytes) <= 0
+
+    if load.optimizer_placement == "main_memory" and fits(replace(load, optimizer_placement="device")):
+        return _for_pair(pair, "optimizer_placement = 'device'")
+    placement: TeacherPlacement = "sharded" if load.parallel in ("zero2", "zero3") else "replicated"
+    placed = replace(load, teacher_placement=placement)
+    if load.teacher_placement == "offloaded" and fits(placed):
         return _for_pair(pair, f"teacher_placement = '{placement}'")
     for machines in (2, 4, 8):
-        shared = replace(placed, machines=machines, processes=-(-settings.processes // machines))
-        if settings.processes % machines == 0 and main_memory_bytes(shared) <= room.main_bytes:
+        if load.devices % machines == 0 and fits(load, machines):
             return f"set nodes = {machines} in [resources]"
     return "use a machine with more memory, or a smaller model"
 

@@ -9,12 +9,12 @@ from essence.settings import (
     Count,
     GraderName,
     GradingSettings,
-    LoopSettings,
     Name,
     ObjectiveSettings,
+    OptimizerPlacement,
     OptimizerSettings,
     Parallel,
-    ParallelSettings,
+    ParallelLoopSettings,
     ProtocolName,
     PublishedRows,
     Record,
@@ -96,7 +96,7 @@ class DecontaminationSection(Record):
     remove: bool
 
 
-class TrainingSection(ObjectiveSettings, OptimizerSettings, LoopSettings, ParallelSettings):
+class TrainingSection(ObjectiveSettings, OptimizerSettings, ParallelLoopSettings):
     """Objective, optimiser and loop; what the protocols decide is not here (essence/settings/protocol.py).
 
     `batch_rows` is the effective batch as stated, accumulation included.
@@ -140,6 +140,7 @@ class PairSection(Record):
 
     parallel: Parallel | None = None
     teacher_placement: TeacherPlacement | None = None
+    optimizer_placement: OptimizerPlacement | None = None
     activation_checkpointing: bool | None = None
     micro_batch_tokens: Count | None = None
 

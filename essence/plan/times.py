@@ -169,12 +169,14 @@ def step_work(of: Trained) -> StepWork:
     )
     student, teacher = compiled_models(settings)
     layers = layers_of_step(of.student.layers, student, of.live.layers if of.live else 0, teacher)
-    shared = processes if settings.parallel in ("zero2", "zero3") else 1
+    moved = settings.optimizer_placement == "main_memory"
+    shared = processes if moved or settings.parallel in ("zero2", "zero3") else 1
     return StepWork(
         flops=flops * of.step_rows / processes * of.longest_rank,
         layer_passes=layers * passes,
-        parameters=of.trained / shared,
+        parameters=0.0 if moved else of.trained / shared,
         link_bytes=crossing_bytes(_crossing(of, passes)),
+        main_memory_parameters=of.trained / shared if moved else 0.0,
     )
 
 
@@ -190,6 +192,7 @@ def _crossing(of: Trained, passes: int) -> Crossing:
         weight_bytes=size * of.student.parameters,
         gathers=3 if settings.activation_checkpointing else 2,
         teacher_bytes=size * sharded.parameters if sharded else 0.0,
+        masters_shared=settings.optimizer_placement == "main_memory",
     )
 
 

@@ -78,7 +78,9 @@ class ProveTrainingResults(Group):
     memory_bytes_per_s: Number
     """Read and written by a copy on the device."""
     host_bytes_per_s: Number | None
-    """From the device to main memory; None on a CPU."""
+    """From the device to main memory that it copies to by itself; None on a CPU."""
+    main_memory_parameter_s: Number | None = None
+    """Of the update of a parameter there; records of an earlier version have none."""
     disk_write_bytes_per_s: Number
     """fsync included."""
     disk_read_bytes_per_s: Number

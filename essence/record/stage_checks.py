@@ -150,6 +150,7 @@ def _of_train(manifest: TrainManifest) -> Iterator[Declaration]:
     yield "optimizer.batch_tokens", resolved.optimizer.batch_tokens, executed.batch_tokens
     yield "parallel", resolved.parallel, executed.parallel.backend
     yield "processes", resolved.processes, executed.parallel.processes
+    yield "optimizer_placement", resolved.optimizer_placement, executed.parallel.optimizer
     declared, data = resolved.optimizer.batch_rows, manifest.inputs.data.train
     if declared is not None and data is not None:
         yield "optimizer.batch_rows", min(declared, data.readings or data.rows), executed.batch_rows

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from essence.files import canonical_json, sha256_text
 from essence.record.content import CONTENT
 
+AS_BEFORE = (("rollouts", None), ("optimizer_placement", "device"))
+"""Settings that earlier versions did not have, with what these did."""
+
 
 def stage_key(
     stage: str, settings: Mapping[str, object], inputs: dict[str, str], environment: dict[str, str], source: str
@@ -23,11 +26,10 @@ def stage_key(
 def that_count(settings: Mapping[str, object]) -> Mapping[str, object]:
     """Of a local source its content counts, neither where it lies nor what it is called.
 
-    The seed of a draw counts where something is drawn, and rollouts where there are any: earlier versions had no such
-    fields.
+    The seed of a draw counts where something is drawn, rollouts where there are any, and the place of masters and
+    moments where it is not their device: earlier versions had no such fields.
     """
-    if "rollouts" in settings and settings["rollouts"] is None:
-        settings = {name: value for name, value in settings.items() if name != "rollouts"}
+    settings = {name: value for name, value in settings.items() if (name, value) not in AS_BEFORE}
     source, view = settings.get("source"), settings.get("view")
     if isinstance(view, dict) and view.get("draw_seed") == 0:
         return {**settings, "view": {name: value for name, value in view.items() if name != "draw_seed"}}

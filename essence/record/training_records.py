@@ -75,6 +75,8 @@ class ParallelRecord(Group):
     nodes: int | None = None
     teacher: str | None = None
     """Placement, or `cached`."""
+    optimizer: str | None = None
+    """Placement of masters and moments; None in records of an earlier version, which had them on the device."""
 
 
 class ParityFacts(Group):
@@ -276,5 +278,6 @@ class TrainResolved(Group):
     compute_dtype: str | None = None
     activation_checkpointing: bool | None = None
     parallel: str | None = None
+    optimizer_placement: str | None = None
     processes: int | None = None
     seed: int | None = None

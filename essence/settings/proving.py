@@ -9,7 +9,7 @@ from pydantic import Field
 
 from essence.settings.base import Count, Few, Record, Size
 from essence.settings.evaluation import SamplingSettings
-from essence.settings.training import LoopSettings, ObjectiveSettings, OptimizerSettings, ParallelSettings
+from essence.settings.training import ObjectiveSettings, OptimizerSettings, ParallelLoopSettings
 
 Lengths = Annotated[list[Count], Field(min_length=1)]
 
@@ -29,7 +29,7 @@ class ModelSizes(Record):
     qkv_bias: bool = False
 
 
-class ProveTrainingSettings(LoopSettings, ParallelSettings):
+class ProveTrainingSettings(ParallelLoopSettings):
     """Measure and check what trainings of one pair are made of."""
 
     taken: str

@@ -13,6 +13,9 @@ Parallel = Literal["single", "ddp", "zero2", "zero3"]
 TeacherPlacement = Literal["replicated", "sharded", "offloaded"]
 """The whole teacher on every device; a share of it on each; in main memory, a layer at a time on the device."""
 
+OptimizerPlacement = Literal["device", "main_memory"]
+"""Float32 masters and AdamW's moments beside the weights; or in main memory, where processors update them."""
+
 TeacherForm = Literal["live", "cached"]
 """Computed again by every training; or its states stored once for all of them, which is exact."""
 
@@ -100,6 +103,7 @@ class ParallelSettings(Record):
     teacher: TeacherForm = "live"
     """Where a training takes its teacher from."""
     teacher_placement: TeacherPlacement = "replicated"
+    optimizer_placement: OptimizerPlacement = "device"
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """In which gradients cross between processes where a student is trained whole in bfloat16; else float32."""
 
@@ -113,6 +117,23 @@ class ParallelSettings(Record):
             raise ValueError(
                 f"teacher_placement = 'sharded' needs parallel = 'zero2' or 'zero3', not '{self.parallel}'"
             )
+        return self
+
+
+class ParallelLoopSettings(LoopSettings, ParallelSettings):
+    """Both, as far as one allows the other."""
+
+    @model_validator(mode="after")
+    def has_masters_to_place(self) -> Self:
+        if self.optimizer_placement == "device":
+            return self
+        asked = "optimizer_placement = 'main_memory' places the float32 masters of bfloat16 weights"
+        if self.parallel == "zero3":
+            raise ValueError(f"{asked} that lie whole on their device, not under parallel = 'zero3': choose zero2")
+        if self.lora.rank:
+            raise ValueError(f"{asked}, and adapters (lora.rank = {self.lora.rank}) are float32 and few: leave it out")
+        if self.compute_dtype != "bfloat16":
+            raise ValueError(f"{asked}, and compute_dtype = '{self.compute_dtype}' has no masters: leave it out")
         return self
 
 
@@ -135,7 +156,7 @@ class RolloutSettings(Record):
     """At which the student's tokens are drawn from its whole vocabulary."""
 
 
-class TrainSettings(LoopSettings, ParallelSettings):
+class TrainSettings(ParallelLoopSettings):
     """One cell: a student distilled from a teacher on a view of a tokenised data set."""
 
     rows: RowsSettings

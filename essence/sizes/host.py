@@ -2,13 +2,15 @@
 
 A training takes the most of three moments, above what its processes take anyway: one model on its way to the devices
 (the first rank alone reads it, the others are sent it); a checkpoint on its way to the disk, in the shares of the
-ranks; at the end one whole student beside the weights that are put into it. Plain Python; no torch.
+ranks; at the end one whole student beside the weights that are put into it. Where masters and moments lie in main
+memory they are what a checkpoint is written from, and go before the end. Plain Python; no torch.
 """
 
 from dataclasses import dataclass
 
-from essence.settings import LoraSettings, Resources, TeacherPlacement, TrainSettings
+from essence.settings import LoraSettings, OptimizerPlacement, Resources, TeacherPlacement, TrainSettings
 from essence.sizes.architecture import BFLOAT16_BYTES, FLOAT32_BYTES, Architecture, adapter_parameters
+from essence.sizes.memory import BUCKET_ELEMENTS, BYTES, DeviceLoad
 from essence.sizes.step_rows import Shape, deal, shape
 
 PROCESS_BYTES = 4 << 30
@@ -48,6 +50,21 @@ class MachineLoad:
     machines: int
     teacher_placement: TeacherPlacement
     lora: LoraSettings | None
+    optimizer_placement: OptimizerPlacement = "device"
+
+    @classmethod
+    def of(cls, load: DeviceLoad, machines: int) -> "MachineLoad":
+        """Of one of the machines that share such devices out among them."""
+        return cls(
+            student=load.student,
+            teacher=None if load.teacher_stored else load.teacher,
+            compute_bytes=BYTES[load.compute_dtype],
+            processes=-(-load.devices // machines),
+            machines=machines,
+            teacher_placement=load.teacher_placement,
+            lora=load.lora,
+            optimizer_placement=load.optimizer_placement,
+        )
 
 
 def main_memory_bytes(load: MachineLoad) -> int:
@@ -55,9 +72,23 @@ def main_memory_bytes(load: MachineLoad) -> int:
     teacher = load.compute_bytes * load.teacher.parameters if load.teacher else 0
     student = FLOAT32_BYTES * load.student.parameters
     trained = trained_parameters(load.student, load.lora)
-    moments = (max(student, teacher), CHECKPOINT_BYTES * trained // load.machines, student + FLOAT32_BYTES * trained)
+    stepping = CHECKPOINT_BYTES * trained // load.machines
+    if load.optimizer_placement == "main_memory":
+        # Of weights that are the best so far the first rank copies those of the others beside its own.
+        others = 1.0 - 1.0 / (load.processes * load.machines)
+        stepping += load.processes * staged_bytes(load.student) + round(FLOAT32_BYTES * trained * others)
+    moments = (max(student, teacher), stepping, student + FLOAT32_BYTES * trained)
     held = teacher * load.processes if load.teacher_placement == "offloaded" else 0
     return load.processes * PROCESS_BYTES + held + max(moments)
+
+
+def staged_bytes(student: Architecture) -> int:
+    """Of sums on their way to main memory and roundings on their way back (`essence/distill/main_memory.py`).
+
+    An embedding beside a bucket, each tensor in as much as the next power of two.
+    """
+    embedding = 1 << (student.vocabulary * student.hidden - 1).bit_length()
+    return (FLOAT32_BYTES + BFLOAT16_BYTES) * (embedding + 2 * BUCKET_ELEMENTS)
 
 
 def decoding_bytes(model: Architecture, tensor_parallel: int, model_tokens: int) -> int:

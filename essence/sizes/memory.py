@@ -1,7 +1,8 @@
 """What a training holds in memory on paper: static bytes, and dynamic ones, which grow with the tokens read.
 
 Static, in bytes per parameter: the student's master 4, gradient 4, AdamW moments 8, and in bfloat16 the weight 2; the
-teacher 2 or 4. ZeRO-2 divides masters, gradients and moments by the number of devices (in float32 the weight is the
+teacher 2 or 4. With masters and moments in main memory (`optimizer_placement`) the gradient's sum alone is left beside
+the weight. ZeRO-2 divides masters, gradients and moments by the number of devices (in float32 the weight is the
 master, and whole), ZeRO-3 the weights too and then gathers two layers and the embeddings of each model. In float32
 DDP's buckets hold a second copy of the gradients: 4.
 
@@ -20,10 +21,18 @@ with query = heads * head_dim and key = kv_heads * head_dim. Checkpointing keeps
 full. Host and stages both use this, so it is plain Python.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from essence.settings import LoraSettings, LossResources, Parallel, TeacherPlacement, TrainSettings
+from essence.settings import (
+    LoraSettings,
+    LossResources,
+    OptimizerPlacement,
+    Parallel,
+    TeacherPlacement,
+    TrainSettings,
+)
 from essence.sizes.architecture import Architecture, adapter_parameters
 from essence.sizes.rollout_sizes import RolloutLoad, rollout_bytes
 
@@ -33,6 +42,8 @@ USABLE_SHARE = {"cuda": 0.92, "cpu": 0.8}
 """Of a device's memory: the rest is the driver's context and an allocator's gaps, or the rest of the machine."""
 FLOAT32_BYTES = 4
 GRADIENT_BYTES, MOMENT_BYTES = 4, 8
+BUCKET_ELEMENTS = 1 << 25
+"""Gradients of bfloat16 weights that are added up, cross between ranks, or go to main memory at a time."""
 ZERO_BUCKET_ELEMENTS = 1 << 27
 """Gradients, or weights, that cross between ranks at a time under ZeRO; two buckets are under way."""
 PLAIN_BYTES_PER_LOGIT = 29
@@ -62,6 +73,7 @@ class DeviceLoad:
     parallel: Parallel
     devices: int
     teacher_placement: TeacherPlacement
+    optimizer_placement: OptimizerPlacement = "device"
     teacher_stored: bool = False
     """Its states come from a teacher stage, and only its head is here."""
     lora: LoraSettings | None = None
@@ -147,6 +159,7 @@ def load_of(
         parallel=settings.parallel,
         devices=settings.processes,
         teacher_placement=settings.teacher_placement,
+        optimizer_placement=settings.optimizer_placement,
         teacher_stored=settings.teacher != "live",
         lora=settings.lora if settings.lora.rank else None,
     )
@@ -182,8 +195,9 @@ def _student_static(load: DeviceLoad) -> int:
         adapters = adapter_parameters(student, load.lora) * (FLOAT32_BYTES + GRADIENT_BYTES + buckets + MOMENT_BYTES)
         frozen = FLOAT32_BYTES if load.parallel in ("zero2", "zero3") else BYTES[load.compute_dtype]
         return parameters * frozen + adapters
-    size, lowered = BYTES[load.compute_dtype], load.lowered
-    held = parameters * (GRADIENT_BYTES + MOMENT_BYTES + (FLOAT32_BYTES if lowered else buckets)) / shared
+    size = BYTES[load.compute_dtype]
+    beside = MOMENT_BYTES + (FLOAT32_BYTES if load.lowered else buckets) if load.optimizer_placement == "device" else 0
+    held = parameters * (GRADIENT_BYTES + beside) / shared
     if shared > 1:
         held += 2 * size * ZERO_BUCKET_ELEMENTS
     if load.parallel == "zero3" and load.devices > 1:
@@ -257,72 +271,104 @@ def compiled_models(settings: TrainSettings) -> tuple[bool, bool]:
     return asked and student, asked and settings.teacher_placement == "replicated"
 
 
-def smallest_change(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> str | None:
+def smallest_change(
+    load: DeviceLoad, limit: int, longest_row: int, multiple: int, main_memory: bool = False
+) -> str | None:
     """Settings that bring a training under `limit` bytes a device, the least change first; None where none does.
+
+    Arguments are those of `least_change`.
+    """
+    changed = least_change(load, limit, longest_row, multiple, main_memory)
+    return in_words(load, changed) if changed else None
+
+
+def least_change(
+    load: DeviceLoad, limit: int, longest_row: int, multiple: int, main_memory: bool = False
+) -> DeviceLoad | None:
+    """What is nearest to a load that does not fit, and does; None where nothing is.
 
     Args:
         load: what does not fit.
         limit: bytes of the device that may be used.
         longest_row: tokens; a forward pass cannot have fewer positions.
         multiple: the positions are a multiple of it.
+        main_memory: whether the machine has room for masters and moments there.
     """
     checkpointed = replace(load, activation_checkpointing=True)
     if not load.activation_checkpointing and device_bytes(checkpointed) <= limit:
-        return "activation_checkpointing = true"
-    for saving, words in ((load, ""), (checkpointed, "activation_checkpointing = true and ")):
-        if tokens := _most_positions(saving, limit, longest_row, multiple):
-            return f"{words}micro_batch_tokens = {tokens}"
-    if load.rollouts:  # of one process alone
-        return _fewer_rollouts(load, load.rollouts, limit)
+        return checkpointed
+    for saving in (load, checkpointed):
+        if fewer := _most_positions(saving, limit, longest_row, multiple):
+            return fewer
+    if load.rollouts and (fewer := _fewer_rollouts(load, load.rollouts, limit)):
+        return fewer
     narrow = replace(
         checkpointed,
         positions=min(load.positions, -(-longest_row // multiple) * multiple),
         labels=min(load.labels, longest_row),
     )
-    for devices in (count for count in (2, 4, 8, 16, 32) if count >= load.devices):
-        for parallel, placement in _shared_ways(load):
-            for saving in (load, narrow):
-                shared = replace(saving, parallel=parallel, devices=devices, teacher_placement=placement)
-                if shared != load and device_bytes(shared) <= limit:
-                    return _in_words(load, shared)
-    return None
+    here = [] if load.devices == 1 else _shared_ways(load, narrow, [load.devices])
+    offloaded = _offloaded_ways(load, checkpointed, narrow) if main_memory and load.devices <= FEW_DEVICES else []
+    more = [] if load.rollouts else _shared_ways(load, narrow, [n for n in DEVICE_COUNTS if n > load.devices])
+    ways = [*here, *offloaded, *more]
+    return next((way for way in ways if way != load and device_bytes(way) <= limit), None)
 
 
-def _fewer_rollouts(load: DeviceLoad, rollouts: RolloutLoad, limit: int) -> str | None:
+DEVICE_COUNTS, FEW_DEVICES = (2, 4, 8, 16, 32), 2
+"""Of which more are asked for; up to how many use main memory before."""
+
+
+def _fewer_rollouts(load: DeviceLoad, rollouts: RolloutLoad, limit: int) -> DeviceLoad | None:
     """The most rollouts that can be drawn together; None where even one is too large, or something else is."""
-    for rows in range(rollouts.rows - 1, 0, -1):
-        if device_bytes(replace(load, rollouts=replace(rollouts, rows=rows))) <= limit:
-            return f"batch_rows x every_steps = {rows} at most"
-    return None
+    fewer = (replace(load, rollouts=replace(rollouts, rows=rows)) for rows in range(rollouts.rows - 1, 0, -1))
+    return next((less for less in fewer if device_bytes(less) <= limit), None)
 
 
-def _shared_ways(load: DeviceLoad) -> list[tuple[Parallel, TeacherPlacement]]:
+def _offloaded_ways(load: DeviceLoad, checkpointed: DeviceLoad, narrow: DeviceLoad) -> list[DeviceLoad]:
+    """The same with masters and moments in main memory, the least change first; none where there are no masters."""
+    if not load.lowered:
+        return []
+    parallel: Parallel = "zero2" if load.parallel == "zero3" else load.parallel
+    savings = (load, checkpointed, narrow)
+    return [replace(saving, parallel=parallel, optimizer_placement="main_memory") for saving in savings]
+
+
+def _shared_ways(load: DeviceLoad, narrow: DeviceLoad, counts: Iterable[int]) -> list[DeviceLoad]:
     """Ways of sharing models among devices, the least first; a teacher that is not loaded is not shared out."""
     loaded = load.teacher is not None and not load.teacher_stored
     ways: list[tuple[Parallel, TeacherPlacement]] = [("zero2", load.teacher_placement)]
     ways += [("zero2", "sharded"), ("zero3", "sharded")] if loaded else [("zero3", load.teacher_placement)]
-    return ways[1:] if load.parallel == "zero3" else ways
+    return [
+        replace(saving, parallel=parallel, devices=devices, teacher_placement=placement, optimizer_placement="device")
+        for devices in counts
+        for parallel, placement in (ways[1:] if load.parallel == "zero3" else ways)
+        for saving in (load, narrow)
+    ]
 
 
-def _in_words(load: DeviceLoad, other: DeviceLoad) -> str:
+def in_words(load: DeviceLoad, other: DeviceLoad) -> str:
     """What of a load is another one in its place, as settings."""
     told = []
     if (other.parallel, other.devices) != (load.parallel, load.devices):
         told.append(f"parallel = '{other.parallel}' on {other.devices} GPUs")
     if other.teacher_placement != load.teacher_placement:
         told.append(f"teacher_placement = '{other.teacher_placement}'")
+    if other.optimizer_placement != load.optimizer_placement:
+        told.append(f"optimizer_placement = '{other.optimizer_placement}'")
     if other.activation_checkpointing != load.activation_checkpointing:
         told.append("activation_checkpointing = true")
     if other.positions != load.positions:
         told.append(f"micro_batch_tokens = {other.positions}")
+    if other.rollouts and other.rollouts != load.rollouts:
+        told.append(f"batch_rows x every_steps = {other.rollouts.rows} at most")
     return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told)
 
 
-def _most_positions(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> int | None:
+def _most_positions(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> DeviceLoad | None:
     """The largest forward pass that fits, at least `longest_row` and below the present one; None where none does."""
     share = load.labels / max(1, load.positions)
     for positions in range(load.positions // multiple * multiple, longest_row - 1, -multiple):
         smaller = replace(load, positions=positions, labels=round(positions * share))
         if positions < load.positions and device_bytes(smaller) <= limit:
-            return positions
+            return smaller
     return None

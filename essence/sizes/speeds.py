@@ -2,6 +2,7 @@
 
 ```
 training step = flop_s * FLOPs + layer_s * layers * passes + parameter_s * parameters + link bytes / link
+              + max(moved bytes / host link, main_memory_parameter_s * parameters updated in main memory)
 decoding step = weight_s * parameters + sequence_s * n + cache_byte_s * n * context * bytes of keys and values a token
 ```
 
@@ -29,6 +30,11 @@ MEMORY_BANDWIDTH = 3.35e12
 DECODING_EFFICIENCY = 0.65
 UPDATE_BYTES = 46
 """That AdamW and the clipping of gradients move a parameter, counted as float32 numbers and bfloat16 copies."""
+MOVED_BYTES, MAIN_MEMORY_UPDATE_BYTES = 6, 34
+"""Of a parameter that is updated in main memory: a float32 sum there and a bfloat16 weight back; and what the update
+reads and writes there: sum, master and moments, the rounding, and what crosses."""
+MAIN_MEMORY_BANDWIDTH = 100e9
+"""Bytes/s that eight threads of a server reach."""
 LAUNCHES_OF_A_LAYER, LAUNCH_S = 52, 5e-6
 """Kernels that a step starts in a layer of either model where layers are compiled (3,706 in 72, counted), and what
 starting one takes."""
@@ -48,6 +54,10 @@ class Speeds:
     """The update of a parameter."""
     link_bytes_per_s: float
     """Between the GPUs of a machine, as an all-reduce is counted: its bytes over its seconds."""
+    host_link_bytes_per_s: float
+    """Between a GPU and main memory."""
+    main_memory_parameter_s: float
+    """The update of a parameter in main memory by the threads of one process."""
     disk_write_bytes_per_s: float
     disk_read_bytes_per_s: float
     weight_s: float
@@ -67,6 +77,8 @@ ASSUMED = Speeds(
     layer_s=LAUNCHES_OF_A_LAYER * LAUNCH_S,
     parameter_s=UPDATE_BYTES / (MEMORY_BANDWIDTH * DECODING_EFFICIENCY),
     link_bytes_per_s=150e9,
+    host_link_bytes_per_s=25e9,
+    main_memory_parameter_s=MAIN_MEMORY_UPDATE_BYTES / MAIN_MEMORY_BANDWIDTH,
     disk_write_bytes_per_s=1e9,
     disk_read_bytes_per_s=2e9,
     weight_s=BFLOAT16_BYTES / (MEMORY_BANDWIDTH * DECODING_EFFICIENCY),
@@ -86,6 +98,8 @@ class StepWork(NamedTuple):
     parameters: float
     """That it updates."""
     link_bytes: float = 0.0
+    main_memory_parameters: float = 0.0
+    """That its process updates in main memory."""
 
 
 def layers_of_step(student: int, student_compiled: bool, teacher: int, teacher_compiled: bool) -> float:
@@ -108,6 +122,8 @@ class Crossing(NamedTuple):
     """How often ZeRO-3 brings a weight together in a pass: forward, backward, and recomputation between them."""
     teacher_bytes: float = 0.0
     """Of a teacher that lies in shards."""
+    masters_shared: bool = False
+    """Under DDP: each weight has one owner in main memory, who sends it to the others."""
 
 
 def crossing_dtype(compute_dtype: Dtype, reduce_dtype: Dtype, lora: LoraSettings) -> Dtype:
@@ -125,6 +141,7 @@ def crossing_bytes(of: Crossing) -> float:
     sharded = of.parallel in ("zero2", "zero3")
     sent = of.gradient_bytes * (1.0 + (of.passes - 1) / 2 if sharded else 1.0)
     sent += of.weight_bytes * of.gathers * of.passes / 2 if of.parallel == "zero3" else 0.0
+    sent += of.weight_bytes / 2 if of.masters_shared and not sharded else 0.0
     return sent + of.teacher_bytes * of.passes / 2
 
 
@@ -140,7 +157,9 @@ class DecodeWork(NamedTuple):
 def step_seconds(speeds: Speeds, work: StepWork) -> float:
     """Of one optimiser step; what crosses between ranks is taken to hide behind nothing."""
     computed = speeds.flop_s * work.flops + speeds.layer_s * work.layer_passes + speeds.parameter_s * work.parameters
-    return computed + work.link_bytes / speeds.link_bytes_per_s
+    moved = MOVED_BYTES * work.main_memory_parameters / speeds.host_link_bytes_per_s
+    updated = max(moved, speeds.main_memory_parameter_s * work.main_memory_parameters)  # beside each other
+    return computed + work.link_bytes / speeds.link_bytes_per_s + updated
 
 
 def decoding_seconds(speeds: Speeds, work: DecodeWork) -> float:

@@ -72,7 +72,7 @@ def losses_of(
     """Losses of a few steps whose rows are those of so many ranks; alone, this process reads them all."""
     little, alike = small(asked), {}
     if ranks is not ALONE:
-        names = ("parallel", "processes", "teacher_placement")
+        names = ("parallel", "processes", "teacher_placement", "optimizer_placement")
         alike = {
             **{name: getattr(asked, name) for name in names},
             "processes": shares,

@@ -151,7 +151,7 @@ def look_first(
         load = replace(load, rollouts=rollouts_together(training, steps, settings.rollouts.every_steps, most))
     largest = preflight.largest_pass(read, steps, settings.processes, settings.packing, multiple, resources)
     stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
-    memory = preflight.check_memory(load, largest, multiple, setup.device)
+    memory = preflight.check_memory(load, largest, multiple, setup.device, resources.nodes)
     teacher_bytes = stored.check(training, resources.threads) if stored else None
     rows = preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples)
     return Preflight(

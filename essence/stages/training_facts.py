@@ -79,6 +79,7 @@ def describe_executed(settings: TrainSettings, resources: Resources, setup: Setu
             processes=settings.processes,
             nodes=resources.nodes,
             teacher=describe_teacher(settings) if setup.teacher else None,
+            optimizer=settings.optimizer_placement,
         ),
         attention=ran.attention,
         micro_batches=describe_micro_batches(resources, ran.result),

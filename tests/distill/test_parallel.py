@@ -78,12 +78,22 @@ def test_curve_and_weights_are_those_of_one_process(trained: Path, way: str) -> 
         torch.testing.assert_close(weights[name], weight, rtol=0.0, atol=1e-2 if lower else WEIGHT_TOLERANCE)
 
 
-@pytest.mark.parametrize("way", ["zero2-bfloat16", "zero3-bfloat16", "zero2-bfloat16-exact"])
+@pytest.mark.parametrize(
+    "way", ["zero2-bfloat16", "zero3-bfloat16", "zero2-bfloat16-exact", "zero2-bfloat16-main-memory"]
+)
 def test_sharded_bfloat16_is_replicated_bfloat16(trained: Path, way: str) -> None:
     """The same rounded weights and float32 masters in every backend; gradients cross in another order."""
     sharded, replicated = curve(trained / way), curve(trained / "ddp-bfloat16")
     for name, values in replicated.items():
         assert sharded[name] == pytest.approx(values, abs=1e-3, rel=1e-3), name
+
+
+def test_masters_in_main_memory_are_those_of_the_device(trained: Path) -> None:
+    """Each rank has a share of them, and all are what they are where every rank has all: gradients cross alike."""
+    moved, placed = trained / "ddp-bfloat16-main-memory", trained / "ddp-bfloat16"
+    assert curve(moved) == curve(placed)
+    weights, expected = load_file(moved / "last.safetensors"), load_file(placed / "last.safetensors")
+    assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
 
 
 def test_masters_hold_more_than_the_weights_that_are_computed_with(trained: Path) -> None:

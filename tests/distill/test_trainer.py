@@ -1,6 +1,5 @@
 """The loop against a plain one written here, and after every kind of interruption."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from support.small_training import (
     VALIDATION,
     VOCABULARY,
     ActAfter,
+    metrics_without_time,
     model,
     run,
     settings,
@@ -43,14 +43,6 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-MEASURED = ("seconds", "peak_memory_gib")
-
-
-def metrics_without_time(path: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +240,7 @@ def test_what_is_float32_where_the_computation_is_bfloat16(lowered: bool) -> Non
         losses[0].backward()
     if masters:
         masters.add_up()
+        masters.take_gradients()
     projections = {dtype for name, dtype in seen.items() if name.endswith("proj")}
     assert projections == {torch.bfloat16} and len(seen) == 2 * (1 + 2 + 2 + 7) + 1
     between = {dtype for name, dtype in seen.items() if not name.endswith("proj")}

@@ -276,7 +276,8 @@ def test_two_nodes_train_together(cluster: Cluster, nano: Path, nano_runs: Path,
         wait_for(lambda: train.done or status(runs, "two")["failed"], runs)
     manifest = read_json(train.manifest)
     assert manifest["settings"]["executed"]["parallel"] == {"backend": "ddp", "processes": 2, "nodes": 2} | {
-        "teacher": manifest["settings"]["executed"]["parallel"]["teacher"]
+        "teacher": manifest["settings"]["executed"]["parallel"]["teacher"],
+        "optimizer": "device",
     }
     assert manifest["hardware"]["scheduler"]["SLURM_NODELIST"] == "127.0.0.[1-2]"
 

@@ -291,6 +291,7 @@ def changed(value: Any) -> Any:
         "vllm": "transformers",
         "zero2": "zero3",
         "replicated": "offloaded",
+        "device": "main_memory",
         "live": "cached",
     }
     if isinstance(value, bool):

@@ -72,6 +72,8 @@ def test_what_crosses_between_ranks_goes_with_the_backend(tmp_path: Path) -> Non
     assert sent(compute_dtype="float32") == 4 * student, "reduce_dtype is of weights in bfloat16 alone"
     adapters = LoraSettings(rank=8, alpha=16.0, targets=["q_proj"])
     assert sent(lora=adapters) == 4 * adapter_parameters(QWEN3["4b"], adapters)
+    moved = {"optimizer_placement": "main_memory"}
+    assert sent(**moved) == sent() and sent(parallel="ddp", **moved) == sent(parallel="ddp") + 2 * student / 2
     gathered = sent(parallel="zero3", teacher_placement="sharded")
     assert gathered == 2 * student + 2 * student * 3 / 2 + 2 * teacher / 2
 
@@ -216,14 +218,24 @@ def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: py
     proof(tmp_path, "prove_training-00000000000000a1", "2026-01-02T00:00:00+00:00", "here", 2e-12)
     proof(tmp_path, "prove_training-00000000000000a2", "2026-01-01T00:00:00+00:00", "here", 1e-12)
     proof(tmp_path, "prove_training-00000000000000a3", "2026-01-03T00:00:00+00:00", "elsewhere", 3e-12)
-    proof(tmp_path, "prove_training-00000000000000a4", "2026-01-01T00:00:00+00:00", "elsewhere", 4e-15, devices=4)
+    proof(
+        tmp_path,
+        "prove_training-00000000000000a4",
+        "2026-01-01T00:00:00+00:00",
+        "elsewhere",
+        4e-15,
+        devices=4,
+        host_bytes_per_s=5e10,
+        main_memory_parameter_s=2e-10,
+    )
     found = newest_proof(RunDirectory(tmp_path), gpus=False)
     assert found and found.date == "2026-01-02" and found.sentence() == "proved on 2026-01-02, A device (fit error 1%)"
     speeds = speeds_for(RunDirectory(tmp_path), gpus=False)
     assert speeds == replace(
         ASSUMED, flop_s=2e-12, layer_s=0.0, parameter_s=0.0, disk_write_bytes_per_s=5e8, disk_read_bytes_per_s=1e9
     )
-    assert speeds_for(RunDirectory(tmp_path), gpus=True).flop_s == 4e-15
+    on_gpus = speeds_for(RunDirectory(tmp_path), gpus=True)
+    assert (on_gpus.flop_s, on_gpus.host_link_bytes_per_s, on_gpus.main_memory_parameter_s) == (4e-15, 5e10, 2e-10)
     damaged = RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000a1").manifest
     damaged.write_text(damaged.read_text(encoding="utf-8").replace("2e-12", "1e-13"), encoding="utf-8")
     assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), False).flop_s == 1e-12

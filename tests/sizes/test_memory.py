@@ -10,6 +10,7 @@ from essence.plan.cells import train_settings
 from essence.plan.experiment import load
 from essence.settings import LoraSettings
 from essence.sizes.architecture import Architecture, adapter_parameters
+from essence.sizes.host import MachineLoad, main_memory_bytes, staged_bytes
 from essence.sizes.memory import ZERO_BUCKET_ELEMENTS, DeviceLoad, estimate_memory, loss_memory, smallest_change
 from support.paper_sizes import PAPER, QWEN3
 
@@ -26,6 +27,21 @@ def test_static_memory_of_the_paper_s_pairs() -> None:
     buckets = 2 * 2 * ZERO_BUCKET_ELEMENTS
     saved = QWEN3["4b"].parameters * 16 * 3 // 4 - buckets
     assert estimate_memory(alone).static - estimate_memory(sharded).static == saved
+
+
+def test_masters_and_moments_lie_on_the_device_or_in_main_memory() -> None:
+    """12 bytes a parameter; of several ranks each has its share, of sums too where they cross after each pass."""
+    alone = replace(PAPER, parallel="single", devices=1, teacher_placement="replicated")
+    moved, parameters = replace(alone, optimizer_placement="main_memory"), QWEN3["4b"].parameters
+    assert estimate_memory(alone).static - estimate_memory(moved).static == 12 * parameters
+    two = replace(moved, parallel="zero2", devices=2)
+    buckets = 2 * 2 * ZERO_BUCKET_ELEMENTS
+    assert estimate_memory(moved).static - estimate_memory(two).static == 2 * parameters - buckets
+    main = {load: main_memory_bytes(MachineLoad.of(load, 1)) for load in (alone, moved, two)}
+    staged = staged_bytes(QWEN3["4b"])
+    assert main[moved] == 12 * parameters + staged + (4 << 30) > main[alone]
+    assert main[two] - main[moved] == staged + (4 << 30) + 2 * parameters  # the best weights of the other rank
+    assert main_memory_bytes(MachineLoad.of(replace(two, devices=8), 4)) < main[moved]
 
 
 def test_the_buckets_of_ddp_are_a_second_copy_of_the_gradients() -> None:
@@ -112,6 +128,12 @@ def test_the_cure_is_the_least_change_that_fits() -> None:
 
     cure = smallest_change(chunked, gib_80, 4096, 16)
     assert cure is not None and cure.startswith("parallel = 'zero2' on 2 GPUs")
+    assert smallest_change(chunked, gib_80, 4096, 16, main_memory=True) == "optimizer_placement = 'main_memory'"
+    two = replace(chunked, parallel="zero3", devices=2, teacher_placement="sharded")
+    cure = smallest_change(two, 36 * GIB, 4096, 16, main_memory=True)
+    assert cure == "parallel = 'zero2' on 2 GPUs and optimizer_placement = 'main_memory'"
+    cure = smallest_change(replace(two, devices=4), 28 * GIB, 4096, 16, main_memory=True)
+    assert cure is not None and "main_memory" not in cure
     wide = replace(chunked, positions=32768, labels=32768)
     limit = estimate_memory(replace(wide, positions=8192, labels=8192)).total
     assert smallest_change(wide, limit, 4096, 16) == "micro_batch_tokens = 8192"

@@ -49,6 +49,15 @@ def test_a_step_of_nothing_to_read_takes_the_fixed_time() -> None:
     assert step_seconds(ASSUMED, StepWork(0.0, 72.0, 1e9, 150e9)) == pytest.approx(fixed + 1.0)
 
 
+def test_an_update_in_main_memory_takes_what_copies_or_arithmetic_take() -> None:
+    """They go on beside each other: 4e9 parameters at 34 bytes and 100 GB/s, or at 6 bytes and a slow link."""
+    work = StepWork(0.0, 72.0, 0.0, main_memory_parameters=4e9)
+    beside = step_seconds(ASSUMED, work) - step_seconds(ASSUMED, StepWork(0.0, 72.0, 0.0))
+    assert beside == pytest.approx(4e9 * 34 / 100e9)
+    slow = replace(ASSUMED, host_link_bytes_per_s=5e9)
+    assert step_seconds(slow, work) - step_seconds(ASSUMED, work) == pytest.approx(4e9 * (6 / 5e9 - 34 / 100e9))
+
+
 def test_a_step_of_decoding_reads_the_weights_once_and_every_cache() -> None:
     model = QWEN3["4b"]
     assert cache_bytes(model, 1) == 2 * 2 * 36 * 8 * 128

@@ -106,7 +106,10 @@ def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path
     ]
     assert manifest["results"]["steps"] == STEPS
     executed = manifest["settings"]["executed"]
-    assert executed["parallel"] == {"backend": "ddp", "processes": 2, "nodes": 1, "teacher": "replicated"}
+    assert executed["parallel"] == {"backend": "ddp", "processes": 2, "nodes": 1} | {
+        "teacher": "replicated",
+        "optimizer": "device",
+    }
     assert (
         manifest["results"]["validations"]
         == json.loads((undisturbed / "manifest.json").read_text())["results"]["validations"]

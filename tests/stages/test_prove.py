@@ -51,7 +51,9 @@ def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
     assert [(point.tokens, point.passes) for point in found.steps] == [(16, 1), (48, 1), (16, 2)]
     assert all(point.seconds > 0 and point.peak_bytes is None and point.rule_bytes > 0 for point in found.steps)
     assert found.steps[1].flops > 3 * found.steps[0].flops > 0 and found.link is None and found.host_bytes_per_s is None
+    assert found.main_memory_parameter_s is not None
     rates = (
+        found.main_memory_parameter_s,
         found.memory_bytes_per_s,
         found.disk_write_bytes_per_s,
         found.disk_read_bytes_per_s,

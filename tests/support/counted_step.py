@@ -164,6 +164,8 @@ def count_pass(
 def count_update(
     trained: list[nn.Parameter], optimizer: torch.optim.Optimizer, held: Masters | None, clip_norm: float
 ) -> StepCounts:
+    if held:
+        held.take_gradients()
     with Counting() as counting:
         nn.utils.clip_grad_norm_(trained, clip_norm)
         optimizer.step()

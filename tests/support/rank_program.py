@@ -27,6 +27,7 @@ from support.some_resources import some_objective, some_resources
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
 BFLOAT16 = {"compute_dtype": "bfloat16", "activation_checkpointing": True, "reduce_dtype": "bfloat16"}
+MAIN_MEMORY = {"optimizer_placement": "main_memory"}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": "ddp"},
     "zero2": {"parallel": "zero2"},
@@ -41,6 +42,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "zero2-bfloat16": {"parallel": "zero2", **BFLOAT16},
     "zero3-bfloat16": {"parallel": "zero3", "teacher_placement": "sharded", **BFLOAT16},
     "zero2-bfloat16-exact": {"parallel": "zero2", **BFLOAT16, "reduce_dtype": "float32"},
+    "ddp-bfloat16-main-memory": {"parallel": "ddp", **BFLOAT16, **MAIN_MEMORY},
+    "zero2-bfloat16-main-memory": {"parallel": "zero2", "teacher_placement": "sharded", **BFLOAT16, **MAIN_MEMORY},
     "ddp-compiled": {"parallel": "ddp", "packing": True, "compile_layers": True},
     "zero2-compiled-bfloat16": {"parallel": "zero2", "compile_layers": True, **BFLOAT16},
     "zero3-compiled": {"parallel": "zero3", "teacher_placement": "sharded", "compile_layers": True},
@@ -48,6 +51,7 @@ WAYS: dict[str, dict[str, Any]] = {
 RESUMED = (
     *("ddp", "zero2", "zero3-sharded", "ddp-cached", "zero2-lora"),
     *("ddp-bfloat16", "zero2-bfloat16", "zero3-bfloat16", "ddp-compiled"),
+    "zero2-bfloat16-main-memory",
 )
 CACHE, LAYERS = "cache", "layers.json"
 CPU = torch.device("cpu")

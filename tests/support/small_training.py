@@ -1,5 +1,6 @@
 """A training of two models of a few thousand weights on ten made rows, called as the stage calls it."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,15 @@ def run(
         progress or Progress(work.parent / "progress.json"),
         StopRequest() if stop is None else stop,  # a request is false until it is made
     )
+
+
+MEASURED = ("seconds", "peak_memory_gib")
+
+
+def metrics_without_time(path: Path) -> list[dict[str, Any]]:
+    """The records of a training, but for what differs each time."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]
 
 
 class ActAfter(Progress):

@@ -78,6 +78,7 @@ def _work(
         return None
     backend, passes = executed.parallel.backend, max(1, round(ran.passes / steps / processes))
     live, compiled = teacher if executed.parallel.teacher != "cached" else None, executed.preflight.layers
+    moved = executed.parallel.optimizer == "main_memory"
     size, crossing = BYTES[executed.dtype or "float32"], BYTES[executed.reduce_dtype or "float32"]
     crossed = Crossing(
         parallel="zero3" if backend == "zero3" else "zero2" if backend == "zero2" else "ddp",
@@ -87,11 +88,14 @@ def _work(
         weight_bytes=size * student.parameters,
         gathers=3 if manifest.settings.resolved.activation_checkpointing else 2,
         teacher_bytes=size * live.parameters if live and executed.parallel.teacher == "sharded" else 0.0,
+        masters_shared=moved,
     )
+    updated = counts.trained / (processes if moved or backend in ("zero2", "zero3") else 1)
     return StepWork(
         flops=flops / steps / processes,
         layer_passes=passes
         * layers_of_step(student.layers, compiled.student, live.layers if live else 0, compiled.teacher),
-        parameters=counts.trained / (processes if backend in ("zero2", "zero3") else 1),
+        parameters=0.0 if moved else updated,
         link_bytes=crossing_bytes(crossed),
+        main_memory_parameters=updated if moved else 0.0,
     )

@@ -1,0 +1,53 @@
+"""How long a training takes with the least change that makes it fit: the estimate of the experiment so changed."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from essence.plan.estimate import estimate
+from essence.plan.experiment import Experiment
+from essence.plan.fit import Fit
+from essence.plan.stage_plan import CellPlan, Plan
+from essence.record.run_directory import RunDirectory
+from essence.sizes.memory import DeviceLoad
+
+
+def with_times(fits: Iterable[Fit], plan: Plan, run_directory: RunDirectory) -> list[Fit]:
+    """The same, with hours and seconds a step of each training that a change makes fit."""
+    cells = {f"training {cell.cell.name}": cell for cell in plan.cells}
+    return [_timed(fit, cells[fit.what], plan.loaded, run_directory) if fit.loads else fit for fit in fits]
+
+
+def _timed(fit: Fit, cell: CellPlan, loaded: Experiment, run_directory: RunDirectory) -> Fit:
+    assert fit.loads is not None
+    found = estimate(cell, changed_experiment(loaded, cell.cell.pair, *fit.loads), run_directory)
+    return replace(fit, changed_gpu_hours=found.training_gpu_hours, changed_step_s=found.training_step_s)
+
+
+def changed_experiment(loaded: Experiment, pair: str, before: DeviceLoad, load: DeviceLoad) -> Experiment:
+    """The experiment whose trainings of a pair give each device another load; those of other pairs are not meant."""
+    experiment = loaded.experiment
+    section = experiment.by_pair.get(pair)
+    nodes = experiment.resources.nodes
+    training = {
+        "parallel": load.parallel,
+        "processes": load.devices,
+        "teacher_placement": load.teacher_placement,
+        "optimizer_placement": load.optimizer_placement,
+        "activation_checkpointing": load.activation_checkpointing,
+    }
+    most = (section.micro_batch_tokens if section else None) or experiment.resources.micro_batch_tokens
+    resources = {
+        "gpus": max(experiment.resources.gpus, -(-load.devices // nodes)),
+        "micro_batch_tokens": most if load.positions == before.positions else load.positions,
+    }
+    changes = {
+        "training": experiment.training.model_copy(update=training),
+        "resources": experiment.resources.model_copy(update=resources),
+        "by_pair": {name: other for name, other in experiment.by_pair.items() if name != pair},
+    }
+    return replace(loaded, experiment=experiment.model_copy(update=changes))
+
+
+def moves_optimizer(fit: Fit) -> bool:
+    """Whether the change puts masters and moments into main memory."""
+    return fit.loads is not None and fit.loads[1].optimizer_placement == "main_memory"

@@ -1,0 +1,92 @@
+"""What the main pair takes on one GPU of 80 GB, or two: the least change that fits, and how long it takes then."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from essence.plan.cells import train_settings
+from essence.plan.changed_times import moves_optimizer, with_times
+from essence.plan.estimate import estimate
+from essence.plan.experiment import Experiment, load
+from essence.plan.fit import Fit, Room, fits_of
+from essence.plan.gpu_count import with_gpus
+from essence.plan.stage_plan import CellPlan, make_plan
+from essence.record.run_directory import RunDirectory
+from essence.record.stage_key import stage_key
+from essence.settings import TrainSettings
+
+ROOM, CROWDED = Room(80.0, 119.0), Room(80.0, 50.0)
+MOVED = "set optimizer_placement = 'main_memory'"
+
+
+def planned(loaded: Experiment, runs: Path, room: Room = ROOM) -> tuple[CellPlan, Fit]:
+    """The cell of whole rows, and whether it fits."""
+    plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False)
+    run_directory = RunDirectory(runs)
+    fits = with_times(fits_of(plan, run_directory, room), plan, run_directory)
+    cell = plan.cells[-1]
+    return cell, next(fit for fit in fits if fit.what == f"training {cell.cell.name}")
+
+
+def bespoke(gpus: int, **training: object) -> Experiment:
+    loaded = with_gpus(load("bespoke"), gpus)
+    changed = loaded.experiment.training.model_copy(update=training)
+    return replace(loaded, experiment=loaded.experiment.model_copy(update={"training": changed}))
+
+
+def test_one_gpu_keeps_masters_and_moments_in_main_memory(tmp_path: Path) -> None:
+    """And takes the time that it is told to take, which is longer than a GPU of more memory would."""
+    _, unfit = planned(bespoke(1), tmp_path)
+    assert unfit.change == f"{MOVED}, for this pair alone in [by_pair.qwen3-8b_qwen3-4b-base]" and moves_optimizer(
+        unfit
+    )
+    assert moves_optimizer(unfit)
+    loaded = bespoke(1, optimizer_placement="main_memory")
+    cell, fit = planned(loaded, tmp_path)
+    found = estimate(cell, loaded, RunDirectory(tmp_path))
+    assert fit.fits and fit.main_gib is not None and 50.0 < fit.main_gib < 0.95 * ROOM.main_gib
+    assert (unfit.changed_gpu_hours, unfit.changed_step_s) == (found.training_gpu_hours, found.training_step_s)
+    assert f"then about {found.training_gpu_hours:.1f} GPU hours, " in unfit.sentence()
+    larger = estimate(planned(bespoke(1), tmp_path)[0], bespoke(1), RunDirectory(tmp_path))
+    assert larger.training_step_s and found.training_step_s and found.training_gpu_hours
+    assert larger.training_step_s + 1.0 < found.training_step_s < larger.training_step_s + 3.0
+
+
+def test_where_main_memory_has_no_room_more_gpus_are_asked_for(tmp_path: Path) -> None:
+    """With the hours that all of them together then take."""
+    _, unfit = planned(bespoke(1), tmp_path, CROWDED)
+    assert unfit.change.startswith("set parallel = 'zero2' on 2 GPUs") and not moves_optimizer(unfit)
+    found = estimate(planned(bespoke(2), tmp_path)[0], bespoke(2), RunDirectory(tmp_path))
+    assert unfit.changed_gpu_hours == found.training_gpu_hours
+    _, full = planned(bespoke(1, optimizer_placement="main_memory"), tmp_path, CROWDED)
+    assert not full.fits and "of main memory" in full.problem and full.loads is None
+
+
+def test_two_gpus_have_room_for_all(tmp_path: Path) -> None:
+    cell, fit = planned(bespoke(2), tmp_path)
+    assert fit.fits and fit.change == ""
+    _, small = planned(bespoke(2), tmp_path, Room(48.0, 119.0))
+    assert moves_optimizer(small) and small.changed_step_s is not None
+    usual = estimate(cell, bespoke(2), RunDirectory(tmp_path)).training_step_s
+    assert usual is not None and usual < small.changed_step_s
+    _, both = planned(bespoke(2, optimizer_placement="main_memory"), tmp_path)
+    assert both.fits and both.gpu_gib and fit.gpu_gib and both.gpu_gib + 15.0 < fit.gpu_gib
+
+
+def test_where_masters_lie_is_in_the_key_alone_where_they_are_moved() -> None:
+    """A plan of a version without the setting, and one with its default, are of one training."""
+    asked = train_settings(bespoke(1).cells()[-1], bespoke(1).experiment)
+    settings = asked.model_dump(mode="json")
+    before = {name: value for name, value in settings.items() if name != "optimizer_placement"}
+    moved = {**settings, "optimizer_placement": "main_memory"}
+    keys = [stage_key("train", one, {}, {}, "source") for one in (before, settings, moved)]
+    assert keys[0] == keys[1] != keys[2] and TrainSettings.model_validate(before) == asked
+
+
+@pytest.mark.parametrize("changes", [{"compute_dtype": "float32"}, {"processes": 4}])
+def test_it_is_offered_where_there_are_masters_and_few_gpus(tmp_path: Path, changes: dict[str, object]) -> None:
+    gpus = changes.get("processes", 1)
+    assert isinstance(gpus, int)
+    _, unfit = planned(bespoke(gpus, **changes), tmp_path, Room(24.0, 1000.0))
+    assert not unfit.fits and not moves_optimizer(unfit)
