@@ -4,6 +4,7 @@ The host looks before anything starts, the download stage looks at what arrived,
 looks again (essence/models/loading.py). What is refused is refused in one sentence that names the file.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from essence.models.headers import DOWNLOAD_AGAIN, DTYPE_BYTES, Weight, read_hea
 from essence.models.objects import read_object
 from essence.models.template import check_template
 from essence.models.tokenizer_files import check_generation_config, check_tokenizer
+from essence.models.unchanged import State, state_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -34,8 +36,15 @@ class ModelFolder:
 
 
 def check_folder(folder: Path, named: Path | None = None) -> ModelFolder:
-    """Look at everything; InputError in one sentence, in which the folder is called `named`."""
-    named = named or folder
+    """Look at everything; InputError in one sentence, in which the folder is called `named`.
+
+    Once for each state of its files. What is given back belongs to all callers.
+    """
+    return _look(folder, named or folder, state_of(folder))
+
+
+@functools.lru_cache(maxsize=8)
+def _look(folder: Path, named: Path, _state: State) -> ModelFolder:
     try:
         config = read_config(folder, named)
         weights = read_weights(folder, named)

@@ -6,6 +6,7 @@ would do with a folder it tells without reading a weight, when it loads onto tor
 whatever the kind of model, and no decoder is given a folder that has not passed.
 """
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,21 @@ from essence.models.folder import check_folder
 from essence.models.headers import DOWNLOAD_AGAIN
 from essence.models.saving import try_saving
 from essence.models.template import QUESTION, reason
+from essence.models.unchanged import State, state_of
 
 SAID = "the model cannot be loaded"
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder; InputError when there is none or it cannot be read."""
+    """The tokenizer of a model folder; InputError when there is none or it cannot be read.
+
+    One object for each state of the folder's files: it is asked, and not changed.
+    """
+    return _tokenizer(folder, state_of(folder))
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(folder: Path, _state: State) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises Exception itself for a damaged file

@@ -1,5 +1,7 @@
 """Every model goes through one door: exactly the weights of the files are used, or one sentence says why not."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from essence.errors import ExperimentError, InputError
 from essence.models.decoder import wanted_weights
 from essence.models.folder import check_folder
-from essence.models.loading import check_model, check_values, load_model
+from essence.models.loading import check_model, check_values, load_model, load_tokenizer
 from essence.models.saving import save_model
 from essence.plan.experiment import load, split_pair
 from essence.stages import generate
@@ -251,3 +253,21 @@ def test_names_of_models_may_have_underscores(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(OWN)
     (cell,) = load(str(tmp_path / "own.toml")).cells()
     assert (cell.teacher, cell.student) == ("my_teacher", "mystudent")
+
+
+def test_what_was_read_counts_until_a_file_changes(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(whole, folder)
+    assert check_folder(folder) is check_folder(folder) and load_tokenizer(folder) is load_tokenizer(folder)
+    before = load_tokenizer(folder)
+    file = folder / "tokenizer.json"
+    described = json.loads(file.read_text(encoding="utf-8"))
+    moment = file.stat().st_mtime_ns
+    ids = described["model"]["vocab"]
+    ids["$"], ids["K"] = ids["K"], ids["$"]
+    file.write_text(json.dumps(described), encoding="utf-8")
+    os.utime(file, ns=(moment, moment))
+    assert load_tokenizer(folder).get_vocab()["$"] == before.get_vocab()["K"]
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json"):
+        check_folder(folder)
