@@ -33,6 +33,7 @@ from essence.settings import EnvironmentName
 from support import debian_tools
 from support.debian_tools import run
 from support.project import PROJECT, required
+from support.scratch_disk import scratch_disk
 
 START_TIMEOUT_S = 60.0
 BASE_IMAGE = "essence-test-base:latest"
@@ -130,7 +131,7 @@ def started_engine(nvidia: bool, containerd_store: bool = False) -> Iterator[Doc
         *("dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--host", url),
         *("--pidfile", f"{folder}/pid", "--config-file", f"{folder}/daemon.json", "--bridge", bridge),
     ]
-    with own_bridge(bridge), (folder / "log").open("wb") as log:
+    with removed(folder), own_bridge(bridge), scratch_disk(folder / "data"), (folder / "log").open("wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PATH": path})
         try:
             variables = {
@@ -143,7 +144,15 @@ def started_engine(nvidia: bool, containerd_store: bool = False) -> Iterator[Doc
         finally:
             daemon.terminate()
             daemon.wait(START_TIMEOUT_S)
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def removed(folder: Path) -> Iterator[None]:
+    """Remove a folder afterwards."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_engine(url: str, daemon: "subprocess.Popen[bytes]", log: Path) -> docker.DockerClient:
