@@ -33,6 +33,7 @@ processes = 1
 validations_per_epoch = 1
 activation_checkpointing = false
 compute_dtype = "float32"
+compile_layers = false  # test_compiled_layers.py
 
 [decontamination]
 benchmarks = ["aime24"]
