@@ -22,11 +22,10 @@ MOVED = "set optimizer_placement = 'main_memory'"
 
 def planned(loaded: Experiment, runs: Path, room: Room = ROOM) -> tuple[CellPlan, Fit]:
     """The cell of whole rows, and whether it fits."""
-    plan = make_plan(loaded, loaded.cells(), lambda _: {}, baselines=False)
+    plan = make_plan(loaded, loaded.cells()[-1:], lambda _: {}, baselines=False)
     run_directory = RunDirectory(runs)
     fits = with_times(fits_of(plan, run_directory, room), plan, run_directory)
-    cell = plan.cells[-1]
-    return cell, next(fit for fit in fits if fit.what == f"training {cell.cell.name}")
+    return plan.cells[0], next(fit for fit in fits if fit.what.startswith("training "))
 
 
 def bespoke(gpus: int, **training: object) -> Experiment:
