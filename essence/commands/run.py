@@ -65,6 +65,8 @@ def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
     # A queue gives its jobs GPUs of other machines.
     pool = GpuPool() if selection.engine.queue else GpuPool.of_this_machine(selection.engine.gpus_in_use)
     estimated = main_memory_of_trainings(selection.plan, selection.run_directory) if resources.gpus else {}
+    if resources.gpus and (remark := pool.remark()):
+        console.print(Text(remark, style="yellow"), soft_wrap=True)
     capacity = Capacity(resources.parallel_stages, pool, psutil.virtual_memory().total / GIB, estimated)
     at_once = max(capacity.parallel, pool.stages_at_once(resources.gpus))
     found = partial(_found, selection.run_directory)

@@ -1,12 +1,12 @@
 """The GPUs of this machine, each given to one stage at a time, whichever run and run directory the stage is of.
 
-A GPU is taken by a lock on a file that the host and the stage's own process keep open. Neither what that process starts
-(ranks, workers of a library) nor a container keeps it open: they are known by a variable that all of them inherit. A
-GPU is free when its lock is free and no process has it in its environment, whichever engine started it.
+A GPU is taken by a lock on a file that the host and the stage's own process keep open, one file for all users of the
+machine (`gpu_locks.py`). Neither what that process starts (ranks, workers of a library) nor a container keeps it open:
+they are known by a variable that all of them inherit. A GPU is free when its lock is free and no process has it in its
+environment, whichever engine started it; the environments of other users' processes cannot be read.
 """
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from essence.engines.gpu_locks import lock_folder
 from essence.errors import MachineError
 from essence.files import sha256_text
 from essence.progress import visible_gpus
@@ -25,7 +26,6 @@ HELD = "ESSENCE_HELD_GPUS"
 """In the environment of all that a stage starts: its GPUs, by the names of their lock files."""
 InUse = Callable[[], Mapping[str, Path] | None]
 """GPU -> folder of the stage whose container has it; None where the engine does not say just now."""
-LOCKS = Path("/tmp")  # noqa: S108  the same for all shells: TMPDIR differs between them
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class GpuPool:
     def stages_at_once(self, count: int) -> int:
         """How many stages of so many GPUs these are enough for; 0 where a stage asks for none."""
         return len(self.identities) // count if count else 0
+
+    def remark(self) -> str:
+        """What people are to know of how these GPUs are held; empty where all is well."""
+        why = lock_folder().why_alone if self.identities else ""
+        return f"GPUs: a run of another user may be given the same ones, as {why}: have it removed" if why else ""
 
     def take(self, count: int, stage: Path) -> TakenGpus | None:
         """So many free GPUs for the stage of this folder, or None; those that a container of its own has come first.
@@ -129,23 +134,7 @@ class GpuPool:
 
     def _lock(self, name: str) -> int | None:
         """An open, locked file; None where somebody else has it."""
-        path = lock_folder() / self._lock_name(name)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # What tidies up folders of temporary files goes by their age.
-            os.utime(descriptor)
-            if path.exists() and os.path.samestat(path.lstat(), os.fstat(descriptor)):
-                return descriptor
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            os.close(descriptor)
-            raise MachineError(
-                f"{path}: cannot be locked ({error.strerror})", "make it a file of a local disk"
-            ) from None
-        os.close(descriptor)
-        return None
+        return lock_folder().lock(self._lock_name(name))
 
 
 def held_by_processes() -> set[str]:
@@ -156,15 +145,6 @@ def held_by_processes() -> set[str]:
         with contextlib.suppress(psutil.Error, OSError):
             found |= set(process.environ().get(HELD, "").split(",")) - {""}
     return found
-
-
-def lock_folder() -> Path:
-    """Of this user on this machine: GPUs of a machine are few, and runs of one user meet there."""
-    folder = LOCKS / f"essence-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise MachineError(f"{folder}: is not this user's own folder", "have it removed")
-    return folder
 
 
 def _identity(name: str, gpus: Iterable[Gpu]) -> str:
