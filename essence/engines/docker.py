@@ -25,7 +25,7 @@ from essence.engines.docker_container import argv, creation, gpu_request
 from essence.engines.docker_hosts import DockerHost
 from essence.engines.docker_stage import DockerStage, remove
 from essence.engines.engine import Engine, Launch, Mount, surroundings
-from essence.engines.image_builds import bake, building_gib, check_buildx, to_be_made
+from essence.engines.image_builds import bake, building_gib, check_buildx, kept_gib, to_be_made
 from essence.engines.image_transfers import check_disk, check_room, images_here, pull
 from essence.engines.machine import check_images_platform, existing, refusal
 from essence.engines.recipes import (
@@ -136,7 +136,13 @@ class DockerEngine(Engine):
         if absent := [image for image in images if self._look(image) is None]:
             names = ", ".join(image.name for image in absent)
             cure = "make room (docker system prune), or move Docker's data-root to a larger disk"
-            check_disk(self.client, building_gib(absent), f"making {names} takes", cure)
+            gib, what = building_gib(absent), f"making {names} takes"
+            try:
+                check_disk(self.client, gib, what, cure)
+            except MachineError:
+                # What an earlier build has left is used, and asking for it takes a while.
+                kept = kept_gib(self.client.df().get("BuildCache") or [], absent)
+                check_disk(self.client, gib - kept, what, cure)
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Pull what is published, build the rest."""

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
+from pydantic import BaseModel, Field
+
 from essence.engines.published_images import published, published_file
 from essence.engines.recipes import ImageRecipe, recipe, remember_digest
 from essence.errors import MachineError
+from essence.files import GIB
 from essence.paths import typed_path
 from essence.plan.experiment import PROJECT
 from essence.record.facts import code_facts
@@ -21,14 +24,18 @@ from essence.settings import EnvironmentName
 ENVIRONMENTS: tuple[EnvironmentName, ...] = get_args(EnvironmentName)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 """Names that BuildKit knows: a step of a build has them, and no layer and no history."""
+WHEELS_VARIABLE = "PIP_FIND_LINKS"
+"""Names a folder of wheels to take before the package index."""
 OVERLAY_VARIABLE = "ESSENCE_BAKE_FILE"
 """Names a further bake file, as one that takes the bases from a mirror of the registry."""
 BUILT_FROM = ("docker", "locks", ":(exclude)locks/images.toml")
 """Where a published image is to be had is no part of it."""
 UNPACKED = 3
 """About how many times its compressed size an image takes while it is fetched."""
-BUILD_COPIES = 3
-"""How often a build has what it installs: in the cache of packages, in a layer of its own, and in the image."""
+INSTALLING, PACKAGES = "sh /run/install.sh /locks/", "cached mount "
+"""How BuildKit describes what the kit's Dockerfiles leave: the step that installs a lock, and a cache of packages."""
+LAYERS = 2
+"""How often a build has what it installs: in a layer of its own, and in the image."""
 INSTALL = "install docker with its plugin buildx"
 
 
@@ -60,8 +67,47 @@ def _compressed_gib(images: list[ImageRecipe]) -> float:
 
 
 def building_gib(images: Iterable[ImageRecipe]) -> float:
-    """About what images take of a disk while they are built, and afterwards until Docker's cache is pruned."""
-    return sum(image.size.base_gib + BUILD_COPIES * image.size.installed_gib for image in images)
+    """About what images take of a disk while they are built, and afterwards until Docker's cache is pruned.
+
+    Images on one base have it once. They are built side by side: what two environments hold is fetched by each, and
+    lies twice in the cache of packages.
+    """
+    images = list(images)
+    bases = {image.base: image.size.base_gib for image in images}
+    sizes = [image.size for image in images]
+    wheels = len(images) * wheels_gib()
+    return sum(bases.values()) + sum(LAYERS * size.installed_gib + size.packages_gib for size in sizes) + wheels
+
+
+class CacheRecord(BaseModel):
+    """Something that Docker's builds have kept, as its engine tells of it."""
+
+    description: str = Field("", alias="Description")
+    size_bytes: int = Field(0, alias="Size")
+
+
+def kept_gib(records: Iterable[object], images: Iterable[ImageRecipe]) -> float:
+    """Of what building images takes, what a build that was cut off or pruned away has left: packages and environments.
+
+    records: `BuildCache` of the engine's `system df`.
+    """
+    images = list(images)
+    known = [CacheRecord.model_validate(record) for record in records]
+    ours = [record for record in known if INSTALLING in record.description]
+    packages = sum(record.size_bytes for record in ours if record.description.startswith(PACKAGES)) / GIB
+    locks = tuple(f"{INSTALLING}{image.environment}-" for image in images)
+    layers = [one for one in ours if not one.description.startswith(PACKAGES)]
+    installed = sum(one.size_bytes for one in layers if any(lock in one.description for lock in locks)) / GIB
+    # Older ones may lie beside those that serve.
+    return min(packages, sum(image.size.packages_gib for image in images)) + min(
+        installed, sum(image.size.installed_gib for image in images)
+    )
+
+
+def wheels_gib() -> float:
+    """Of the folder of wheels that each build is handed, where PIP_FIND_LINKS names one."""
+    folder = Path(os.environ.get(WHEELS_VARIABLE) or os.devnull)
+    return sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) / GIB if folder.is_dir() else 0.0
 
 
 def bake(flavour: str, targets: Iterable[EnvironmentName], overlay: Path | None = None) -> dict[str, str]:
@@ -118,7 +164,7 @@ def bake_variables(flavour: str) -> dict[str, str]:
         "SOURCE_DATE_EPOCH": source_date_epoch(),
         "BUILDX_BAKE_ENTITLEMENTS_FS": "0",
         "CERTIFICATES": os.environ.get("SSL_CERT_FILE", ""),
-        "WHEELS": os.environ.get("PIP_FIND_LINKS", ""),
+        "WHEELS": os.environ.get(WHEELS_VARIABLE, ""),
     }
     for name in PROXIES:
         variables[name] = os.environ.get(name) or os.environ.get(name.lower(), "")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from essence.engines.apptainer_faults import likely_fault
 from essence.engines.engine import CERTIFICATES, NETWORK_VARIABLES
-from essence.engines.image_address import IMAGE, ImageAddress
-from essence.engines.image_builds import UNPACKED, to_be_made
+from essence.engines.image_address import ImageAddress
+from essence.engines.image_builds import UNPACKED, to_be_made, wheels_gib
 from essence.engines.recipes import ImageRecipe
 from essence.engines.registry_login import find_login
 from essence.engines.sif_files import (
@@ -43,9 +43,11 @@ MIB = 1 << 20
 STANDARD_ERROR = 2
 """Where a build shows how far it is: standard output may be JSON."""
 UNFINISHED = ".unfinished-"
-COPIES = {"docker-daemon": 3, "docker-archive": 2, IMAGE: 2}
-"""How often Apptainer has what a SIF holds while it makes one: of an engine an archive, layers and files, of an archive
-layers and files, on a base a cache of packages and what is installed."""
+COPIES = {"docker-daemon": 3, "docker-archive": 2}
+"""How often Apptainer has an image while it makes a SIF of it: of an engine an archive, layers and files, of an archive
+layers and files."""
+BLOCKS = 1.03
+"""Files take more of a disk than bytes, as it is given out in blocks: a third of 3 copies, by 7 %."""
 BUILD_VARIABLE = re.compile(
     r"(APPTAINER|SINGULARITY)_(CACHEDIR|CONFIGDIR|TMPDIR|MKSQUASHFS_ARGS|NO_PRIVS|DOCKER_(USERNAME|PASSWORD))"
 )
@@ -96,11 +98,18 @@ def check_sources(found: Iterable[tuple[ImageRecipe, ImageSource]]) -> None:
 
 
 def _room(image: ImageRecipe, source: ImageSource) -> Room:
+    """In the end the SIF is compressed beside what it is made of, and then moved."""
+    size = image.size
     if source.gib is not None:
-        return Room(image.name, source.gib, UNPACKED * source.gib)
-    unpacked_gib = source.unpacked_gib or image.size.unpacked_gib
+        return Room(image.name, source.gib, (1 + UNPACKED + 1) * source.gib)
+    if source.config_digest is None:
+        # The packages' cache and the folder of wheels are gone before it is compressed.
+        work_gib = size.base_gib + size.unpacked_gib + size.packages_gib + wheels_gib()
+        return Room(image.name, size.compressed_gib, work_gib)
+    unpacked_gib = source.unpacked_gib or size.unpacked_gib
     # No SIF is larger than what it holds.
-    return Room(image.name, min(image.size.compressed_gib, unpacked_gib), COPIES[source.bootstrap] * unpacked_gib)
+    sif_gib = min(size.compressed_gib, unpacked_gib)
+    return Room(image.name, sif_gib, COPIES[source.bootstrap] * BLOCKS * unpacked_gib + sif_gib)
 
 
 def check_room(rooms: Sequence[Room]) -> None:

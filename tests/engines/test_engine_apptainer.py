@@ -23,6 +23,7 @@ from essence.engines.apptainer import (
 )
 from essence.engines.apptainer_stage import ApptainerStage, host_variables
 from essence.engines.engine import Exit, Launch, Mount
+from essence.engines.image_builds import to_be_made
 from essence.engines.recipes import LOCK_LABEL, recipe
 from essence.engines.sif_builds import check_sources
 from essence.engines.sif_files import sif_file
@@ -216,7 +217,7 @@ def test_a_run_makes_the_sifs_that_it_lacks(sifs: Sifs, tmp_path: Path, monkeypa
     monkeypatch.setenv("ESSENCE_SIF_FOLDER", str(folder))
     cells = ("run", "--experiment", str(MICRO), "--only", "download", "--engine", "apptainer")
     where = ("--runs", str(tmp_path / "runs"))
-    told = "essence-train:cpu: to be made first, about 0.6 GiB compressed, 4.7 GiB of disk"
+    told = to_be_made([recipe("train", "cpu")])
     assert f"# {told}" in invoke(*cells, *where, "--dry-run").stdout
     done = invoke(*cells, *where)
     assert done.returncode == 0, done.stderr

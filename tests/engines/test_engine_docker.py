@@ -15,6 +15,7 @@ from essence.engines.docker import FOLDER, DockerEngine
 from essence.engines.docker_container import argv, creation
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import Launch, Mount
+from essence.engines.image_builds import to_be_made
 from essence.engines.recipes import config_digest, recipe
 from essence.engines.secrets import token
 from essence.engines.selected_run import Options
@@ -230,7 +231,7 @@ def test_a_run_makes_the_images_that_it_lacks(docker_host: DockerHost, images: l
     cells = ("run", "--experiment", str(MICRO), "--only", "download", "--engine", "docker")
     where = ("--runs", str(tmp_path / "runs"))
     train = recipe("train", "cpu")
-    told = f"{train.name}: to be made first, about 0.6 GiB compressed, 4.7 GiB of disk"
+    told = to_be_made([train])
     docker_host.client.images.remove(train.name, force=True, noprune=True)
     assert f"# {told}" in invoke(*cells, *where, "--dry-run").stdout
     listed = invoke("doctor", *cells[1:], *where)
