@@ -98,8 +98,6 @@ class Launch:
             "LOGNAME": "essence",
             "XDG_CACHE_HOME": str(PRIVATE_TMP / "cache"),
             "HF_HOME": str(PRIVATE_TMP / "huggingface"),
-            "TORCHINDUCTOR_CACHE_DIR": str(PRIVATE_TMP / "inductor"),
-            "TRITON_CACHE_DIR": str(PRIVATE_TMP / "triton"),
             "ESSENCE_HOST": socket.gethostname(),
         }
         passed = (*SCHEDULER_VARIABLES, *(NETWORK_VARIABLES if self.network else ()))

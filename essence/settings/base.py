@@ -52,6 +52,12 @@ class Group(Written):
             made._given = tuple(value)
         return made
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; what is changed counts as given, and is written last where it is new."""
+        made = super().model_copy(update=update, deep=deep)
+        made._given = tuple(dict.fromkeys((*self._given, *(update or {}))))
+        return made
+
     def plus(self, **fields: object) -> Self:
         """The same with further fields, which are written last."""
         return self.model_validate({**self.model_dump(), **fields})

@@ -43,6 +43,7 @@ from essence.record.run_directory import StageFolder, hold
 from essence.record.source_key import source_sha256
 from essence.record.stage_records import MANIFESTS, read_manifest
 from essence.settings import Resources, Spec, StageName, TrainSettings
+from essence.stages.compilations import compile_apart
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.stages.watcher import ORPHAN_WAIT_S, Watcher
 
@@ -78,6 +79,7 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher)
             f"{spec_file}: was planned with another source of the kit than this environment holds",
             "after a change, build the images again (make images) and run the command again",
         )
+    compile_apart(stage, folder)
     if helps(spec, os.environ):
         return help_out(spec, spec_file, stop)
     command = f"python -m essence.stages {stage}"

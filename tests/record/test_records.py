@@ -18,6 +18,7 @@ from essence.record.recount import result_findings
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.stage_checks import executed_findings, key_findings
 from essence.record.stage_records import GradeManifest, read_manifest
+from essence.record.training_records import LayersFacts, Preflight
 from essence.report.build import report_is_current, write_report
 from essence.report.recheck import report_findings
 from support.finished_runs import unpack_schema_1
@@ -181,3 +182,13 @@ def test_a_later_field_of_a_stage_is_kept_and_one_of_another_type_is_named(run: 
     copy.write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(RecordError, match=r"not the manifest of a grade stage of this kit: results.accuracy = 'all'"):
         read_manifest(copy)
+
+
+def test_what_is_added_to_a_part_of_a_record_is_written() -> None:
+    """The record of every training lacked why its layers ran as they are."""
+    why = LayersFacts.model_validate({"fell_back": ["no compiler here"]})
+    first = Preflight.model_validate({"teacher_bytes": 1})
+    for whole in (first.model_copy(update={"layers": why}), first.plus(layers=why)):
+        assert whole.model_dump() == {"teacher_bytes": 1, "layers": {"fell_back": ["no compiler here"]}}
+    changed = first.model_copy(update={"teacher_bytes": 2})
+    assert changed.model_dump() == {"teacher_bytes": 2} and first.model_dump() == {"teacher_bytes": 1}

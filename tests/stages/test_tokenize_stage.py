@@ -123,6 +123,7 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
     assert outcome.data.validation.rows == 6
     assert outcome.executed.vocabulary == VocabularySizes(tokenizer=52, student=64, teacher=80)
     assert outcome.executed.preflight.objective.parity.passed
+    assert outcome.executed.model_dump()["preflight"]["layers"]["fell_back"] == []
     assert outcome.cost.tokens == 2 * outcome.data.train.tokens
     assert outcome.cost.flops > 0
     assert isinstance(outcome.cost.more, TrainMore)
