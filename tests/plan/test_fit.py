@@ -118,6 +118,8 @@ def test_what_a_pair_changes_reaches_its_stages_alone() -> None:
         ("[by_pair.qwen3-8b_qwen3-4b-base]\nparallel = 'single'", "parallel = 'single' is one process"),
         ("[by_pair.qwen3-8b_qwen3-4b-base]\ntensor_parallel = 2", "unknown key"),
         ("[by_pair.qwen3-8b_qwen3-4b-base]\nparallel = 'ddp'\nteacher_placement = 'sharded'", "needs parallel ="),
+        ("[by_pair.qwen3-8b_qwen3-4b-base]\nparallel = 'zero3'\noptimizer_placement = 'main_memory'", "choose zero2"),
+        ("[training]\noptimizer_placement = 'main_memory'\nlora.rank = 4", "adapters"),
         ("[by_model.qwen3-8b]\ntensor_parallel = 3", "does not divide"),
         ("[by_model.qwen3-9b]\ntensor_parallel = 2", "qwen3-9b"),
     ],
