@@ -83,6 +83,33 @@ class LocalRegistry:
         ).raise_for_status()
         return digest
 
+    def push_archive(self, name: str, archive: tarfile.TarFile) -> str:
+        """An image that Docker has saved, its layers uncompressed as they are there; the digest of its manifest."""
+
+        def member(path: str) -> IO[bytes]:
+            found = archive.extractfile(path)
+            assert found, path
+            return found
+
+        index = json.load(member("manifest.json"))[0]
+        config = member(index["Config"]).read()
+        unpacked = json.loads(config)["rootfs"]["diff_ids"]
+        layers = [
+            {
+                "mediaType": OCI_LAYER,
+                "size": archive.getmember(path).size,
+                "digest": self.put_file(name, member(path), d),
+            }
+            for path, d in zip(index["Layers"], unpacked, strict=True)
+        ]
+        document = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": {"mediaType": OCI_CONFIG, "size": len(config), "digest": self.put(name, config)},
+            "layers": layers,
+        }
+        return self.put_manifest(name, document)
+
     def put_manifest(self, name: str, document: dict[str, object], tag: str | None = None) -> str:
         content = json.dumps(document).encode()
         where = f"http://{self.host}/v2/{name}/manifests/{tag or digest_of(content)}"
