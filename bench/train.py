@@ -247,11 +247,11 @@ def kit(arguments: argparse.Namespace, student: Any, teacher: Any, clock: Clock)
     changes = {
         "optimizer": optimizer,
         "order": settings.order.model_copy(update={"multiple": 1}),  # each step is all rows
-        "activation_checkpointing": not arguments.keep_activations,
         "parallel": "single",
         "processes": 1,
     }
     given = {**part(loaded.experiment.resources, Resources), "micro_batch_tokens": arguments.micro_batch_tokens}
+    given["activation_checkpointing"] = "off" if arguments.keep_activations else "on"
     resources = Resources.model_validate({**given, "threads": arguments.threads, "checkpoint_every_s": A_YEAR_S})
     with tempfile.TemporaryDirectory() as folder:
         result = train(

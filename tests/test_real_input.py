@@ -31,7 +31,6 @@ validation_rows = 1
 parallel = "single"  # several processes: test_parallel.py
 processes = 1
 validations_per_epoch = 1
-activation_checkpointing = false
 compute_dtype = "float32"
 compile_layers = false  # test_compiled_layers.py
 

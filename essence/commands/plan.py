@@ -18,7 +18,7 @@ from essence.plan.catalogue import missing
 from essence.plan.cells import train_settings
 from essence.plan.changed_times import moves_optimizer, with_times
 from essence.plan.estimate import ASSUMPTIONS, MAIN_MEMORY_ASSUMPTIONS, Estimate, estimate
-from essence.plan.fit import Fit, fits_of, planned_room
+from essence.plan.fit import Fit, activation_lines, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
 from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
@@ -79,6 +79,7 @@ def _table(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> Table:
         tokens = _millions(cost.kept_tokens) + ("" if cost.measured or cost.kept_tokens is None else "~")
         hours = [_number(cost.training_gpu_hours), _number(cost.evaluation_gpu_hours)]
         unfit = "" if fitting_cells.get(f"training {plan.cell.name}", True) else " ✗"
+        unfit = f"{' ↻' if cost.recomputed and cost.gpu_memory_gib else ''}{unfit}"
         sizes = [_number(cost.gpu_memory_gib) + unfit, _number(cost.main_memory_gib), _number(cost.disk_gib)]
         table.add_row(label, f"{done}/{total}", f"{cost.rows:,}", tokens, *hours, *sizes)
     return table
@@ -116,7 +117,7 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
     lines += _evaluation_lines(selection, [cost for _, cost in rows], baseline_hours)
     lines += _rollout_lines([cost for _, cost in rows])
     fits = _timed_fits(selection)
-    lines += [*_fit_lines(selection, fits), *_main_memory_lines(selection, fits)]
+    lines += [*_fit_lines(selection, fits), *_main_memory_lines(selection, fits), *activation_lines(fits)]
     lines += [one.sentence() for one in stored if resources.gpus or one.stage]
     lines += [*renewal_lines(_renewed(selection)), *_acceptance(selection)]
     lines += decision_note(selection)

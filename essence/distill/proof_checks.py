@@ -22,8 +22,9 @@ from essence.distill.adapters import add_adapters
 from essence.distill.compiled_layers import CheckedLayers
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
 from essence.distill.module import objective_from_states
+from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_machine import seconds_of
-from essence.distill.proof_steps import SEED, alone, as_pair, random_rows, rule_bytes, small
+from essence.distill.proof_steps import SEED, alone, as_pair, random_rows, small
 from essence.distill.storage import TrainResult
 from essence.distill.teachers import LiveTeacher
 from essence.distill.trainer import DivergedError, train
@@ -37,11 +38,11 @@ from essence.sizes.host import (
     CHECKPOINT_BYTES,
     USABLE_MAIN_SHARE,
     MachineLoad,
-    largest_pass,
     main_memory_bytes,
     trained_parameters,
 )
-from essence.sizes.memory import USABLE_SHARE, Dtype, load_of
+from essence.sizes.memory import Dtype, device_bytes, load_of
+from essence.sizes.recomputation import choose_for_full_steps
 
 LABELS = 96
 """Small, and such that chunks and what is left over occur."""
@@ -299,11 +300,12 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
     names += [] if device.type == "cpu" else ["optimizer_placement"]
     settings = alone(asked, **{name: getattr(asked, name) for name in names})
     here = -(-asked.processes // asked.machines)
-    sharers = here if device.type == "cpu" else 1
-    positions = largest_pass(settings, longest, resources).positions
-    needed, there = rule_bytes(pair, settings, resources, positions), memory_bytes(device) // sharers
-    usable = int(there * USABLE_SHARE[device.type])
-    told = f"a training needs {needed / GIB:.3g} of the {usable / GIB:.3g} GiB that can be used of each device's memory"
+    usable = DeviceRoom.of(device, here).usable
+    load = load_of(settings, pair.student, pair.teacher, resources.loss)
+    load, chosen = choose_for_full_steps(settings, resources, load, longest, usable)
+    needed, how = device_bytes(load), "recomputed" if chosen.recomputed else "kept"
+    told = f"a training with {how} activations needs {needed / GIB:.3g} of the {usable / GIB:.3g} GiB that can be used "
+    told += "of each device's memory"
     if needed > usable:
         return Finding(
             "memory",
@@ -312,7 +314,6 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
         )
     if device.type == "cpu":
         return Finding("memory", True, told)
-    load = load_of(settings, pair.student, pair.teacher, resources.loss)
     main = main_memory_bytes(MachineLoad.of(load, asked.machines))
     room = int(psutil.virtual_memory().available * USABLE_MAIN_SHARE)
     told += f", and {main / GIB:.3g} of the {room / GIB:.3g} GiB of main memory that are free"

@@ -26,6 +26,7 @@ from essence.settings import EVERY_TOKEN, OrderSettings, Resources, RowsSettings
 from essence.settings.proving import ModelSizes, ProveTrainingSettings
 from essence.sizes.architecture import Architecture, distillation_flops
 from essence.sizes.memory import USABLE_SHARE, device_bytes, load_of
+from essence.sizes.recomputation import Activations, StepReading, choose_activations
 from essence.sizes.speeds import StepWork, layers_of_step
 
 SEED = 7
@@ -78,19 +79,33 @@ def random_rows(lengths: Sequence[int], vocabulary: int, seed: int = SEED) -> li
 
 def pair_that_fits(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Pair:
     """The pair with as many layers as one process has room for on this device; at least one."""
-    usable = memory_bytes(device) * USABLE_SHARE[device.type]
+    usable = int(memory_bytes(device) * USABLE_SHARE[device.type])
     settings = alone(asked)
     for layers in range(min(asked.most_layers, max(asked.student_sizes.layers, asked.teacher_sizes.layers)), 1, -1):
         pair = Pair(sizes_of(asked.student_sizes, layers), sizes_of(asked.teacher_sizes, layers))
-        if rule_bytes(pair, settings, resources, max(asked.lengths)) <= usable:
+        chosen = activations_of(pair, settings, resources, max(asked.lengths), usable)
+        if (chosen.recomputed_bytes if chosen.recomputed else chosen.kept_bytes) <= usable:
             return pair
     return Pair(sizes_of(asked.student_sizes, 1), sizes_of(asked.teacher_sizes, 1))
 
 
+def activations_of(
+    pair: Pair, settings: TrainSettings, resources: Resources, positions: int, usable_bytes: int
+) -> Activations:
+    """Kept or recomputed, where the longest forward pass is a row of so many positions."""
+    load = replace(load_of(settings, pair.student, pair.teacher, resources.loss), positions=positions, labels=positions)
+    reading = StepReading(1.0, positions, positions, lambda _: 1.0)
+    return choose_activations(settings, resources, load, reading, usable_bytes)
+
+
 def rule_bytes(pair: Pair, settings: TrainSettings, resources: Resources, positions: int) -> int:
-    """What the memory rule gives for one forward pass of so many positions."""
+    """What the memory rule gives for one forward pass of so many positions.
+
+    resources: with activations kept or recomputed.
+    """
     load = load_of(settings, pair.student, pair.teacher, resources.loss)
-    return device_bytes(replace(load, positions=positions, labels=positions))
+    recomputed = resources.activation_checkpointing == "on"
+    return device_bytes(replace(load, activation_checkpointing=recomputed, positions=positions, labels=positions))
 
 
 class Steps:
@@ -112,7 +127,8 @@ class Steps:
         if settings.lora.rank:
             add_adapters(student, settings.lora, settings.seed)
         student.train()
-        if settings.activation_checkpointing:
+        self.recomputed = resources.activation_checkpointing == "on"
+        if self.recomputed:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self.packed = settings.packing and use_row_attention(student) and self.teacher.read_packed_rows()
         most_rows = resources.micro_batch_rows
@@ -156,7 +172,7 @@ class Steps:
             self.pair.student,
             self.pair.teacher,
             [row.input_ids.size for part in parts for row in part],
-            activation_checkpointing=settings.activation_checkpointing,
+            activation_checkpointing=self.recomputed,
             lora=settings.lora,
         )
         trained = sum(p.numel() for p in self.backend.student.parameters() if p.requires_grad)

@@ -70,7 +70,8 @@ def train(
         train_examples: rows as they were drawn, before any epoch's order; at least one.
         validation_examples: may be empty: then there is no best checkpoint, only the last weights.
         settings: of these, `rows` and `view` are already in the examples and are not read here.
-        resources: the sizes of micro batches, when to write checkpoints and how many to keep.
+        resources: the sizes of micro batches, when to write checkpoints and how many to keep; activations are kept
+            where no choice between keeping and recomputing them has been made (`auto`).
         work: folder for checkpoints, best weights and metrics; kept across attempts by the caller.
         progress: updated every step under the name `phase`, by the first rank.
         stop: looked at after every step; a stop that any rank was asked for stops all.
@@ -149,7 +150,7 @@ class _Run:
     def _prepare_models(self) -> bool:
         """Get the models ready; returns whether rows are packed."""
         self.student.train()
-        if self.settings.activation_checkpointing:
+        if self.resources.activation_checkpointing == "on":
             enable: Any = self.student.gradient_checkpointing_enable
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if not (self.settings.packing and use_row_attention(self.student)):

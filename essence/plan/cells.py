@@ -5,7 +5,7 @@ from typing import Any
 from essence.data.selection import reads_prefix
 from essence.errors import ExperimentError
 from essence.plan.experiment import Cell, Experiment
-from essence.plan.schema import ExperimentSchema, TrainingSection
+from essence.plan.schema import OF_RESOURCES, ExperimentSchema, TrainingSection
 from essence.settings import (
     DecontaminationSettings,
     LoopSettings,
@@ -74,7 +74,7 @@ def train_settings(cell: Cell, experiment: ExperimentSchema) -> TrainSettings:
 def training_section(cell: Cell, experiment: ExperimentSchema) -> TrainingSection:
     """`[training]`, with what the cell's pair changes of it."""
     section = experiment.by_pair.get(cell.pair)
-    changes = section.model_dump(exclude_none=True, exclude={"micro_batch_tokens"}) if section else {}
+    changes = section.model_dump(exclude_none=True, exclude=OF_RESOURCES) if section else {}
     return experiment.training.model_copy(update=changes)
 
 
@@ -86,8 +86,7 @@ def resources_of(stage: StageName, experiment: ExperimentSchema, of: Cell | str 
     resources = Resources(**part(experiment.resources, Resources))
     if stage == "train":
         pair = experiment.by_pair.get(of.pair) if isinstance(of, Cell) else None
-        tokens = pair.micro_batch_tokens if pair else None
-        return resources.model_copy(update={"micro_batch_tokens": tokens}) if tokens else resources
+        return resources.model_copy(update=pair.model_dump(exclude_none=True, include=OF_RESOURCES) if pair else {})
     resources = resources.model_copy(update={"nodes": 1})
     if stage == "generate":
         model = experiment.by_model.get(of) if isinstance(of, str) else None

@@ -33,11 +33,12 @@ def changed_experiment(loaded: Experiment, pair: str, before: DeviceLoad, load: 
         "processes": load.devices,
         "teacher_placement": load.teacher_placement,
         "optimizer_placement": load.optimizer_placement,
-        "activation_checkpointing": load.activation_checkpointing,
     }
+    asked = (section.activation_checkpointing if section else None) or experiment.resources.activation_checkpointing
     most = (section.micro_batch_tokens if section else None) or experiment.resources.micro_batch_tokens
     resources = {
         "gpus": max(experiment.resources.gpus, -(-load.devices // nodes)),
+        "activation_checkpointing": "on" if load.activation_checkpointing > before.activation_checkpointing else asked,
         "micro_batch_tokens": most if load.positions == before.positions else load.positions,
     }
     changes = {

@@ -12,7 +12,7 @@ from essence.files import GIB
 from essence.paths import local_files
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
-from essence.plan.fit import machine_load, planned_load
+from essence.plan.fit import PlannedLoad, machine_load, planned_load, planned_room
 from essence.plan.measured_lengths import measured_lengths
 from essence.plan.model_sizes import PROMPT_TOKENS, architecture, mean_row, row_lengths, tokens_read
 from essence.plan.proved import speeds_for
@@ -95,6 +95,10 @@ class Estimate:
     """If every completion went on to the cap."""
     gpu_memory_gib: float | None
     """On each device."""
+    recomputed: bool | None
+    """Activations, in the backward pass; by memory, where the experiment leaves that open."""
+    micro_batch_tokens: int | None
+    """Most tokens of a pass; less than the experiment has where activations are kept in shorter passes."""
     main_memory_gib: float | None
     """Of one machine."""
     disk_gib: float | None
@@ -123,7 +127,8 @@ def estimate(
     resources = resources_of("train", loaded.experiment, plan.cell)
     kept = tokens_read(row, settings.view) if row else None
     rows = rows_trained(settings, kept)
-    flops = _training_flops(settings, known, teacher, kept, row, rows)
+    planned = planned_load(settings, known, teacher, resources, planned_room(loaded)) if known else None
+    flops = _training_flops(settings, planned, kept, row, rows)
     gpus, section = loaded.experiment.resources.gpus, loaded.experiment.evaluation
     speeds = speeds_for(run_directory, gpus > 0)
     trained = trained_of(plan, loaded, run_directory, settings) if gpus else None
@@ -152,7 +157,9 @@ def estimate(
         evaluation_cap_gpu_hours=evaluation_gpu_hours(
             plan.evaluations, student, loaded, Lengths.all_of(section.max_new_tokens), speeds, plan.cell.student
         ),
-        gpu_memory_gib=_gpu_memory_gib(settings, known, teacher, resources) if gpus else None,
+        gpu_memory_gib=device_bytes(planned.load) / GIB if planned and gpus else None,
+        recomputed=planned.activations.recomputed if planned else None,
+        micro_batch_tokens=planned.activations.micro_batch_tokens if planned else None,
         main_memory_gib=_main_memory_gib(settings, known, teacher, resources) if gpus else None,
         disk_gib=_saved_bytes(settings, student) / GIB if student else None,
         scratch_gib=SCRATCH_BYTES * trained_parameters(student, settings.lora) / GIB if student else None,
@@ -182,22 +189,17 @@ def rows_trained(settings: TrainSettings, kept: int | None) -> int:
 
 
 def _training_flops(
-    settings: TrainSettings,
-    student: Architecture | None,
-    teacher: Architecture | None,
-    kept: int | None,
-    row: SectionBounds | None,
-    rows: int,
+    settings: TrainSettings, planned: PlannedLoad | None, kept: int | None, row: SectionBounds | None, rows: int
 ) -> float | None:
     """None where a size is not known; without a teacher, of plain fine-tuning."""
-    if not (student and kept and row):
+    if not (planned and kept and row):
         return None
-    checkpointing, epochs = settings.activation_checkpointing, settings.optimizer.epochs
+    student, epochs = planned.load.student, settings.optimizer.epochs
     step = distillation_flops(
         student,
-        teacher,
+        planned.load.teacher,
         [kept],
-        activation_checkpointing=checkpointing,
+        activation_checkpointing=planned.activations.recomputed,
         teacher_form=settings.teacher,
         lora=settings.lora,
     )
@@ -222,15 +224,18 @@ def trained_of(
     optimizer, limit = settings.optimizer, settings.rows.max_row_tokens
     counted = row_lengths(plan, run_directory)
     step_rows = max(1, optimizer.batch_tokens // kept) if optimizer.batch_tokens else optimizer.batch_rows
+    resources = resources_of("train", loaded.experiment, plan.cell)
+    chosen = planned_load(settings, student, teacher, resources, planned_room(loaded)).activations
     return Trained(
         settings=settings,
-        resources=resources_of("train", loaded.experiment, plan.cell),
+        resources=chosen.resources(resources),
         student=student,
         teacher=teacher,
         rows=rows_trained(settings, kept),
         kept=kept,
         validated=tokens_read(row, validation_view(settings)),
         longest_rank=longest_rank(counted, limit, step_rows, settings.processes),
+        recomputed=chosen.recomputed,
     )
 
 
@@ -261,13 +266,6 @@ def evaluation_gpu_hours(
         if number
     )
     return seconds * resources.gpus / SECONDS_IN_HOUR
-
-
-def _gpu_memory_gib(
-    settings: TrainSettings, student: Architecture | None, teacher: Architecture | None, resources: Resources
-) -> float | None:
-    """The formula of the preflight, for a step whose rows are all as long as is let in, each token a label."""
-    return device_bytes(planned_load(settings, student, teacher, resources)[0]) / GIB if student else None
 
 
 def _main_memory_gib(

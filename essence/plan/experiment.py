@@ -25,7 +25,7 @@ from essence.plan.catalogue import (
     read_pins_file,
 )
 from essence.plan.on_policy import check_axes
-from essence.plan.schema import AXES, OPTIONAL_AXES, ExperimentSchema, Matrix, TrainingSection
+from essence.plan.schema import AXES, OF_RESOURCES, OPTIONAL_AXES, ExperimentSchema, Matrix, TrainingSection
 from essence.record.run_directory import is_reserved
 from essence.settings import draws, is_whole, reads_answer, takes_proportion
 from essence.settings.axes import CellAxes
@@ -108,6 +108,7 @@ def load(name: str, pins: Path | None = None) -> Experiment:
     if pins is not None:
         layers.append(read_pins_file(pins))
     catalogue = read_catalogue(layers)
+    _check_moved(own)
     merged = functools.reduce(merge_catalogues, (tables for _, tables in own))
     tables = {key: value for key, value in merged.items() if key not in CATALOGUE_TABLES}
     axes = tables.get("axes", {})
@@ -121,6 +122,17 @@ def load(name: str, pins: Path | None = None) -> Experiment:
     _check_seeds(loaded)
     _check_processes(loaded)
     return loaded
+
+
+def _check_moved(layers: Collection[Layer]) -> None:
+    """ExperimentError for a key at its place of an earlier version, with its place now."""
+    for where, tables in layers:
+        training = tables.get("training")
+        if isinstance(training, dict) and "activation_checkpointing" in training:
+            raise ExperimentError(
+                f"{where}: activation_checkpointing is in [resources] now, as it changes no result, not in [training]",
+                'move it there, as "auto", "on" or "off", or leave it out: "auto" recomputes where memory asks for it',
+            )
 
 
 def check_experiment_name(file: Path) -> None:
@@ -177,7 +189,7 @@ def _check_changes(loaded: Experiment) -> None:
     for pair, section in experiment.by_pair.items():
         for model in split_pair(pair, models, where):
             find_pin(models, model, "model", where)
-        changes = section.model_dump(exclude_none=True, exclude={"micro_batch_tokens"})
+        changes = section.model_dump(exclude_none=True, exclude=OF_RESOURCES)
         validate(TrainingSection, {**training, **changes}, f"{where}: [by_pair.{pair}] in [training]")
     gpus = experiment.resources.gpus
     for model, changed in experiment.by_model.items():

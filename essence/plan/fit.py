@@ -5,8 +5,9 @@ each token a label; evaluations need the weights and one sequence of the greates
 known yet nothing is said. Where a proof has measured more than the formula gives, so much more is needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from essence.files import GIB
 from essence.plan.cells import resources_of, train_settings
@@ -18,7 +19,7 @@ from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
 from essence.settings import Resources, TeacherPlacement, TrainSettings
 from essence.sizes.architecture import Architecture
-from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, largest_pass, main_memory_bytes
+from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, main_memory_bytes
 from essence.sizes.memory import (
     USABLE_SHARE,
     DeviceLoad,
@@ -27,6 +28,7 @@ from essence.sizes.memory import (
     least_change,
     load_of,
 )
+from essence.sizes.recomputation import Activations, choose_for_full_steps
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Room:
     def main_bytes(self) -> int:
         return int(self.main_gib * GIB * USABLE_MAIN_SHARE)
 
+    def of_process(self, gpus: int, processes: int) -> int:
+        """Bytes that one process of a training can use: of its GPU, or of the main memory that all share."""
+        return self.gpu_bytes if gpus else int(self.main_gib * GIB * USABLE_SHARE["cpu"]) // processes
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -62,6 +68,8 @@ class Fit:
     """The least that makes it fit."""
     loads: tuple[DeviceLoad, DeviceLoad] | None = None
     """What each GPU would hold, and holds after the change; None where a training fits, or nothing makes it."""
+    activations: Activations | None = None
+    """How a training has them; None of an evaluation."""
     changed_gpu_hours: float | None = None
     """That it takes then, where that is estimated (`essence/plan/changed_times.py`)."""
     changed_step_s: float | None = None
@@ -89,6 +97,21 @@ def fits_of(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] 
     return [fit for fit in found if fit]
 
 
+def activation_lines(found: Iterable[Fit]) -> list[str]:
+    """In how many trainings on GPUs activations are kept, in shorter passes, and recomputed; none without such."""
+    chosen = [fit.activations for fit in found if fit.activations and fit.gpu_gib is not None]
+    if not chosen:
+        return []
+    shortened = [one for one in chosen if one.shortened]
+    recomputed = sum(one.recomputed for one in chosen)
+    told = [f"kept in {len(chosen) - len(shortened) - recomputed}"]
+    if shortened:
+        told.append(f"in shorter passes, of {min(one.micro_batch_tokens for one in shortened):,} tokens or more, in ")
+        told[-1] += f"{len(shortened)}"
+    told += [f"recomputed in {recomputed} (↻)"] if recomputed else []
+    return [f"activations of {len(chosen)} training{'s' * (len(chosen) > 1)}: {', '.join(told)}"]
+
+
 def main_memory_of_trainings(plan: Plan, run_directory: RunDirectory) -> dict[str, float]:
     """Stage id -> GiB of main memory that a training is expected to take, where sizes are known."""
     room = planned_room(plan.loaded)
@@ -111,19 +134,20 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
     teacher = architecture(plan.cell.teacher, plan.stages["teacher"], loaded, run_directory) if taught else None
     if student is None or (taught and teacher is None):
         return None
-    load, longest = planned_load(settings, student, teacher, resources)
+    planned = planned_load(settings, student, teacher, resources, room)
+    load, chosen = planned.load, planned.activations
     ratio = memory_ratio(run_directory) if resources.gpus else 1.0
     needed = round(ratio * device_bytes(load))
     what = f"training {plan.cell.name}"
     if not resources.gpus:
-        there = replace(load, optimizer_placement="device")  # the same main memory
-        return _on_processors(what, device_bytes(there) * settings.processes, room)
+        return replace(_on_processors(what, needed * settings.processes, room), activations=chosen)
     main = main_memory_bytes(machine_load(settings, student, teacher, resources))
     problem, change, loads = "", "", None
     if needed > room.gpu_bytes:
         moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), resources.nodes)
         roomy = main_memory_bytes(moved) <= room.main_bytes
-        changed = least_change(load, int(room.gpu_bytes / ratio), longest, settings.pad_to_multiple, roomy)
+        limit = int(room.gpu_bytes / ratio)
+        changed = least_change(load, limit, planned.longest, settings.pad_to_multiple, roomy)
         problem = _needs(needed, "of each GPU", room.gpu_gib, room.gpu_bytes)
         change = "use GPUs with more memory, or a smaller model"
         if changed:
@@ -132,7 +156,7 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
     elif main > room.main_bytes:
         problem = _needs(main, "of main memory", room.main_gib, room.main_bytes)
         change = less_main_memory(load, resources, room, plan.cell.pair)
-    return Fit(what, needed / GIB, main / GIB, not change, problem, change, loads)
+    return Fit(what, needed / GIB, main / GIB, not change, problem, change, loads, chosen)
 
 
 def _on_processors(what: str, needed: int, room: Room) -> Fit:
@@ -159,15 +183,27 @@ def _key(name: str) -> str:
     return f"'{name}'" if "." in name else name
 
 
+class PlannedLoad(NamedTuple):
+    """A training before any row is known."""
+
+    load: DeviceLoad
+    """What each device holds in the largest pass, with the activations that were chosen."""
+    longest: int
+    """Tokens of the longest row."""
+    activations: Activations
+
+
 def planned_load(
-    settings: TrainSettings, student: Architecture, teacher: Architecture | None, resources: Resources
-) -> tuple[DeviceLoad, int]:
-    """What each device holds in the largest pass of such a step, and the positions of its longest row."""
+    settings: TrainSettings, student: Architecture, teacher: Architecture | None, resources: Resources, room: Room
+) -> PlannedLoad:
+    """What each device of a machine with such room holds in the largest pass of such a step."""
     longest = longest_read(settings)
-    largest = largest_pass(settings, longest, resources)
-    load = load_of(settings, student, teacher, resources.loss)
-    load = replace(load, rollouts=rollouts_together(settings))
-    return replace(load, positions=largest.positions, labels=largest.tokens), longest
+    load = replace(load_of(settings, student, teacher, resources.loss), rollouts=rollouts_together(settings))
+    if not resources.gpus:  # all lies in the same main memory
+        load = replace(load, optimizer_placement="device")
+    usable = room.of_process(resources.gpus, settings.processes)
+    load, chosen = choose_for_full_steps(settings, resources, load, longest, usable)
+    return PlannedLoad(load, longest, chosen)
 
 
 def machine_load(

@@ -43,6 +43,8 @@ class OurCosts:
 
     rows: tuple[OurCostRow, ...]
     """By proportion; the last one keeps everything."""
+    recomputed: bool
+    """Activations, at every proportion: as at the proportion of the cell that was asked for."""
 
     @property
     def lines(self) -> list[list[str]]:
@@ -54,7 +56,11 @@ class OurCosts:
         """One sentence for LSP 0.5."""
         half = next(row for row in self.rows if row.lsp == 0.5)
         time, memory = f"{half.time_ratio:.0%}", f"{half.memory_ratio:.0%}"
-        return f"As this experiment trains, {time} of a step's time and {memory} of the peak memory remain at LSP 0.5."
+        how = "recomputed" if self.recomputed else "kept"
+        return (
+            f"As this experiment trains, with activations {how}, {time} of a step's time and {memory} of the peak "
+            "memory remain at LSP 0.5."
+        )
 
     def as_json(self) -> list[dict[str, float]]:
         return [asdict(row) for row in self.rows]
@@ -76,10 +82,12 @@ def our_costs(trained: Trained, row_tokens: int, speeds: Speeds) -> OurCosts:
                 memory_ratio=memory[lsp].total / memory[1.0].total,
             )
             for lsp in PROPORTIONS
-        )
+        ),
+        trained.recomputed,
     )
 
 
 def _memory(of: Trained) -> Memory:
     load = load_of(of.settings, of.student, of.teacher, of.resources.loss)
+    load = replace(load, activation_checkpointing=of.recomputed)
     return estimate_memory(replace(load, positions=of.kept, labels=of.kept))

@@ -15,7 +15,7 @@ from essence.record.finished_stages import (
 from essence.record.plan_record import StageEntry, Under
 from essence.record.run_directory import RunDirectory
 from essence.record.source_key import module_hashes
-from essence.record.stage_key import that_count
+from essence.record.stage_key import that_differ
 from essence.settings import StageName
 
 
@@ -57,11 +57,11 @@ class Renewals:
 
     def _equal(self, wanted: Wanted, read: dict[str, str]) -> FinishedStage | None:
         """Of equal settings and of the inputs that replace the planned ones; where there are several, the likest."""
-        settings = that_count(wanted.settings)
+        settings = that_differ(wanted.settings)
         equal = [
             found
             for found in self.finished.of(wanted.stage)
-            if found.inputs == read and that_count(found.settings) == settings
+            if found.inputs == read and that_differ(found.settings) == settings
         ]
         here = [found for found in equal if found.environment == wanted.environment]
         unchanged = [found for found in here if found.source_sha256 == wanted.source_sha256]

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from essence.settings import (
     LSP,
+    ActivationCheckpointing,
     Count,
     GraderName,
     GradingSettings,
@@ -135,13 +136,17 @@ class ResourcesSection(Resources):
     """Main memory of the machine that is planned for; a plan marks what needs more. Nothing is limited to it."""
 
 
+OF_RESOURCES = {"activation_checkpointing", "micro_batch_tokens"}
+"""Keys of `[by_pair]` that change `[resources]`; the others change `[training]`."""
+
+
 class PairSection(Record):
     """What a teacher-student pair changes of `[training]` and `[resources]`, so that all pairs fit one machine."""
 
     parallel: Parallel | None = None
     teacher_placement: TeacherPlacement | None = None
     optimizer_placement: OptimizerPlacement | None = None
-    activation_checkpointing: bool | None = None
+    activation_checkpointing: ActivationCheckpointing | None = None
     micro_batch_tokens: Count | None = None
 
 

@@ -24,6 +24,7 @@ from essence.sizes.architecture import (
 )
 from essence.sizes.host import DECODING_BYTES, trained_parameters
 from essence.sizes.memory import BYTES, compiled_models
+from essence.sizes.recomputation import crossing_of
 from essence.sizes.speeds import (
     Crossing,
     DecodeWork,
@@ -31,7 +32,6 @@ from essence.sizes.speeds import (
     StepWork,
     cache_bytes,
     crossing_bytes,
-    crossing_dtype,
     decoding_seconds,
     layers_of_step,
     step_seconds,
@@ -103,6 +103,8 @@ class Trained:
     """Tokens read of a mean validation row."""
     longest_rank: float
     """Tokens of the rank that has the most of a step, over the mean rank's."""
+    recomputed: bool
+    """Activations, in the backward pass."""
 
     @property
     def step_rows(self) -> int:
@@ -163,7 +165,7 @@ def step_work(of: Trained) -> StepWork:
         of.student,
         of.teacher,
         [of.kept],
-        activation_checkpointing=settings.activation_checkpointing,
+        activation_checkpointing=of.recomputed,
         teacher_form=settings.teacher,
         lora=settings.lora,
     )
@@ -175,24 +177,8 @@ def step_work(of: Trained) -> StepWork:
         flops=flops * of.step_rows / processes * of.longest_rank,
         layer_passes=layers * passes,
         parameters=0.0 if moved else of.trained / shared,
-        link_bytes=crossing_bytes(_crossing(of, passes)),
+        link_bytes=crossing_bytes(crossing_of(settings, of.student, of.live, passes, recomputed=of.recomputed)),
         main_memory_parameters=of.trained / shared if moved else 0.0,
-    )
-
-
-def _crossing(of: Trained, passes: int) -> Crossing:
-    settings, size = of.settings, BYTES[of.settings.compute_dtype]
-    crossing = crossing_dtype(settings.compute_dtype, settings.reduce_dtype, settings.lora)
-    sharded = of.live if settings.teacher_placement == "sharded" else None
-    return Crossing(
-        parallel=settings.parallel,
-        processes=settings.processes,
-        passes=passes,
-        gradient_bytes=BYTES[crossing] * of.trained,
-        weight_bytes=size * of.student.parameters,
-        gathers=3 if settings.activation_checkpointing else 2,
-        teacher_bytes=size * sharded.parameters if sharded else 0.0,
-        masters_shared=settings.optimizer_placement == "main_memory",
     )
 
 

@@ -15,7 +15,7 @@ from essence.errors import RecordError
 from essence.record.finished_stages import flat_settings
 from essence.record.manifest import Manifest
 from essence.record.run_directory import RunDirectory, stage_id
-from essence.record.stage_key import that_count
+from essence.record.stage_key import that_differ
 from essence.record.stage_records import (
     DownloadManifest,
     GenerateManifest,
@@ -202,7 +202,7 @@ def merge(differences: Sequence[Difference]) -> list[Difference]:
 def _causes(place: str, first: Manifest, second: Manifest) -> Iterator[Difference]:
     """Differences of one stage that are nobody's consequence."""
     stage = _named(first)
-    before = [dict(flat_settings(that_count(manifest.resolved_json))) for manifest in (first, second)]
+    before = [dict(flat_settings(that_differ(manifest.resolved_json))) for manifest in (first, second)]
     for name in sorted(before[0].keys() | before[1].keys()):
         yield from _difference(
             _kind(first.identity.stage, place, name), name, (settings.get(name) for settings in before), stage

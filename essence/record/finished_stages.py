@@ -14,7 +14,7 @@ from essence.record.live_records import read_spec
 from essence.record.plan_record import EarlierEntry, Under
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.record.source_key import ENTRY, source_sha256
-from essence.record.stage_key import stage_key, that_count
+from essence.record.stage_key import stage_key, that_differ
 from essence.record.stage_records import read_manifest
 
 MOST_NAMED = 3
@@ -139,7 +139,7 @@ def package_changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def setting_changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """`optimizer.epochs 2 -> 3`, for each setting that differs."""
-    flat = [dict(flat_settings(that_count(settings))) for settings in (before, now)]
+    flat = [dict(flat_settings(that_differ(settings))) for settings in (before, now)]
     names = [name for name in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(name) != flat[1].get(name)]
     return shortened([f"{name} {_shown(flat[0], name)} -> {_shown(flat[1], name)}" for name in names])
 

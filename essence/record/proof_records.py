@@ -72,6 +72,8 @@ class ProveTrainingResults(Group):
     student_layers: int
     """After cutting."""
     teacher_layers: int
+    recomputed: bool | None = None
+    """Whether the steps that are timed recompute activations; None of a proof of an earlier version."""
     products: list[ProductPoint]
     launch_s: Number
     """Of a kernel that does next to nothing."""

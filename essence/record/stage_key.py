@@ -7,6 +7,8 @@ from essence.record.content import CONTENT
 
 AS_BEFORE = (("rollouts", None), ("optimizer_placement", "device"))
 """Settings that earlier versions did not have, with what these did."""
+NOW_RESOURCES = ("activation_checkpointing",)
+"""Settings of earlier versions that are in `Resources` now."""
 
 
 def stage_key(
@@ -36,3 +38,8 @@ def that_count(settings: Mapping[str, object]) -> Mapping[str, object]:
     if not (isinstance(source, dict) and str(source.get("path_state")).startswith(CONTENT)):
         return settings
     return {**settings, "source": {**source, "path": None, "name": ""}}
+
+
+def that_differ(settings: Mapping[str, object]) -> Mapping[str, object]:
+    """Of `that_count`, those that can make two stages differ: earlier versions counted some that change no result."""
+    return {name: value for name, value in that_count(settings).items() if name not in NOW_RESOURCES}

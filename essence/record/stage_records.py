@@ -143,6 +143,12 @@ class TrainManifest(Manifest):
     inputs: Inputs[TrainData]
     settings: StageSettings[TrainResolved, TrainExecuted]
 
+    @property
+    def recomputed(self) -> bool | None:
+        """Whether activations were computed again in the backward pass; None where the record does not say."""
+        found = self.settings.executed.activations
+        return found.recomputed if found else self.settings.resolved.activation_checkpointing
+
 
 class GenerateManifest(Manifest):
     results: GenerateResults

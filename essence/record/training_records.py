@@ -171,6 +171,21 @@ class MicroBatches(Group):
     fill: Number
 
 
+class ActivationsFacts(Group):
+    """Whether activations were recomputed in the backward pass, and why (essence/sizes/recomputation.py)."""
+
+    asked: str
+    """`auto`, `on` or `off`: `[resources] activation_checkpointing`."""
+    recomputed: bool
+    micro_batch_tokens: int
+    """Most tokens of a pass: less than `[resources]` has where activations were kept in shorter passes."""
+    kept_bytes: int
+    """That a device would hold with kept activations, in passes of the tokens that `[resources]` has."""
+    recomputed_bytes: int
+    usable_bytes: int
+    because: str
+
+
 class VocabularySizes(Group):
     tokenizer: int
     student: int
@@ -208,6 +223,8 @@ class TrainExecuted(Group):
     parallel: ParallelRecord = Field(default_factory=ParallelRecord)
     attention: str | None = None
     micro_batches: MicroBatches | None = None
+    activations: ActivationsFacts | None = None
+    """Records of an earlier version have none: there it is a setting."""
     optimizer_steps: int | None = None
     dtype: str | None = None
     """Of the computation."""
@@ -277,6 +294,7 @@ class TrainResolved(Group):
     optimizer: OptimizerResolved = Field(default_factory=OptimizerResolved)
     compute_dtype: str | None = None
     activation_checkpointing: bool | None = None
+    """Of records of an earlier version; now a resource."""
     parallel: str | None = None
     optimizer_placement: str | None = None
     processes: int | None = None

@@ -43,6 +43,7 @@ from essence.settings.evaluation import (
 from essence.settings.spec import (
     SETTINGS,
     STAGES_IN,
+    ActivationCheckpointing,
     AnySettings,
     EnvironmentName,
     LossResources,
@@ -75,6 +76,7 @@ __all__ = [
     "SETTINGS",
     "SPANS",
     "STAGES_IN",
+    "ActivationCheckpointing",
     "AnswerType",
     "AnySettings",
     "BenchmarkSettings",

@@ -22,6 +22,10 @@ STAGES_IN: dict[EnvironmentName, tuple[StageName, ...]] = {
 """Which stages run in an environment."""
 
 
+ActivationCheckpointing = Literal["auto", "on", "off"]
+"""Computed again in the backward pass, kept from the forward pass; or the one of them that memory allows."""
+
+
 class LossResources(Record):
     """How heads and loss are computed; `essence/distill/chunked.py` says what each costs."""
 
@@ -58,6 +62,8 @@ class Resources(Record):
     """Rows in one forward pass without packing; the effective batch is reached by accumulation."""
     micro_batch_tokens: Count
     """Tokens, padding included, in one forward pass; a longer row has one for itself."""
+    activation_checkpointing: ActivationCheckpointing = "auto"
+    """Whether a training recomputes its activations; `auto`: `essence/sizes/recomputation.py` says which."""
     tensor_parallel: Annotated[int, Field(gt=0, le=1024)]
     """GPUs that share one copy of a model when vLLM generates; the stage's other GPUs hold further copies."""
     decoder_memory_share: Share

@@ -86,7 +86,6 @@ class LoopSettings(Record):
     lora: LoraSettings = NO_ADAPTERS
     validations_per_epoch: Few
     compute_dtype: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool = False
     compile_layers: bool = False
     """Decoder layers through PyTorch's compiler where they lie whole on their device; changes rounding only."""
     pad_to_multiple: Count

@@ -30,10 +30,15 @@ def trained_parameters(student: Architecture, lora: LoraSettings | None) -> int:
 
 def largest_pass(settings: TrainSettings, longest: int, resources: Resources) -> Shape:
     """The largest forward pass of a step whose rows all have so many tokens, before any row is known."""
-    optimizer, multiple = settings.optimizer, settings.pad_to_multiple
-    rows = max(1, optimizer.batch_tokens // longest) if optimizer.batch_tokens else optimizer.batch_rows
+    rows, multiple = rows_of_step(settings, longest), settings.pad_to_multiple
     passes = deal([longest] * rows, settings.processes, settings.packing, multiple, resources)[0]
     return max(shape([longest] * rows, part, settings.packing, multiple) for part in passes if part)
+
+
+def rows_of_step(settings: TrainSettings, tokens: int) -> int:
+    """Rows of an optimiser step, of all ranks together, where each has so many tokens."""
+    optimizer = settings.optimizer
+    return max(1, optimizer.batch_tokens // tokens) if optimizer.batch_tokens else optimizer.batch_rows
 
 
 @dataclass(frozen=True)

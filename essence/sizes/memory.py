@@ -143,13 +143,16 @@ def kept_rows(loss: LossResources, hidden: int, element_bytes: int) -> int:
 def load_of(
     settings: TrainSettings, student: Architecture, teacher: Architecture | None, loss: LossResources
 ) -> DeviceLoad:
-    """What a training gives each device to hold, before its rows: `positions` and `labels` are 0."""
+    """What a training gives each device to hold, before its rows: `positions` and `labels` are 0.
+
+    Activations are kept; `essence/sizes/recomputation.py` says where they are not.
+    """
     of_loss = loss_memory(student, settings, loss)
     return DeviceLoad(
         student=student,
         teacher=teacher,
         compute_dtype=settings.compute_dtype,
-        activation_checkpointing=settings.activation_checkpointing,
+        activation_checkpointing=False,
         packed=settings.packing,
         positions=0,
         labels=0,
@@ -356,7 +359,7 @@ def in_words(load: DeviceLoad, other: DeviceLoad) -> str:
     if other.optimizer_placement != load.optimizer_placement:
         told.append(f"optimizer_placement = '{other.optimizer_placement}'")
     if other.activation_checkpointing != load.activation_checkpointing:
-        told.append("activation_checkpointing = true")
+        told.append("activation_checkpointing = 'on'")
     if other.positions != load.positions:
         told.append(f"micro_batch_tokens = {other.positions}")
     if other.rollouts and other.rollouts != load.rollouts:

@@ -112,18 +112,23 @@ class Crossing(NamedTuple):
 
     parallel: Parallel
     processes: int
-    passes: int
+    passes: float
     """Of each rank."""
     gradient_bytes: float
     """Of all that is trained, in the dtype that it crosses in."""
     weight_bytes: float
     """Of the whole student, in the dtype of the computation."""
     gathers: int
-    """How often ZeRO-3 brings a weight together in a pass: forward, backward, and recomputation between them."""
+    """How often ZeRO-3 brings a weight together in a pass, see `gathers_of_pass`."""
     teacher_bytes: float = 0.0
     """Of a teacher that lies in shards."""
     masters_shared: bool = False
     """Under DDP: each weight has one owner in main memory, who sends it to the others."""
+
+
+def gathers_of_pass(recomputed: bool) -> int:
+    """How often ZeRO-3 brings a weight together: forward, backward, and recomputation of activations between them."""
+    return 3 if recomputed else 2
 
 
 def crossing_dtype(compute_dtype: Dtype, reduce_dtype: Dtype, lora: LoraSettings) -> Dtype:

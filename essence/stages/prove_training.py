@@ -15,6 +15,7 @@ import torch
 
 from essence.data.truncation import Example
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
+from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_checks import (
     Finding,
     disk_finding,
@@ -34,7 +35,16 @@ from essence.distill.proof_machine import (
     read_s,
     write_s,
 )
-from essence.distill.proof_steps import SEED, Pair, Steps, alone, pair_that_fits, random_rows, rule_bytes
+from essence.distill.proof_steps import (
+    SEED,
+    Pair,
+    Steps,
+    activations_of,
+    alone,
+    pair_that_fits,
+    random_rows,
+    rule_bytes,
+)
 from essence.distill.ranks import ALONE
 from essence.models.from_sizes import random_model
 from essence.models.saving import save_model
@@ -50,6 +60,7 @@ from essence.record.proof_records import (
     StepPoint,
 )
 from essence.record.record_files import read_record
+from essence.settings import Resources
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.speeds import ASSUMED, Fit, fitted, step_seconds
 from essence.stages.launch import REPORTS, run_here
@@ -80,9 +91,12 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
         findings += training_findings(asked, context.resources, device, Path(work))
     _next(context, 2)
     pair = pair_that_fits(asked, context.resources, device)
-    steps = Steps(pair, alone(asked), context.resources, device)
+    longest, room = max(asked.lengths), DeviceRoom.of(device, 1)
+    chosen = activations_of(pair, alone(asked), context.resources, longest, room.usable)
+    resources = chosen.resources(context.resources)
+    steps = Steps(pair, alone(asked), resources, device)
+    points, fit = _steps(asked, steps, resources, context)
     findings += [layers_finding(steps.layers)] if asked.compile_layers else []
-    points, fit = _steps(asked, steps, context, device)
     del steps  # the ranks need the device
     _next(context, 3)
     link, found = _ranks(asked, context, device)
@@ -97,6 +111,7 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
             devices=context.resources.gpus,
             student_layers=pair.student.layers,
             teacher_layers=pair.teacher.layers,
+            recomputed=chosen.recomputed,
             products=products,
             launch_s=launch_s(device),
             memory_bytes_per_s=copy_bytes_per_s(device),
@@ -169,10 +184,10 @@ def _loads(asked: ProveTrainingSettings, vocabulary: int) -> Iterator[list[list[
 
 
 def _steps(
-    asked: ProveTrainingSettings, steps: Steps, context: StageContext, device: torch.device
+    asked: ProveTrainingSettings, steps: Steps, resources: Resources, context: StageContext
 ) -> tuple[list[StepPoint], Fit]:
     """Time them, and what they give together."""
-    pair, settings, timed = steps.pair, steps.settings, []
+    pair, settings, device, timed = steps.pair, steps.settings, steps.device, []
     for parts in _loads(asked, pair.student.vocabulary):
         context.stop.check()
         if device.type == "cuda":
@@ -191,7 +206,7 @@ def _steps(
             fitted_s=sum(one * other for one, other in zip(fit.coefficients, work[:3], strict=True)),
             assumed_s=step_seconds(ASSUMED, work),
             peak_bytes=peak,
-            rule_bytes=rule_bytes(pair, settings, context.resources, parts[0][0].input_ids.size),
+            rule_bytes=rule_bytes(pair, settings, resources, parts[0][0].input_ids.size),
         )
         for parts, work, seconds, peak in timed
     ]

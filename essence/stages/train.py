@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,7 +32,7 @@ from essence.distill.order import steps_of_training
 from essence.distill.pair_checks import check_pair, load_head, read_decoder, think_token_ids
 from essence.distill.prompts import load_rows
 from essence.distill.ranks import Ranks
-from essence.distill.rollouts import ends_of_turn, largest_rollouts, rollouts_together
+from essence.distill.rollouts import ends_of_turn
 from essence.distill.row_split import EntropiesOf
 from essence.distill.storage import TrainResult
 from essence.distill.stored_states import ROWS, StoredPads, StoredRows, check_sealed
@@ -57,7 +56,7 @@ from essence.record.training_records import (
     TrainData,
     TrainMore,
 )
-from essence.settings import LossResources, Resources, TrainSettings, rollout_tokens
+from essence.settings import LossResources, Resources, TrainSettings
 from essence.sizes.architecture import (
     FLOPS_FORMULA,
     Architecture,
@@ -95,36 +94,46 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
     ranks.join(setup.device)
     objective = settle_objective(settings, context.resources, setup, ranks)
     looked = Preflight(objective=ObjectiveFacts.model_validate(objective.as_json()))
+    # What is chosen by memory is the same on every rank.
+    room = min(ranks.all_of(preflight.DeviceRoom.of(setup.device, settings.processes)))
+    sized = size_up(settings, context.resources, setup, objective.resources, room)
+    resources = sized.activations.resources(context.resources).model_copy(update={"loss": objective.resources})
     if ranks.first:
-        looked = look_first(settings, context, setup, objective.resources, looked.objective)
+        sys.stdout.write(f"{sized.activations.sentence}\n")
+        sys.stdout.flush()
+        context.progress.update("load", 0, 2 if setup.teacher else 1, "models", sized.activations.summary)
+        memory = preflight.check_memory(sized, settings.pad_to_multiple, room, setup.device, resources.nodes)
+        looked = look_first(settings, context, setup, memory)
+        looked = looked.model_copy(update={"objective": ObjectiveFacts.model_validate(objective.as_json())})
     # The teacher first: before it is shared out it lies whole on a device, which has no room for both.
     teacher = load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None
     student = load_student(setup.student, settings, ranks, setup.device)
     parameters = ParameterCounts(**count_parameters(student))
-    result = train(
-        student,
-        teacher,
-        setup.rows.training.examples,
-        setup.rows.validation.examples,
-        settings,
-        context.resources.model_copy(update={"loss": objective.resources}),
-        context.scratch / "training",
-        context.progress,
-        context.stop,
-        events=context.scratch / "tensorboard",
-        ranks=ranks,
-        device=setup.device,
-        train_places=setup.rows.training.places,
-        validation_places=setup.rows.validation.places,
-        ends=setup.ends,
-    )
+    with preflight.explained_memory(sized):
+        result = train(
+            student,
+            teacher,
+            setup.rows.training.examples,
+            setup.rows.validation.examples,
+            settings,
+            resources,
+            context.scratch / "training",
+            context.progress,
+            context.stop,
+            events=context.scratch / "tensorboard",
+            ranks=ranks,
+            device=setup.device,
+            train_places=setup.rows.training.places,
+            validation_places=setup.rows.validation.places,
+            ends=setup.ends,
+        )
     if ranks.first:
         write_output(result, context.partial, setup.student, settings)
         write_events(context.scratch / "tensorboard", context.partial / "tensorboard")
     looked = looked.model_copy(update={"layers": LayersFacts.model_validate(result.layers.as_json())})
-    ran = Ran(result, student.config._attn_implementation, parameters, looked)
-    executed = describe_executed(settings, context.resources, setup, ran)
-    cost = count_cost(settings, setup, result, peak_memory(ranks))
+    ran = Ran(result, student.config._attn_implementation, parameters, looked, sized.activations)
+    executed = describe_executed(settings, resources, setup, ran)
+    cost = count_cost(settings, setup, ran, peak_memory(ranks))
     ranks.leave()
     return TrainOutcome(
         results=describe_results(result),
@@ -139,27 +148,23 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
     )
 
 
-def look_first(
-    settings: TrainSettings, context: StageContext, setup: Setup, loss: LossResources, objective: ObjectiveFacts
-) -> Preflight:
-    """What can be known without a model: whether the memory will do, and that the rows are those of before."""
-    resources, training = context.resources, setup.rows.training.examples
+def size_up(
+    settings: TrainSettings, resources: Resources, setup: Setup, loss: LossResources, room: preflight.DeviceRoom
+) -> preflight.SizedUp:
+    """What a device will hold of this training, and how it holds activations."""
     load = load_of(settings, setup.student_sizes, setup.teacher_sizes, loss)
-    multiple, steps, read = settings.pad_to_multiple, steps_of(settings, setup), training
-    if settings.rollouts and (most := rollout_tokens(settings.view.span)):
-        read = largest_rollouts(training, most)
-        load = replace(load, rollouts=rollouts_together(training, steps, settings.rollouts.every_steps, most))
-    largest = preflight.largest_pass(read, steps, settings.processes, settings.packing, multiple, resources)
+    steps, training = steps_of(settings, setup), setup.rows.training.examples
+    return preflight.size_up(settings, resources, load, training, steps, room.usable, setup.device)
+
+
+def look_first(settings: TrainSettings, context: StageContext, setup: Setup, memory: dict[str, int]) -> Preflight:
+    """What can be known without a model: that the memory will do, and that the rows are those of before."""
+    training = setup.rows.training.examples
     stored = StoredRows(setup.teacher.parent / ROWS) if setup.teacher and settings.teacher != "live" else None
-    memory = preflight.check_memory(load, largest, multiple, setup.device, resources.nodes)
-    teacher_bytes = stored.check(training, resources.threads) if stored else None
+    teacher_bytes = stored.check(training, context.resources.threads) if stored else None
     rows = preflight.check_data(context.scratch / "training", training, setup.rows.validation.examples)
-    return Preflight(
-        memory=MemoryEstimate.model_validate(memory),
-        teacher_bytes=teacher_bytes,
-        data=RowsUnchanged.model_validate(rows),
-        objective=objective,
-    )
+    found = MemoryEstimate.model_validate(memory)
+    return Preflight(memory=found, teacher_bytes=teacher_bytes, data=RowsUnchanged.model_validate(rows))
 
 
 def steps_of(settings: TrainSettings, setup: Setup) -> list[Step]:
@@ -331,14 +336,15 @@ def describe_training(settings: TrainSettings, setup: Setup, result: TrainResult
     return told.plus(tokens=round(read / epochs), supervised_tokens=round(sampled.tokens / epochs))
 
 
-def count_cost(settings: TrainSettings, setup: Setup, result: TrainResult, peaks: Peaks) -> StageCost:
+def count_cost(settings: TrainSettings, setup: Setup, ran: Ran, peaks: Peaks) -> StageCost:
     """Tokens and FLOPs of the whole training, from the lengths of the rows; MFU of its steps."""
+    result = ran.result
     student, teacher = setup.student_sizes, setup.teacher_sizes
     training = distillation_flops(
         student,
         teacher,
         lengths_read(settings, setup, result),
-        activation_checkpointing=settings.activation_checkpointing,
+        activation_checkpointing=ran.activations.recomputed,
         teacher_form=settings.teacher,
         lora=settings.lora,
     )

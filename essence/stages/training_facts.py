@@ -12,6 +12,7 @@ from essence.distill.float32_masters import lowers_weights
 from essence.distill.row_split import CellRows
 from essence.distill.storage import TrainResult
 from essence.record.training_records import (
+    ActivationsFacts,
     MicroBatches,
     ParallelRecord,
     ParameterCounts,
@@ -24,6 +25,7 @@ from essence.record.training_records import (
 )
 from essence.settings import Resources, TrainSettings, rollout_tokens
 from essence.sizes.architecture import Architecture
+from essence.sizes.recomputation import Activations
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Ran:
     """The implementation that the student ran with."""
     parameters: ParameterCounts
     preflight: Preflight
+    activations: Activations
 
 
 def describe_results(result: TrainResult) -> TrainResults:
@@ -96,6 +99,7 @@ def describe_executed(settings: TrainSettings, resources: Resources, setup: Setu
         ),
         parameters=ran.parameters,
         preflight=ran.preflight,
+        activations=ActivationsFacts(**asdict(ran.activations)),
     )
     rollouts = describe_rollouts(settings, setup, ran.result)
     return executed.plus(rollouts=rollouts) if rollouts else executed

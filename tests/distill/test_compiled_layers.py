@@ -72,7 +72,7 @@ def test_a_training_in_bfloat16_and_its_resumption(tmp_path: Path) -> None:
     """As under protocol `released`, with the code that the compiler writes: the curve of float32, the same kernels from
     the check to the end, and after a stop the same bits."""
     exact = trained(tmp_path / "exact", compiled=False, **AS_RELEASED)
-    lower = {**AS_RELEASED, "compute_dtype": "bfloat16", "activation_checkpointing": True, "compile_layers": True}
+    lower = {**AS_RELEASED, "compute_dtype": "bfloat16", "recomputed": True, "compile_layers": True}
     result = trained(tmp_path / "compiled", compiled=True, **{k: v for k, v in lower.items() if k != "compile_layers"})
     layers = result.layers
     assert layers.student and layers.teacher and not layers.fell_back
@@ -108,7 +108,7 @@ def test_float32_is_that_of_the_layers(tmp_path: Path, changes: dict[str, Any]) 
     weights, expected = load_file(result.last_weights), load_file(eager.last_weights)
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, rtol=0.0, atol=WEIGHT_TOLERANCE)
-    saving = trained(tmp_path / "saving", compiled=True, activation_checkpointing=True, **changes)
+    saving = trained(tmp_path / "saving", compiled=True, recomputed=True, **changes)
     assert_same_bits(saving, result)
 
 

@@ -1,6 +1,7 @@
 """Adapters: only they are trained, the saved model is the student with them merged, and the counts are theirs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ CPU = torch.device("cpu")
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
 
 
-def trained(folder: Path, prepared: dict[str, Path], **changes: Any) -> tuple[StageContext, TrainOutcome]:
+def trained(
+    folder: Path, prepared: dict[str, Path], activations: str = "auto", **changes: Any
+) -> tuple[StageContext, TrainOutcome]:
     around = context(folder, **inputs(prepared))
+    around = replace(around, resources=around.resources.model_copy(update={"activation_checkpointing": activations}))
     return around, train.run(train_settings(lora=LORA, **changes), around)
 
 
@@ -120,7 +124,7 @@ def test_frozen_weights_are_held_in_the_dtype_of_the_computation(prepared: dict[
     student = train.load_student(prepared["student"] / "model", settings, ALONE, CPU)
     assert {p.dtype for p in student.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
-    around, outcome = trained(tmp_path, prepared, compute_dtype="bfloat16", activation_checkpointing=True)
+    around, outcome = trained(tmp_path, prepared, compute_dtype="bfloat16", activations="on")
     assert losses(around)[-1] < losses(around)[0] and outcome.executed.dtype == "bfloat16"
 
 

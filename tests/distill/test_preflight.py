@@ -14,9 +14,11 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from essence.data.truncation import Example  # noqa: E402
 from essence.distill import preflight  # noqa: E402
+from essence.distill.preflight import DeviceRoom, Largest, SizedUp  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
-from essence.sizes.memory import USABLE_SHARE, estimate_memory  # noqa: E402
+from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory  # noqa: E402
+from essence.sizes.recomputation import Activations  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -28,12 +30,19 @@ def rows(*lengths: int, shift: int = 0) -> list[Example]:
     ]
 
 
+def sized(load: DeviceLoad, longest: int) -> SizedUp:
+    """As it is: nothing is chosen."""
+    recomputed = load.activation_checkpointing
+    chosen = Activations("on" if recomputed else "off", recomputed, load.positions, 0, 0, GIB, "asked for")
+    return SizedUp(load, Largest(load.positions, load.labels, longest, 1.0), chosen)
+
+
 def test_the_largest_pass_is_looked_for_in_every_step() -> None:
     resources = some_resources(micro_batch_rows=2, micro_batch_tokens=100)
     examples = rows(10, 90, 30, 50, 20, 40)
     steps = [[0, 1, 2], [3, 4, 5]]
     packed = preflight.largest_pass(examples, steps, 1, True, 8, resources)
-    assert (packed.positions, packed.labels, packed.longest_row) == (104, 50, 90)
+    assert (packed.positions, packed.labels, packed.longest_row, packed.passes_of_step) == (104, 50, 90, 2.0)
     padded = preflight.largest_pass(examples, steps, 1, False, 8, resources)
     assert (padded.positions, padded.labels, padded.longest_row) == (96, 45, 90)
     of_two = preflight.largest_pass(examples, [[0, 1, 2, 3, 4, 5]], 2, True, 8, resources)
@@ -42,8 +51,9 @@ def test_the_largest_pass_is_looked_for_in_every_step() -> None:
 
 def test_what_fits_is_recorded() -> None:
     small = Architecture(64, 3, 4, 2, 16, 192, 384, True)
-    load = replace(PAPER, student=small, teacher=small, parallel="single", devices=1, teacher_placement="replicated")
-    found = preflight.check_memory(load, preflight.Largest(64, 32, 64), 16, CPU)
+    alone = {"parallel": "single", "devices": 1, "teacher_placement": "replicated"}
+    load = replace(PAPER, student=small, teacher=small, positions=64, labels=32, **alone)
+    found = preflight.check_memory(sized(load, 64), 16, DeviceRoom.of(CPU, 1), CPU)
     assert found["largest_positions"] == 64
     assert found["static_bytes"] + found["dynamic_bytes"] <= found["usable_bytes"] < found["device_bytes"]
 
@@ -52,8 +62,9 @@ def test_what_does_not_fit_is_one_sentence_with_the_cure(monkeypatch: pytest.Mon
     load = replace(PAPER, parallel="single", devices=1, teacher_placement="replicated", loss_bytes_per_logit=2.0)
     half = estimate_memory(replace(load, positions=8192, labels=8192)).total
     monkeypatch.setattr(preflight, "memory_bytes", lambda device: int(half / USABLE_SHARE["cpu"]) + 1)
+    whole = sized(replace(load, positions=16384, labels=16384), 4096)
     with pytest.raises(MachineError) as raised:
-        preflight.check_memory(load, preflight.Largest(16384, 16384, 4096), 16, CPU)
+        preflight.check_memory(whole, 16, DeviceRoom.of(CPU, 1), CPU)
     message = str(raised.value)
     assert f"about {estimate_memory(replace(load, positions=16384, labels=16384)).total / GIB:.1f} GiB" in message
     assert message.endswith("set micro_batch_tokens = 8192") and "\n" not in message
@@ -62,7 +73,16 @@ def test_what_does_not_fit_is_one_sentence_with_the_cure(monkeypatch: pytest.Mon
 def test_nothing_fits_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "memory_bytes", lambda device: GIB)
     with pytest.raises(MachineError, match="smaller model"):
-        preflight.check_memory(PAPER, preflight.Largest(4096, 4096, 4096), 16, CPU)
+        preflight.check_memory(sized(PAPER, 4096), 16, DeviceRoom.of(CPU, 1), CPU)
+
+
+@pytest.mark.parametrize(("recomputed", "cure"), [(False, "activation_checkpointing = 'on'"), (True, "below 64")])
+def test_memory_that_runs_out_all_the_same_is_one_sentence(recomputed: bool, cure: str) -> None:
+    load = replace(PAPER, activation_checkpointing=recomputed, positions=64, labels=64)
+    with pytest.raises(MachineError) as raised, preflight.explained_memory(sized(load, 64)):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+    message = str(raised.value)
+    assert cure in message and "CUDA out of memory. Tried to allocate 2.00 GiB" in message and "\n" not in message
 
 
 def test_changed_rows_are_refused_on_the_second_attempt(tmp_path: Path) -> None:

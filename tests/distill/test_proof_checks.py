@@ -19,7 +19,7 @@ from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from essence.distill import proof_checks  # noqa: E402
+from essence.distill import preflight, proof_checks  # noqa: E402
 from essence.distill.proof_steps import alone, as_pair, rule_bytes  # noqa: E402
 from essence.distill.trainer import DivergedError, train  # noqa: E402
 
@@ -85,10 +85,10 @@ def test_the_memory_check_takes_the_largest_pass_of_a_step(tmp_path: Path, monke
     """Four whole rows of one process, as many in a pass as its tokens hold."""
     training, resources = at_full_size(tmp_path)
     one = training.model_copy(update={"parallel": "single", "processes": 1, "teacher_placement": "replicated"})
-    monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: 1 << 20)
     longest = max(one.lengths)
     for rows in (1, 2, 4):
-        held = resources.model_copy(update={"micro_batch_tokens": rows * longest})
+        held = resources.model_copy(update={"micro_batch_tokens": rows * longest, "activation_checkpointing": "on"})
         needed = rule_bytes(as_pair(one), alone(one), held, rows * longest)
         assert f"needs {needed / GIB:.3g} of" in proof_checks.memory_finding(one, held, CUDA).sentence
 
@@ -97,7 +97,7 @@ def test_main_memory_is_that_of_the_ranks_of_one_machine(tmp_path: Path, monkeyp
     """Eight ranks with an offloaded teacher each: two machines hold four of them, one machine all eight."""
     training, resources = at_full_size(tmp_path)
     eight = training.model_copy(update={"processes": 8, "teacher_placement": "offloaded"})
-    monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 50)
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: 1 << 50)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=150 * GIB))
     alone_, shared = (
         proof_checks.memory_finding(eight.model_copy(update={"machines": machines}), resources, CUDA)

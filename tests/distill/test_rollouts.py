@@ -296,7 +296,8 @@ def test_stopped_between_steps_that_share_their_rollouts(
 
 def test_activation_checkpointing_changes_no_bit(tmp_path: Path, undisturbed: tuple[Any, TrainResult]) -> None:
     student = model(0)
-    result = run(tmp_path / "work", student, asked=on_policy_settings(activation_checkpointing=True))
+    recomputing = EVERY_STEP.model_copy(update={"activation_checkpointing": "on"})
+    result = run(tmp_path / "work", student, resources=recomputing)
     assert_same(student, result, undisturbed)
 
 

@@ -100,9 +100,9 @@ def test_what_the_stage_stores_and_tells(prepared: dict[str, Path], tmp_path: Pa
     [
         {"view": view(lsp=0.3)},
         {"view": view(lsp=0.6), "packing": False},
-        {"view": view(lsp=1.0, sections="cot+a"), "activation_checkpointing": True},
+        {"view": view(lsp=1.0, sections="cot+a")},
         {"view": view(lsp=0.3, left_pad_multiple=16)},
-        {"view": view(lsp=0.6, left_pad_multiple=16), "packing": False, "activation_checkpointing": True},
+        {"view": view(lsp=0.6, left_pad_multiple=16), "packing": False},
         {"view": view(span="right-with-context")},
         {"view": view(span="cot-lead", sections="cot")},
         {"view": view(span="middle", keep_context=True)},

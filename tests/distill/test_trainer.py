@@ -186,7 +186,7 @@ def test_packing_changes_rounding_only(tmp_path: Path) -> None:
 def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:
     plain, saving = model(0), model(0)
     run(tmp_path / "plain", plain)
-    run(tmp_path / "saving", saving, activation_checkpointing=True)
+    run(tmp_path / "saving", saving, recomputed=True)
     assert_same_bits(weights(plain), weights(saving))
 
 

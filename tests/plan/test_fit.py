@@ -7,7 +7,7 @@ import pytest
 from essence.errors import KitError
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment, load
-from essence.plan.fit import Fit, Room, fits_of, planned_room
+from essence.plan.fit import Fit, Room, activation_lines, fits_of, planned_room
 from essence.plan.stage_plan import Plan, make_plan
 from essence.record.run_directory import RunDirectory
 
@@ -128,3 +128,53 @@ def test_a_change_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str
     with pytest.raises(KitError, match=said) as caught:
         changed(tmp_path, "bespoke", text)
     assert "x.toml" in str(caught.value)
+
+
+def test_activations_are_kept_or_recomputed_as_each_cell_has_room(tmp_path: Path) -> None:
+    """The headline keeps them at every proportion; an 8B student has no room on 80 GB, and a row is a pass already."""
+    bespoke, pairs = fits(load("bespoke"), tmp_path), fits(load("pairs"), tmp_path)
+    assert activation_lines(bespoke.values()) == ["activations of 10 trainings: kept in 10"]
+    recomputed = {what for what, fit in pairs.items() if fit.activations and fit.activations.recomputed}
+    assert {what.split("/")[1].split("_")[1] for what in recomputed} == {"qwen3-8b-base"} and len(recomputed) == 4
+    assert activation_lines(pairs.values()) == ["activations of 18 trainings: kept in 14, recomputed in 4 (↻)"]
+    controls = fits(load("controls"), tmp_path)
+    (line,) = activation_lines(controls.values())
+    assert "in shorter passes, of 5,136 tokens or more, in" in line
+    larger = fits(load("pairs"), tmp_path, Room(141.0, 512.0))
+    assert activation_lines(larger.values()) == ["activations of 18 trainings: kept in 18"]
+    assert activation_lines([fit for what, fit in pairs.items() if what.startswith("evaluation")]) == []
+
+
+def test_a_pair_can_ask_for_recomputation(tmp_path: Path) -> None:
+    text = '[by_pair.qwen3-8b_qwen3-4b-base]\nactivation_checkpointing = "on"'
+    asked = changed(tmp_path, "bespoke", text)
+    cell = asked.cells()[-1]
+    assert resources_of("train", asked.experiment, cell).activation_checkpointing == "on"
+    assert resources_of("train", asked.experiment).activation_checkpointing == "auto"
+    found = fits(asked, tmp_path)[f"training {cell.name}"]
+    plain = fits(load("bespoke"), tmp_path)[f"training {cell.name}"]
+    assert found.gpu_gib and plain.gpu_gib and found.gpu_gib < plain.gpu_gib - 20
+    assert train_settings(cell, asked.experiment) == train_settings(cell, load("bespoke").experiment)
+    off = changed(tmp_path, "pairs", '[resources]\nactivation_checkpointing = "off"')
+    unfit = next(fit for what, fit in fits(off, tmp_path).items() if "8b_qwen3-8b-base/lsp-0.50" in what)
+    assert not unfit.fits and unfit.change.startswith(
+        "set activation_checkpointing = 'on', for this pair alone in [by_"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training]\nactivation_checkpointing = false", "activation_checkpointing is in [resources] now"),
+        (
+            "[resources]\nactivation_checkpointing = 'atuo'",
+            "resources.activation_checkpointing = 'atuo': input should be",
+        ),
+        ("[resources]\nactivation_checkpointing = true", "resources.activation_checkpointing = true: input should be"),
+        ("[resources]\nactivation_checkpointin = 'on'", "did you mean 'activation_checkpointing'?"),
+    ],
+)
+def test_what_is_said_of_activations_is_strict(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(KitError) as caught:
+        changed(tmp_path, "bespoke", text)
+    assert said in str(caught.value) and "x.toml" in str(caught.value)

@@ -189,6 +189,13 @@ def test_of_equal_settings_the_finished_one_stands_there_and_may_be_accepted(run
     assert earlier and (earlier.id, earlier.under, earlier.acceptable) == (train.id, "earlier code", True)
 
 
+def test_a_setting_that_is_a_resource_now_makes_no_difference(run: Run) -> None:
+    train = run.plan.stages[run.plan.cells[0].stages["train"]]
+    then = {**train.settings.model_dump(mode="json"), "activation_checkpointing": True}
+    earlier = standing(run, train.id).find("train-0000000000000000", "0" * 64, wanted_of(train, then, "1" * 64))
+    assert earlier and (earlier.id, earlier.acceptable) == (train.id, True)
+
+
 def test_other_settings_are_named_and_never_accepted(run: Run) -> None:
     train = run.plan.stages[run.plan.cells[0].stages["train"]]
     assert isinstance(train.settings, TrainSettings)

@@ -56,11 +56,18 @@ def test_a_teacher_that_is_stored_is_looked_up_behind_its_stage(run: SyntheticRu
     assert len(claim_tables(changed)) == 1
 
 
-@pytest.mark.parametrize(("checkpointing", "gathers"), [(True, 3), (False, 2), (None, 2)])
+ACTIVATIONS = {"asked": "auto", "micro_batch_tokens": 9, "kept_bytes": 2, "recomputed_bytes": 1, "usable_bytes": 1}
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "recomputed", "gathers"),
+    [(True, None, 3), (False, None, 2), (None, None, 2), (None, True, 3), (None, False, 2)],
+)
 def test_weights_in_shards_are_gathered_once_more_where_they_are_recomputed(
-    tmp_path: Path, checkpointing: bool | None, gathers: int
+    tmp_path: Path, checkpointing: bool | None, recomputed: bool | None, gathers: int
 ) -> None:
-    """ZeRO-3 on two devices: what crosses above the gradients, in halves of the student's weights."""
+    """ZeRO-3 on two devices: what crosses above the gradients, in halves of the student's weights. A setting of earlier
+    records; now a choice."""
     run = SyntheticRun(tmp_path, texts=False).write()
     record = json.loads(next(run.root.glob("stages/train-*/manifest.json")).read_text())
     record["settings"]["resolved"]["activation_checkpointing"] = checkpointing
@@ -71,6 +78,9 @@ def test_weights_in_shards_are_gathered_once_more_where_they_are_recomputed(
             "positions": 9, "fill": 1.0,
         },
     }  # fmt: skip
+    if recomputed is not None:
+        chosen = {**ACTIVATIONS, "recomputed": recomputed, "because": "they fit"}
+        record["settings"]["executed"]["activations"] = chosen
     work = _work(TrainManifest.model_validate(record), QWEN3["0.6b"], None, 1.0)
     assert work and work.link_bytes == 4 * 100 + gathers * 4 * QWEN3["0.6b"].parameters / 2
 

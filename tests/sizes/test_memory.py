@@ -139,5 +139,5 @@ def test_the_cure_is_the_least_change_that_fits() -> None:
     assert smallest_change(wide, limit, 4096, 16) == "micro_batch_tokens = 8192"
     keeping = replace(chunked, activation_checkpointing=False)
     limit = estimate_memory(chunked).total
-    assert smallest_change(keeping, limit, 4096, 16) == "activation_checkpointing = true"
+    assert smallest_change(keeping, limit, 4096, 16) == "activation_checkpointing = 'on'"
     assert smallest_change(chunked, GIB, 4096, 16) is None

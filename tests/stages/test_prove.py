@@ -166,21 +166,21 @@ def test_a_resumed_training_that_is_another_is_caught(tmp_path: Path, monkeypatc
 def test_too_little_memory_and_a_slow_disk_are_told_with_what_cures_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from essence.distill import proof_checks
+    from essence.distill import preflight, proof_checks
 
     training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
     slow = proof_checks.disk_finding(training, resources, 1e3)
     assert not slow.passed and "at 1e-06 GB/s, at most 150 s is right" in slow.sentence and "--runs" in slow.sentence
     assert proof_checks.disk_finding(training, resources, 1e9).passed
     assert proof_checks.memory_finding(training, resources, CPU).passed
-    monkeypatch.setattr(proof_checks, "memory_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: 1 << 20)
     small = proof_checks.memory_finding(training, resources, CPU)
     assert not small.passed and "GiB that can be used of each device's memory" in small.sentence
 
 
 FAULTY = """
 import sys
-from essence.distill import module, proof_checks
+from essence.distill import module, preflight
 from essence.stages import __main__ as stages, prove_training
 right = module.ChunkedObjective
 class Broken:
@@ -189,7 +189,7 @@ class Broken:
         loss, ce, kd = right.apply(*given)
         return loss * 1.01, ce, kd
 module.ChunkedObjective = Broken
-proof_checks.memory_bytes = lambda _: 1 << 20
+preflight.memory_bytes = lambda _: 1 << 20
 prove_training.write_s = lambda file, size: file.write_bytes(b"x") and 1e6
 sys.exit(stages.main())
 """

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from essence.data.token_table import TokenTable  # noqa: E402
 from essence.data.truncation import Example, fingerprint  # noqa: E402
-from essence.distill import chunked  # noqa: E402
+from essence.distill import chunked, preflight  # noqa: E402
 from essence.distill.checkpoint_choice import choose  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
@@ -23,6 +23,7 @@ from essence.models.saving import with_rope_theta  # noqa: E402
 from essence.progress import Stopped  # noqa: E402
 from essence.record.training_records import TrainMore, VocabularySizes  # noqa: E402
 from essence.settings import TrainSettings  # noqa: E402
+from essence.sizes.memory import USABLE_SHARE  # noqa: E402
 from essence.stages import tokenize, train  # noqa: E402
 from essence.stages.launch import check_devices  # noqa: E402
 from support.some_resources import some_objective  # noqa: E402
@@ -131,8 +132,34 @@ def test_training_writes_models_and_a_record(prepared: dict[str, Path], tmp_path
     assert (outcome.cost.more.mfu, outcome.cost.energy_j) == (None, None)
     assert [path.name for path in (partial / "tensorboard").iterdir()] == ["events.out.tfevents.0000"]
     executed = outcome.executed.micro_batches
+    chosen = outcome.executed.activations
+    assert (chosen.asked, chosen.recomputed, chosen.micro_batch_tokens) == ("auto", False, RESOURCES.micro_batch_tokens)
+    assert chosen.kept_bytes > chosen.recomputed_bytes and chosen.because == "they fit"
     assert executed.packed and executed.tokens == outcome.cost.tokens and 0.5 < executed.fill <= 1.0
     json.dumps(outcome.model_dump(mode="json"), allow_nan=False)
+
+
+def test_activations_are_recomputed_where_memory_asks_for_it(
+    prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine that is too small to keep them: said in the log, counted, and the same bits."""
+
+    def trained(name: str) -> tuple[Any, bytes]:
+        around = context(tmp_path / name, **inputs(prepared))
+        outcome = train.run(train_settings(), around)
+        return outcome, (around.partial / "last" / "model.safetensors").read_bytes()
+
+    kept, weights = trained("kept")
+    sizes = kept.executed.activations
+    between = (sizes.kept_bytes + sizes.recomputed_bytes) // 2
+    monkeypatch.setattr(preflight, "memory_bytes", lambda _: int(between / USABLE_SHARE["cpu"]))
+    capsys.readouterr()
+    recomputed, same = trained("recomputed")
+    assert same == weights and recomputed.results == kept.results
+    chosen = recomputed.executed.activations
+    assert chosen.recomputed and chosen.because == "they do not fit" and chosen.kept_bytes == sizes.kept_bytes
+    assert capsys.readouterr().out.startswith("activations are recomputed: they do not fit (a device needs")
+    assert recomputed.cost.more.training_flops > kept.cost.more.training_flops
 
 
 def test_recorded_fingerprint_is_of_the_view(prepared: dict[str, Path], tmp_path: Path) -> None:

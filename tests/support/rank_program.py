@@ -26,7 +26,7 @@ from support.small_training import AS_RELEASED, PAD, TRAIN, VALIDATION, ActAfter
 from support.some_resources import some_objective, some_resources
 
 LORA = {"rank": 4, "alpha": 8.0, "targets": ["q_proj", "v_proj", "down_proj"]}
-BFLOAT16 = {"compute_dtype": "bfloat16", "activation_checkpointing": True, "reduce_dtype": "bfloat16"}
+BFLOAT16 = {"compute_dtype": "bfloat16", "reduce_dtype": "bfloat16"}
 MAIN_MEMORY = {"optimizer_placement": "main_memory"}
 WAYS: dict[str, dict[str, Any]] = {
     "ddp": {"parallel": "ddp"},
@@ -65,7 +65,9 @@ def train_on_this_rank(work: Path, ranks: Ranks, stop: StopRequest, progress: Pr
         teacher = CachedTeacher(work.parent / CACHE, CPU)
     else:
         teacher = place_teacher(model(1, hidden=24).to(dtype), chosen.teacher_placement, dtype, ranks, CPU)
-    resources = some_resources(micro_batch_rows=1, checkpoint_every_s=600.0)
+    # Where it is bfloat16 activations are recomputed, too.
+    how = "on" if chosen.compute_dtype == "bfloat16" else "off"
+    resources = some_resources(micro_batch_rows=1, checkpoint_every_s=600.0, activation_checkpointing=how)
     student = model(0)
     if chosen.lora.rank:
         add_adapters(student, chosen.lora, chosen.seed)

@@ -93,8 +93,11 @@ def run(
     progress: Progress | None = None,
     validation: list[Example] = VALIDATION,
     resources: Resources = RESOURCES,
+    recomputed: bool = False,
     **changes: Any,
 ) -> TrainResult:
+    if recomputed:
+        resources = resources.model_copy(update={"activation_checkpointing": "on"})
     dtype = COMPUTE_DTYPES[changes.get("compute_dtype", "float32")]
     return train(
         student,

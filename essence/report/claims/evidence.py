@@ -112,6 +112,8 @@ class Trained:
     load: MachineLoad = UNKNOWN_LOAD
     """What other work on the machine shows in."""
     ran: Ran | None = None
+    recomputed: bool | None = None
+    """Activations, in the backward pass; costs are compared on equal ones only. None where not known."""
     loss_form: str = ""
     """Whether the loss holds the logits (`plain`) or never does (`chunked`); empty where not known."""
     budget: bool = False

@@ -192,6 +192,7 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 validation_ce=training.results.lowest_validation_ce,
                 devices=_devices(cell),
                 load=cell.train.load,
+                recomputed=training.recomputed,
                 ran=_ran(cell.train),
                 loss_form=training.settings.executed.preflight.objective.form or "",
                 budget=cell.token_budget is not None,

@@ -34,8 +34,9 @@ def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     assert claim.cost is not None
     pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if claim.cost in a.cost and b.cost.get(claim.cost)]
     if not pairs:
-        alike = "" if claim.cost == "flops" else " on the same devices and as many processes"
-        return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{alike}")
+        alike = "" if claim.cost == "flops" else " on the same devices and as many processes,"
+        how = f"{alike} both with activations kept, or both with them recomputed ([resources] activation_checkpointing)"
+        return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{how}")
     if claim.cost == "time":
         return _time_ratio(claim, evidence, pairs)
     ratios = _ratios(claim.cost, [[pair] for pair in pairs])
@@ -152,11 +153,13 @@ def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
 def _cost_pairs(claim: Claim, evidence: Evidence) -> list[Pair]:
     """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed.
 
-    Memory of a GPU is not to be divided by that of a process, nor are times of other devices; what is counted may be.
+    Memory of a GPU is not to be divided by that of a process, nor are times of other devices; what is counted may be,
+    but recomputation is counted, too.
     """
 
     def alike(cell: Trained) -> tuple[Any, ...]:
-        return (cell.setting, cell.seed, *(() if claim.cost == "flops" else (cell.on_gpu, cell.devices)))
+        devices = () if claim.cost == "flops" else (cell.on_gpu, cell.devices)
+        return (cell.setting, cell.seed, cell.recomputed, *devices)
 
     cells = evidence.trainings_of(claim)
     full = {alike(cell): cell for cell in cells if cell.whole}

@@ -10,7 +10,7 @@ from essence.report.page.cost_claim import pair_of
 from essence.report.results.records import Results
 from essence.report.results.stage_reader import StageEvidence
 from essence.sizes.architecture import Architecture
-from essence.sizes.speeds import Crossing, StepWork, crossing_bytes, layers_of_step, step_seconds
+from essence.sizes.speeds import Crossing, StepWork, crossing_bytes, gathers_of_pass, layers_of_step, step_seconds
 
 PREDICTED_COLUMNS = ("Training", "Steps", "A step, measured", "A step, predicted", "Predicted / measured")
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -86,7 +86,7 @@ def _work(
         passes=passes,
         gradient_bytes=crossing * counts.trained,
         weight_bytes=size * student.parameters,
-        gathers=3 if manifest.settings.resolved.activation_checkpointing else 2,
+        gathers=gathers_of_pass(recomputed=bool(manifest.recomputed)),
         teacher_bytes=size * live.parameters if live and executed.parallel.teacher == "sharded" else 0.0,
         masters_shared=moved,
     )
