@@ -10,7 +10,8 @@ by hooks that the compiler cannot follow; they stay as they are, and the record 
 
 The check compiles the first layer of each model in every way in which the training calls it, always for the same made
 rows, so that a resumed training has the same kernels. It asks for no agreement of two roundings with each other: each
-is compared with the same layer in a higher precision, and the compiled one may not be much further from that.
+is compared with the same layer in a higher precision, and the compiled one may not be much further from that. A call of
+another form is compiled when it comes, and runs as it is where that fails (`essence/distill/late_graphs.py`).
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from essence.data.truncation import Example
 from essence.distill.batches import Batch, model_states
 from essence.distill.devices import COMPUTE_DTYPES
 from essence.distill.float32_masters import lowers_weights
+from essence.distill.late_graphs import LateFailures, compile_backward_with_forward
 from essence.distill.ranks import Ranks
 from essence.distill.teachers import LiveTeacher, TeacherStates
 from essence.models.template import reason
@@ -40,7 +42,7 @@ LOG = logging.getLogger(__name__)
 
 COMPILER = "inductor"
 MOST_GRAPHS = 64
-"""Of all layers of a process; one more is an error, where PyTorch would go on without its compiler."""
+"""Of all layers of a process; one more is a failure, where PyTorch would go on without its compiler."""
 CHECKED_LENGTHS = (31, 144)
 """Tokens of the made rows. Packed, and in rows, they give widths (176, 144, 160) that no size of a layer has: the
 compiler takes equal sizes for the same one."""
@@ -81,6 +83,13 @@ class CheckedLayers:
     fell_back: tuple[str, ...] = ()
     """Why layers stayed as they are, where compiled ones were asked for."""
     parity: tuple[LayerParity, ...] = ()
+    late: LateFailures = field(default_factory=LateFailures, compare=False)
+    """Of this rank, once the training runs."""
+
+    def at_end(self, ranks: Ranks) -> "CheckedLayers":
+        """With what could not be compiled on any rank after the check; each rank calls this."""
+        late = dict.fromkeys(why for found in ranks.all_of(list(self.late.why.values())) for why in found)
+        return replace(self, fell_back=(*self.fell_back, *late))
 
     def as_json(self) -> dict[str, object]:
         """For the manifest."""
@@ -122,7 +131,7 @@ def settle_layers(
     if not settings.compile_layers:
         return CheckedLayers()
     done: dict[str, bool] = {}
-    why, reports = [], []
+    why, reports, late = [], [], LateFailures()
     for one in _models(student, teacher, settings):
         said, report = (one, None) if isinstance(one, str) else _try(one, settings, packed, most_rows)
         failed = int(ranks.total(torch.tensor([float(said is not None)])).item())
@@ -137,7 +146,8 @@ def settle_layers(
         if not failed:
             for layer in decoder_layers(one.model):
                 compile_layer(layer)
-    return CheckedLayers(done.get("student", False), done.get("teacher", False), tuple(why), tuple(reports))
+            late.guard(one.name, decoder_layers(one.model))
+    return CheckedLayers(done.get("student", False), done.get("teacher", False), tuple(why), tuple(reports), late)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -150,6 +160,7 @@ def compile_layer(layer: nn.Module) -> None:
     """Have a layer compiled when it is next called, in whole and for any length."""
     # Where DDP wraps the whole, dynamo would cut every layer where a bucket of gradients ends.
     torch._dynamo.config.optimize_ddp = False
+    compile_backward_with_forward()
     layer.compile(backend=COMPILER, fullgraph=True, dynamic=True, recompile_limit=MOST_GRAPHS)
 
 

@@ -96,7 +96,7 @@ def train(
     with storage:
         run.go(progress, stop, phase)
         storage.keep_last(run.backend)
-    return storage.result(run.state, run.packed, run.layers)
+    return storage.result(run.state, run.packed, run.layers.at_end(ranks))
 
 
 class _Run:

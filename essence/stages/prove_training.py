@@ -96,7 +96,7 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
     resources = chosen.resources(context.resources)
     steps = Steps(pair, alone(asked), resources, device)
     points, fit = _steps(asked, steps, resources, context)
-    findings += [layers_finding(steps.layers)] if asked.compile_layers else []
+    findings += [layers_finding(steps.layers.at_end(ALONE))] if asked.compile_layers else []
     del steps  # the ranks need the device
     _next(context, 3)
     link, found = _ranks(asked, context, device)

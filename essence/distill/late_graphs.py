@@ -1,0 +1,80 @@
+"""Compiled layers in calls that the check before the first step has not met: a training never ends because of one.
+
+PyTorch compiles a layer again where a call has another form than those before (sizes that were equal and are not, or
+the other way round). Forward and backward pass are compiled together, before anything of the layer has run, so where
+the compiler fails the same call can run as it is, and nothing is half done. From the first failure on nothing is
+compiled for the layers of that model any more: what is there goes on being used, every other call runs as it is.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from essence.models.template import reason
+
+LOG = logging.getLogger(__name__)
+
+
+class LateFailures:
+    """Why layers could not be compiled in the middle of a training, by model."""
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+
+    def guard(self, model: str, layers: Iterable[nn.Module]) -> None:
+        """Let compiled layers run as they are where they cannot be compiled for a call.
+
+        model: `student` or `teacher`.
+        """
+        for layer in layers:
+            layer._compiled_call_impl = _GuardedCall(model, layer, self)
+
+    def note(self, model: str, call: str, error: Exception) -> None:
+        cause = getattr(error, "inner_exception", error)  # without the compiler's advice to those who mend it
+        self.why[model] = (
+            f"the {model}'s layers cannot be compiled for a pass of another form than those that were checked ({call}: "
+            f"{reason(cause)}): such passes run as they are"
+        )
+        LOG.warning("%s", self.why[model])
+
+
+class _GuardedCall:
+    """In the place of a layer's compiled call."""
+
+    def __init__(self, model: str, layer: nn.Module, failures: LateFailures) -> None:
+        self.model, self.layer, self.failures = model, layer, failures
+        assert layer._compiled_call_impl is not None
+        self.compiled = layer._compiled_call_impl
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.model in self.failures.why:
+            with torch.compiler.set_stance("eager_on_recompile"):
+                return self.compiled(*args, **kwargs)
+        try:
+            return self.compiled(*args, **kwargs)
+        except Exception as error:
+            if not _of_compiler(error):
+                raise
+            self.failures.note(self.model, _shape(args), error)
+        as_it_is: Any = self.layer._call_impl
+        return as_it_is(*args, **kwargs)
+
+
+def compile_backward_with_forward() -> None:
+    """Otherwise a backward pass that cannot be compiled is an error in the middle of the backward pass."""
+    torch._functorch.config.force_non_lazy_backward_lowering = True
+
+
+def _of_compiler(error: Exception) -> bool:
+    """True where the compiler gave up, and not what it compiled."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # a second that few trainings need
+
+    return isinstance(error, TorchDynamoException | FailOnRecompileLimitHit)
+
+
+def _shape(args: tuple[Any, ...]) -> str:
+    states = next((one for one in args if isinstance(one, Tensor)), None)
+    return "a call" if states is None else " x ".join(f"{size:,}" for size in states.shape)
