@@ -13,7 +13,7 @@ generator and on no earlier attempt.
 """
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from essence.settings import TrainSettings, rollout_tokens
 from essence.sizes.rollout_sizes import RolloutLoad
 from essence.sizes.step_rows import Step
 
+Drawn = Callable[[int, int, int], None]
+"""Told of rollouts under way: tokens of all of them so far, how many have ended, and how many there are."""
 TURN_END = "<|im_end|>"
 """Ends a turn in the chat template, also where a Base model has another token of its own for that."""
 
@@ -111,6 +113,10 @@ def choose_tokens(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor
     return found.clamp(max=logits.shape[-1] - 1)
 
 
+def _unseen(tokens: int, ended: int, rollouts: int) -> None:
+    """Drawing that nobody watches."""
+
+
 @torch.no_grad()
 def continue_prompts(
     model: nn.Module,
@@ -119,6 +125,7 @@ def continue_prompts(
     temperature: float,
     ends: Collection[int],
     device: torch.device,
+    drawn: Drawn = _unseen,
 ) -> list[list[int]]:
     """What a model says after each prompt: up to `numbers.shape[1]` tokens, or to a token of `ends`, which is kept.
 
@@ -131,6 +138,7 @@ def continue_prompts(
         temperature: as of `choose_tokens`.
         ends: token ids.
         device: where the model is.
+        drawn: called after every token of the longest.
     """
     said: list[list[int]] = [[] for _ in prompts]
     live = list(range(len(prompts)))
@@ -151,6 +159,7 @@ def continue_prompts(
         for index, token in zip(live, chosen.tolist(), strict=True):
             said[index].append(token)
         going = [line for line, index in enumerate(live) if said[index][-1] not in ends]
+        drawn(sum(map(len, said)), len(said) - len(going), len(said))
         if not going:
             break
         if len(going) < len(live):
@@ -185,10 +194,12 @@ class OnPolicy:
         self.rule, self.most, self.seed = settings.rollouts, most, settings.view.draw_seed
         self.steps, self.prompts, self.ends = steps, prompts, ends
 
-    def of_step(self, step: int, sampled: Sampled, model: nn.Module, device: torch.device) -> list[Rollout]:
+    def of_step(
+        self, step: int, sampled: Sampled, model: nn.Module, device: torch.device, drawn: Drawn = _unseen
+    ) -> list[Rollout]:
         """The rollouts of step `step`, from 0; `sampled` counts them, and keeps those that later steps will read."""
         if not sampled.waiting:
-            sampled.waiting = self._draw(step, model, device)
+            sampled.waiting = self._draw(step, model, device, drawn)
             sampled.drawn_before_step = step
         rows = [self.prompts[index] for index in self.steps[step]]
         rollouts = [Rollout(*one) for one in zip(
@@ -204,7 +215,7 @@ class OnPolicy:
         """True when the student ended its turn itself."""
         return rollout.tokens[-1] in self.ends
 
-    def _draw(self, first: int, model: nn.Module, device: torch.device) -> list[list[list[int]]]:
+    def _draw(self, first: int, model: nn.Module, device: torch.device, drawn: Drawn) -> list[list[list[int]]]:
         """What is said for each of the next steps, all of it by the student as it is now."""
         steps = self.steps[first : first + self.rule.every_steps]
         rows = [[self.prompts[index] for index in step] for step in steps]
@@ -212,7 +223,8 @@ class OnPolicy:
             uniforms(self.seed, first + place, [row.row for row in step], self.most) for place, step in enumerate(rows)
         ]
         prompts = [row.input_ids for step in rows for row in step]
-        said = iter(continue_prompts(model, prompts, np.concatenate(numbers), self.rule.temperature, self.ends, device))
+        rule, together = self.rule, np.concatenate(numbers)
+        said = iter(continue_prompts(model, prompts, together, rule.temperature, self.ends, device, drawn))
         return [[next(said) for _ in step] for step in rows]
 
 

@@ -29,7 +29,7 @@ from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
 from essence.distill.ranks import ALONE, Ranks
-from essence.distill.rollouts import OnPolicy, Rollout, rollouts_sha256
+from essence.distill.rollouts import Drawn, OnPolicy, Rollout, rollouts_sha256
 from essence.distill.schedule import CyclePoint, one_cycle, validation_steps
 from essence.distill.storage import Storage, TrainResult
 from essence.distill.teachers import TeacherStates
@@ -159,8 +159,13 @@ class _Run:
 
     def go(self, progress: Progress, stop: StopRequest, phase: str) -> None:
         """Train from the current step to the last."""
+
+        def drawn(tokens: int, ended: int, rollouts: int) -> None:
+            told = f"drawing rollouts: {tokens:,} tokens, {ended:,} of {rollouts:,} ended"
+            progress.update(phase, self.state.step, self.total_steps, "steps", told)
+
         while self.state.step < self.total_steps:
-            self._train_step()
+            self._train_step(drawn)
             if self.state.step in self.validate_after:
                 self._validate()
             if self.ranks.first:
@@ -175,8 +180,8 @@ class _Run:
             # What comes now is only written; where that fails, a cured run starts from here and trains nothing again.
             self.storage.write(self.state, self.backend)
 
-    def _train_step(self) -> None:
-        rows = self._rows_of_step()
+    def _train_step(self, drawn: Drawn) -> None:
+        rows = self._rows_of_step(drawn)
         started = time.perf_counter()
         point = one_cycle(self.state.step, self.total_steps, self.settings.optimizer)
         parts = self._deal(rows)
@@ -195,7 +200,7 @@ class _Run:
         tokens = sum(row.input_ids.size for row in rows)
         self._record_step(point, (loss, ce, kd), norm, tokens, time.perf_counter() - started)
 
-    def _rows_of_step(self) -> list[Example]:
+    def _rows_of_step(self, drawn: Drawn) -> list[Example]:
         """Those of the order; of a student that learns from its own words, what it says after their prompts."""
         if self.on_policy is None:
             return [self.rows[index] for index in self.steps[self.state.step]]
@@ -203,7 +208,7 @@ class _Run:
         started = time.perf_counter()
         self.student.eval()
         with self.autocast:
-            rollouts = self.on_policy.of_step(self.state.step, sampled, self.student, self.backend.device)
+            rollouts = self.on_policy.of_step(self.state.step, sampled, self.student, self.backend.device, drawn)
         self.student.train()
         seconds = time.perf_counter() - started
         sampled.seconds += seconds

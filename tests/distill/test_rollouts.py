@@ -301,6 +301,23 @@ def test_activation_checkpointing_changes_no_bit(tmp_path: Path, undisturbed: tu
     assert_same(student, result, undisturbed)
 
 
+def test_what_is_drawn_shows_in_the_progress(tmp_path: Path) -> None:
+    class Noting(Progress):
+        def update(self, phase: str, done: int, total: int, unit: str, note: str = "") -> None:
+            super().update(phase, done, total, unit, note)
+            if note.startswith("drawing rollouts: "):
+                notes.append((done, *(int(word) for word in note.replace(",", "").split() if word.isdigit())))
+
+    notes: list[tuple[int, ...]] = []
+    result = run(tmp_path / "work", model(0), Noting(tmp_path / "progress.json"))
+    drawn = [line for line in metrics(result) if line["kind"] == "rollouts"]
+    last = {done: (tokens, ended, rollouts) for done, tokens, ended, rollouts in notes}
+    assert list(last) == [line["step"] - 1 for line in drawn[::2]], "drawn for two steps at a time"
+    both = list(zip(drawn[::2], drawn[1::2], strict=False))
+    assert [last[one["step"] - 1][0] for one, _ in both] == [sum(a["tokens"]) + sum(b["tokens"]) for a, b in both]
+    assert all(ended <= rollouts for _, ended, rollouts in last.values()) and len(notes) > len(last)
+
+
 def test_in_bfloat16_the_student_speaks_and_learns(tmp_path: Path) -> None:
     asked = on_policy_settings(compute_dtype="bfloat16")
     teacher = LiveTeacher(model(1, hidden=24).bfloat16(), torch.bfloat16)
