@@ -180,7 +180,7 @@ class ActivationsFacts(Group):
     micro_batch_tokens: int
     """Most tokens of a pass: less than `[resources]` has where activations were kept in shorter passes."""
     kept_bytes: int
-    """That a device would hold with kept activations, in passes of the tokens that `[resources]` has."""
+    """That a device needs for kept activations, in passes of the tokens that `[resources]` has, with some to spare."""
     recomputed_bytes: int
     usable_bytes: int
     because: str

@@ -6,6 +6,9 @@
 2. they are kept in shorter passes, the longest that fit, where the model of time says that this is faster than 3;
 3. they are recomputed: a layer's input is kept, and its forward pass runs again in the backward pass.
 
+To 1 and 2 a tenth is added of what grows with the tokens, as the memory rule is right to about that much
+(`tests/sizes/test_memory.py`): where it says too little, that is to cost some time and not a training.
+
 A pass gets no shorter than the longest row, nor than `LEAST_PASS_TOKENS`. Recomputation gives the same bits
 (`tests/distill/test_trainer.py`, `tests/distill/test_compiled_layers.py`); shorter passes change rounding, as
 `micro_batch_tokens` does.
@@ -22,7 +25,7 @@ from essence.files import GIB
 from essence.settings import ActivationCheckpointing, Resources, TrainSettings
 from essence.sizes.architecture import Architecture, training_flops
 from essence.sizes.host import largest_pass, rows_of_step, trained_parameters
-from essence.sizes.memory import BYTES, DeviceLoad, compiled_models, device_bytes
+from essence.sizes.memory import BYTES, DeviceLoad, compiled_models, device_bytes, estimate_memory, loading_bytes
 from essence.sizes.speeds import (
     ASSUMED,
     Crossing,
@@ -37,6 +40,8 @@ from essence.sizes.step_rows import deal
 
 LEAST_PASS_TOKENS = 2048
 """Below it the products of a layer fill a GPU less, of which the model of time knows nothing."""
+SPARE = 0.1
+"""Of the dynamic memory of kept activations."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,9 @@ class Activations:
     micro_batch_tokens: int
     """Most tokens of a pass; less than `[resources]` has where activations are kept in shorter passes."""
     kept_bytes: int
-    """That a device would hold with kept activations, in passes of the tokens that `[resources]` has."""
+    """That a device needs for kept activations, in passes of the tokens that `[resources]` has, with some to spare."""
     recomputed_bytes: int
-    """The same with recomputed ones."""
+    """That it holds with recomputed ones."""
     usable_bytes: int
     """Of a device."""
     because: str
@@ -83,8 +88,8 @@ class Activations:
         """For a log."""
         kept, again, usable = (size / GIB for size in (self.kept_bytes, self.recomputed_bytes, self.usable_bytes))
         return (
-            f"{self.summary} (a device needs {kept:.1f} GiB if they are kept, {again:.1f} if they are recomputed, and "
-            f"{usable:.1f} can be used)"
+            f"{self.summary} (a device needs {kept:.1f} GiB to keep them with some to spare, {again:.1f} to recompute "
+            f"them, and {usable:.1f} can be used)"
         )
 
     def resources(self, resources: Resources) -> Resources:
@@ -103,7 +108,7 @@ def choose_activations(
     """
     asked, tokens = resources.activation_checkpointing, resources.micro_batch_tokens
     kept, again = (replace(load, activation_checkpointing=recomputed) for recomputed in (False, True))
-    sizes = (device_bytes(kept), device_bytes(again), usable_bytes)
+    sizes = (bytes_to_keep(kept), device_bytes(again), usable_bytes)
     if asked != "auto":
         return Activations(asked, asked == "on", tokens, *sizes, f"activation_checkpointing = '{asked}'")
     if sizes[0] <= usable_bytes:
@@ -119,6 +124,12 @@ def choose_activations(
         return Activations(asked, False, shorter, *sizes, why)
     why = f"they fit in passes of {shorter:,} tokens, which take more time than computing them again"
     return Activations(asked, True, tokens, *sizes, why)
+
+
+def bytes_to_keep(load: DeviceLoad) -> int:
+    """What a device needs for a load with kept activations, with some to spare."""
+    memory = estimate_memory(load)
+    return max(memory.static + round((1 + SPARE) * memory.dynamic), loading_bytes(load))
 
 
 def choose_for_full_steps(
@@ -156,7 +167,7 @@ def longest_kept_pass(load: DeviceLoad, usable_bytes: int, longest_row: int, mul
 
     def too_long(length: int) -> bool:
         shorter = replace(load, positions=length * multiple, labels=length * multiple)
-        return device_bytes(replace(shorter, activation_checkpointing=False)) > usable_bytes
+        return bytes_to_keep(replace(shorter, activation_checkpointing=False)) > usable_bytes
 
     fitting = bisect_left(lengths, True, key=too_long)
     return lengths[fitting - 1] * multiple if fitting else None
