@@ -6,6 +6,7 @@ environment and its words.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from essence.engines.slurm.refusals import cure
 from essence.engines.slurm.site import load_site
 from essence.engines.slurm.submit import Submission
 from essence.errors import SchedulerError, SilentSchedulerError
+from essence.files import read_json_lines
 from support.slurm_clients import PREFIXES, Clients, drawn
 from support.slurm_job import job
 
@@ -180,3 +182,22 @@ def test_a_refusal_cancels_what_this_command_queued(clients: Clients, tmp_path: 
     with pytest.raises(SchedulerError, match="the 1 jobs queued before it were cancelled"):
         Submission(load_site("generic"), "generic").add_all([first, second])
     assert clients.calls("scancel")[0][0] == ["--quiet", "12"] and not second.surroundings.folder.path.exists()
+
+
+def test_what_a_job_writes_while_it_is_cancelled_stays_with_its_name(
+    clients: Clients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had begun already; its last line comes after its folder was looked at."""
+    clients.put("sbatch", "out 12", "err sbatch: error: Batch job submission failed: Invalid qos specification")
+    clients.put("scancel")
+    first, second = job(tmp_path / "stages", "tokenize"), job(tmp_path / "stages", "train")
+    folder = first.surroundings.folder
+
+    def read_and_be_late(path: Path) -> list[Any]:
+        folder.log.write_text("slurmstepd: error: *** JOB 12 CANCELLED ***\n", encoding="utf-8")
+        return read_json_lines(path)
+
+    monkeypatch.setattr("essence.engines.slurm.submit.read_json_lines", read_and_be_late)
+    with pytest.raises(SchedulerError, match="the 1 jobs queued before it were cancelled"):
+        Submission(load_site("generic"), "generic").add_all([first, second])
+    assert sorted(folder.path.iterdir()) == sorted([folder.jobs, folder.log]) and len(read_json_lines(folder.jobs)) == 1

@@ -19,6 +19,7 @@ from essence.engines.slurm.site import Site
 from essence.errors import SchedulerError, SilentSchedulerError
 from essence.files import read_json_lines
 from essence.record.attempts import now
+from essence.record.run_directory import StageFolder
 
 COMPLETING = "COMPLETING"
 TRIES = 3
@@ -127,12 +128,19 @@ class Submission:
         except SchedulerError as error:
             return f"{len(queued)} jobs before it are queued still: scancel {' '.join(queued)} ({error})"
         for job in self.fresh:
-            # Only what this call made, and nothing has written to since.
-            folder = job.surroundings.folder
-            if list(folder.path.iterdir()) == [folder.jobs] and len(read_json_lines(folder.jobs)) == 1:
-                folder.jobs.unlink()
-                folder.path.rmdir()
+            _remove_untouched(job.surroundings.folder)
         return f"the {len(queued)} jobs queued before it were cancelled" if queued else ""
+
+
+def _remove_untouched(folder: StageFolder) -> None:
+    """Remove a folder that holds what this call has noted, and nothing of a job that had begun."""
+    if list(folder.path.iterdir()) == [folder.jobs] and len(read_json_lines(folder.jobs)) == 1:
+        noted = folder.jobs.read_bytes()
+        folder.jobs.unlink()
+        try:
+            folder.path.rmdir()
+        except OSError:  # it has written meanwhile, on its way out
+            folder.jobs.write_bytes(noted)
 
 
 def in_vain(state: JobState, needed: list[str]) -> bool:
