@@ -106,9 +106,11 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
     hours += baseline_hours.expected
     baselines = f" and {len(selection.plan.baselines)} untrained models" if selection.plan.baselines else ""
     resources = experiment.resources
-    wants = f"{resources.gpus} GPUs of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"
+    cells = f"{len(rows)} cell{'s' * (len(rows) > 1)}"
+    gpus = f"{resources.gpus} GPU{'s' * (resources.gpus > 1)}"
+    wants = f"{gpus} of {resources.gpu_memory_gib:.0f} GiB" if resources.gpus else "no GPU"
     lines = [
-        f"{len(rows)} cells{baselines}, {len(selection.wanted)} stages: {done} done, {len(selection.left())} left"
+        f"{cells}{baselines}, {len(selection.wanted)} stages: {done} done, {len(selection.left())} left"
         + (f"; about {hours:.0f} GPU hours in all" if hours else ""),
         f"wants {wants}, about {disk_gib(selection):.1f} GiB of disk; "
         f"this machine has {this_machine(selection.run_directory.root).describe()}",

@@ -48,7 +48,9 @@ class StoredTeacher:
     def sentence(self) -> str:
         """For `invoke plan`."""
         saving = f"{self.disk_gib:.3g} GiB of disk ({self.bytes_per_token:,} bytes per token)"
-        hours = f"{self.gpu_hours:.2g} GPU hours once and saves {self.saved_gpu_hours:.2g} over {self.cells} trainings"
+        saved = f"{self.saved_gpu_hours:.2g}" if self.saved_gpu_hours > 0 else "nothing"
+        over = f"{self.cells} training{'s' * (self.cells > 1)}"
+        hours = f"{self.gpu_hours:.2g} GPU hours once and saves {saved} over {over}"
         what = f"{self.teacher} for {self.rows:,} rows of {self.dataset} ({self.protocol})"
         if self.form == "live":
             return f"training.teacher = 'cached' would store the states of {what}: takes {saving}, {hours}"

@@ -24,6 +24,7 @@ from essence.errors import ExperimentError, InputError, MachineError
 from essence.models.loading import load_model
 from essence.plan.experiment import load
 from essence.plan.stage_plan import Plan, make_plan
+from essence.plan.stored_teacher import StoredTeacher
 from essence.progress import StageContext, Stopped
 from essence.settings import Resources, TeacherSettings, TrainSettings
 from essence.stages import teacher, train
@@ -359,6 +360,8 @@ def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
     assert cached["disk_gib"] - live["disk_gib"] == pytest.approx(does["disk_gib"])
     hours = [sum(cell["training_gpu_hours"] for cell in plan["cells"]) for plan in (live, cached)]
     assert hours[0] - hours[1] == pytest.approx(does["saved_gpu_hours"] + does["gpu_hours"])
+    one = StoredTeacher(**{**would, "form": "live", "stage": None, "cells": 1, "saved_gpu_hours": -0.1})
+    assert one.sentence().endswith("and saves nothing over 1 training")
     assert does["cells"] == 10 and 15.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 25.0
 
 

@@ -44,6 +44,6 @@ def test_what_cannot_be_is_refused_and_the_plan_says_what_fits(tmp_path: Path) -
         with pytest.raises(ExperimentError, match=told):
             with_gpus(load(name), gpus)
     done = invoke("plan", "--experiment", "bespoke", "--gpus", "1", "--runs", str(tmp_path))
-    assert done.returncode == 0 and "wants 1 GPUs of 80 GiB" in done.stdout
+    assert done.returncode == 0 and "wants 1 GPU of 80 GiB" in done.stdout
     assert "does not fit" in done.stdout and "set optimizer_placement = 'main_memory'" in done.stdout
     assert " GPU hours, " in done.stdout and "not proved: updates in main memory at 100 GB/s" in done.stdout
