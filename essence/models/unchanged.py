@@ -3,6 +3,7 @@
 A tokenizer of 150,000 tokens takes a second to read, and a training asked for it nine times before its first step.
 """
 
+import uuid
 from pathlib import Path
 
 State = tuple[tuple[str, int, int, int], ...]
@@ -10,8 +11,15 @@ State = tuple[tuple[str, int, int, int], ...]
 
 
 def state_of(folder: Path) -> State:
-    """What tells one state of a folder's files, and of those one folder below, from another."""
-    return tuple(sorted(_file(path) for path in (*folder.glob("*"), *folder.glob("*/*"))))
+    """What tells one state of a folder's files, and of those one folder below, from another.
+
+    Where it cannot be told (a file goes while it is looked at, a name that no file can have), one that never comes
+    again: then the folder is read anew, and who reads it says what is wrong.
+    """
+    try:
+        return tuple(sorted(_file(path) for path in (*folder.glob("*"), *folder.glob("*/*"))))
+    except OSError:
+        return ((uuid.uuid4().hex, 0, 0, 0),)
 
 
 def _file(path: Path) -> tuple[str, int, int, int]:

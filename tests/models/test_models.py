@@ -271,3 +271,12 @@ def test_what_was_read_counts_until_a_file_changes(whole: Path, tmp_path: Path) 
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize("folder", ["/proc/self", "/proc/self/fd", "/proc/self/mem", "/dev", "x" * 5000, "a\0b"])
+def test_what_is_no_folder_of_files_is_one_sentence(folder: str) -> None:
+    """Files go while they are looked at, or a name is none."""
+    for look in (check_folder, load_tokenizer):
+        with pytest.raises(InputError) as refused:
+            look(Path(folder))
+        assert "\n" not in str(refused.value)
