@@ -104,7 +104,7 @@ class MainMemoryBackend:
     @torch.no_grad()
     def step(self, point: CyclePoint) -> float:
         norm = self._clip()
-        there = self._fetch(self.parts[0])
+        there = self._fetch(self.parts[0]) if self.parts else None
         for part, following in zip(self.parts, [*self.parts[1:], None], strict=True):
             coming = self._fetch(following) if following else None
             if there:
