@@ -66,7 +66,7 @@ def overlapping(found: list[Use]) -> list[tuple[Use, Use]]:
 
 def test_two_stages_have_disjoint_gpus_and_grading_goes_on_beside_them(tmp_path: Path) -> None:
     stages = matrix(4, 4)
-    assert run(tmp_path, stages, 8).complete
+    assert run(tmp_path, stages, 8, meets=True).complete
     found = uses(tmp_path / "log")
     assert sorted(use.stage for use in found) == sorted(stage.id for stage in stages)
     beside = overlapping(found)
@@ -87,7 +87,7 @@ def test_gpus_that_do_not_suffice_for_two_run_one_stage_at_a_time(tmp_path: Path
 def test_stages_at_once_share_the_main_memory(tmp_path: Path, each_gib: float, at_once: bool) -> None:
     stages = matrix(3, 4)
     expected = {stage.id: each_gib for stage in stages if stage.resources.gpus}
-    assert run(tmp_path, stages, 8, 100.0, expected).complete
+    assert run(tmp_path, stages, 8, 100.0, expected, meets=at_once).complete
     assert any(a.gpus and b.gpus for a, b in overlapping(uses(tmp_path / "log"))) == at_once
 
 
