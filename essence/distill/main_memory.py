@@ -13,6 +13,7 @@ optimiser is compiled on first use by a C++ compiler that the images do not have
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ class MainMemoryBackend:
     def step(self, point: CyclePoint) -> float:
         norm = self._clip()
         there = self._fetch(self.parts[0]) if self.parts else None
-        for part, following in zip(self.parts, [*self.parts[1:], None], strict=True):
+        for part, following in zip_longest(self.parts, self.parts[1:]):
             coming = self._fetch(following) if following else None
             if there:
                 there.synchronize()
@@ -147,7 +148,8 @@ class MainMemoryBackend:
         norm = nn.utils.get_total_norm(sums)
         if self.each_pass:
             norm = self.ranks.total(norm.square()).sqrt().to(norm)
-        torch._foreach_mul_(sums, (self.settings.gradient_clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        if sums:  # where ranks outnumber weights, some have none
+            torch._foreach_mul_(sums, (self.settings.gradient_clip_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm.item()
 
     def _fetch(self, part: Part) -> torch.cuda.Event | None:

@@ -15,7 +15,8 @@ from essence.distill import float32_masters
 from essence.distill.backends import make_backend
 from essence.distill.main_memory import MainMemoryBackend
 from essence.distill.module import Distiller
-from essence.distill.ranks import ALONE
+from essence.distill.ranks import ALONE, Ranks
+from essence.distill.schedule import CyclePoint
 from essence.distill.storage import TrainResult
 from essence.progress import Stopped, StopRequest
 from support.small_training import RESOURCES, ActAfter, metrics_without_time, model, run, settings
@@ -32,10 +33,10 @@ def several_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(float32_masters, "BUCKET_ELEMENTS", 350)
 
 
-def backend() -> MainMemoryBackend:
-    chosen = settings(**MOVED)
+def backend(ranks: Ranks = ALONE, **changes: Any) -> MainMemoryBackend:
+    chosen = settings(**MOVED, **changes)
     distiller = Distiller(model(0), chosen.objective, RESOURCES.loss, torch.bfloat16, autocast=False)
-    made = make_backend(distiller, chosen, ALONE, CPU, None)
+    made = make_backend(distiller, chosen, ranks, CPU, None)
     assert isinstance(made, MainMemoryBackend)
     return made
 
@@ -76,6 +77,14 @@ def test_masters_lie_apart_from_the_weights_in_buckets() -> None:
         assert weight.dtype == torch.bfloat16 and master.dtype == torch.float32
         assert torch.equal(weight, master.bfloat16())
         assert weight.untyped_storage().data_ptr() != master.untyped_storage().data_ptr()
+
+
+def test_a_rank_that_owns_no_weight_updates_none() -> None:
+    """Where ranks outnumber weights; what others would send it is left out."""
+    made = backend(Ranks(rank=1), parallel="zero2", processes=2)
+    before = [weight.clone() for weight in made.student.parameters()]
+    assert made.masters == {} and made.step(CyclePoint(1e-3, 0.9)) == 0.0
+    assert all(torch.equal(weight, was) for weight, was in zip(made.student.parameters(), before, strict=True))
 
 
 def test_main_memory_is_free_again_when_a_training_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
