@@ -18,7 +18,7 @@ PYTEST := .venv/bin/pytest -n auto
 ENGINES := docker or apptainer or registry or slurm
 PROGRAMS := browser or vllm
 
-.PHONY: help setup setup-gpu setup-host images sif test test-engines test-programs test-all coverage lint clean prove reproduce-tiny
+.PHONY: help setup setup-gpu setup-host images sif test test-slow test-engines test-programs test-all coverage lint clean prove reproduce-tiny
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +50,11 @@ images: $(LOCKED) ## Build the images of a flavour, as in: make images FLAVOUR=c
 sif: $(LOCKED) ## Make the SIFs of a flavour from its images, as in: make sif FLAVOUR=cpu (default: cuda)
 	@$(INVOKE) sif $(if $(FLAVOUR),--flavour $(FLAVOUR))
 
-test: .venv/essence-dev.txt ## Run the tests that need no engine, browser or vLLM
-	@$(PYTEST) -m "not ($(ENGINES) or $(PROGRAMS))"
+test: .venv/essence-dev.txt ## Run the tests that need no engine, browser or vLLM, and no half minute each
+	@$(PYTEST) -m "not ($(ENGINES) or $(PROGRAMS) or slow)"
+
+test-slow: .venv/essence-dev.txt ## Run the others that need no engine, browser or vLLM: whole runs, trainings by several processes
+	@$(PYTEST) -m "slow and not ($(ENGINES) or $(PROGRAMS))"
 
 test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer, Slurm or a registry of images
 	@$(PYTEST) -m "$(ENGINES)"

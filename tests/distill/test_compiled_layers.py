@@ -67,6 +67,7 @@ def assert_same_bits(one: TrainResult, other: TrainResult) -> None:
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_training_in_bfloat16_and_its_resumption(tmp_path: Path) -> None:
     """As under protocol `released`, with the code that the compiler writes: the curve of float32, the same kernels from
@@ -92,6 +93,7 @@ def test_a_training_in_bfloat16_and_its_resumption(tmp_path: Path) -> None:
     assert losses(resumed) == losses(result)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_code")
 @pytest.mark.parametrize(
     "changes",

@@ -17,6 +17,7 @@ from support.model_folders import make_folder, weights
 RANKS = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_the_first_rank_reads_the_weights(tmp_path: Path, tied: bool) -> None:
     whole, configured, out = tmp_path / "whole", tmp_path / "configured", tmp_path / "out"

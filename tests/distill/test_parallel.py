@@ -21,6 +21,7 @@ from essence.sizes.step_rows import deal, steps_of_epoch
 from support.rank_program import BFLOAT16, LAYERS, LORA, RESUMED, WAYS
 from support.small_training import AS_RELEASED, FIRST_ROWS, model, run
 
+pytestmark = pytest.mark.slow
 LOSS_TOLERANCE = 2e-6
 """Of losses of about 3; the same float32 sums in another order gave 3e-7."""
 WEIGHT_TOLERANCE = 5e-6

@@ -114,6 +114,7 @@ def fetching(
         yield engine, hub
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fetching", "kept"),
     [

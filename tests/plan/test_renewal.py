@@ -61,6 +61,7 @@ def test_what_changes_no_result_leaves_nothing_to_do_and_nothing_to_remove(kit: 
     assert "nothing to remove" in kit.invoke("clean", "--runs", "runs", "--yes")
 
 
+@pytest.mark.slow
 def test_a_changed_objective_is_named_and_loses_nothing(kit: KitCopy) -> None:
     before = sorted(path.name for path in (kit.root / "runs" / "stages").iterdir())
     kit.change("distill/objective.py")

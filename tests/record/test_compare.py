@@ -50,8 +50,7 @@ def runs(micro: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def variant(runs: Path, name: str, *, seed: int = 1, grading: str = "", rows: Path | None = None) -> str:
     """Run the cell at LSP 0.5 with one thing changed; what it shares with the matrix is not run again."""
-    file = runs.parent / f"{name}.toml"
-    file.write_text(HALF.format(micro=json.dumps(str(MICRO)), seed=seed, grading=grading))
+    file = written(runs.parent / f"{name}.toml", seed, grading)
     pins: tuple[str, ...] = ()
     if rows:
         pinned = runs.parent / "pins.toml"
@@ -60,6 +59,12 @@ def variant(runs: Path, name: str, *, seed: int = 1, grading: str = "", rows: Pa
     done = invoke("reproduce", str(file), "--runs", str(runs), *pins)
     assert done.returncode == 0, done.stdout + done.stderr
     return f"{runs / name}"
+
+
+def written(file: Path, seed: int = 1, grading: str = "") -> Path:
+    """The experiment of the cell at LSP 0.5 alone."""
+    file.write_text(HALF.format(micro=json.dumps(str(MICRO)), seed=seed, grading=grading))
+    return file
 
 
 def compared(first: str, second: str) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def test_another_lock_is_named_first(runs: Path, tmp_path: Path) -> None:
     (packages / "here.pth").write_text(f"{here}\n{PROJECT}\n")
     lock = (Path(sys.prefix) / "essence-lock.txt").read_text(encoding="utf-8")
     (other / "essence-lock.txt").write_text(lock + "# another lock\n")
-    line = [str(other / "bin/python"), "-m", "invoke", "run", "--experiment", str(MICRO), "--lsp", "0.5"]
+    line = [str(other / "bin/python"), "-m", "invoke", "run", "--experiment", str(written(tmp_path / "lock.toml"))]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [*line, "--runs", str(tmp_path / "runs")], cwd=PROJECT, env=variables, capture_output=True, text=True

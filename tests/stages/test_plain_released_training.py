@@ -180,6 +180,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"rows": rows, "student": student, "teacher": teacher, "tokens": around.partial}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_a_training_is_the_plain_one(given: dict[str, Path], case: tuple[float, str, str], tmp_path: Path) -> None:
     load_model = transformers.AutoModelForCausalLM.from_pretrained

@@ -202,6 +202,7 @@ class FaultyMachine(LocalEngine):
         return [sys.executable, "-c", FAULTY, *surroundings.arguments[2:]]
 
 
+@pytest.mark.slow
 def test_the_command_says_each_fault_in_a_sentence_and_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +215,7 @@ def test_the_command_says_each_fault_in_a_sentence_and_ends_with_1(
     assert f"and wrong: {memory} (and 2 more)" in planned(tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_a_proof_is_one_command_and_plan_and_doctor_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With two ranks, in processes of their own; it takes the place of an earlier one of this machine."""
     file, runs = tmp_path / "two.toml", tmp_path / "runs"

@@ -18,6 +18,7 @@ from essence.distill.float32_masters import Masters
 from essence.distill.module import Distiller
 from essence.distill.teachers import LiveTeacher
 from essence.plan.cells import train_settings
+from essence.models.from_sizes import random_model
 from essence.plan.experiment import load
 from essence.sizes.architecture import Architecture
 from support.compiled_counts import LayerCounts, count_layer
@@ -25,6 +26,7 @@ from support.live_bytes import LiveBytes
 from support.step_counts import Counting, StepCounts
 
 CPU = torch.device("cpu")
+MOST_POSITIONS = 32768
 
 
 @dataclass(frozen=True)
@@ -181,21 +183,5 @@ def at_depth(model: Architecture, layers: int) -> Architecture:
 
 
 def fake_model(sizes: Architecture, dtype: torch.dtype) -> Any:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    config = Qwen3Config(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.hidden,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        head_dim=sizes.head_dim,
-        intermediate_size=sizes.intermediate,
-        tie_word_embeddings=sizes.tied,
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return Qwen3ForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
+    """A model of these sizes as the kit makes one; it reads far more positions than are counted."""
+    return random_model(sizes, MOST_POSITIONS, dtype, CPU, 0)
