@@ -24,7 +24,7 @@ from essence.record.manifest import Image
 from essence.settings import Source, Spec
 
 BLOCK_BYTES = 200_000
-CUT_WAIT_S = 30.0
+CUT_WAIT_S = 300.0
 
 
 @pytest.fixture
@@ -125,10 +125,13 @@ def test_a_hub_that_stays_away_is_one_sentence_and_the_next_attempt_goes_on(hub:
 def test_killed_in_the_middle_it_goes_on_at_the_byte(hub: LocalHub, tmp_path: Path) -> None:
     (hub.folder / "a.jsonl").write_bytes(lines(3000))
     stage = prepare(tmp_path / "stage", rows_wanted=2900)
+    hub.waits_at = 600_000
     process = start(hub, stage)
     wait_until(lambda: fetched(hub, "a.jsonl") > 600_000)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
+    hub.waits_at = None
+    hub.go_on.set()
     kept = (stage / "partial" / "rows" / "a.jsonl").stat().st_size
     assert 0 < kept < len(lines(2900))
     hub.ranges = []

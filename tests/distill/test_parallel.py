@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = [str(PROJECT / "tests" / "support" / "rank_program.py"), str(folder)]
     path = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -195,6 +195,8 @@ def test_every_arm_has_the_rows_and_labels_under_an_engine_that_it_has_in_this_p
     under: Under, micro: Path, disturbed: Path
 ) -> None:
     """On the tokens that are there; what is drawn is drawn anew inside."""
+    if under.engine == "slurm":
+        pytest.skip("its jobs have the SIF of apptainer, under which this is tried")
     from essence.distill.row_split import load_cell_rows  # imports PyTorch
     from essence.models.loading import load_tokenizer
 

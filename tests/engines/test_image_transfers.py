@@ -261,13 +261,13 @@ def test_a_pull_that_is_killed_is_issued_again_and_two_at_once_do_not_meet(
     with started_gate(image_registry, HELD_BACK) as gate:
         command = command_line("sif", "--from", f"docker://{gate.host}/{tiny.partition('/')[2]}")
         first = started(command)
-        assert gate.reached.wait(60)
-        second = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+        assert gate.reached.wait(600)
+        second = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
         assert second.returncode == 2 and f"{sif_folder} is held by process {first.pid}" in second.stderr
         kill(first)
         assert not list(sif_folder.glob("*.sif"))
         gate.open.set()
-        third = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+        third = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert third.returncode == 0, third.stderr
     assert found_sif(DOWNLOAD, "").config_digest
     assert [path.name for path in sif_folder.iterdir() if path.name.startswith(".")] == []
@@ -281,7 +281,7 @@ def test_a_pull_of_docker_that_is_killed_leaves_no_half_image(
     with started_gate(image_registry, HELD_BACK) as gate:
         publish_tiny(images_file, f"{gate.host}/{tiny.partition('/')[2]}")
         first = started([sys.executable, "-c", code])
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(600)
         kill(first)
         assert not DockerEngine("cpu").is_current(DOWNLOAD)
         gate.open.set()

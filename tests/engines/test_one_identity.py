@@ -29,7 +29,7 @@ def run_only(engine: str, stage: str, micro: Path, runs: Path) -> None:
 def under_apptainer(micro: Path, sifs: Sifs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     del sifs
     runs = tmp_path_factory.mktemp("apptainer") / "runs"
-    run_only("apptainer", "train", micro, runs)
+    run_only("apptainer", "tokenize", micro, runs)
     return runs
 
 
@@ -68,14 +68,14 @@ def test_a_stage_has_one_identity_under_both_engines(
 
 
 def test_a_stage_can_be_run_by_hand(under_apptainer: Path, sifs: Sifs) -> None:
-    folder = next(under_apptainer.glob("stages/train-*"))
+    folder = next(under_apptainer.glob("stages/tokenize-*"))
     before = by_title(under_apptainer)
     (folder / "manifest.json").unlink()
     shutil.rmtree(folder / "output")
     rights = "--no-privs " if os.geteuid() == 0 else ""
     typed = (
         f"apptainer exec --containall --no-home {rights}--bind $PWD/runs --pwd $PWD {sifs.file('train')} "
-        f"env HOME=/tmp python -m essence.stages train --spec runs/stages/{folder.name}/spec.json"
+        f"env HOME=/tmp python -m essence.stages tokenize --spec runs/stages/{folder.name}/spec.json"
     )
     done = subprocess.run(["bash", "-c", typed], cwd=under_apptainer.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -61,13 +61,18 @@ def state_of(job: str) -> str:
     return next(state.state for state in queue.queue() if state.job == job)
 
 
+def running() -> list[queue.JobState]:
+    return [state for state in queue.queue() if state.state == "RUNNING"]
+
+
 def test_how_jobs_end_is_told_by_name(cluster: Cluster, tmp_path: Path) -> None:
     cluster.act("model", "python3 -c 'b = [bytearray(1 << 26) for _ in range(100)]'; exit 9")
     cluster.act("dataset", "echo no such luck; exit 7")
     cluster.act("benchmark", "sleep 600")
     jobs = jobs_of(cluster.run(tmp_path, "--only", "tokenize", "--json"))
     wait_for(lambda: len(status(tmp_path)["failed"]) == 2, tmp_path)
-    queue.cancel(state.job for state in queue.queue() if state.state == "RUNNING")
+    wait_for(lambda: any(str(tmp_path) in one.folder for one in running()), tmp_path)
+    queue.cancel(one.job for one in running())
     wait_for(lambda: len(status(tmp_path)["failed"]) == 3, tmp_path)
     told = status(tmp_path)
     failed = {stage["title"]: stage for stage in told["failed"]}
@@ -146,7 +151,7 @@ def test_what_is_queued_is_not_queued_again_and_what_waits_in_vain_is(cluster: C
     assert again["tokenize"]["job"] == first["tokenize"]["job"] and not again["tokenize"]["queued_now"]
     assert again["train"]["queued_now"] and first["tokenize"]["job"] in again["train"]["after"]
     # A new job for the data set; whatever waited for the old one is replaced too.
-    old = next(state.job for state in queue.queue() if state.state == "RUNNING" and is_stage(state.folder, "tiny"))
+    old = wait_for(lambda: next((one.job for one in running() if is_stage(one.folder, "tiny")), None))
     cluster.act("dataset", None)
     queue.cancel([old])
     third = jobs_of(cluster.run(tmp_path, "--only", "train", "--json"))

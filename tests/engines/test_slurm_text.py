@@ -27,7 +27,7 @@ from support.slurm_node import SlurmNode, let_go
 GOLDEN = PROJECT / "tests" / "golden"
 RENEW = "ESSENCE_RENEW_GOLDEN=1 .venv/bin/pytest tests/engines/test_slurm_text.py -k golden"
 SITE_NAMES = ("generic", "alliance-h100", "pyxis")
-WAIT_S = 60
+WAIT_S = 600
 
 
 @pytest.mark.parametrize("nodes", [1, 2])

@@ -70,7 +70,7 @@ def test_the_released_form_has_no_bfloat16_shards() -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
     program = PROJECT / "tests" / "support" / "fsdp_program.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
     sizes = Architecture(64, 4, 4, 2, 16, 160, 1000, True)

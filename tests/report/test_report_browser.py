@@ -24,7 +24,7 @@ ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
              "--disable-component-update", "--disable-sync")  # fmt: skip
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 DARKEST_LIGHT, LIGHTEST_DARK = 200, 60
-WAIT_S = 30.0
+WAIT_S = 300.0
 
 
 def no_browser(reason: str) -> None:
@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
         no_browser(f"no browser: none of {', '.join(NAMES)} is on PATH")
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS))
+        opened = playwright.chromium.launch(executable_path=executable, args=list(ARGUMENTS), timeout=1000 * WAIT_S)
         yield opened
         opened.close()
 
@@ -85,6 +85,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_page(browser: Any, report: Path, width: int, scheme: str) -> tuple[Any, list[str]]:
     """The page and what went wrong while it loaded."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(1000 * WAIT_S)
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -39,7 +39,7 @@ DEAF = "for _ in range(9): ctypes.CDLL(None).sleep(60)"
 """A call of C, after which handlers of Python's run, and then another."""
 BUSY = "while True: time.sleep(0.01)"
 HEEDS = "while not stop: time.sleep(0.01)\nchild.kill(); child.wait(); sys.exit(75)"
-FINISHES = "while not stop: time.sleep(0.01)\nwatcher.rest(); time.sleep(3); child.kill(); child.wait()"
+FINISHES = "while not stop: time.sleep(0.01)\nwatcher.rest(); time.sleep(1.5); child.kill(); child.wait()"
 PARENT = """
 import os, subprocess, sys
 os.environ["ESSENCE_PARENT"] = str(os.getpid())

@@ -35,7 +35,7 @@ from support.debian_tools import run
 from support.project import PROJECT, required
 from support.scratch_disk import scratch_disk
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
 BASE_IMAGE = "essence-test-base:latest"
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 

@@ -17,8 +17,8 @@ from essence.distill.chunked import BLOCK_ELEMENTS
 from essence.distill.float32_masters import Masters
 from essence.distill.module import Distiller
 from essence.distill.teachers import LiveTeacher
-from essence.plan.cells import train_settings
 from essence.models.from_sizes import random_model
+from essence.plan.cells import train_settings
 from essence.plan.experiment import load
 from essence.sizes.architecture import Architecture
 from support.compiled_counts import LayerCounts, count_layer

@@ -118,7 +118,7 @@ def run(
     meets: bool = False,
 ) -> Summary:
     """Run the stages; with `meets`, each stays until one with GPUs was once seen beside one of its kind."""
-    pool = GpuPool({str(number): f"stand-in {runs.name} {number}" for number in range(gpus)})
+    pool = GpuPool({str(number): f"stand-in {runs} {number}" for number in range(gpus)})
     capacity = Capacity(1, pool, memory_gib, expected_gib or {})
     engine = StandInEngine(runs / "log", meets)
     return Runner(engine, RunDirectory(runs), stages, capacity, {"version": "0"}, Silent()).run()

@@ -36,7 +36,7 @@ from essence.settings import EnvironmentName
 from support import debian_tools
 from support.containers import Apptainer, lacking, need
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 300.0
 ZEROS = f"sha256:{'0' * 64}"
 USER, PASSWORD = "reader", "open sesame"
 HTPASSWD = "reader:$2b$04$zA4eTOOR6gY3h96Lale5oejOOTVawCzvYvB2iqEGS8KecYDFNCNNa\n"
@@ -310,7 +310,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             if "/blobs/" in self.path and len(found.content) > self.server.held_back:
                 self.server.reached.set()
-                self.server.open.wait(60)
+                self.server.open.wait(1200)
             self.wfile.write(found.content)
 
 

@@ -33,6 +33,9 @@ class LocalHub(ThreadingHTTPServer):
         """Total numbers of bytes sent after which the connection is cut in the middle of a body."""
         self.dead_after: int | None = None
         """Total number of bytes sent after which it stops answering."""
+        self.waits_at: int | None = None
+        """Total number of bytes sent after which nothing more is sent until `go_on`."""
+        self.go_on = threading.Event()
         self.sent = 0
         self.turn = threading.Lock()
 
@@ -121,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, name: str, file: Path, first: int, length: int) -> None:
         """Send the bytes, or as many as there are before the next break."""
+        if self.server.waits_at is not None and self.server.sent > self.server.waits_at:
+            self.server.go_on.wait(600)
         with self.server.turn, file.open("rb") as source:
             source.seek(first)
             limits = [*self.server.breaks_at, *([self.server.dead_after] if self.server.dead_after is not None else [])]

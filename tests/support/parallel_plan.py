@@ -26,7 +26,7 @@ GROUPS = {
 """Mark -> the group of tests that has one process, the longest first. One Docker engine has the images and SIFs."""
 OWN_ENGINE = "own_engine"
 """Mark of a test that starts its own engine, and so need not wait for those that share one."""
-BUILD_TIMEOUT_S = 2700
+BUILD_TIMEOUT_S = 5400
 """The first test with an engine waits until its images and SIFs are built, which is slow on a slow network."""
 PROCESSES_A_CORE = 2
 """Half of the time a test waits for another process."""
