@@ -71,7 +71,7 @@ if [ "${1:-}" = environments ]; then
   environment download download-cpu
   environment train "train-$2"
   environment eval "eval-$2"
-  echo "setup: three environments of flavour $2 are there; next: invoke run --lsp 0.5 --engine local"
+  echo "setup: three environments of flavour $2 are there; next: .venv/bin/invoke run --experiment bespoke --lsp 0.5 --engine local"
   exit
 fi
 
