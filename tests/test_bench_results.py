@@ -1,7 +1,8 @@
-"""Files of bench/results: a script writes none that lacks a peer, and its forms do the same work."""
+"""Files of bench/results: each has its machine, day, code and peers, and pages have what they say."""
 
 import argparse
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,25 @@ import pytest
 from support.project import PROJECT
 
 RESULTS = PROJECT / "bench" / "results"
+FILES = sorted(RESULTS.glob("*.json"))
+PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
+FACTS = ("date", "load_average_at_start", "machine", "packages", "code")
+SIMULATED = ("estimands", "plans", "words")
+"""Made-up runs from a seed: the same on every machine, and no time."""
+OLD = {"evaluate", "grade", "report_page", "tokenize"}
+"""Measured before a day was written down; they compare with no peer of unknown version."""
+COMPARED = {
+    "loss": (
+        "summary",
+        {"released", "dense", "kit", "liger", "CE alone: torch", "CE alone: torch, chunks", "CE alone: kit"},
+    ),
+    "train": ("rounds", {"released", "kit", "liger", "trl"}),
+}
+"""File -> where its forms are, and which may not lack."""
+
+
+def ids(files: list[Path]) -> list[str]:
+    return [file.stem for file in files]
 
 
 @pytest.fixture
@@ -66,3 +86,39 @@ def test_all_forms_of_the_loss_have_the_exact_gradient(bench: Any) -> None:
     errors = loss.head_gradient_errors(loss.forms(compiled=False), argparse.Namespace(**work))
     assert {"released", "kit", "CE alone: torch", "CE alone: torch, chunks", "CE alone: kit"} <= errors.keys()
     assert {name: error for name, error in errors.items() if error > 1e-5} == {}
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids(FILES))
+def test_a_file_says_where_when_and_beside_what(file: Path, bench: Any) -> None:
+    record, kind = json.loads(file.read_text(encoding="utf-8")), file.stem.partition("-")[0]
+    if kind in SIMULATED:
+        assert "seed" in record
+        return
+    missing = [fact for fact in FACTS if fact not in record]
+    assert missing == record.get("lacks", []), f"{file.name}: measure anew, {bench('measurement').INSTALL}"
+    assert not missing or (file.stem in OLD and set(missing) <= {"date", "load_average_at_start"})
+    versions = record["packages"]
+    assert versions.keys() == set(bench("measurement").PEERS[kind]), file.name
+    assert all(versions.values()), f"{file.name} compares with a peer of unknown version: {versions}"
+    assert record["code"]["commit"] and record["machine"]["cpu"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=ids(FILES))
+def test_a_file_has_a_measurement_of_each_peer(file: Path) -> None:
+    where, forms = COMPARED.get(file.stem.partition("-")[0], ("", set[str]()))
+    if forms:
+        assert forms <= json.loads(file.read_text(encoding="utf-8"))[where].keys(), file.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_a_page_has_what_the_files_say(page: Path, bench: Any) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert bench("tables").renewed(text) == text, "python bench/tables.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids(PAGES))
+def test_a_page_that_quotes_a_measurement_names_its_machine(page: Path, bench: Any) -> None:
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    quoted = [file for file in FILES if file.stem.partition("-")[0] not in SIMULATED and f"results/{file.name}" in text]
+    for file in quoted:
+        assert bench("measurement").where_and_when(json.loads(file.read_text(encoding="utf-8"))) in text, file.name
