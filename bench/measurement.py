@@ -6,12 +6,13 @@ quotes a file has its machine and day in the words of `where_and_when`.
 """
 
 import importlib.metadata
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
+
+import psutil
 
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
@@ -31,6 +32,8 @@ PEERS: dict[str, tuple[str, ...]] = {
 }
 """First word of a file's name -> distributions that its figures are of or compare with."""
 MACHINE = ("cpu", "cpu_count", "memory_gib", "gpus", "driver", "cuda")
+QUIET_S = 3.0
+"""Seconds in which nothing is done but look at how busy the cores are, before the first measurement."""
 NO_PEER = 2
 """Exit code of a script that is asked for a file of bench/results without all its peers."""
 
@@ -40,8 +43,8 @@ class Start(TypedDict):
 
     date: str
     """UTC, ISO 8601."""
-    load_average_at_start: float
-    """Processes that ran or waited, mean of the last minute."""
+    busy_cores_at_start: float
+    """Cores that others kept busy just before, mean of `QUIET_S`; a load average would tell of the measurement before."""
     machine: dict[str, object]
     packages: dict[str, str | None]
     """Distribution -> installed version."""
@@ -50,11 +53,11 @@ class Start(TypedDict):
 
 def at_start(name: str, threads: int) -> Start:
     """Facts of a measurement that is about to begin; `name` is a key of PEERS."""
-    load = os.getloadavg()[0]
+    busy_cores = psutil.cpu_percent(QUIET_S) / 100 * (psutil.cpu_count() or 1)
     facts = hardware(threads).model_dump(mode="json")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load_average_at_start": round(load, 2),
+        "busy_cores_at_start": round(busy_cores, 2),
         "machine": {fact: facts[fact] for fact in MACHINE},
         "packages": versions(PEERS[name]),
         "code": code_facts(PROJECT)[0],

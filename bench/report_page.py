@@ -71,12 +71,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     page.write_text(render_page(results, {}, write_pieces(results, page.parent, folder / "none")), encoding="utf-8")
     written_s = time.perf_counter() - started
     pieces = list((page.parent / "samples").glob("*.js"))
-    load_before_opening = round(os.getloadavg()[0], 2)
     rounds = [open_once(page) for _ in range(arguments.rounds)]
     opened, cpu, shown = ([one[key] for one in rounds] for key in ("opened_s", "opened_cpu_s", "shown_s"))
     return {
         **start,
-        "load_average_before_opening": load_before_opening,
         "browser": rounds[0]["browser"],
         "cells": len(run.plan["cells"]),
         "samples_a_cell": arguments.problems * arguments.samples,

@@ -39,10 +39,10 @@ def read(name: str) -> Record:
 
 
 def measured_on(name: str, record: Record) -> str:
-    """Machine, day, load and versions, in one sentence with the file's name."""
+    """Machine, day, how quiet it was, and versions, in one sentence with the file's name."""
     versions = ", ".join(f"{package} {version}" for package, version in record["packages"].items())
-    load = f"load {record['load_average_at_start']:.1f}" if "load_average_at_start" in record else "load not recorded"
-    facts = "; ".join(filter(None, (f"{where_and_when(record)}, {load} at the start", versions)))
+    busy = record.get("busy_cores_at_start", "an unknown number of")
+    facts = "; ".join(filter(None, (f"{where_and_when(record)}, {busy} of them busy with other work", versions)))
     return f"`bench/results/{name}.json`: {facts}."
 
 

@@ -13,7 +13,7 @@ from support.project import PROJECT
 RESULTS = PROJECT / "bench" / "results"
 FILES = sorted(RESULTS.glob("*.json"))
 PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
-FACTS = ("date", "load_average_at_start", "machine", "packages", "code")
+FACTS = ("date", "busy_cores_at_start", "machine", "packages", "code")
 SIMULATED = ("estimands", "plans", "words")
 """Made-up runs from a seed: the same on every machine, and no time."""
 OLD = {"evaluate", "grade", "report_page", "tokenize"}
@@ -96,7 +96,7 @@ def test_a_file_says_where_when_and_beside_what(file: Path, bench: Any) -> None:
         return
     missing = [fact for fact in FACTS if fact not in record]
     assert missing == record.get("lacks", []), f"{file.name}: measure anew, {bench('measurement').INSTALL}"
-    assert not missing or (file.stem in OLD and set(missing) <= {"date", "load_average_at_start"})
+    assert not missing or (file.stem in OLD and set(missing) <= {"date", "busy_cores_at_start"})
     versions = record["packages"]
     assert versions.keys() == set(bench("measurement").PEERS[kind]), file.name
     assert all(versions.values()), f"{file.name} compares with a peer of unknown version: {versions}"
