@@ -44,7 +44,7 @@ class Start(TypedDict):
     date: str
     """UTC, ISO 8601."""
     busy_cores_at_start: float
-    """Cores that others kept busy just before, mean of `QUIET_S`; a load average would tell of the measurement before."""
+    """Cores that others kept busy just before, mean of `QUIET_S`; a load average tells of the measurement before."""
     machine: dict[str, object]
     packages: dict[str, str | None]
     """Distribution -> installed version."""
