@@ -90,7 +90,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 pass
             samples = put_in_order(path, read_lines(path, SampleLine), requests)
             check_as_declared(samples, requests, STOP_IDS)
-            return [sample["tokens"] for sample in samples]
+            return [sample.tokens for sample in samples]
 
         return run
 

@@ -87,9 +87,12 @@ def main() -> None:
     student, teacher = (models[name].architecture for name in (arguments.student, arguments.teacher))
     if student is None or teacher is None:
         raise SystemExit("experiments/pins.toml has no architecture of this model")
-    sizes = [Architecture(**one.model_dump()) for one in (student, teacher)]
-    counted = {form: described(counted_step(*sizes, arguments.tokens, *how)) for form, how in FORMS.items()}
-    step = compiled_step(*sizes, arguments.tokens)
+    pair = Architecture(**student.model_dump()), Architecture(**teacher.model_dump())
+    counted = {
+        form: described(counted_step(*pair, arguments.tokens, masters, recomputed))
+        for form, (masters, recomputed) in FORMS.items()
+    }
+    step = compiled_step(*pair, arguments.tokens)
     counted |= {f"compiled, {form}": compiled(step, again) for form, again in (("recomputed", True), ("kept", False))}
     work = {name: getattr(arguments, name) for name in ("student", "teacher", "tokens")}
     write_json(arguments.out, {**start, "work": work, "counted": counted, "compiled_parts": parts_of(step)})
