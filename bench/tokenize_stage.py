@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from measurement import at_start, refuse_without_peers  # noqa: E402
 
 from essence.record.facts import code_facts  # noqa: E402
+from support.finished_input import write_manifest  # noqa: E402
 
 RELEASED_REPLACEMENTS = (
     ("<|begin_of_thought|>", "<think>"),
@@ -279,12 +280,11 @@ def prepare(arguments: argparse.Namespace, folder: Path, count: int) -> None:
     templates = sorted(model.glob("*.jinja"))
     if templates and not (model / "chat_template.jinja").is_file():
         shutil.copy(templates[0], model / "chat_template.jinja")
-    for name in ("rows", "tokenizer"):
-        manifest = {"identity": {"stage": "download", "key": name}}
-        (folder / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with (rows / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in given_rows(arguments.rows, count) if arguments.rows else generated_rows(count):
             file.write(json.dumps(row) + "\n")
+    for name in ("rows", "tokenizer"):
+        write_manifest(folder / name)
 
 
 def given_rows(path: Path, count: int) -> Iterator[dict[str, Any]]:

@@ -122,3 +122,11 @@ def test_a_page_that_quotes_a_measurement_names_its_machine(page: Path, bench: A
     quoted = [file for file in FILES if file.stem.partition("-")[0] not in SIMULATED and f"results/{file.name}" in text]
     for file in quoted:
         assert bench("measurement").where_and_when(json.loads(file.read_text(encoding="utf-8"))) in text, file.name
+
+
+@pytest.mark.assets
+def test_the_stage_that_is_measured_runs(bench: Any, assets: Path, tmp_path: Path) -> None:
+    """Its inputs are made for it, as finished stages."""
+    arguments = argparse.Namespace(scratch=tmp_path, tokenizer=assets / "tokenizer", rows=None, threads=1)
+    found = bench("tokenize_stage").large(arguments, 10)
+    assert found["rows"] == 10 and found["tokens"] > 10_000 and found["encoder"].startswith("tiktoken ")
