@@ -30,6 +30,7 @@ sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 from measurement import at_start, refuse_without_peers  # noqa: E402
 from playwright.sync_api import Page, sync_playwright  # noqa: E402
 
+from essence.evaluation.sample_lines import SampleLine, VerdictLine, text_of  # noqa: E402
 from essence.files import write_atomically  # noqa: E402
 from essence.report.page.page import render_page  # noqa: E402
 from essence.report.page.samples import write_pieces  # noqa: E402
@@ -71,6 +72,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     page.write_text(render_page(results, {}, write_pieces(results, page.parent, folder / "none")), encoding="utf-8")
     written_s = time.perf_counter() - started
     pieces = list((page.parent / "samples").glob("*.js"))
+    if len(pieces) <= len(run.plan["cells"]):
+        raise SystemExit(
+            f"{len(pieces)} pieces of samples for {len(run.plan['cells'])} cells: their lines are not read"
+        )
     rounds = [open_once(page) for _ in range(arguments.rounds)]
     opened, cpu, shown = ([one[key] for one in rounds] for key in ("opened_s", "opened_cpu_s", "shown_s"))
     return {
@@ -106,7 +111,7 @@ def write_evaluations(run: SyntheticRun, arguments: argparse.Namespace) -> None:
         first[lsp] = files
         records = list(evaluation_records(arguments, cell["lsp"]))
         for file, lines in zip(files, zip(*records, strict=True), strict=True):
-            file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+            file.write_text(text_of(lines), encoding="utf-8")
     folder = stages / run.plan["stages"][run.stage_of(0, "grade")]["inputs"]["problems"] / "output" / "problems"
     folder.mkdir(parents=True, exist_ok=True)
     problems = (
@@ -115,25 +120,18 @@ def write_evaluations(run: SyntheticRun, arguments: argparse.Namespace) -> None:
     (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
 
 
-def evaluation_records(arguments: argparse.Namespace, lsp: float) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def evaluation_records(arguments: argparse.Namespace, lsp: float) -> Iterator[tuple[SampleLine, VerdictLine]]:
     """A line of samples.jsonl and one of verdicts.jsonl for each completion."""
     chance = random.Random(str(lsp))
     for index in range(arguments.problems * arguments.samples):
         problem, right = index // arguments.samples, chance.random() < lsp
         found = str(2 * problem + (not right))
+        name, sample = f"sum-{problem:02d}", index % arguments.samples
         text = " ".join(chance.choices(WORDS, k=arguments.characters // 5))
-        key = {"problem": f"sum-{problem:02d}", "sample": index % arguments.samples}
-        ended = {"finish_reason": "stop" if right else "length", "stop_token": 1 if right else None, "loop_at": None}
+        reason, token = ("stop", 1) if right else ("length", None)
         yield (
-            {**key, "seed": index, "completion": text, "tokens": arguments.characters // 4, **ended, "seconds": 1.0},
-            {
-                **key,
-                "gold": str(2 * problem),
-                "extracted": found,
-                "answer": found,
-                "correct": right,
-                "status": "graded",
-            },
+            SampleLine(name, sample, index, "0" * 64, text, arguments.characters // 4, reason, token, None, 1.0),
+            VerdictLine(name, sample, str(2 * problem), found, found, right, "graded"),
         )
 
 
