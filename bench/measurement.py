@@ -98,4 +98,4 @@ def where_and_when(record: Mapping[str, object]) -> str:
     processor = machine["cpu"].replace("(R)", "").replace("(TM)", "").replace(" Processor", "").strip()
     names = [processor, f"{machine['cpu_count']} cores", f"{machine['memory_gib']:.0f} GiB"]
     names += [gpu["name"] for gpu in machine.get("gpus") or []]
-    return ", ".join([*names, str(record["date"])[:10] if "date" in record else "day not recorded"])
+    return ", ".join([*names, str(record["date"])[:10]])

@@ -41,7 +41,7 @@ def read(name: str) -> Record:
 def measured_on(name: str, record: Record) -> str:
     """Machine, day, how quiet it was, and versions, in one sentence with the file's name."""
     versions = ", ".join(f"{package} {version}" for package, version in record["packages"].items())
-    busy = record.get("busy_cores_at_start", "an unknown number of")
+    busy = record["busy_cores_at_start"]
     facts = "; ".join(filter(None, (f"{where_and_when(record)}, {busy} of them busy with other work", versions)))
     return f"`bench/results/{name}.json`: {facts}."
 
@@ -139,9 +139,8 @@ def tokenize(name: str) -> Iterator[str]:
     rows = "generated rows" if record["rows_from"] == "generated" else "rows"
     yield (
         f"On {record['rows']:,} {rows}, with equal ids at all ten proportions, the stage is "
-        f"{ratios['sweep_rows_s']:.1f} times as fast as the released way in rows per second for a sweep of ten "
-        f"proportions and {ratios['single_rows_s']:.1f} times for a single one, without start-up on either side; with "
-        f"start-up, {ratios['sweep_s']:.1f} and {ratios['single_s']:.1f} times (rounds: "
+        f"{ratios['sweep_s']:.1f} times as fast as the released way for a sweep of ten proportions and "
+        f"{ratios['single_s']:.1f} times for a single one, start-up included (rounds: "
         f"{len(record['rounds']['stage'])}). {large['rows']:,} rows of {large['tokens'] / large['rows']:,.0f} tokens "
         f"took {large['process_s']:.0f} s; {small['rows']:,} and {large['rows']:,} rows peak at "
         f"{small['peak_gib']:.2f} and {large['peak_gib']:.2f} GiB; a view of {views['rows']:,} rows is read in "

@@ -16,8 +16,6 @@ PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
 FACTS = ("date", "busy_cores_at_start", "machine", "packages", "code")
 SIMULATED = ("estimands", "plans", "words")
 """Made-up runs from a seed: the same on every machine, and no time."""
-OLD = {"evaluate", "grade", "report_page", "tokenize"}
-"""Measured before a day was written down; they compare with no peer of unknown version."""
 COMPARED = {
     "loss": (
         "summary",
@@ -95,8 +93,7 @@ def test_a_file_says_where_when_and_beside_what(file: Path, bench: Any) -> None:
         assert "seed" in record
         return
     missing = [fact for fact in FACTS if fact not in record]
-    assert missing == record.get("lacks", []), f"{file.name}: measure anew, {bench('measurement').INSTALL}"
-    assert not missing or (file.stem in OLD and set(missing) <= {"date", "busy_cores_at_start"})
+    assert missing == [], f"{file.name}: measure anew, {bench('measurement').INSTALL}"
     versions = record["packages"]
     assert versions.keys() == set(bench("measurement").PEERS[kind]), file.name
     assert all(versions.values()), f"{file.name} compares with a peer of unknown version: {versions}"
