@@ -11,7 +11,8 @@ by hooks that the compiler cannot follow; they stay as they are, and the record 
 The check compiles the first layer of each model in every way in which the training calls it, always for the same made
 rows, so that a resumed training has the same kernels. It asks for no agreement of two roundings with each other: each
 is compared with the same layer in a higher precision, and the compiled one may not be much further from that. A call of
-another form is compiled when it comes, and runs as it is where that fails (`essence/distill/late_graphs.py`).
+another form is compiled when it comes, and runs as it is where that fails, or where ranks have to agree ends the
+attempt (`essence/distill/late_graphs.py`).
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from essence.data.truncation import Example
 from essence.distill.batches import Batch, model_states
 from essence.distill.devices import COMPUTE_DTYPES
 from essence.distill.float32_masters import lowers_weights
-from essence.distill.late_graphs import LateFailures, compile_backward_with_forward
+from essence.distill.late_graphs import LateFailures, compile_backward_with_forward, must_run_alike
 from essence.distill.ranks import Ranks
 from essence.distill.teachers import LiveTeacher, TeacherStates
 from essence.models.template import reason
@@ -117,6 +118,7 @@ def settle_layers(
     packed: bool,
     most_rows: int,
     ranks: Ranks,
+    uncompiled: str | None = None,
 ) -> CheckedLayers:
     """Compile the layers of both models in place, where that is asked for, possible, and right on every rank.
 
@@ -127,12 +129,14 @@ def settle_layers(
         packed: whether rows are packed.
         most_rows: rows of a pass that is not packed.
         ranks: have met already; each calls this.
+        uncompiled: why the student's layers run as they are since an earlier attempt, the same on every rank; None
+            where they do not.
     """
     if not settings.compile_layers:
         return CheckedLayers()
     done: dict[str, bool] = {}
     why, reports, late = [], [], LateFailures()
-    for one in _models(student, teacher, settings):
+    for one in _models(student, teacher, settings, uncompiled):
         said, report = (one, None) if isinstance(one, str) else _try(one, settings, packed, most_rows)
         failed = int(ranks.total(torch.tensor([float(said is not None)])).item())
         if failed:
@@ -146,7 +150,7 @@ def settle_layers(
         if not failed:
             for layer in decoder_layers(one.model):
                 compile_layer(layer)
-            late.guard(one.name, decoder_layers(one.model))
+            late.guard(one.name, decoder_layers(one.model), alike=one.trained and must_run_alike(settings, ranks))
     return CheckedLayers(done.get("student", False), done.get("teacher", False), tuple(why), tuple(reports), late)
 
 
@@ -164,7 +168,9 @@ def compile_layer(layer: nn.Module) -> None:
     layer.compile(backend=COMPILER, fullgraph=True, dynamic=True, recompile_limit=MOST_GRAPHS)
 
 
-def _models(student: nn.Module, teacher: TeacherStates | None, settings: TrainSettings) -> Iterator[Compilable | str]:
+def _models(
+    student: nn.Module, teacher: TeacherStates | None, settings: TrainSettings, uncompiled: str | None
+) -> Iterator[Compilable | str]:
     """Those whose layers can be compiled, and of the others why not."""
     dtype = COMPUTE_DTYPES[settings.compute_dtype]
     student_whole, teacher_whole = compiled_models(settings)
@@ -172,6 +178,8 @@ def _models(student: nn.Module, teacher: TeacherStates | None, settings: TrainSe
         yield "the student's layers cannot be compiled where it reads its own rollouts token by token"
     elif not student_whole:
         yield "the student's layers cannot be compiled under parallel = 'zero3', which brings their weights together"
+    elif uncompiled:
+        yield uncompiled
     else:
         lowered = lowers_weights(settings)
         autocast = None if lowered or dtype == torch.float32 else dtype

@@ -6,6 +6,7 @@
     best-00000040.safetensors  weights of the validation that is kept so far (essence/distill/checkpoint_choice.py)
     last.safetensors           weights at the end
     metrics.jsonl              a line per step or validation; on resume cut back to the checkpoint
+    uncompiled-00001.json      rank 1 could not compile the student's layers for a pass (essence/distill/late_graphs.py)
 ```
 """
 
@@ -24,6 +25,7 @@ from essence.distill.checkpoint import Checkpoint, Sampled, State, Validation
 from essence.distill.compiled_layers import CheckedLayers
 from essence.distill.metrics import MetricsLog
 from essence.distill.ranks import ALONE, Ranks
+from essence.files import read_json, write_json
 from essence.settings import Resources
 
 
@@ -100,6 +102,24 @@ class Storage:
         if self.ranks.first:
             self.metrics.cut_after(state.step)
         return state, found
+
+    def note_uncompiled(self, problem: str) -> None:
+        """Remember for later attempts that layers which all ranks run alike cannot be compiled; of any rank."""
+        note = {"problem": problem, "after_step": self.checkpointed_step}
+        write_json(self.work / f"uncompiled-{self.ranks.rank:05d}.json", note)
+
+    def uncompiled(self) -> str | None:
+        """What an earlier attempt has noted of the student's layers; the same on every rank, and each calls this."""
+        found: str | None = self.ranks.all_of(self._noted() if self.ranks.first else None)[0]
+        return found
+
+    def _noted(self) -> str | None:
+        """Of all notes the one from which on nothing was compiled."""
+        notes = [read_json(path) for path in sorted(self.work.glob("uncompiled-*.json"))]
+        if not notes:
+            return None
+        first = min(notes, key=lambda note: int(note["after_step"]))
+        return f"{first['problem']}: from step {first['after_step'] + 1} on none is compiled"
 
     def record(self, **values: object) -> None:
         """Append one record to the metrics."""

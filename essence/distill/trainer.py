@@ -25,6 +25,7 @@ from essence.distill.checkpoint_choice import improves, rank_means, remembered, 
 from essence.distill.compiled_layers import settle_layers
 from essence.distill.devices import COMPUTE_DTYPES, EnergyMeter, peak_memory_bytes
 from essence.distill.float32_masters import lowers_weights
+from essence.distill.late_graphs import UncompiledError
 from essence.distill.metrics import progress_note
 from essence.distill.module import Distiller
 from essence.distill.order import steps_of_training
@@ -86,6 +87,7 @@ def train(
     Raises:
         Stopped: a stop was asked for; a checkpoint of the last step is on disk.
         DivergedError: loss or gradient is NaN or infinite; names the rows.
+        UncompiledError: layers that all ranks run alike cannot be compiled for a pass; the next attempt compiles none.
     """
     places = (train_places or Places.of(train_examples), validation_places or Places.of(validation_examples))
     run = _Run(student, teacher, train_examples, validation_examples, places, settings, resources, ranks)
@@ -94,7 +96,11 @@ def train(
     storage = Storage(work, resources, ranks, events)
     run.start(storage, device or next(student.parameters()).device)
     with storage:
-        run.go(progress, stop, phase)
+        try:
+            run.go(progress, stop, phase)
+        except UncompiledError as error:
+            storage.note_uncompiled(error.problem)
+            raise
         storage.keep_last(run.backend)
     return storage.result(run.state, run.packed, run.layers.at_end(ranks))
 
@@ -136,8 +142,9 @@ class _Run:
         """Go back to the newest checkpoint, or to a seeded start, and put the student where it trains."""
         self.storage, self.energy = storage, EnergyMeter(device)
         self.packed = self._prepare_models()
+        most_rows, uncompiled = self.resources.micro_batch_rows, storage.uncompiled()
         self.layers = settle_layers(
-            self.student, self.teacher, self.settings, self.packed, self.resources.micro_batch_rows, self.ranks
+            self.student, self.teacher, self.settings, self.packed, most_rows, self.ranks, uncompiled
         )
         torch.manual_seed(self.settings.seed)
         self.state, found = storage.restore(self.student)

@@ -80,6 +80,7 @@ def run(settings: TrainSettings, context: StageContext) -> TrainOutcome:
         InputError: teacher and student do not fit together, a file is damaged, too few rows, no think tokens.
         MachineError: a GPU is asked for and there is none.
         DivergedError: loss or gradient is no longer finite.
+        UncompiledError: layers that all ranks run alike cannot be compiled for a pass; another start compiles none.
         Stopped: asked for; a checkpoint is in `scratch/`.
     """
     return train_as(Ranks.of(os.environ), settings, context)
