@@ -86,7 +86,7 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
     products = _products(asked, device)
     _next(context, 1)
     findings = [memory_finding(asked, context.resources, device), disk_finding(asked, context.resources, write)]
-    findings += [_temporary_folder(), loss_finding(asked, context.resources, device)]
+    findings += [_compilers_folder(context.scratch), loss_finding(asked, context.resources, device)]
     with tempfile.TemporaryDirectory(prefix="prove-", dir=context.scratch) as work:
         findings += training_findings(asked, context.resources, device, Path(work))
     _next(context, 2)
@@ -164,16 +164,15 @@ def _products(asked: ProveTrainingSettings, device: torch.device) -> list[Produc
     ]
 
 
-def _temporary_folder() -> Finding:
-    """Compilers of kernels run what they have written to the folder for temporary files."""
-    folder = tempfile.gettempdir()
+def _compilers_folder(folder: Path) -> Finding:
+    """Compilers of kernels keep what they make in the stage's own folder, and load it from there."""
     executable = not os.statvfs(folder).f_flag & os.ST_NOEXEC
     told = (
         f"programs in {folder} can be run"
         if executable
-        else f"{folder} is mounted noexec, and kernels are compiled there"
+        else f"{folder} is mounted noexec, and kernels are compiled there: name another run directory with --runs"
     )
-    return Finding("temporary folder", executable, told if executable else f"{told}: set TMPDIR to another folder")
+    return Finding("compilers' folder", executable, told)
 
 
 def _loads(asked: ProveTrainingSettings, vocabulary: int) -> Iterator[list[list[Example]]]:

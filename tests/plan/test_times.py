@@ -240,6 +240,10 @@ def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: py
     )
     on_gpus = speeds_for(RunDirectory(tmp_path), gpus=True)
     assert (on_gpus.flop_s, on_gpus.host_link_bytes_per_s, on_gpus.main_memory_parameter_s) == (4e-15, 5e10, 2e-10)
+    # Of an earlier version, which timed copies to memory that is not pinned, and no update.
+    earlier, date = "prove_training-00000000000000a5", "2026-01-09T00:00:00+00:00"
+    proof(tmp_path / "earlier", earlier, date, "here", 5e-15, devices=4, host_bytes_per_s=3e9)
+    assert speeds_for(RunDirectory(tmp_path / "earlier"), True).host_link_bytes_per_s == ASSUMED.host_link_bytes_per_s
     damaged = RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000a1").manifest
     damaged.write_text(damaged.read_text(encoding="utf-8").replace("2e-12", "1e-13"), encoding="utf-8")
     assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), False).flop_s == 1e-12

@@ -26,11 +26,12 @@ from essence.sizes.speeds import ASSUMED, DecodeWork, cache_bytes, decoding_seco
 from support.paper_sizes import QWEN3
 from support.proof_record import proof
 from support.proof_settings import asked
+from support.small_disk import mounted
 from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 CPU = torch.device("cpu")
-CHECKS = ["memory", "disk", "temporary folder", "loss", "resume", "packing", "bfloat16"]
+CHECKS = ["memory", "disk", "compilers' folder", "loss", "resume", "packing", "bfloat16"]
 TWO_RANKS = 'extends = "tiny"\ntitle = "two ranks"\n[training]\nparallel = "ddp"\nprocesses = 2\n'
 
 
@@ -237,6 +238,15 @@ def test_a_proof_is_one_command_and_plan_and_doctor_say_so(tmp_path: Path, capsy
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["proof"]["found"] == found.sentence() and checks["proof"]["ok"]
     assert verify(RunDirectory(runs).proofs).findings == []
+
+
+def test_a_disk_from_which_nothing_can_be_run_is_told(tmp_path: Path) -> None:
+    from essence.stages.prove_training import _compilers_folder
+
+    assert _compilers_folder(tmp_path).passed
+    with mounted(tmp_path / "disk", "noexec,size=1m"):
+        found = _compilers_folder(tmp_path / "disk")
+    assert not found.passed and "disk is mounted noexec" in found.sentence and "--runs" in found.sentence
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
