@@ -24,7 +24,7 @@ from essence.files import GIB, read_json, write_json
 from essence.models.template import reason
 from essence.settings import Resources, TrainSettings, rollout_tokens
 from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, main_memory_bytes
-from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory, smallest_change
+from essence.sizes.memory import USABLE_SHARE, DeviceLoad, device_bytes, estimate_memory, smallest_change
 from essence.sizes.recomputation import Activations, StepReading, choose_activations
 from essence.sizes.step_rows import Step, deal, shape
 
@@ -147,18 +147,22 @@ def check_memory(
         machines: that train together.
 
     Raises:
-        MachineError: the estimate is above the usable share of the device's memory; names the smallest change.
+        MachineError: training, or loading the models, takes more than the usable share of the device's memory; names
+            the smallest change.
     """
     load, longest_row = sized.load, sized.largest.longest_row
     moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), machines)
     roomy = device.type != "cpu" and main_memory_bytes(moved) <= memory_bytes(CPU) * USABLE_MAIN_SHARE
-    memory, (there, usable) = estimate_memory(load), room
-    if memory.total > usable:
+    memory, needed, (there, usable) = estimate_memory(load), device_bytes(load), room
+    if needed > usable:
         change = smallest_change(load, usable, longest_row, multiple, roomy)
         cure = f"set {change}" if change else "use a device with more memory or a smaller model"
+        parts = "while its models are loaded, before the first step"
+        if needed == memory.total:
+            static, dynamic = memory.static / GIB, memory.dynamic / GIB
+            parts = f"{static:.1f} whatever the length, {dynamic:.1f} for {load.positions} positions"
         raise MachineError(
-            f"this training needs about {memory.total / GIB:.1f} GiB on each device ({memory.static / GIB:.1f} "
-            f"whatever the length, {memory.dynamic / GIB:.1f} for {load.positions} positions), but of "
+            f"this training needs about {needed / GIB:.1f} GiB on each device ({parts}), but of "
             f"{there / GIB:.1f} GiB {usable / GIB:.1f} can be used: {cure}"
         )
     return {
@@ -170,6 +174,22 @@ def check_memory(
         "largest_labels": load.labels,
         "longest_row": longest_row,
     }
+
+
+@contextlib.contextmanager
+def explained_loading() -> Iterator[None]:
+    """A device that runs out of memory before the first step, as one sentence.
+
+    Raises:
+        MachineError: in the place of PyTorch's error, which says what of the device other processes hold.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MachineError(
+            f"a device ran out of memory before the first step ({reason(error)})",
+            "end what else runs on it (nvidia-smi lists it), or give the stage a GPU with more memory",
+        ) from error
 
 
 @contextlib.contextmanager

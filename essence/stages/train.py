@@ -57,13 +57,7 @@ from essence.record.training_records import (
     TrainMore,
 )
 from essence.settings import LossResources, Resources, TrainSettings
-from essence.sizes.architecture import (
-    FLOPS_FORMULA,
-    Architecture,
-    distillation_flops,
-    forward_flops,
-    static_bytes,
-)
+from essence.sizes.architecture import FLOPS_FORMULA, Architecture, distillation_flops, forward_flops, static_bytes
 from essence.sizes.memory import load_of
 from essence.sizes.rollout_sizes import ROLLOUT_FORMULA, rollout_flops
 from essence.sizes.step_rows import Step
@@ -78,7 +72,7 @@ def run(settings: TrainSettings, context: StageContext) -> TrainOutcome:
 
     Raises:
         InputError: teacher and student do not fit together, a file is damaged, too few rows, no think tokens.
-        MachineError: a GPU is asked for and there is none.
+        MachineError: a GPU is asked for and there is none, or it has too little memory.
         DivergedError: loss or gradient is no longer finite.
         UncompiledError: layers that all ranks run alike cannot be compiled for a pass; another start compiles none.
         Stopped: asked for; a checkpoint is in `scratch/`.
@@ -93,7 +87,8 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
     check_devices(settings, context.resources)
     setup = prepare(settings, context, ranks)
     ranks.join(setup.device)
-    objective = settle_objective(settings, context.resources, setup, ranks)
+    with preflight.explained_loading():
+        objective = settle_objective(settings, context.resources, setup, ranks)
     looked = Preflight(objective=ObjectiveFacts.model_validate(objective.as_json()))
     # What is chosen by memory is the same on every rank.
     room = min(ranks.all_of(preflight.DeviceRoom.of(setup.device, settings.processes)))
@@ -106,9 +101,10 @@ def train_as(ranks: Ranks, settings: TrainSettings, context: StageContext) -> Tr
         memory = preflight.check_memory(sized, settings.pad_to_multiple, room, setup.device, resources.nodes)
         looked = look_first(settings, context, setup, memory)
         looked = looked.model_copy(update={"objective": ObjectiveFacts.model_validate(objective.as_json())})
-    # The teacher first: before it is shared out it lies whole on a device, which has no room for both.
-    teacher = load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None
-    student = load_student(setup.student, settings, ranks, setup.device)
+    with preflight.explained_loading():
+        # The teacher first: before it is shared out it lies whole on a device, which has no room for both.
+        teacher = load_teacher(setup.teacher, settings, ranks, setup.device) if setup.teacher else None
+        student = load_student(setup.student, settings, ranks, setup.device)
     parameters = ParameterCounts(**count_parameters(student))
     with preflight.explained_memory(sized):
         result = train(

@@ -17,7 +17,7 @@ from essence.distill import preflight  # noqa: E402
 from essence.distill.preflight import DeviceRoom, Largest, SizedUp  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
-from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory  # noqa: E402
+from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory, loading_bytes  # noqa: E402
 from essence.sizes.recomputation import Activations  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -70,6 +70,20 @@ def test_what_does_not_fit_is_one_sentence_with_the_cure(monkeypatch: pytest.Mon
     assert message.endswith("set micro_batch_tokens = 8192") and "\n" not in message
 
 
+def test_what_cannot_be_loaded_is_refused_though_it_could_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student of 14.8 billion parameters in shares of eight GPUs of 80 GB, on each of which it is whole at first."""
+    student = Architecture(5120, 40, 40, 8, 128, 17_408, 151_936, False)
+    load = replace(PAPER, student=student, devices=8, loss_bytes_per_logit=2.0)
+    room = DeviceRoom(80 * GIB, int(80 * GIB * USABLE_SHARE["cuda"]))
+    assert estimate_memory(load).total < room.usable < loading_bytes(load)
+    monkeypatch.setattr(preflight, "memory_bytes", lambda device: 2000 * GIB)
+    with pytest.raises(MachineError) as raised:
+        preflight.check_memory(sized(load, 4096), 16, room, torch.device("cuda"))
+    message = str(raised.value)
+    assert f"needs about {loading_bytes(load) / GIB:.1f} GiB on each device (while its models are loaded" in message
+    assert "\n" not in message and "larger" not in message
+
+
 def test_nothing_fits_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "memory_bytes", lambda device: GIB)
     with pytest.raises(MachineError, match="smaller model"):
@@ -83,6 +97,14 @@ def test_memory_that_runs_out_all_the_same_is_one_sentence(recomputed: bool, cur
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
     message = str(raised.value)
     assert cure in message and "CUDA out of memory. Tried to allocate 2.00 GiB" in message and "\n" not in message
+
+
+def test_memory_that_runs_out_before_the_first_step_is_one_sentence() -> None:
+    with pytest.raises(MachineError) as raised, preflight.explained_loading():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nGPU 0 has 1 GiB free. Process 7 has 70 GiB memory in use")
+    message = str(raised.value)
+    assert "before the first step (CUDA out of memory. GPU 0 has 1 GiB free. Process 7" in message
+    assert "nvidia-smi" in message and "\n" not in message
 
 
 def test_changed_rows_are_refused_on_the_second_attempt(tmp_path: Path) -> None:

@@ -201,6 +201,25 @@ def test_a_loss_that_is_not_the_plain_one_stops_before_the_first_step_or_gives_w
     assert told.form == "plain" and "not the plain one" in told.fell_back[0]
 
 
+@pytest.mark.parametrize(("loader", "loaded"), [("load_head", 0), ("load_once", 0), ("load_once", 1)])
+def test_a_device_that_others_fill_is_one_sentence(
+    loader: str, loaded: int, prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the heads, at the teacher, and at the student after it."""
+    right, calls = getattr(train, loader), iter(range(3))
+
+    def full(*given: Any) -> Any:
+        if next(calls) == loaded:
+            raise torch.OutOfMemoryError("CUDA out of memory. Process 7 has 70 GiB memory in use.")
+        return right(*given)
+
+    monkeypatch.setattr(train, loader, full)
+    with pytest.raises(
+        MachineError, match=r"^a device ran out of memory before the first step \(CUDA.*Process 7 .*\);"
+    ):
+        train.run(train_settings(), context(tmp_path, **inputs(prepared)))
+
+
 def test_what_does_not_fit_gets_one_sentence(prepared: dict[str, Path], tmp_path: Path) -> None:
     def refused(message: str, settings: TrainSettings | None = None, **changes: Path) -> None:
         with pytest.raises(InputError, match=message):
