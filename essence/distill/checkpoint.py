@@ -110,9 +110,13 @@ class Checkpoint:
         return name in self._files
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU; KeyError where there is none of that name."""
+        """One tensor, on the CPU, in memory of its own; KeyError where there is none of that name.
+
+        What safetensors returns is a view of the mapped file, which would stay mapped as long as a moment made from it
+        lives: for the whole training, in which the file is removed. A network disk cannot remove its folder then.
+        """
         found: Tensor = self._files[name].get_tensor(name)
-        return found
+        return found.clone()
 
 
 def write(folder: Path, step: int, tensors: dict[str, Tensor], state: State, kept: int, ranks: Ranks = ALONE) -> Path:

@@ -43,7 +43,7 @@ from essence.record.run_directory import StageFolder, hold
 from essence.record.source_key import source_sha256
 from essence.record.stage_records import MANIFESTS, read_manifest
 from essence.settings import Resources, Spec, StageName, TrainSettings
-from essence.stages.compilations import compile_apart
+from essence.stages.compilations import compile_apart, remove_earlier
 from essence.stages.launch import help_out, helps, run_ranks, starts_ranks
 from essence.stages.watcher import ORPHAN_WAIT_S, Watcher
 
@@ -87,6 +87,7 @@ def _run(stage: StageName, spec_file: Path, stop: StopRequest, watcher: Watcher)
         if folder.done:
             print(f"{folder.path.name}: done before")
             return 0
+        remove_earlier(folder, spec.resources.nodes)
         return _attempt(folder, spec, stop, watcher)
 
 

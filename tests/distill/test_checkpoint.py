@@ -15,6 +15,7 @@ def write(folder: Path, step: int) -> Path:
     return checkpoint.write(folder, step, {"weight/a": torch.full((3,), float(step))}, state, kept=2)
 
 
+MAPS = Path("/proc/self/maps")
 TENSORS = "tensors-00000-of-00001.safetensors"
 
 
@@ -25,6 +26,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found is not None
     assert (found.step, found.state) == (4, State(step=4, last_loss=0.5))
     assert found.tensor("weight/a").tolist() == [4.0, 4.0, 4.0]
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="this system does not list what a process has mapped")
+def test_what_was_read_does_not_keep_the_file_open(tmp_path: Path) -> None:
+    """A network disk cannot remove a folder with such a file."""
+    path = write(tmp_path, 4)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    tensor = found.tensor("weight/a")
+    assert str(path) in MAPS.read_text()
+    del found
+    assert str(path) not in MAPS.read_text() and tensor.tolist() == [4.0, 4.0, 4.0]
 
 
 def test_two_are_kept_and_a_step_can_be_written_again(tmp_path: Path) -> None:

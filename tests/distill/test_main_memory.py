@@ -25,6 +25,7 @@ from support.some_resources import some_optimizer
 MOVED: dict[str, Any] = {"compute_dtype": "bfloat16", "optimizer_placement": "main_memory"}
 PLACED = {**MOVED, "optimizer_placement": "device"}
 CPU = torch.device("cpu")
+MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,11 @@ def backend(ranks: Ranks = ALONE, **changes: Any) -> MainMemoryBackend:
     made = make_backend(distiller, chosen, ranks, CPU, None)
     assert isinstance(made, MainMemoryBackend)
     return made
+
+
+def files_mapped() -> list[str]:
+    """What this process has mapped, where the system lists that."""
+    return MAPS.read_text().splitlines() if MAPS.is_file() else []
 
 
 def same(one: TrainResult, other: TrainResult) -> None:
@@ -62,7 +68,10 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     asked = ActAfter(tmp_path / "progress.json", 3, lambda: stop.ask("a test"))
     with pytest.raises(Stopped):
         run(work, model(0), model(1, hidden=24), stop, asked, **MOVED)
-    resumed = run(work, model(5), model(1, hidden=24), **MOVED)
+    mapped: list[str] = []
+    look = ActAfter(tmp_path / "progress.json", 5, lambda: mapped.extend(files_mapped()))
+    resumed = run(work, model(5), model(1, hidden=24), progress=look, **MOVED)
+    assert [line for line in mapped if str(work) in line] == [], "a checkpoint can be removed on any disk"
     same(resumed, run(tmp_path / "whole", model(0), model(1, hidden=24), **MOVED))
 
 
