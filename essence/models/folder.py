@@ -4,8 +4,9 @@ The host looks before anything starts, the download stage looks at what arrived,
 looks again (essence/models/loading.py). What is refused is refused in one sentence that names the file.
 """
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,15 @@ def check_folder(folder: Path, named: Path | None = None) -> ModelFolder:
 
     Once for each state of its files. What is given back belongs to all callers.
     """
-    return _look(folder, named or folder, state_of(folder))
+    place = named or folder
+    with _readable(folder, place):
+        read_config(folder, place)  # before all below it is listed: a mistaken path may be the top of a disk
+    return _look(folder, place, state_of(folder))
 
 
 @functools.lru_cache(maxsize=8)
 def _look(folder: Path, named: Path, _state: State) -> ModelFolder:
-    try:
+    with _readable(folder, named):
         config = read_config(folder, named)
         weights = read_weights(folder, named)
         _check_dtypes(weights, named)
@@ -53,10 +57,17 @@ def _look(folder: Path, named: Path, _state: State) -> ModelFolder:
         check_tokenizer(folder, named, config.get("vocab_size"))
         check_generation_config(folder, named, config.get("vocab_size"))
         check_template(folder, named)
+    return ModelFolder(config, weights)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path, named: Path) -> Iterator[None]:
+    """InputError for what the disk refuses, in which the folder is called `named`."""
+    try:
+        yield
     except OSError as error:
         place = str(error.filename or folder).replace(str(folder), str(named))
         raise InputError(f"{place}: cannot be read ({error.strerror})", "make it readable") from None
-    return ModelFolder(config, weights)
 
 
 def read_config(folder: Path, named: Path | None = None) -> dict[str, JsonValue]:

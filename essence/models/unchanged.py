@@ -18,7 +18,7 @@ def state_of(folder: Path) -> State:
     """
     try:
         return tuple(sorted(_file(path) for path in (*folder.glob("*"), *folder.glob("*/*"))))
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a NUL, from Python 3.13 on
         return ((uuid.uuid4().hex, 0, 0, 0),)
 
 

@@ -33,6 +33,16 @@ SAME_RESULTS: dict[str, Unchanged] = {
         now="60dda009dc4aa53fb67521405905e640cd10ae075049c38129d081d7061bb1ab",
         counts_as="f8062eeb62cb13e29842b6eb49e66a6753737012b98beb4214ed7d539aede3b8",
     ),
+    # A folder without a model is refused before it is listed, in the same words.
+    "essence.models.folder": Unchanged(
+        now="79c958a64aae447f67233c3406212250a534a4c63dcc2d5d3b8a005522808d28",
+        counts_as="10dd83384a0e8fa76bb12e20654a1ae124992a458e7cd12693423bdaa8a6a76f",
+    ),
+    # A name that no file can have is refused with a sentence under every Python.
+    "essence.models.unchanged": Unchanged(
+        now="5e9b11a13eba150d2742be698f639eef1a7d2fb1883523ea4caf12de084cb9a9",
+        counts_as="ccaf030007f24f4725748a855e057d7b02af1e77b3401714548443b2699b9b3e",
+    ),
     # What the decoder took is recorded.
     "essence.stages.generate": Unchanged(
         now="d255a33cccd71e6a174558b87fe38bb8ee78474f9ac782f997e6b31932404d67",

@@ -26,6 +26,7 @@ from essence.models.decoder import wanted_weights
 from essence.models.folder import check_folder
 from essence.models.loading import check_model, check_values, load_model, load_tokenizer
 from essence.models.saving import save_model
+from essence.models.unchanged import State
 from essence.plan.experiment import load, split_pair
 from essence.stages import generate
 from support.model_folders import DAMAGE, LATER, configure, make_folder, rewrite, shard, weights
@@ -271,6 +272,19 @@ def test_what_was_read_counts_until_a_file_changes(whole: Path, tmp_path: Path) 
     (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json"):
         check_folder(folder)
+
+
+def test_a_folder_without_a_configuration_is_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the top of a disk with millions of files."""
+
+    def looked_through(path: Path) -> State:
+        raise AssertionError(f"{path} was looked through")
+
+    monkeypatch.setattr("essence.models.folder.state_of", looked_through)
+    with pytest.raises(InputError, match=r"no config\.json, so no model"):
+        check_folder(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["/proc/self", "/proc/self/fd", "/proc/self/mem", "/dev", "x" * 5000, "a\0b"])
