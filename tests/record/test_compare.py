@@ -141,7 +141,7 @@ def test_another_lock_is_named_first(runs: Path, tmp_path: Path) -> None:
     (packages / "here.pth").write_text(f"{here}\n{PROJECT}\n")
     lock = (Path(sys.prefix) / "essence-lock.txt").read_text(encoding="utf-8")
     (other / "essence-lock.txt").write_text(lock + "# another lock\n")
-    line = [str(other / "bin/python"), "-m", "invoke", "run", "--experiment", str(written(tmp_path / "lock.toml"))]
+    line = [str(other / "bin/python"), "-m", "invoke", "run", "--experiment", str(written(tmp_path / "half.toml"))]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [*line, "--runs", str(tmp_path / "runs")], cwd=PROJECT, env=variables, capture_output=True, text=True
