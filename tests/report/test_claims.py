@@ -21,6 +21,7 @@ from essence.report.claims.measurement import Measured, Replicates
 from essence.report.claims.measures import MEASURES
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, decide, judge
 from essence.report.page.claims_table import claim_rows
+from essence.report.results.cost_forms import TrainingForm
 from essence.report.results.read import read_results
 from support.project import invoke
 from support.synthetic_run import REAL, SyntheticRun
@@ -220,7 +221,8 @@ def test_a_reference_that_solves_nothing_leaves_its_setting_out_of_the_shape() -
 
 def trained(lsp: float, seed: int, on_gpu: bool = False, **cost: float) -> Trained:
     setting = Setting("bespoke", "qwen3-8b", "qwen3-4b-base", "released", "")
-    return Trained(setting, "left", "p+cot+a", lsp, seed, cost, on_gpu, (f"train-{lsp}-{seed}",))
+    form = TrainingForm(on_gpu=on_gpu)
+    return Trained(setting, "left", "p+cot+a", lsp, seed, cost, (f"train-{lsp}-{seed}",), form)
 
 
 def test_costs_are_ratios_of_the_same_seed_and_counted_ones_have_no_error() -> None:
@@ -235,16 +237,56 @@ def test_costs_are_ratios_of_the_same_seed_and_counted_ones_have_no_error() -> N
     assert isinstance(one, Measured) and decide(one, CLAIMS["time-half"].band) == "undecided"
 
 
-def test_costs_of_kept_and_of_recomputed_activations_are_not_compared() -> None:
-    short, full = (replace(trained(lsp, 1, flops=10 * lsp, time=lsp), recomputed=lsp == 1.0) for lsp in (0.5, 1.0))
-    for name in ("time-half", "flops-half"):
-        assert "both with activations kept, or both" in str(measure(name, trained=(short, full)))
-        assert value(measure(name, trained=(replace(short, recomputed=True), full))) == 0.5
+def in_form(lsp: float, seed: int, form: TrainingForm) -> Trained:
+    return replace(trained(lsp, seed, flops=10 * lsp, time=lsp, memory=lsp), form=form)
+
+
+COSTS = ("time-half", "memory-half", "flops-half")
+KEPT = TrainingForm(recomputed=False, pass_tokens=8192, on_gpu=True, loss="plain")
+RECOMPUTED, SHORTER = replace(KEPT, recomputed=True), replace(KEPT, pass_tokens=4624)
+
+
+@pytest.mark.parametrize(
+    ("full", "why", "not_compared"),
+    [
+        (RECOMPUTED, "activations kept, at LSP 1.0 recomputed", COSTS),
+        (SHORTER, "passes of at most 8,192 tokens, at LSP 1.0 of at most 4,624 tokens", COSTS[:2]),
+        (replace(KEPT, devices="2 × A"), "devices not recorded, at LSP 1.0 2 × A", COSTS[:2]),
+        (replace(KEPT, ranks="zero2"), "ranks not recorded, at LSP 1.0 zero2", COSTS[:2]),
+        (replace(KEPT, compiled=("loss", "student")), "compiled nothing, at LSP 1.0 loss and student", COSTS[:2]),
+        (replace(KEPT, loss="chunked"), "loss plain, at LSP 1.0 chunked", COSTS[:2]),
+        (replace(KEPT, pass_rows=4), "at LSP 1.0 of at most 4 rows and 8,192 tokens", COSTS[:2]),
+    ],
+)
+def test_costs_of_unlike_trainings_are_not_compared_and_the_row_says_why(
+    full: TrainingForm, why: str, not_compared: tuple[str, ...]
+) -> None:
+    """What is counted may be divided on whatever devices; recomputation is counted, too."""
+    for name in COSTS:
+        unlike = (in_form(0.5, 1, KEPT), in_form(1.0, 1, full))
+        alone = measure(name, trained=unlike)
+        some = measure(name, trained=(*unlike, in_form(0.5, 2, KEPT), in_form(1.0, 2, KEPT)))
+        assert isinstance(some, Measured) and value(some) == 0.5
+        if name in not_compared:
+            assert str(alone).startswith("needs trainings at LSP 0.5 and 1.0") and str(alone).endswith(why)
+            assert some.note.endswith(why) and "1 of 2 pairs left out, as they ran unlike: " in some.note
+            assert some.estimate.n == 1 and {"train-0.5-1", "train-1.0-1"}.isdisjoint(some.stages)
+        else:
+            assert isinstance(alone, Measured) and some.estimate.n == 2 and "left out" not in some.note
+
+
+def test_a_training_is_paired_with_the_one_of_its_form() -> None:
+    """As where a run was repeated on another machine: seeds alone would pair it with either."""
+    again = replace(in_form(1.0, 1, RECOMPUTED), cost={"time": 9.0, "flops": 99.0, "memory": 9.0})
+    for name in COSTS:
+        found = measure(name, trained=(in_form(1.0, 1, KEPT), again, in_form(0.5, 1, KEPT)))
+        assert value(found) == 0.5 and isinstance(found, Measured) and "left out" not in found.note
 
 
 def test_memory_of_a_gpu_is_not_divided_by_that_of_a_process() -> None:
     cells = (trained(0.5, 1, memory=1.0), trained(1.0, 1, True, memory=10.0), trained(0.5, 2, True, memory=4.0))
-    assert "on the same devices" in str(measure("memory-half", trained=cells))
+    left = measure("memory-half", trained=cells)
+    assert str(left).endswith("1 of 1 pairs left out, as they ran unlike: memory of the process, at LSP 1.0 of a GPU")
     outcome = measure("memory-half", trained=(*cells, trained(1.0, 2, True, memory=8.0)))
     assert value(outcome) == 0.5 and isinstance(outcome, Measured) and outcome.incomparable == ""
 
@@ -403,7 +445,7 @@ def test_times_on_other_devices_are_not_compared_and_flops_are(tmp_path: Path) -
     evidence = gather([read_results(tmp_path, run.experiment)])
     time, flops = (MEASURES["cost-ratio"](CLAIMS[name], evidence) for name in ("time-half", "flops-half"))
     assert isinstance(time, str)
-    assert time.startswith("needs trainings at LSP 0.5 and 1.0 on the same devices and as many processes, both with")
+    assert time.endswith("2 of 2 pairs left out, as they ran unlike: ranks 4 processes, at LSP 1.0 not recorded")
     assert isinstance(flops, Measured)
 
 

@@ -190,6 +190,22 @@ def test_every_measure_is_drawn_and_every_select_works(
     page.close()
 
 
+def test_an_arm_that_ran_unlike_is_not_drawn_and_the_chart_says_so(browser: Any, tmp_path: Path) -> None:
+    """At LSP 0.25 on other devices: its FLOPs are drawn, its time and memory are not."""
+    run = SyntheticRun(tmp_path, seeds=(1,), texts=False).write()
+    run.damage(run.stage_of(0, "train"), hardware={**run.group_of(0, "hardware"), "gpus": [{"name": "A"}]})
+    report = tmp_path / "tiny" / "report.html"
+    report.write_text(render_page(read_results(tmp_path, "tiny"), {}), encoding="utf-8")
+    page, complaints = open_page(browser, report, 1280, "light")
+    for measure, marks in (("flops", 4), ("time", 3), ("memory", 3), ("accuracy", 4)):
+        page.select_option("#explore [name=measure]", measure)
+        assert page.locator("#explore .point").count() == marks
+        said = page.locator("#explore-note").inner_text()
+        assert ("Not drawn: arms whose trainings ran unlike those at LSP 1.0" in said) == (marks == 3)
+    assert complaints == []
+    page.close()
+
+
 def test_a_mark_leads_to_its_cells_by_keyboard(browser: Any, reports: dict[str, Path]) -> None:
     page, _ = open_page(browser, reports["whole"], 1280, "light")
     assert page.locator("#explore .point[tabindex='0']").count() == 1

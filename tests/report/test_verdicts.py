@@ -22,6 +22,7 @@ from essence.report.claims.simulated_runs import judge_made_up, made_up
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge
 from essence.report.page.claims_table import claim_rows, headline
 from essence.report.page.findings import findings
+from essence.report.results.cost_forms import TrainingForm
 from essence.report.results.read import read_results
 from support.project import invoke
 from support.synthetic_run import PROBLEMS, REAL, SAMPLES, SyntheticRun
@@ -126,7 +127,7 @@ def timed(lsp: float, seed: int, wall: float, processor: float, ran: Ran | None 
     place = PLACE._replace(benchmark="")
     identifier = (f"train-{lsp}-{seed}",)
     cost, load = {"time": wall}, MachineLoad(wall / processor)
-    return Trained(place, "left", "p+cot+a", lsp, seed, cost, False, identifier, load=load, ran=ran)
+    return Trained(place, "left", "p+cot+a", lsp, seed, cost, identifier, load=load, ran=ran)
 
 
 def test_a_busy_machine_is_told_and_not_judged() -> None:
@@ -178,7 +179,7 @@ def test_arms_of_equal_tokens_count_for_no_claim() -> None:
     """At one `token_budget` LSP 0.5 has twice the rows: its FLOPs are nearly those of whole rows."""
     place = PLACE._replace(benchmark="")
     cells = [
-        Trained(place, "left", "p+cot+a", lsp, seed, {"flops": flops, "time": flops + seed / 100}, False,
+        Trained(place, "left", "p+cot+a", lsp, seed, {"flops": flops, "time": flops + seed / 100},
                 (f"train-{lsp}-{seed}",), budget=True)
         for lsp, flops in ((0.5, 0.98), (1.0, 1.0)) for seed in (1, 2)
     ]  # fmt: skip
@@ -253,13 +254,13 @@ def test_the_steps_of_one_training_are_not_divided_by_the_wall_of_another(tmp_pa
 def test_memory_that_is_not_the_papers_is_not_comparable(on_gpu: bool, form: str, reason: str) -> None:
     place = PLACE._replace(benchmark="")
     cells = [
-        Trained(place, "left", "p+cot+a", lsp, seed, {"memory": 8.0 + 2 * lsp + seed / 100}, on_gpu,
-                (f"train-{lsp}-{seed}",), loss_form=form)
+        Trained(place, "left", "p+cot+a", lsp, seed, {"memory": 8.0 + 2 * lsp + seed / 100},
+                (f"train-{lsp}-{seed}",), TrainingForm(on_gpu=on_gpu, loss=form))
         for lsp in (0.5, 1.0) for seed in (1, 2)
     ]  # fmt: skip
     found = verdict("memory-half", trained=cells)
     assert found.word == "not comparable" and reason in found.advice
-    measured = [Trained(**{**vars(cell), "on_gpu": True, "loss_form": "plain"}) for cell in cells]
+    measured = [replace(cell, form=TrainingForm(on_gpu=True, loss="plain")) for cell in cells]
     assert verdict("memory-half", trained=measured).word == "not reproduced"
 
 

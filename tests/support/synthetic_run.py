@@ -118,6 +118,12 @@ class SyntheticRun:
         record = {**json.loads(path.read_text()), **changes}
         path.write_text(json.dumps({**record, "seal": seal_of(record)}))
 
+    def group_of(self, cell: int, group: str) -> dict[str, Any]:
+        """A group of the manifest of a cell's training, as it lies there."""
+        path = self.root / "stages" / self.stage_of(cell, "train") / "manifest.json"
+        found: dict[str, Any] = json.loads(path.read_text())[group]
+        return found
+
     def _cell(self, span: str, lsp: float, seed: int) -> dict[str, Any]:
         name = f"{self.dataset}/{self.teacher}_{self.student}/lsp-{lsp:.2f}/p+cot+a/{self.protocol}/seed-{seed}"
         name += "" if span == "left" else f"/{span}"

@@ -11,6 +11,7 @@ from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.report.claims.gather import joined
 from essence.report.claims.measurement import Measured
 from essence.report.claims.measures import MEASURES
+from essence.report.results.cost_forms import TrainingForm
 from essence.report.results.records import COST_UNITS
 from essence.settings import Resources
 
@@ -106,9 +107,8 @@ def _trained(plan: CellPlan, number: int, resources: Resources) -> Trained:
         lsp=cell.lsp,
         seed=cell.seed,
         cost=dict.fromkeys(COST_UNITS, cell.lsp + 0.001 * number),
-        on_gpu=resources.gpus > 0,
         stages=(_training(plan),),
+        form=TrainingForm(loss=resources.loss.form, on_gpu=resources.gpus > 0),
         validation_ce=1.0 + 0.001 * number,
-        loss_form=resources.loss.form,
         budget=cell.token_budget is not None,
     )

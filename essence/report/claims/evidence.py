@@ -10,6 +10,7 @@ from typing import NamedTuple
 from essence.record.machine_load import UNKNOWN_LOAD, MachineLoad
 from essence.record.trace_record import TraceRecord
 from essence.report.claims.definition import Claim, Quantity
+from essence.report.results.cost_forms import UNKNOWN_FORM, TrainingForm
 from essence.report.results.records import Ending
 from essence.settings import is_whole
 
@@ -101,21 +102,16 @@ class Trained:
     seed: int
     cost: dict[str, float]
     """By word of `COST_UNITS`; the time is that of the wall, in seconds."""
-    on_gpu: bool
     stages: tuple[str, ...]
+    form: TrainingForm = UNKNOWN_FORM
+    """How it ran: costs are compared with those of the same form only."""
     step_time: float | None = None
     """Median of its steps x their number, in seconds; None where no step tells its time."""
     validation_ce: float | None = None
     """Lowest cross-entropy on the validation rows."""
-    devices: str = ""
-    """What it ran on, and shared out how: times and memory are compared on equal ones only."""
     load: MachineLoad = UNKNOWN_LOAD
     """What other work on the machine shows in."""
     ran: Ran | None = None
-    recomputed: bool | None = None
-    """Activations, in the backward pass; costs are compared on equal ones only. None where not known."""
-    loss_form: str = ""
-    """Whether the loss holds the logits (`plain`) or never does (`chunked`); empty where not known."""
     budget: bool = False
     """As that of a scored arm."""
 

@@ -131,15 +131,6 @@ def _ran(train: StageEvidence) -> Ran | None:
     return Ran(train.manifest.hardware.host, started, finished)
 
 
-def _devices(cell: CellResult) -> str:
-    """Processes, and the GPUs they ran on; without a GPU the processor and its threads."""
-    train, hardware = cell.train, cell.train.manifest.hardware if cell.train.manifest else None
-    gpus = [gpu.name for gpu in hardware.gpus] if hardware else []
-    shared = {name: train.resolved.get(name) for name in ("parallel", "processes")}
-    processor = {"cpu": hardware.cpu, "threads": hardware.threads} if hardware and not gpus else {}
-    return _hash({**shared, **processor, "gpus": gpus})
-
-
 def _scored(group: Group, arm: Arm) -> Iterator[tuple[str, Scored]]:
     """Id of each training with its score on each benchmark."""
     for cell in arm.cells:
@@ -186,14 +177,11 @@ def _trained(group: Group, arm: Arm) -> Iterable[Trained]:
                 lsp=arm.lsp,
                 seed=cell.seed,
                 cost=cost,
-                on_gpu=training.cost.peak_gpu_memory_gib is not None,
                 stages=(cell.train.id,),
+                form=cell.form,
                 step_time=cell.train.median_time(),
                 validation_ce=training.results.lowest_validation_ce,
-                devices=_devices(cell),
                 load=cell.train.load,
-                recomputed=training.recomputed,
                 ran=_ran(cell.train),
-                loss_form=training.settings.executed.preflight.objective.form or "",
                 budget=cell.token_budget is not None,
             )

@@ -4,8 +4,8 @@ As in `measures.py`, each function takes a claim and the evidence of one protoco
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from essence.report.claims.advice import ONE_PAIR
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Setting, Trained
 from essence.report.claims.measurement import Measured, Outcome, Replicates, wanted
+from essence.report.results.cost_forms import unlike
 
 GB_IN_GIB = 1e9 / 2**30
 Pair = tuple[Trained, Trained]
@@ -29,30 +30,54 @@ CHUNKED = (
 )
 
 
+@dataclass(frozen=True)
+class CostPairs:
+    """Trainings at a claim's proportion and at 1.0, of one setting and seed."""
+
+    alike: list[Pair]
+    left_out: list[Pair]
+    """Of these the one at 1.0 ran in another form, and there is none of the same."""
+    cost: str
+
+    @property
+    def words(self) -> str:
+        """`1 of 15 pairs left out, as they ran unlike: activations kept, at LSP 1.0 recomputed`; empty for none."""
+        if not self.left_out:
+            return ""
+        whys = dict.fromkeys(unlike(self.cost, [short.form], [full.form]) for short, full in self.left_out)
+        count = len(self.left_out)
+        return f"{count} of {len(self.alike) + count} pairs left out, as they ran unlike: {'; or '.join(whys)}"
+
+    def wanted(self, claim: Claim, cells: str) -> str:
+        """The sentence for a claim without a pair: what it needs, and which pairs do not count."""
+        return "; ".join(part for part in (wanted(claim, cells), self.words) if part)
+
+
 def cost_ratio(claim: Claim, evidence: Evidence) -> Outcome:
     """Mean over settings and seeds of the cost of a training at `lsp` / at 1.0."""
     assert claim.cost is not None
-    pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if claim.cost in a.cost and b.cost.get(claim.cost)]
+    word = claim.cost
+    found = _cost_pairs(claim, evidence, word, lambda short, full: word in short.cost and bool(full.cost.get(word)))
+    pairs = found.alike
     if not pairs:
-        alike = "" if claim.cost == "flops" else " on the same devices and as many processes,"
-        how = f"{alike} both with activations kept, or both with them recomputed ([resources] activation_checkpointing)"
-        return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0{how}")
-    if claim.cost == "time":
-        return _time_ratio(claim, evidence, pairs)
-    ratios = _ratios(claim.cost, [[pair] for pair in pairs])
-    found = _over_runs(ratios, evidence.level, counted=claim.cost == "flops")
-    note = COUNTED if claim.cost == "flops" else ""
-    return _measured(claim, found, pairs, note, _no_memory(pairs) if claim.cost == "memory" else "")
+        return found.wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0")
+    if word == "time":
+        return _time_ratio(claim, evidence, found)
+    estimate = _over_runs(_ratios(word, [[pair] for pair in pairs]), evidence.level, counted=word == "flops")
+    note = "; ".join(filter(None, (COUNTED if word == "flops" else "", found.words)))
+    return _measured(claim, estimate, pairs, note, _no_memory(pairs) if word == "memory" else "")
 
 
-def _time_ratio(claim: Claim, evidence: Evidence, pairs: Sequence[Pair]) -> Measured:
+def _time_ratio(claim: Claim, evidence: Evidence, of: CostPairs) -> Measured:
     """Of pairs whose trainings had the machine alike; those that ran at the same moment are one."""
+    pairs = of.alike
     quiet = [(a, b) for a, b in pairs if not a.load.differs(b.load)]
     used = quiet or pairs
     starts = _by_start(used)
     note = [_loads(pairs, len(pairs) - len(quiet))]
     if len(starts) < len(used):
         note.append(f"{len(used)} pairs in {len(starts)} start{'s' * (len(starts) > 1)}{SAME_MOMENT}")
+    note.append(of.words)
     found = _over_runs(_ratios("time", starts), evidence.level, counted=False)
     return _measured(claim, found, used, "; ".join(filter(None, note)), "" if quiet else BUSY)
 
@@ -87,11 +112,13 @@ def fits_only_truncated(claim: Claim, evidence: Evidence) -> Outcome:
     """Smaller of two: GPU memory left at `lsp`, and GPU memory missing at 1.0, as shares of the GPU."""
     assert claim.memory_gb is not None
     room = claim.memory_gb * GB_IN_GIB
-    pairs = [(a, b) for a, b in _cost_pairs(claim, evidence) if a.on_gpu and b.on_gpu]
+    found = _cost_pairs(claim, evidence, "memory", lambda short, full: short.form.on_gpu and full.form.on_gpu)
+    pairs = found.alike
     if not pairs:
-        return wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on a GPU")
+        return found.wanted(claim, f"trainings at LSP {claim.lsp:g} and 1.0 on a GPU")
     margins = np.array([min(room - a.cost["memory"], b.cost["memory"] - room) / room for a, b in pairs])
-    return _measured(claim, _over_runs(margins, evidence.level, counted=False), pairs, incomparable=_no_memory(pairs))
+    estimate = _over_runs(margins, evidence.level, counted=False)
+    return _measured(claim, estimate, pairs, found.words, incomparable=_no_memory(pairs))
 
 
 def _measured(
@@ -123,9 +150,9 @@ def _loads(pairs: Sequence[Pair], left_out: int) -> str:
 
 def _no_memory(pairs: Sequence[Pair]) -> str:
     """Why the memory of these trainings is not that of which the paper speaks."""
-    if not all(cell.on_gpu for pair in pairs for cell in pair):
+    if not all(cell.form.on_gpu for pair in pairs for cell in pair):
         return "memory of the process, as no GPU was there"
-    return CHUNKED if any(cell.loss_form == "chunked" for pair in pairs for cell in pair) else ""
+    return CHUNKED if any(cell.form.loss == "chunked" for pair in pairs for cell in pair) else ""
 
 
 def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
@@ -150,20 +177,23 @@ def loss_of_halves(claim: Claim, evidence: Evidence) -> Outcome:
     return _measured(claim, _over_runs(values, evidence.level, counted=False), three, ratios)
 
 
-def _cost_pairs(claim: Claim, evidence: Evidence) -> list[Pair]:
-    """Trainings at the claim's proportion, each with the one at 1.0 of its setting and seed.
+def _cost_pairs(claim: Claim, evidence: Evidence, cost: str, counts: Callable[[Trained, Trained], bool]) -> CostPairs:
+    """Trainings at the claim's proportion, each with the one at 1.0 of its setting, seed and form.
 
-    Memory of a GPU is not to be divided by that of a process, nor are times of other devices; what is counted may be,
-    but recomputation is counted, too.
+    cost: a word of `COST_UNITS`, which says in what they must be alike.
+    counts: whether both records tell what is asked.
     """
-
-    def alike(cell: Trained) -> tuple[Any, ...]:
-        devices = () if claim.cost == "flops" else (cell.on_gpu, cell.devices)
-        return (cell.setting, cell.seed, cell.recomputed, *devices)
-
-    cells = evidence.trainings_of(claim)
-    full = {alike(cell): cell for cell in cells if cell.whole}
-    return [(cell, full[alike(cell)]) for cell in cells if cell.lsp == claim.lsp and alike(cell) in full]
+    cells, pairs = evidence.trainings_of(claim), CostPairs([], [], cost)
+    full: dict[tuple[Setting, int], list[Trained]] = defaultdict(list)
+    for cell in cells:
+        if cell.whole:
+            full[cell.setting, cell.seed].append(cell)
+    for short in (cell for cell in cells if cell.lsp == claim.lsp):
+        beside = [one for one in full[short.setting, short.seed] if counts(short, one)]
+        alike = [one for one in beside if not unlike(cost, [short.form], [one.form])]
+        if beside:
+            (pairs.alike if alike else pairs.left_out).append((short, (alike or beside)[-1]))
+    return pairs
 
 
 def _over_runs(values: NDArray[np.float64], level: float, *, counted: bool) -> Estimate:

@@ -208,12 +208,14 @@
     body.replaceChildren(...rows, ...endings);
   }
 
-  function tellWhatIsShown(points, found, measure, hidden) {
+  function tellWhatIsShown(points, found, name, measure, hidden) {
     const single = ["losses", "endings"].includes(measure.part);
     note.textContent = !points.length ? "Nothing recorded for this choice."
       : single && found.length > 1 ? `Shown: ${found[0].dataset}, ${found[0].pair}, ${found[0].benchmark}. Choose above.`
       : measure.part === "losses" ? "A line a seed."
       : "Point at a mark, or reach it with Tab and the arrow keys, for its cells and their manifests.";
+    const unlike = measure.part === "costs" && found.some((entry) => entry.costs.some((arm) => arm.unlike.includes(name)));
+    if (unlike) note.textContent += " Not drawn: arms whose trainings ran unlike those at LSP 1.0, as their group says.";
     if (hidden > 0) note.textContent += ` ${hidden} more lines are not drawn: choose above.`;
   }
 
@@ -241,7 +243,7 @@
     svg.setAttribute("aria-label", `${measure.title}: ${kept.length} lines; the values are in the table below`);
     svg.replaceChildren();
     rivalsBox.disabled = name !== "accuracy";
-    tellWhatIsShown(points, found, measure, ours.length - kept.length);
+    tellWhatIsShown(points, found, name, measure, ours.length - kept.length);
     if (points.length) {
       axes(scale, measure, measure.part === "losses");
       if (measure.part === "endings") drawEndings(found[0], scale);

@@ -78,6 +78,8 @@ class CostPoint(TypedDict):
     memory: Interval
     flops: Interval
     energy: Interval
+    unlike: list[str]
+    """Of these, the costs that have no ratio, as trainings ran unlike."""
     cells: list[CellLink]
 
 
@@ -233,6 +235,7 @@ def _cost(arm: Arm) -> CostPoint:
         "memory": [_rounded(arm.ratio.get("memory"))],
         "flops": [_rounded(arm.ratio.get("flops"))],
         "energy": [_rounded(arm.ratio.get("energy"))],
+        "unlike": list(arm.unlike),
         "cells": [(cell.name, cell.train.link, None) for cell in cells],
     }
 

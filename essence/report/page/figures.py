@@ -66,7 +66,7 @@ def draw_figures(results: Results, group: Group, prefix: str) -> list[Figure]:
     for word in COSTS:
         arms = [arm for arm in group.arms if word in arm.ratio]
         if any(arm.lsp < FULL for arm in arms):
-            figures.append(_cost(arms, word, f"{prefix}{word}"))
+            figures.append(_cost(arms, word, f"{prefix}{word}", _left_out(group, word)))
     return figures + _losses(group, prefix)
 
 
@@ -117,13 +117,21 @@ def _retention(arms: list[Arm], evaluation: Evaluation, name: str) -> Figure:
     )
 
 
-def _cost(arms: list[Arm], word: str, name: str) -> Figure:
+def _left_out(group: Group, word: str) -> str:
+    """Arms whose cost is not divided, for the caption; the group's sentences say why."""
+    left = [proportion(arm.lsp) for arm in group.arms if word in arm.unlike]
+    return f"Not shown, as trainings ran unlike: LSP {', '.join(left)}." if left else ""
+
+
+def _cost(arms: list[Arm], word: str, name: str, left_out: str) -> Figure:
     mark = reported.COST
     on_device = any((m := cell.train.manifest) and m.cost.peak_gpu_memory_gib for arm in arms for cell in arm.cells)
     note = "Resident memory of the process, its libraries included." if word == "memory" and not on_device else ""
     if word == "time":
         loads = [f"{proportion(arm.lsp)}: {arm.load.words}" for arm in arms if arm.load.words]
         note = f"Measured beside, by LSP: {', '.join(loads)}." if loads else ""
+
+    caption = "Ratio to LSP 1.0, mean over seeds; faint: each seed. Dashed: in proportion to LSP."
 
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
@@ -146,7 +154,7 @@ def _cost(arms: list[Arm], word: str, name: str) -> Figure:
         name,
         "cost",
         f"{COSTS[word]} against LSP",
-        f"Ratio to LSP 1.0, mean over seeds; faint: each seed. Dashed: in proportion to LSP. {note}",
+        " ".join(part for part in (caption, note, left_out) if part),
         f"{COSTS[word]} as a ratio to LSP 1.0. {values}. The paper reports {paper} at LSP {mark.lsp:g}.",
         draw,
         NARROW,

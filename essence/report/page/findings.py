@@ -30,6 +30,7 @@ def findings(results: Results, group: Group, evaluation: Evaluation, verdicts: S
         _retention(group, evaluation, words),
         _shape(group, evaluation, words),
         _cost(group, words),
+        *not_compared(group),
         _doubts(group, evaluation),
     )
     return [sentence for sentence in sentences if sentence]
@@ -110,6 +111,21 @@ def _cost(group: Group, words: Words) -> str:
     if group.key.token_budget is None:
         costs += f" The paper reports {mark.words} of each."
     return f"{costs} {busy}" if (busy := busy_words(group, words)) else costs
+
+
+def not_compared(group: Group) -> list[str]:
+    """Which costs have no ratio to those at LSP 1.0, and why: other things than the proportion differ, too."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for arm in group.arms:
+        names: dict[str, list[str]] = {}
+        for word, why in arm.unlike.items():
+            names.setdefault(why, []).append(COST_NAMES.get(word, word))
+        for why, costs in names.items():
+            found.setdefault((_listed(costs), why), []).append(f"{arm.lsp:g}")
+    return [
+        f"No ratio to LSP 1.0 is given for {costs} at LSP {_listed(at)}, as trainings ran unlike: {why}."
+        for (costs, why), at in found.items()
+    ]
 
 
 def busy_words(group: Group, words: Words) -> str:

@@ -24,6 +24,7 @@ class OverviewRow:
     interval: str
     time: str
     load: str
+    """What the time was measured beside, or that it has no ratio."""
 
 
 def overview_rows(results: Results) -> list[OverviewRow]:
@@ -49,7 +50,7 @@ def _row(anchor: str, title: str, details: str, evaluation: Evaluation, half: Ar
         kept=text.percent(kept.value if kept else None),
         interval=text.interval(kept),
         time=text.times(half.ratio.get("time")),
-        load=half.load.words,
+        load="trainings ran unlike" if "time" in half.unlike else half.load.words,
     )
 
 

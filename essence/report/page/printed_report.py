@@ -12,6 +12,7 @@ from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.verdict import judge, judge_questions
 from essence.report.page.claims_table import claim_rows, print_claims
 from essence.report.page.endings import ending_rows, terminal_endings
+from essence.report.page.findings import not_compared
 from essence.report.page.questions_table import print_questions
 from essence.report.page.statement import what_it_is
 from essence.report.page.table import COLUMNS, Column, Row, arm_rows, cells_text, missing_lines
@@ -37,6 +38,8 @@ def print_results(run_dir: Path, experiment: str, console: Console) -> None:
             console.print(terminal_table(arm_rows(results, group, evaluation), console.width))
             if endings := ending_rows(results, group, evaluation):
                 console.print(terminal_endings(endings))
+            for sentence in not_compared(group):
+                console.print(Text(sentence, style="dim"))
             console.print()
     if any(cell.train.load.words for cell in results.cells):
         console.print(Text(f"Costs: against LSP 1.0. Time: ({WALL_OVER_CPU}), or how busy the GPUs were.", style="dim"))

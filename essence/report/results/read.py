@@ -10,6 +10,7 @@ from essence.record.evaluation_records import GradeResults
 from essence.record.plan_record import BaselineEntry, CellEntry, EvaluationEntry, accepted_sentences, plan_of
 from essence.record.run_directory import RunDirectory
 from essence.record.trace_record import TRACES, read_trace_records
+from essence.report.results.cost_forms import TrainingForm, unlike
 from essence.report.results.records import (
     COST_UNITS,
     ENDINGS,
@@ -161,12 +162,15 @@ def _arm(lsp: float, cells: list[CellResult], compared: list[CellResult]) -> Arm
     evaluations = dict.fromkeys(score.evaluation for cell in cells for score in cell.scores)
     pooled = {evaluation: _pooled(cells, evaluation) for evaluation in evaluations}
     cost, full = _mean_cost(cells), _mean_cost(compared)
+    both = [word for word in cost if full.get(word)]
+    apart = {word: why for word in both if (why := unlike(word, _forms(cells, word), _forms(compared, word)))}
     return Arm(
         lsp=lsp,
         cells=tuple(cells),
         pooled={evaluation: found for evaluation, found in pooled.items() if found},
         cost=cost,
-        ratio={word: value / full[word] for word, value in cost.items() if full.get(word)},
+        ratio={word: cost[word] / full[word] for word in both if word not in apart},
+        unlike=apart,
     )
 
 
@@ -222,6 +226,11 @@ def _matrix(scores: Iterable[Score], problems: list[str]) -> list[list[float]]:
 
 def _confidence(scores: Iterable[Score]) -> float:
     return next((s.confidence for s in scores if s.confidence), CONFIDENCE)
+
+
+def _forms(cells: Iterable[CellResult], word: str) -> list[TrainingForm]:
+    """Of the trainings whose cost is known."""
+    return [cell.form for cell in cells if cell.cost.of(word) is not None]
 
 
 def _mean_cost(cells: Iterable[CellResult]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from essence.evaluation.statistics import Estimate
 from essence.record.machine_load import MachineLoad, mean_load
 from essence.record.run_directory import State
 from essence.record.trace_record import TraceRecord
+from essence.report.results.cost_forms import UNKNOWN_FORM, TrainingForm, form_of
 from essence.report.results.stage_reader import StageEvidence
 from essence.settings import ProtocolName, Sections, Span
 from essence.settings.axes import CellAxes
@@ -130,6 +131,11 @@ class CellResult(CellAxes):
             kept_tokens=rows.tokens if rows else None,
         )
 
+    @property
+    def form(self) -> TrainingForm:
+        """How its training ran: costs are divided by those of the same form."""
+        return form_of(self.train.training) if self.train.training else UNKNOWN_FORM
+
     def score(self, evaluation: Evaluation) -> Score | None:
         """One evaluation, if the plan has it."""
         return next((s for s in self.scores if s.evaluation == evaluation), None)
@@ -198,6 +204,8 @@ class Arm:
     """Mean over the cells, by word of `COST_UNITS`."""
     ratio: dict[str, float]
     """The same against the LSP 1.0 arm of the reference group."""
+    unlike: dict[str, str]
+    """Word -> why that cost has no ratio, where both arms have it."""
 
     @property
     def load(self) -> MachineLoad:
