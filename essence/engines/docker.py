@@ -21,11 +21,12 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from docker.models.containers import Container
 
 import docker
+from essence.engines.build_cache import build_cache, kept_gib
 from essence.engines.docker_container import argv, creation, gpu_request
 from essence.engines.docker_hosts import DockerHost
 from essence.engines.docker_stage import DockerStage, remove
 from essence.engines.engine import Engine, Launch, Mount, surroundings
-from essence.engines.image_builds import bake, building_gib, check_buildx, kept_gib, to_be_made
+from essence.engines.image_builds import bake, building_gib, check_buildx, to_be_made
 from essence.engines.image_transfers import check_disk, check_room, images_here, pull
 from essence.engines.machine import check_images_platform, existing, refusal
 from essence.engines.recipes import (
@@ -141,8 +142,7 @@ class DockerEngine(Engine):
                 check_disk(self.client, gib, what, cure)
             except MachineError:
                 # What an earlier build has left is used, and asking for it takes a while.
-                kept = kept_gib(self.client.df().get("BuildCache") or [], absent)
-                check_disk(self.client, gib - kept, what, cure)
+                check_disk(self.client, gib - kept_gib(build_cache(self.client), absent), what, cure)
 
     def make(self, images: list[ImageRecipe], say: Callable[[str], None]) -> None:
         """Pull what is published, build the rest."""

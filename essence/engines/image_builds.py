@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import get_args
 
-from pydantic import BaseModel, Field
-
 from essence.engines.published_images import published, published_file
 from essence.engines.recipes import ImageRecipe, recipe, remember_digest
 from essence.errors import MachineError
@@ -32,8 +30,6 @@ BUILT_FROM = ("docker", "locks", ":(exclude)locks/images.toml")
 """Where a published image is to be had is no part of it."""
 UNPACKED = 3
 """About how many times its compressed size an image takes while it is fetched."""
-INSTALLING, PACKAGES = "sh /run/install.sh /locks/", "cached mount "
-"""How BuildKit describes what the kit's Dockerfiles leave: the step that installs a lock, and a cache of packages."""
 LAYERS = 2
 """How often a build has what it installs: in a layer of its own, and in the image."""
 INSTALL = "install docker with its plugin buildx"
@@ -77,31 +73,6 @@ def building_gib(images: Iterable[ImageRecipe]) -> float:
     sizes = [image.size for image in images]
     wheels = len(images) * wheels_gib()
     return sum(bases.values()) + sum(LAYERS * size.installed_gib + size.packages_gib for size in sizes) + wheels
-
-
-class CacheRecord(BaseModel):
-    """Something that Docker's builds have kept, as its engine tells of it."""
-
-    description: str = Field("", alias="Description")
-    size_bytes: int = Field(0, alias="Size")
-
-
-def kept_gib(records: Iterable[object], images: Iterable[ImageRecipe]) -> float:
-    """Of what building images takes, what a build that was cut off or pruned away has left: packages and environments.
-
-    records: `BuildCache` of the engine's `system df`.
-    """
-    images = list(images)
-    known = [CacheRecord.model_validate(record) for record in records]
-    ours = [record for record in known if INSTALLING in record.description]
-    packages = sum(record.size_bytes for record in ours if record.description.startswith(PACKAGES)) / GIB
-    locks = tuple(f"{INSTALLING}{image.environment}-" for image in images)
-    layers = [one for one in ours if not one.description.startswith(PACKAGES)]
-    installed = sum(one.size_bytes for one in layers if any(lock in one.description for lock in locks)) / GIB
-    # Older ones may lie beside those that serve.
-    return min(packages, sum(image.size.packages_gib for image in images)) + min(
-        installed, sum(image.size.installed_gib for image in images)
-    )
 
 
 def wheels_gib() -> float:

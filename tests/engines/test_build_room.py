@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from essence.engines import docker as docker_engine
+from essence.engines.build_cache import INSTALLING, CacheRecord, kept_gib
 from essence.engines.docker import DockerEngine
 from essence.engines.image_builds import (
     ENVIRONMENTS,
-    INSTALLING,
     WHEELS_VARIABLE,
     building_gib,
-    kept_gib,
     to_be_made,
     wheels_gib,
 )
@@ -68,36 +68,34 @@ def test_a_folder_of_wheels_is_copied_to_each_build(tmp_path: Path, monkeypatch:
     assert building_gib(CPU) == without
 
 
-Ask = Callable[[float, list[dict[str, object]]], None]
+Ask = Callable[[float, list[CacheRecord]], None]
 
 
 class Engine:
-    """A client whose engine is here, with no image and a cache of builds."""
+    """A client whose engine is here, with no image."""
 
     class Api:
         base_url = "http+docker://localhost"
 
     api = Api()
 
-    def __init__(self, folder: Path, cache: list[dict[str, object]]) -> None:
-        self.folder, self.cache = folder, cache
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def info(self) -> dict[str, str]:
         return {"DockerRootDir": str(self.folder)}
-
-    def df(self) -> dict[str, object]:
-        return {"BuildCache": self.cache}
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Ask for the room of all three images: GiB that are free, and what earlier builds have left."""
 
-    def ask(free_gib: float, cache: list[dict[str, object]]) -> None:
+    def ask(free_gib: float, cache: list[CacheRecord]) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1, 1, int(free_gib * GIB)))
         engine = DockerEngine("cpu")
         monkeypatch.setattr(engine, "_look", lambda image: None)
-        engine.client = Engine(tmp_path, cache)  # type: ignore[assignment]
+        engine.client = Engine(tmp_path)  # type: ignore[assignment]
+        monkeypatch.setattr(docker_engine, "build_cache", lambda client: cache)
         engine.check_building(CPU)
 
     return ask
@@ -111,24 +109,43 @@ def test_a_disk_a_bit_too_small_is_refused_and_one_that_suffices_is_not(asked: A
         asked(needed - 0.1, [])
 
 
-def record(description: str, gib: float) -> dict[str, object]:
-    return {"Type": "regular", "Description": description, "Size": int(gib * GIB), "Shared": False}
+def record(description: str, gib: float) -> CacheRecord:
+    told = {"Type": "regular", "Description": description, "Size": int(gib * GIB), "Shared": False}
+    return CacheRecord.model_validate(told)
+
+
+STEP = f"from exec /bin/sh -c {INSTALLING}train-${{FLAVOUR}}.txt"
+"""As BuildKit tells of the step that installs an environment: of any flavour."""
+
+
+def installed(gib: float) -> CacheRecord:
+    return record(f"mount / {STEP}", gib)
+
+
+def packages(gib: float) -> CacheRecord:
+    return record(f'cached mount /root/.cache {STEP} with id "//root/.cache"', gib)
 
 
 def test_what_a_build_that_was_cut_off_has_left_is_not_asked_for_again(asked: Ask) -> None:
     """Of the words of BuildKit that Docker's engine tells; what another project has left counts for nothing."""
-    step = f"from exec /bin/sh -c {INSTALLING}train-${{FLAVOUR}}.txt"
-    left = [
-        record(f"mount / {step}", 1.5),
-        record(f'cached mount /root/.cache {step} with id "//root/.cache"', 1.2),
-        record("mount / from exec /bin/sh -c apt-get install all", 30.0),
-    ]
+    left = [installed(1.5), packages(1.2), record("mount / from exec /bin/sh -c apt-get install all", 30.0)]
     assert kept_gib(left, CPU) == pytest.approx(2.7)
     asked(building_gib(CPU) - 2.69, left)
     with pytest.raises(MachineError, match="GiB are free"):
         asked(building_gib(CPU) - 2.8, left)
     assert kept_gib([*left, *left], [TRAIN]) == pytest.approx(2.7), "never more than such a build has"
     assert kept_gib(left, [recipe("download", "cpu")]) == pytest.approx(0.4), "packages alone"
+
+
+def test_an_environment_of_another_flavour_is_none_that_is_left() -> None:
+    """BuildKit's words are the same of both; packages alone may serve, as far as can be told."""
+    cuda = recipe("train", "cuda")
+    assert kept_gib([installed(5.1)], [TRAIN]) == 0 == kept_gib([installed(1.5)], [cuda])
+    assert kept_gib([installed(0.7)], [TRAIN]) == 0, "a step that was cut off leaves no layer"
+    assert kept_gib([installed(1.4)], [TRAIN]) == pytest.approx(1.4)
+    both = [installed(1.6), installed(1.4), installed(5.3)]
+    assert kept_gib(both, [TRAIN]) == pytest.approx(1.5) and kept_gib(both, [cuda]) == pytest.approx(5.1)
+    assert kept_gib([installed(5.1), packages(5.0)], [TRAIN]) == pytest.approx(1.2)
 
 
 def test_the_dockerfiles_install_in_the_words_by_which_it_is_known() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from essence.commands.options import select
 from essence.engines import docker_log, docker_stage
+from essence.engines.build_cache import build_cache
 from essence.engines.docker import DockerEngine
 from essence.engines.docker_container import argv
 from essence.engines.docker_hosts import DockerHost
@@ -266,3 +267,44 @@ def test_no_variable_of_the_caller_changes_a_container(
     assert created(engine, surroundings_of(tmp_path)) == plain
     assert "planted" in created(engine, surroundings_of(tmp_path, network=True))
     shutil.rmtree(config)
+
+
+RECORDS = [{"ID": "a", "Type": "regular", "Description": "mount / from exec", "Size": 7}]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"LayersSize": 1, "BuildCache": RECORDS},
+        {"BuildCache": RECORDS, "BuildCacheUsage": {"TotalSize": 7, "Items": RECORDS}},
+        {"BuildCacheUsage": {"TotalSize": 7, "Items": RECORDS}},
+    ],
+    ids=["API 1.51", "API 1.52", "API 1.53"],
+)
+def test_what_builds_have_kept_is_read_of_engines_old_and_new(engine: StandIn, told: object) -> None:
+    engine.disk_usage = told
+    (found,) = build_cache(DockerEngine("cpu").client)
+    assert (found.description, found.size_bytes) == ("mount / from exec", 7)
+    assert engine.queries == ["type=build-cache&verbose=1"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({}, {"BuildCache": None}, {"BuildCacheUsage": {"TotalSize": 7}}, {"BuildCacheUsage": None}),
+        *(None, [], "odd", {"BuildCache": [{"Size": "odd"}]}, {"BuildCache": [{"Description": None}]}),
+    ],
+)
+def test_an_engine_whose_builds_have_kept_nothing_that_can_be_read_has_kept_nothing(
+    engine: StandIn, told: object
+) -> None:
+    engine.disk_usage = told
+    assert build_cache(DockerEngine("cpu").client) == []
+
+
+@pytest.mark.parametrize("fault", [CUT, ERROR, "403", "409"])
+def test_an_engine_that_does_not_say_what_builds_have_kept_ends_no_command(engine: StandIn, fault: str) -> None:
+    """As where it counts already, where something is pruned meanwhile, or where a proxy lets no such question by."""
+    engine.disk_usage, engine.faults["df"] = {"BuildCache": RECORDS}, [fault]
+    client = DockerEngine("cpu").client
+    assert build_cache(client) == [] and len(build_cache(client)) == 1

@@ -11,6 +11,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import requests
 from rich.console import Console
 
 import docker
@@ -236,14 +237,21 @@ def test_an_image_of_another_platform_is_refused_and_an_index_is_searched(image_
 
 
 class FullDisk:
-    """An engine without images, whose disk is that of a folder; its address is that of a socket here."""
+    """An engine without images, whose disk is that of a folder; its address is that of a socket here.
+
+    It does not say in time what its builds have kept.
+    """
 
     class Api:
         base_url = "http+docker://localhost"
+        api_version, timeout = "1.51", 120
 
         def images(self, filters: object) -> list[object]:
             del filters
             return []
+
+        def get(self, url: str, **options: object) -> None:
+            raise requests.ReadTimeout(f"{url}: no answer")
 
     api = Api()
 
@@ -252,9 +260,6 @@ class FullDisk:
 
     def info(self) -> dict[str, str]:
         return {"DockerRootDir": str(self.folder)}
-
-    def df(self) -> dict[str, object]:
-        return {"BuildCache": None}
 
 
 def test_the_disk_is_asked_for_what_is_absent_altogether_and_not_for_that_of_another_machine(

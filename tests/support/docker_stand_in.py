@@ -32,8 +32,12 @@ class StandIn:
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
     """Id of an image -> its labels."""
     root: str = "/nowhere"
+    disk_usage: object = None
+    """What it answers when it is asked for the use of its disk."""
+    queries: list[str] = field(default_factory=list)
+    """How it was."""
     faults: dict[str, list[str]] = field(default_factory=dict)
-    """wait, logs, json (inspect), delete, create -> what happens at each call."""
+    """wait, logs, json (inspect), delete, create, df -> what happens at each call."""
     created: list[dict[str, Any]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
@@ -88,6 +92,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/info":
             root = {"DockerRootDir": engine.root}
             return self.answer({"SecurityOptions": engine.security, "DriverStatus": [], **root})
+        if path == "/system/df":
+            engine.queries.append(urlparse(self.path).query)
+            return None if self.broken("df") else self.answer(engine.disk_usage)
         if found := re.fullmatch(r"/images/(.+)/json", path):
             known = {**engine.images, **{image: image for image in engine.images.values()}}
             if found[1] not in known:
