@@ -1,13 +1,15 @@
 """Lock files of a machine's GPUs, in one folder for all its users: `/tmp/essence-gpus`.
 
-Whoever needs the folder first makes it as `/tmp` itself is (mode 1777): all may add files, and none may remove
-another's. A lock is on an open file (flock), for which reading it suffices, so that a file of another user serves as
-well as one's own. Nothing that another user may have put there is followed (a link) or waited for (a pipe).
+Whoever needs the folder first makes it as `/tmp` itself is (mode 1777): all may add files, and none but the owner of a
+file or of the folder may remove it. A GPU whose file is removed while it is held can be given again. A lock is on an
+open file (flock), for which reading it suffices on a local disk, so that a file of another user serves as well as one's
+own. Nothing that another user may have put there is followed (a link) or waited for (a pipe).
 
 Where the folder cannot be like that, one of this user alone takes its place, and two users may be given the same GPU.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -16,17 +18,22 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from essence.errors import MachineError
+from essence.errors import CURES, MachineError
 
 LOCKS = Path("/tmp")  # noqa: S108  the same for all shells and users: TMPDIR differs between them
 SHARED = "essence-gpus"
 OPEN_TO_ALL = 0o1777
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_CREAT: a kernel may refuse that for another user's file in such a folder (fs.protected_regular).
-FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 READ_BY_ALL = 0o644
-README = "Each file is a GPU of this machine; a run of essence, whoever it is of, locks it while it uses the GPU.\n"
+README = (
+    "Each file is a GPU of this machine; a run of essence, whoever it is of, locks it while it uses the GPU.\n"
+    "Do not remove this folder, or a file in it, while any user's run uses a GPU.\n"
+)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class LockFolder:
     """Where the lock files lie."""
 
     path: Path
-    why_alone: str = ""
-    """Why it is this user's alone; empty where it is that of all users."""
+    alone: MachineError | None = None
+    """Why it is this user's alone, and what cures that; None where it is that of all users."""
 
     def lock(self, name: str) -> int | None:
         """An open, locked file; None where somebody else has it.
@@ -50,10 +57,9 @@ class LockFolder:
             finally:
                 os.close(folder)
         except OSError as error:
-            raise MachineError(
-                f"{self.path / name}: cannot be locked ({error.strerror})",
-                f"have {self.path} removed while no run uses GPUs; {self.path.parent} must be a local disk",
-            ) from None
+            removed = f"have {self.path} removed while no run uses GPUs; {self.path.parent} must be a local disk"
+            what = f"{self.path / name}: cannot be locked ({error.strerror})"
+            raise MachineError(what, _cure(error, self.path.parent, removed)) from None
 
 
 def lock_folder() -> LockFolder:
@@ -63,31 +69,46 @@ def lock_folder() -> LockFolder:
         MachineError: there is neither.
     """
     shared = LOCKS / SHARED
-    if not (why := _unfit(shared)):
+    if (unfit := _unfit(shared)) is None:
         return LockFolder(shared)
     own = LOCKS / f"{SHARED}-{os.getuid()}"
     try:
         own.mkdir(mode=0o700, exist_ok=True)
         found = own.lstat()
     except OSError as error:
-        what = f"GPUs cannot be held: {why}, and {own} cannot be made ({error.strerror})"
-        raise MachineError(what, f"have {LOCKS} writable by all, as it usually is") from None
+        what = f"GPUs cannot be held: {unfit.problem}, and {own} cannot be made ({error.strerror})"
+        raise MachineError(what, _cure_of_making(error, own)) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise MachineError(f"{own}: is not this user's own folder", "have it removed")
-    return LockFolder(own, why)
+    return LockFolder(own, unfit)
 
 
-def _unfit(shared: Path) -> str:
-    """Why a folder cannot hold the locks of all users, in words; empty where it can."""
+def _cure(error: OSError, place: Path, otherwise: str) -> str:
+    """What lets a file or folder in this place be made or opened that could not be."""
+    if error.errno in FULL:
+        return f"make room in {place}"
+    return CURES[error.errno] if error.errno in TOO_MANY_FILES else otherwise
+
+
+def _cure_of_making(error: OSError, folder: Path) -> str:
+    if os.path.lexists(folder):
+        return _cure(error, folder.parent, f"have {folder} removed")
+    return _cure(error, folder.parent, f"have {folder.parent} writable by all, as it usually is")
+
+
+def _unfit(shared: Path) -> MachineError | None:
+    """Why a folder cannot hold the locks of all users; None where it can."""
     try:
         _make_folder(shared)
         found = shared.lstat()
     except OSError as error:
-        return f"{shared} cannot be made ({error.strerror})"
+        return MachineError(f"{shared} cannot be made ({error.strerror})", _cure_of_making(error, shared))
     if not stat.S_ISDIR(found.st_mode):
-        return f"{shared} is no folder"
+        return MachineError(f"{shared} is no folder", "have it removed")
     mode = stat.S_IMODE(found.st_mode)
-    return "" if mode & OPEN_TO_ALL == OPEN_TO_ALL else f"{shared} has mode {mode:o}, wanted {OPEN_TO_ALL:o}"
+    if mode & OPEN_TO_ALL == OPEN_TO_ALL:
+        return None
+    return MachineError(f"{shared} has mode {mode:o}, wanted {OPEN_TO_ALL:o}", "have it removed")
 
 
 def _make_folder(shared: Path) -> None:
@@ -125,10 +146,18 @@ def _locked(folder: int, name: str) -> int | None:
 def _opened(folder: int, name: str) -> int:
     """The file of that name, which is made where it is absent."""
     try:
-        return os.open(name, FILE, dir_fd=folder)
+        return _open(folder, name)
     except FileNotFoundError:
         _make_file(folder, name)
-    return os.open(name, FILE, dir_fd=folder)
+    return _open(folder, name)
+
+
+def _open(folder: int, name: str) -> int:
+    """For writing where that is allowed, as for one's own: NFS locks no file that is open for reading alone."""
+    try:
+        return os.open(name, FILE | os.O_RDWR, dir_fd=folder)
+    except PermissionError:
+        return os.open(name, FILE | os.O_RDONLY, dir_fd=folder)
 
 
 def _make_file(folder: int, name: str) -> None:

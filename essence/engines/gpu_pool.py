@@ -8,7 +8,7 @@ environment, whichever engine started it; the environments of other users' proce
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,14 +79,27 @@ class GpuPool:
 
     def remark(self) -> str:
         """What people are to know of how these GPUs are held; empty where all is well."""
-        why = lock_folder().why_alone if self.identities else ""
-        return f"GPUs: a run of another user may be given the same ones, as {why}: have it removed" if why else ""
+        alone = lock_folder().alone if self.identities else None
+        told = [f"a run of another user may be given the same ones, as {alone.problem}: {alone.cure}"] if alone else []
+        told += [f"{name} is left out, as {error.problem}: {error.cure}" for name, error in self._refused()]
+        return f"GPUs: {'; '.join(told)}" if told else ""
+
+    def _refused(self) -> Iterator[tuple[str, MachineError]]:
+        """Those whose locks cannot be kept."""
+        for name in self.identities:
+            try:
+                descriptor = self._lock(name)
+            except MachineError as error:
+                yield name, error
+            else:
+                if descriptor is not None:
+                    os.close(descriptor)
 
     def take(self, count: int, stage: Path) -> TakenGpus | None:
         """So many free GPUs for the stage of this folder, or None; those that a container of its own has come first.
 
         Raises:
-            MachineError: there will never be so many, or their locks cannot be kept.
+            MachineError: there will never be so many, or never so many whose locks can be kept.
         """
         if count > len(self.identities):
             raise MachineError(
@@ -109,16 +122,27 @@ class GpuPool:
         return None
 
     def _lock_some(self, count: int, stage: Path, passed_over: set[str]) -> dict[str, int] | None:
-        """GPU -> its open, locked file, of so many; None where fewer can be locked."""
+        """GPU -> its open, locked file, of so many; None where fewer can be locked just now."""
         taken: dict[str, int] = {}
+        refused: list[MachineError] = []
         mine, free = self._usable(stage)
-        for name in mine + free:
-            if len(taken) < count and name not in passed_over and (descriptor := self._lock(name)) is not None:
-                taken[name] = descriptor
+        for name in (name for name in mine + free if name not in passed_over):
+            if len(taken) == count:
+                break
+            # What another user has put in the place of one file ends no run that has others.
+            try:
+                descriptor = self._lock(name)
+            except MachineError as error:
+                refused.append(error)
+            else:
+                if descriptor is not None:
+                    taken[name] = descriptor
         if len(taken) == count:
             return taken
         for descriptor in taken.values():
             os.close(descriptor)
+        if len(self.identities) - len(refused) < count:
+            raise refused[0]
         return None
 
     def _usable(self, stage: Path) -> tuple[list[str], list[str]]:

@@ -1,6 +1,9 @@
 """All users of a machine hold its GPUs by the same locks, made so that none can trip another."""
 
+import errno
+import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -17,6 +20,7 @@ from essence.engines.gpu_locks import OPEN_TO_ALL, SHARED, lock_folder
 from essence.engines.gpu_pool import GpuPool
 from essence.errors import MachineError
 from support.project import PROJECT
+from support.small_disk import mounted
 
 ONE, OTHER = 65534, 65533
 """Two users without rights of root's."""
@@ -131,6 +135,24 @@ def test_what_is_no_plain_file_is_neither_followed_nor_waited_for(locks: Path, k
     assert not target.exists()
 
 
+def test_what_is_in_the_place_of_one_file_leaves_the_other_gpus(locks: Path) -> None:
+    """No run that has others ends by it; one that could never have enough does, by one sentence."""
+    pool = GpuPool({"0": "a", "1": "b", "2": "c"})
+    place = lock_folder().path / pool._lock_name("0")
+    place.mkdir()
+    said = f"GPUs: 0 is left out, as {place}: cannot be locked (Is a directory): have {place.parent} removed while no "
+    assert pool.remark().startswith(said)
+    taken = pool.take(2, Path("/a"))
+    assert taken and taken.names == ("1", "2") and pool.take(1, Path("/b")) is None
+    taken.leave()
+    with pytest.raises(MachineError, match=rf"^{place}: cannot be locked"):
+        pool.take(3, Path("/a"))
+    one, two = pool.take(1, Path("/a")), pool.take(1, Path("/b"))
+    assert one and two and {*one.names, *two.names} == {"1", "2"}
+    one.leave()
+    two.leave()
+
+
 def spoil(shared: Path, how: str) -> None:
     """Put something in the place of the folder of all users."""
     if how == "link":
@@ -157,6 +179,100 @@ def test_where_it_cannot_be_that_of_all_a_folder_of_ones_own_is_said_and_holds(l
     assert taken and (own / taken.locks[0]).is_file() and stat.S_IMODE(own.stat().st_mode) == 0o700
     assert pool.take(1, Path("/b")) is None
     taken.leave()
+
+
+def refusing(number: int, called: str) -> Callable[..., object]:
+    """What refuses a file of this name, or part of one, as a disk does, and lets every other be."""
+    real = os.open
+
+    def refuse(path: object, *rest: int, **named: int) -> int:
+        if called in str(path):
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **named)  # type: ignore[arg-type]
+
+    return refuse
+
+
+CURED = {
+    errno.ENOSPC: "make room in {place}",
+    errno.EDQUOT: "make room in {place}",
+    errno.EMFILE: "raise the limit with ulimit -n",
+}
+
+
+@pytest.mark.parametrize("number", [*CURED, errno.EACCES])
+def test_a_folder_that_is_not_there_is_not_to_be_removed(
+    locks: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    cure = CURED.get(number, "have {place} writable by all, as it usually is").format(place=locks)
+    what = f"GPUs: a run of another user may be given the same ones, as {locks / SHARED} cannot be made"
+    assert GpuPool({"0": "a"}).remark() == f"{what} ({os.strerror(number)}): {cure}"
+    (own,) = locks.iterdir()
+    assert own.name == f"{SHARED}-{os.getuid()}"
+    shutil.rmtree(own)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(MachineError, match=rf"GPUs cannot be held: .*; {cure}$"):
+        lock_folder()
+
+
+def test_a_full_disk_for_temporary_files_is_to_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a folder, and no word in a file."""
+    full = tmp_path / "tmp"
+    with mounted(full, "size=64k,mode=1777"):
+        (full / "all").write_bytes(b"1" * (64 << 10))
+        monkeypatch.setattr(gpu_locks, "LOCKS", full)
+        said = GpuPool({"0": "a"}).remark()
+        assert said.endswith(f"{full / SHARED} cannot be made (No space left on device): make room in {full}")
+        (full / "all").unlink()
+        assert GpuPool({"0": "a"}).remark() == ""
+
+
+@pytest.mark.parametrize("number", CURED)
+def test_a_lock_file_that_cannot_be_made_names_what_lets_it_be(
+    locks: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    lock_folder()
+    monkeypatch.setattr(os, "open", refusing(number, f".{GpuPool({'0': 'a'})._lock_name('0')}"))
+    cure = CURED[number].format(place=locks)
+    with pytest.raises(MachineError, match=rf"cannot be locked \({os.strerror(number)}\); {cure}$"):
+        GpuPool({"0": "a"}).take(1, Path("/a"))
+
+
+def test_a_file_in_the_place_of_ones_own_folder_is_to_be_removed(locks: Path) -> None:
+    spoil(locks / SHARED, "755")
+    own = locks / f"{SHARED}-{os.getuid()}"
+    own.write_text("")
+    with pytest.raises(MachineError, match=rf"{own} cannot be made \(File exists\); have {own} removed$"):
+        lock_folder()
+
+
+def access(descriptor: int) -> int:
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+
+
+def test_ones_own_file_is_open_for_writing_and_another_user_s_for_reading(
+    locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS has no lock for one holder alone on what is open for reading."""
+    taken = GpuPool({"0": "a"}).take(1, Path("/a"))
+    assert taken and access(taken.descriptors[0]) == os.O_RDWR
+    taken.leave()
+    real = os.open
+
+    def of_another(path: str, flags: int, *rest: int, **named: int) -> int:
+        if path == taken.locks[0] and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", of_another)
+    again = GpuPool({"0": "a"}).take(1, Path("/a"))
+    assert again and access(again.descriptors[0]) == os.O_RDONLY
+    again.leave()
 
 
 def test_without_gpus_nothing_is_made_and_a_right_folder_is_nothing_to_tell(locks: Path) -> None:
