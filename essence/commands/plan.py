@@ -17,7 +17,13 @@ from essence.plan.baselines import BaselineHours, baselines_gpu_hours
 from essence.plan.catalogue import missing
 from essence.plan.cells import train_settings
 from essence.plan.changed_times import moves_optimizer, with_times
-from essence.plan.estimate import ASSUMPTIONS, MAIN_MEMORY_ASSUMPTIONS, Estimate, estimate
+from essence.plan.estimate import (
+    ASSUMPTIONS,
+    HOST_LINK_ASSUMPTION,
+    MAIN_MEMORY_ASSUMPTION,
+    Estimate,
+    estimate,
+)
 from essence.plan.fit import Fit, activation_lines, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
 from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
@@ -182,14 +188,22 @@ def _fit_lines(selection: Run, found: list[Fit]) -> list[str]:
 
 
 def _main_memory_lines(selection: Run, fits: list[Fit]) -> list[str]:
-    """On what the hours rest where trainings update in main memory, or would after the least change, unproved."""
+    """On what the hours rest where trainings update in main memory, or would after the least change, unproved.
+
+    Proofs of earlier versions have not measured these updates.
+    """
     experiment = selection.loaded.experiment
     moved = any(
         train_settings(plan.cell, experiment).optimizer_placement == "main_memory" for plan in selection.plan.cells
     )
-    if not experiment.resources.gpus or newest_proof(selection.run_directory, gpus=True):
+    if not experiment.resources.gpus or not (moved or any(map(moves_optimizer, fits))):
         return []
-    return [f"not proved: {MAIN_MEMORY_ASSUMPTIONS}"] if moved or any(map(moves_optimizer, fits)) else []
+    proof = newest_proof(selection.run_directory, gpus=True)
+    results = proof.training.results if proof else None
+    if results and results.main_memory_parameter_s:
+        return []
+    link = "" if results and results.host_bytes_per_s else f" and {HOST_LINK_ASSUMPTION}"
+    return [f"not proved: {MAIN_MEMORY_ASSUMPTION}{link}"]
 
 
 def _renewed(selection: Run) -> list[tuple[StageName, Earlier]]:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from essence.plan.estimate import estimate
 from essence.plan.experiment import Experiment
 from essence.plan.fit import Fit
+from essence.plan.schema import TrainingSection
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
 from essence.sizes.memory import DeviceLoad
+from essence.sizes.rollout_sizes import RolloutLoad
 
 
 def with_times(fits: Iterable[Fit], plan: Plan, run_directory: RunDirectory) -> list[Fit]:
@@ -33,6 +35,7 @@ def changed_experiment(loaded: Experiment, pair: str, before: DeviceLoad, load: 
         "processes": load.devices,
         "teacher_placement": load.teacher_placement,
         "optimizer_placement": load.optimizer_placement,
+        **_rollouts(experiment.training, before.rollouts, load.rollouts),
     }
     asked = (section.activation_checkpointing if section else None) or experiment.resources.activation_checkpointing
     most = (section.micro_batch_tokens if section else None) or experiment.resources.micro_batch_tokens
@@ -47,6 +50,18 @@ def changed_experiment(loaded: Experiment, pair: str, before: DeviceLoad, load: 
         "by_pair": {name: other for name, other in experiment.by_pair.items() if name != pair},
     }
     return replace(loaded, experiment=experiment.model_copy(update=changes))
+
+
+def _rollouts(training: TrainingSection, before: RolloutLoad | None, most: RolloutLoad | None) -> dict[str, object]:
+    """What draws so many rollouts together at most: fewer steps at a time, or else steps of fewer rows."""
+    if before is None or most is None or most.rows >= before.rows:
+        return {}
+    of_step = before.rows // training.rollouts.every_steps
+    steps = max(1, most.rows // of_step)
+    fewer = training.rollouts.model_copy(update={"every_steps": steps})
+    if most.rows >= of_step:
+        return {"rollouts": fewer}
+    return {"rollouts": fewer, "batch_rows": max(1, training.batch_rows * most.rows // of_step)}
 
 
 def moves_optimizer(fit: Fit) -> bool:

@@ -57,11 +57,9 @@ ASSUMPTIONS = (
     f"{MEMORY_BANDWIDTH / 1e12:.2f} TB/s at {DECODING_EFFICIENCY:.0%}; a link of "
     f"{ASSUMED.link_bytes_per_s / 1e9:.0f} GB/s and a disk that writes {ASSUMED.disk_write_bytes_per_s / 1e9:.0f} GB/s"
 )
-MAIN_MEMORY_ASSUMPTIONS = (
-    f"updates in main memory at {MAIN_MEMORY_BANDWIDTH / 1e9:.0f} GB/s of it and "
-    f"{ASSUMED.host_link_bytes_per_s / 1e9:.0f} GB/s between it and a GPU"
-)
-"""Of a machine that is not proved."""
+MAIN_MEMORY_ASSUMPTION = f"updates in main memory at {MAIN_MEMORY_BANDWIDTH / 1e9:.0f} GB/s of it"
+HOST_LINK_ASSUMPTION = f"{ASSUMED.host_link_bytes_per_s / 1e9:.0f} GB/s between it and a GPU"
+"""Of a machine of which no proof has measured them."""
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,20 @@ each token a label; evaluations need the weights and one sequence of the greates
 known yet nothing is said. Where a proof has measured more than the formula gives, so much more is needed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from essence.files import GIB
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
+from essence.plan.gpu_count import backend_of
 from essence.plan.model_sizes import architecture, longest_read, rollouts_together
 from essence.plan.proved import memory_ratio
 from essence.plan.schema import PairSection
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
-from essence.settings import Resources, TeacherPlacement, TrainSettings
+from essence.settings import Resources, TrainSettings
 from essence.sizes.architecture import Architecture
 from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, main_memory_bytes
 from essence.sizes.memory import (
@@ -142,6 +143,13 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
     if not resources.gpus:
         return replace(_on_processors(what, needed * settings.processes, room), activations=chosen)
     main = main_memory_bytes(machine_load(settings, student, teacher, resources))
+
+    def fits_changed(changed: TrainSettings, machines: int) -> bool:
+        """Other settings may let activations be had in another form."""
+        other = planned_load(changed, student, teacher, resources, room).load
+        gpu, main = round(ratio * device_bytes(other)), main_memory_bytes(MachineLoad.of(other, machines))
+        return gpu <= room.gpu_bytes and main <= room.main_bytes
+
     problem, change, loads = "", "", None
     if needed > room.gpu_bytes:
         moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), resources.nodes)
@@ -152,10 +160,10 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
         change = "use GPUs with more memory, or a smaller model"
         if changed:
             loads = (load, changed)
-            change = _for_pair(plan.cell.pair, in_words(load, changed))
+            change = _changed_load(plan.cell.pair, load, changed, resources.nodes)
     elif main > room.main_bytes:
         problem = _needs(main, "of main memory", room.main_gib, room.main_bytes)
-        change = less_main_memory(load, resources, room, plan.cell.pair)
+        change = less_main_memory(settings, resources.nodes, plan.cell.pair, fits_changed)
     return Fit(what, needed / GIB, main / GIB, not change, problem, change, loads, chosen)
 
 
@@ -169,6 +177,17 @@ def _on_processors(what: str, needed: int, room: Room) -> Fit:
 
 def _needs(needed: int, of: str, there_gib: float, usable: int) -> str:
     return f"needs about {needed / GIB:.1f} GiB {of}, and of {there_gib:.1f} GiB {usable / GIB:.1f} can be used"
+
+
+def _changed_load(pair: str, load: DeviceLoad, changed: DeviceLoad, nodes: int) -> str:
+    """What changes a load into another, as a cure; a number of GPUs is that of all pairs, and is typed."""
+    if changed.devices == load.devices:
+        return _for_pair(pair, in_words(load, changed))
+    gpus = -(-changed.devices // nodes)
+    more = f"use {gpus} GPUs (--gpus {gpus})"
+    given = replace(load, devices=changed.devices, parallel=backend_of(load.parallel, changed.devices))
+    rest = in_words(given, changed)
+    return f"{more}, and {_for_pair(pair, rest)}" if rest else more
 
 
 def _for_pair(pair: str, change: str) -> str:
@@ -213,21 +232,22 @@ def machine_load(
     return MachineLoad.of(load_of(settings, student, teacher, resources.loss), resources.nodes)
 
 
-def less_main_memory(load: DeviceLoad, resources: Resources, room: Room, pair: str) -> str:
-    """What makes a training fit a machine's main memory: what is there on the GPUs instead, or more machines."""
+def less_main_memory(settings: TrainSettings, nodes: int, pair: str, fits: Callable[[TrainSettings, int], bool]) -> str:
+    """What makes a training fit a machine's main memory: what is there on the GPUs instead, or more machines.
 
-    def fits(held: DeviceLoad, machines: int = resources.nodes) -> bool:
-        main = main_memory_bytes(MachineLoad.of(held, machines))
-        return max(main - room.main_bytes, device_bytes(held) - room.gpu_bytes) <= 0
-
-    if load.optimizer_placement == "main_memory" and fits(replace(load, optimizer_placement="device")):
-        return _for_pair(pair, "optimizer_placement = 'device'")
-    placement: TeacherPlacement = "sharded" if load.parallel in ("zero2", "zero3") else "replicated"
-    placed = replace(load, teacher_placement=placement)
-    if load.teacher_placement == "offloaded" and fits(placed):
-        return _for_pair(pair, f"teacher_placement = '{placement}'")
+    fits: whether it does with these settings on so many machines.
+    """
+    on_gpus: dict[str, str] = {}
+    if settings.optimizer_placement == "main_memory":
+        on_gpus["optimizer_placement"] = "device"
+    if settings.teacher_placement == "offloaded":
+        on_gpus["teacher_placement"] = "sharded" if settings.parallel in ("zero2", "zero3") else "replicated"
+    each = [{name: value} for name, value in on_gpus.items()]
+    for way in [*each, on_gpus] if len(each) > 1 else each:
+        if fits(settings.model_copy(update=way), nodes):
+            return _for_pair(pair, " and ".join(f"{name} = '{value}'" for name, value in way.items()))
     for machines in (2, 4, 8):
-        if load.devices % machines == 0 and fits(load, machines):
+        if settings.processes % machines == 0 and fits(settings, machines):
             return f"set nodes = {machines} in [resources]"
     return "use a machine with more memory, or a smaller model"
 

@@ -34,7 +34,7 @@ def with_gpus(loaded: Experiment, gpus: int | None) -> Experiment:
     training, resources = experiment.training, experiment.resources
     trained = {
         "processes": processes,
-        "parallel": _parallel(training.parallel, processes),
+        "parallel": backend_of(training.parallel, processes),
         "teacher_placement": _placement(training.teacher_placement, processes),
     }
     held = {"gpus": gpus, "tensor_parallel": _width(resources.tensor_parallel, gpus)}
@@ -47,7 +47,8 @@ def with_gpus(loaded: Experiment, gpus: int | None) -> Experiment:
     return replace(loaded, experiment=experiment.model_copy(update=changes))
 
 
-def _parallel(backend: Parallel, processes: int) -> Parallel:
+def backend_of(backend: Parallel, processes: int) -> Parallel:
+    """The backend of so many processes that is nearest to another number's."""
     if processes == 1:
         return "single"
     return "zero2" if backend == "single" else backend
@@ -64,7 +65,7 @@ def _width(tensor_parallel: int, gpus: int) -> int:
 
 def _pair(section: PairSection, processes: int) -> PairSection:
     changes = {
-        "parallel": section.parallel and _parallel(section.parallel, processes),
+        "parallel": section.parallel and backend_of(section.parallel, processes),
         "teacher_placement": section.teacher_placement and _placement(section.teacher_placement, processes),
     }
     return section.model_copy(update=changes)

@@ -8,7 +8,8 @@ import pytest
 
 from essence.data.selection import SectionBounds
 from essence.errors import ExperimentError
-from essence.plan.cells import train_settings
+from essence.plan.cells import resources_of, train_settings
+from essence.plan.changed_times import changed_experiment, with_times
 from essence.plan.estimate import estimate
 from essence.plan.experiment import load
 from essence.plan.fit import fits_of, planned_room
@@ -17,7 +18,7 @@ from essence.plan.stage_plan import Plan, make_plan
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_key import stage_key
 from essence.sizes.architecture import Architecture, forward_flops
-from essence.sizes.memory import BYTES
+from essence.sizes.memory import BYTES, load_of
 from essence.sizes.rollout_sizes import RolloutLoad, rollout_bytes, rollout_flops
 from essence.sizes.speeds import ASSUMED, Speeds, cache_bytes
 from support.paper_sizes import QWEN3
@@ -200,6 +201,33 @@ def test_memory_of_rollouts_is_in_the_estimate_where_it_is_the_most(tmp_path: Pa
     assert 32 < most < 3 * 32
     settings = train_settings(changed.cells()[0], changed.experiment)
     assert settings.rollouts and settings.rollouts.every_steps == 3
+    timed = next(fit for fit in with_times(fits, plan, RunDirectory(tmp_path / "runs")) if fit.what == told.what)
+    cell = next(cell for cell in plan.cells if told.what == f"training {cell.cell.name}")
+    hours = {}
+    for steps in (most // 32, 3):
+        section = training.model_copy(update={"rollouts": crowded.model_copy(update={"every_steps": steps})})
+        asked = replace(changed, experiment=changed.experiment.model_copy(update={"training": section}))
+        hours[steps] = estimate(cell, asked, RunDirectory(tmp_path / "runs")).training_gpu_hours
+    assert timed.changed_gpu_hours == hours[most // 32] != hours[3]
+
+
+@pytest.mark.parametrize(("most", "every_steps", "batch_rows"), [(70, 2, 32), (32, 1, 32), (31, 1, 31), (1, 1, 1)])
+def test_fewer_rollouts_are_drawn_after_fewer_steps_or_else_in_smaller_ones(
+    most: int, every_steps: int, batch_rows: int
+) -> None:
+    loaded = load("on-policy")
+    crowded = loaded.experiment.training.rollouts.model_copy(update={"every_steps": 3})
+    training = loaded.experiment.training.model_copy(update={"rollouts": crowded})
+    loaded = replace(loaded, experiment=loaded.experiment.model_copy(update={"training": training}))
+    cell = next(cell for cell in loaded.cells() if cell.span == "rollout-4096")
+    settings = train_settings(cell, loaded.experiment)
+    bare = load_of(settings, QWEN3["4b"], QWEN3["8b"], resources_of("train", loaded.experiment).loss)
+    before = replace(bare, rollouts=RolloutLoad(96, 200, 4096))
+    fewer = changed_experiment(loaded, cell.pair, before, replace(bare, rollouts=RolloutLoad(most, 200, 4096)))
+    found = train_settings(cell, fewer.experiment)
+    assert found.rollouts and (found.rollouts.every_steps, found.optimizer.batch_rows) == (every_steps, batch_rows)
+    same = train_settings(cell, changed_experiment(loaded, cell.pair, before, before).experiment)
+    assert same.rollouts == settings.rollouts and same.optimizer == settings.optimizer
 
 
 def test_memory_of_rollouts_is_that_of_live_tensors() -> None:
