@@ -132,16 +132,18 @@ def interrupted(command: list[str], after_s: float, ready: signal.Signals = sign
     while process.poll() is None and not catches(process, ready):
         time.sleep(0.005)
     time.sleep(after_s)
+    done_before = process.poll() == 0
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
+    if done_before:
+        pytest.skip(f"it was done within {after_s} s")
     return process.returncode, errors
 
 
 @pytest.mark.parametrize("after_s", [0.25, 0.35, 0.5, 0.7, 0.9, 1.2])
 def test_ctrl_c_is_no_traceback(after_s: float) -> None:
     code, errors = interrupted(command_line("plan", "--experiment", "bespoke"), after_s)
-    # On a quick machine it may be done before.
-    assert (code == 130 and errors in ("", "stopped\n")) or (code == 0 and errors == "")
+    assert code == 130 and errors in ("", "stopped\n")
 
 
 @pytest.mark.parametrize("module", ["essence.stages", "essence.stages.rank"])
