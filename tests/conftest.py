@@ -25,6 +25,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Hundreds of processes are started: one that may not keep bytecode compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# PyTorch's threads wait for each other without keeping a core busy, which tests beside them need; read when it loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 pytest_plugins = [
     *("support.parallel_plan", "support.containers", "support.image_registry"),
