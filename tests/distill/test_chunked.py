@@ -80,9 +80,10 @@ def test_equals_plain_in_float64(
     found, *gradients = case.run(objective, resources, scale=3.0)
     torch.testing.assert_close(torch.stack(found), torch.stack(plain), rtol=1e-12, atol=1e-12)
     for gradient, reference in zip(gradients, expected, strict=True):
-        # By the largest entry: one in which large parts cancel has the rounding of those.
+        # By the largest entry: one in which large parts cancel has the rounding of those, and in reverse KL all may.
         largest = max(1.0, float(reference.abs().max())) if reference.numel() else 1.0
-        torch.testing.assert_close(gradient, reference, rtol=0.0, atol=1e-12 * largest)
+        tolerance = 1e-11 if divergence == "reverse_kl" else 1e-12
+        torch.testing.assert_close(gradient, reference, rtol=0.0, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
