@@ -24,6 +24,7 @@ from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.decision_power import Design, Hours, chances, cheapest, fewest_seeds
 from essence.plan.experiment import available
+from essence.plan.fit import activations_of_trainings
 from essence.report.claims.decidable_claims import foreseen
 from essence.report.claims.definition import load_claims
 from essence.report.claims.simulated_runs import shares
@@ -44,7 +45,8 @@ def figures(experiment: str, folder: Path) -> dict[str, Any] | None:
     if not _about(selection):
         return None
     rows = [_row(replace(design, training_sd=points / 100.0), hours) for points in POINTS]
-    note = foreseen(selection.plan.cells, selection.loaded.experiment.resources, CLAIMS)
+    activations = activations_of_trainings(selection.plan, selection.run_directory)
+    note = foreseen(selection.plan.cells, selection.loaded.experiment.resources, CLAIMS, activations)
     sizes = {name: getattr(design, name) for name in SIZES}
     return {"experiment": experiment, **sizes, "decides": note, "rows": rows}
 

@@ -12,6 +12,7 @@ from essence.commands.planned_design import judged_benchmarks, planned_design, w
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.decision_power import UNMEASURED, Chances, Design, Hours, chances, cheapest, fewest_seeds
+from essence.plan.fit import activations_of_trainings
 from essence.report.claims.decidable_claims import foreseen
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import LEVEL
@@ -118,7 +119,8 @@ def decision_note(selection: Run) -> list[str]:
     if without_teacher(selection):
         return []
     claims, resources = load_claims(), selection.loaded.experiment.resources
-    note = foreseen(selection.plan.cells, resources, claims)
+    activations = activations_of_trainings(selection.plan, selection.run_directory)
+    note = foreseen(selection.plan.cells, resources, claims, activations)
     if not note:
         return []
     claim = next(one for one in claims if one.primary)

@@ -120,6 +120,13 @@ def main_memory_of_trainings(plan: Plan, run_directory: RunDirectory) -> dict[st
     return {stage: fit.main_gib for stage, fit in found.items() if fit and fit.main_gib is not None}
 
 
+def activations_of_trainings(plan: Plan, run_directory: RunDirectory) -> dict[str, Activations]:
+    """Stage id -> how a training is to have its activations, where sizes are known."""
+    room = planned_room(plan.loaded)
+    found = {cell.stages["train"]: training_fit(cell, plan.loaded, run_directory, room) for cell in plan.cells}
+    return {stage: fit.activations for stage, fit in found.items() if fit and fit.activations}
+
+
 def _trainings(plan: Plan, run_directory: RunDirectory, room: Room, left: set[str] | None) -> Iterator[Fit | None]:
     for cell in plan.cells:
         if left is None or cell.stages["train"] in left:

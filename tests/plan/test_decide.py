@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,15 @@ def test_the_plan_says_in_one_line_what_it_can_and_cannot_decide() -> None:
     )
     assert "memory-half" in cannot and "never holds the logits" in cannot and "halves" not in cannot
     assert any(one.startswith("retention-half: 0 % that a true claim") and "seeds (" in one for one in shown)
+
+
+def test_costs_of_trainings_that_will_run_unlike_are_not_said_to_be_decided() -> None:
+    """On the GPUs of this experiment activations are kept in whole passes at LSP 0.5, and in shorter ones at 1.0."""
+    shown = invoke("plan", "--experiment", "controls").stdout.replace(SPACE, " ").splitlines()
+    line = next(one for one in shown if "it can decide" in one)
+    can, cannot = line.split("; it cannot decide: ")
+    assert "flops-half" in can and "time-half" not in can
+    assert re.search(r"time-half[^()]*\(trainings run unlike: passes of at most [\d,]+ tokens.*, at LSP 1.0 of", cannot)
 
 
 def pilot_run(folder: Path, seeds: tuple[int, ...]) -> SyntheticRun:
