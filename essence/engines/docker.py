@@ -25,7 +25,7 @@ from essence.engines.build_cache import build_cache, kept_gib
 from essence.engines.docker_container import argv, creation, gpu_request
 from essence.engines.docker_hosts import DockerHost
 from essence.engines.docker_stage import DockerStage, remove
-from essence.engines.engine import Engine, Launch, Mount, surroundings
+from essence.engines.engine import Engine, Launch, Mount, memory_kills, surroundings
 from essence.engines.image_builds import bake, building_gib, check_buildx, to_be_made
 from essence.engines.image_transfers import check_disk, check_room, images_here, pull
 from essence.engines.machine import check_images_platform, existing, refusal
@@ -262,6 +262,7 @@ class DockerEngine(Engine):
             labels = {**_owner(), FOLDER: str(surroundings.folder.path), LOG_START: str(log_start)}
             labels[GPUS] = ",".join(surroundings.gpus)
             container = self.client.containers.create(image.id, labels=labels, **options)
+            kills_before = memory_kills()
             container.start()
         except BaseException:
             if container is not None:
@@ -269,7 +270,7 @@ class DockerEngine(Engine):
             if secret:
                 secret.forget()
             raise
-        return DockerStage(container, surroundings, log_start, mine=True, secret=secret)
+        return DockerStage(container, surroundings, log_start, True, secret, kills_before)
 
     @functools.cached_property
     def host(self) -> DockerHost:

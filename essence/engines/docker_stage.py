@@ -16,7 +16,7 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.models.containers import Container
 
 from essence.engines.docker_log import RECONNECT_S, ContainerLog
-from essence.engines.engine import Exit, Launch, ended_by_signal, memory_kills, out_of_memory
+from essence.engines.engine import Exit, Launch, ended_by_signal, out_of_memory
 from essence.engines.secrets import Token
 
 SIGNAL_BASE = 128
@@ -27,6 +27,8 @@ SILENT_S = 600.0
 """How long an engine may be away, as while it is restarted or replaced."""
 KILLED_S = 30.0
 """The same once the stage was to be ended."""
+LATE_S = 0.5
+"""So much later than of the end an engine may hear that it came because memory ran out."""
 REMOVAL_S, REMOVAL_POLL_S = 60.0, 0.2
 CONFLICT = 409
 ENDED = ("exited", "stopped", "dead")
@@ -39,6 +41,11 @@ class Ended(NamedTuple):
     code: int
     out_of_memory: bool
 
+    @property
+    def killed(self) -> bool:
+        """True where nothing says why."""
+        return self.code == SIGNAL_BASE + signal.SIGKILL and not self.out_of_memory
+
 
 class DockerStage:
     """A running container, watched by a thread of its own."""
@@ -50,13 +57,15 @@ class DockerStage:
         log_start: int,
         mine: bool,
         secret: Token | None = None,
+        kills_before: int | None = None,
     ) -> None:
+        """kills_before: `memory_kills` of before it was started; None where that is not known."""
         self.container = container
         self.surroundings = surroundings
         self.mine = mine
         """Another live process's container is only waited for."""
         self.secret = secret
-        self.memory_kills = memory_kills()
+        self.kills_before = kills_before
         self._ending: Exit | None = None
         self._killed = threading.Event()
         self._log = ContainerLog(container, surroundings.folder.log, log_start) if mine else None
@@ -112,9 +121,16 @@ class DockerStage:
             if self._try(self.container.reload):
                 heard = time.monotonic()
                 if found := _ended(self.container):
-                    return found
+                    return (self._looked_at_again() or found) if found.killed else found
             time.sleep(RECONNECT_S)
         return None
+
+    def _looked_at_again(self) -> Ended | None:
+        """How it ended, once the engine has heard why."""
+        if not self._killed.wait(LATE_S):
+            with contextlib.suppress(NotFound):
+                self._try(self.container.reload)
+        return _ended(self.container)
 
     def _try(self, question: Callable[[], object]) -> bool:
         """Whether the engine answers; NotFound where it says that there is no such container."""
@@ -139,7 +155,8 @@ class DockerStage:
         if ended.out_of_memory:
             return Exit(ended.code, out_of_memory(self.surroundings.resources.memory_gib))
         if ended.code - SIGNAL_BASE in signal.valid_signals():
-            return ended_by_signal(ended.code - SIGNAL_BASE, self.memory_kills)
+            limit_gib = self.surroundings.resources.memory_gib
+            return ended_by_signal(ended.code - SIGNAL_BASE, self.kills_before, limit_gib)
         return Exit(ended.code)
 
     def _tidy(self) -> None:

@@ -102,6 +102,20 @@ def test_a_lost_connection_is_no_end_of_a_stage(
     assert log_of(tmp_path) == b"first\nsecond\nthird\n" and engine.removed
 
 
+def test_memory_that_ran_out_is_heard_of_after_the_end(engine: StandIn, tmp_path: Path) -> None:
+    stage = started(tmp_path)
+    engine.heard_of_memory_after = 1  # of the looks at a container that has ended
+    engine.end(137)
+    told = ending(stage)
+    assert told and told.code == 137 and told.cause and told.cause.startswith("killed because memory ran out: ")
+
+
+def test_what_was_killed_with_memory_to_spare_is_said_to_be_killed(engine: StandIn, tmp_path: Path) -> None:
+    stage = started(tmp_path)
+    engine.end(137)
+    assert ending(stage) == Exit(-9, "killed by SIGKILL")
+
+
 def test_an_engine_that_gives_no_log_is_named_in_the_log(engine: StandIn, tmp_path: Path) -> None:
     engine.faults["logs"] = [ERROR] * 1000
     stage = started(tmp_path)

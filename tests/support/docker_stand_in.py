@@ -26,6 +26,8 @@ class StandIn:
     """What it has written, a chunk each."""
     status: str = "running"
     code: int = 0
+    heard_of_memory_after: int | None = None
+    """Looks at the ended container until it is told that memory ran out; None = it did not."""
     security: list[str] = field(default_factory=list)
     images: dict[str, str] = field(default_factory=dict)
     """Every name by which the engine knows an image, and its id."""
@@ -46,6 +48,13 @@ class StandIn:
     def end(self, code: int) -> None:
         self.status, self.code = "exited", code
         self.ended.set()
+
+    def memory_ran_out(self) -> bool:
+        """What it knows at this look."""
+        if self.heard_of_memory_after is None or not self.ended.is_set():
+            return False
+        self.heard_of_memory_after -= 1
+        return self.heard_of_memory_after < 0
 
     def fault(self, kind: str) -> str | None:
         self.calls.append(kind)
@@ -111,7 +120,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         engine = self.engine
         if engine.removed:
             return self.answer({"message": "No such container: c1"}, 404)
-        state = {"Status": engine.status, "ExitCode": engine.code, "OOMKilled": False, "Pid": 1}
+        state = {"Status": engine.status, "ExitCode": engine.code, "OOMKilled": engine.memory_ran_out(), "Pid": 1}
         return self.answer({"Id": "c1", "State": state, "Config": {"Labels": {}, "Tty": False}, "Name": "/c1"})
 
     def logs(self) -> None:
