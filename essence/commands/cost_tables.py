@@ -18,8 +18,8 @@ from essence.plan.cells import train_settings
 from essence.plan.cost_table import COLUMNS, CostTable, cost_table
 from essence.plan.estimate import estimate, trained_of
 from essence.plan.model_sizes import architecture
+from essence.plan.newest_proof import speeds_for
 from essence.plan.our_costs import OUR_COLUMNS, OurCosts, our_costs
-from essence.plan.proved import speeds_for
 from essence.plan.stage_plan import CellPlan
 
 

@@ -26,7 +26,7 @@ from essence.plan.estimate import (
 )
 from essence.plan.fit import Fit, activation_lines, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
-from essence.plan.proved import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
+from essence.plan.newest_proof import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
 from essence.plan.rollout_time import LENGTH_ASSUMED, SPEED_ASSUMED
 from essence.plan.stage_plan import CellPlan

@@ -33,8 +33,8 @@ from essence.paths import typed_path
 from essence.plan.experiment import Experiment, load
 from essence.plan.experiment import choose as choose_cells
 from essence.plan.gpu_count import with_gpus
+from essence.plan.newest_proof import Proof, proofs
 from essence.plan.proof_plan import proof_plan
-from essence.plan.proved import Proof, proofs
 from essence.record.local_sources import LocalSources
 from essence.record.proof_records import ProveDecodingResults
 from essence.record.run_directory import RunDirectory, hold

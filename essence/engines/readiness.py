@@ -24,7 +24,7 @@ from essence.plan.catalogue import missing
 from essence.plan.estimate import download_gib, estimate
 from essence.plan.expected_times import expected_seconds
 from essence.plan.fit import Fit, Room, fits_of, planned_room
-from essence.plan.proved import newest_proof
+from essence.plan.newest_proof import newest_proof
 from essence.plan.schema import ResourcesSection
 from essence.plan.stage_plan import PlannedStage
 from essence.plan.stored_teacher import stored_teachers

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from essence.plan.estimate import evaluation_gpu_hours
 from essence.plan.measured_lengths import measured_lengths
 from essence.plan.model_sizes import architecture
-from essence.plan.proved import speeds_for
+from essence.plan.newest_proof import speeds_for
 from essence.plan.stage_plan import Plan
 from essence.plan.times import Lengths
 from essence.record.run_directory import RunDirectory

@@ -15,7 +15,7 @@ from essence.plan.experiment import Experiment
 from essence.plan.fit import PlannedLoad, machine_load, planned_load, planned_room
 from essence.plan.measured_lengths import measured_lengths
 from essence.plan.model_sizes import PROMPT_TOKENS, architecture, mean_row, row_lengths, tokens_read
-from essence.plan.proved import speeds_for
+from essence.plan.newest_proof import speeds_for
 from essence.plan.rollout_time import rollouts_of
 from essence.plan.stage_plan import CellPlan, PlannedStage
 from essence.plan.times import (

@@ -14,7 +14,7 @@ from essence.plan.cells import resources_of, train_settings
 from essence.plan.experiment import Experiment
 from essence.plan.gpu_count import backend_of
 from essence.plan.model_sizes import architecture, longest_read, rollouts_together
-from essence.plan.proved import memory_ratio
+from essence.plan.newest_proof import memory_ratio
 from essence.plan.schema import PairSection
 from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory

@@ -12,7 +12,7 @@ from essence.plan.cells import train_settings
 from essence.plan.estimate import SECONDS_IN_HOUR, trained_of
 from essence.plan.experiment import Experiment
 from essence.plan.model_sizes import architecture, mean_row
-from essence.plan.proved import speeds_for
+from essence.plan.newest_proof import speeds_for
 from essence.plan.stage_plan import CellPlan
 from essence.plan.times import training_time
 from essence.record.run_directory import RunDirectory

@@ -35,7 +35,7 @@ from essence.report.results.stage_reader import read_stage
 
 SCHEMA_VERSION = 2
 ELSEWHERE = (
-    "text.py", "evaluation/statistics.py", "plan/cost_table.py", "plan/proved.py", "record/machine_load.py",
+    "text.py", "evaluation/statistics.py", "plan/cost_table.py", "plan/newest_proof.py", "record/machine_load.py",
     "sizes/architecture.py", "sizes/memory.py", "sizes/speeds.py",
 )  # fmt: skip
 """Modules outside this package whose numbers and words stand in a report: how values are written, intervals, the

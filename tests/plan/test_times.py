@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from essence.data.row_records import RowTokens
-from essence.plan import proved
 from essence.plan.cells import resources_of, train_settings
 from essence.plan.estimate import estimate, trained_of
 from essence.plan.experiment import Experiment, load
 from essence.plan.fit import fits_of, planned_room
 from essence.plan.measured_lengths import measured_lengths
-from essence.plan.proved import newest_proof, proofs, speeds_for
+from essence.plan.newest_proof import TRAINING, newest_proof, proofs, speeds_for
 from essence.plan.schema import ModelSection
 from essence.plan.stage_plan import CellPlan, make_plan
 from essence.plan.times import (
@@ -252,9 +251,9 @@ def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: py
 def test_a_proof_that_goes_while_it_is_looked_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later proof takes the place of an earlier one between the listing of the folder and the look at the file."""
     proof(tmp_path, "prove_training-00000000000000a1", "2026-01-02T00:00:00+00:00", "here", 2e-12)
-    listed = list(RunDirectory(tmp_path).proofs.stages.glob(proved.TRAINING))
+    listed = list(RunDirectory(tmp_path).proofs.stages.glob(TRAINING))
     listed[0].unlink()
-    monkeypatch.setattr(Path, "glob", lambda _, pattern: iter(listed if pattern == proved.TRAINING else []))
+    monkeypatch.setattr(Path, "glob", lambda _, pattern: iter(listed if pattern == TRAINING else []))
     assert proofs(RunDirectory(tmp_path)) == []
 
 

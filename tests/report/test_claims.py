@@ -9,8 +9,8 @@ from essence.evaluation.statistics import Estimate
 from essence.record.trace_record import CountedMean, TraceRecord
 from essence.report.claims.definition import load_claims, load_questions
 from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
-from essence.report.claims.measurement import Measured
 from essence.report.claims.measures import MEASURES
+from essence.report.claims.outcome import Measured
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, decide
 from essence.report.page.claims_table import claim_rows
 from essence.report.results.cost_forms import TrainingForm

@@ -13,8 +13,8 @@ from essence.plan.experiment import EXPERIMENTS
 from essence.report.claims.advice import advise
 from essence.report.claims.definition import load_claims, load_questions
 from essence.report.claims.gather import gather
-from essence.report.claims.measurement import Measured, Replicates
 from essence.report.claims.measures import MEASURES
+from essence.report.claims.outcome import Measured, Replicates
 from essence.report.claims.verdict import ClaimVerdict, judge
 from essence.report.results.read import read_results
 from support.project import invoke

@@ -11,7 +11,7 @@ from essence.report.build import report_is_current, write_report
 from essence.report.claims.definition import load_claims
 from essence.report.claims.evidence import Evidence, Scored, Setting
 from essence.report.claims.interim_looks import Look, Looks, level_of, look_at, share_of
-from essence.report.claims.measurement import Measured
+from essence.report.claims.outcome import Measured
 from essence.report.claims.verdict import ClaimVerdict, at_this_look, decide, judge
 from essence.report.results.read import read_results
 from support.project import invoke

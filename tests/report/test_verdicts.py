@@ -13,8 +13,8 @@ from essence.record.machine_load import MachineLoad
 from essence.report.claims.definition import Claim, load_claims
 from essence.report.claims.evidence import Evidence, Ran, Scored, Setting, Trained
 from essence.report.claims.gather import gather
-from essence.report.claims.measurement import Measured
 from essence.report.claims.measures import MEASURES, WITH_COT, WITHOUT_COT
+from essence.report.claims.outcome import Measured
 from essence.report.claims.retention_rows import read_with_retention
 from essence.report.claims.simulated_runs import judge_made_up, made_up
 from essence.report.claims.verdict import ClaimVerdict, _judge, allow_for_number, judge

@@ -18,7 +18,7 @@ from essence.engines.engine import Launch
 from essence.engines.local import LocalEngine
 from essence.engines.selected_run import Options
 from essence.errors import ExperimentError
-from essence.plan.proved import newest_proof, proofs
+from essence.plan.newest_proof import newest_proof, proofs
 from essence.record.proof_records import CheckRecord
 from essence.record.run_directory import RunDirectory
 from essence.record.verification import verify

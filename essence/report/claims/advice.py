@@ -11,7 +11,7 @@ import numpy as np
 
 from essence.evaluation.statistics import BOOTSTRAP_SEED, student_t
 from essence.report.claims.interim_looks import level_of
-from essence.report.claims.measurement import Measured, Replicates
+from essence.report.claims.outcome import Measured, Replicates
 
 ASSURANCE = 0.8
 MOST_TIMES = 1000

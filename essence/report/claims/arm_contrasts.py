@@ -16,8 +16,8 @@ from essence.evaluation.statistics import Matrix
 from essence.report.claims.contrast import Statistic
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored
-from essence.report.claims.measurement import Outcome, wanted
 from essence.report.claims.one_contrast import difference, is_whole_rows, measured_on, ratio_of_means
+from essence.report.claims.outcome import Outcome, wanted
 from essence.report.claims.units import Compared, Predicate, Unit, by_setting, compared, side_by_side
 from essence.settings import first_tokens
 

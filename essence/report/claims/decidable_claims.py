@@ -10,8 +10,8 @@ from essence.plan.stage_plan import CellPlan
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored, Setting, Trained
 from essence.report.claims.gather import joined
-from essence.report.claims.measurement import Measured
 from essence.report.claims.measures import MEASURES
+from essence.report.claims.outcome import Measured
 from essence.report.results.cost_forms import TrainingForm, unlike
 from essence.report.results.records import COST_UNITS
 from essence.settings import Resources

@@ -14,7 +14,7 @@ from essence.files import append_json_line, canonical_json, read_json_lines, sha
 from essence.record.record_files import Written, as_record
 from essence.record.run_directory import RunDirectory
 from essence.report.claims.evidence import LEVEL
-from essence.report.claims.measurement import Measured
+from essence.report.claims.outcome import Measured
 from essence.report.results.records import Results
 
 FILE = "looks.jsonl"

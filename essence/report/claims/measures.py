@@ -16,7 +16,6 @@ from essence.report.claims.definition import Claim
 from essence.report.claims.equal_tokens import matched_pairs
 from essence.report.claims.evidence import Evidence, Scored, Setting
 from essence.report.claims.families import Joined, largest, largest_distance, least
-from essence.report.claims.measurement import Measured, Outcome, wanted
 from essence.report.claims.one_contrast import (
     count_settings,
     difference,
@@ -27,6 +26,7 @@ from essence.report.claims.one_contrast import (
     stages_of,
     trainings_of,
 )
+from essence.report.claims.outcome import Measured, Outcome, wanted
 from essence.report.claims.trace_proxies import counted_proxy
 from essence.report.claims.trainings import cost_ratio, fits_only_truncated, loss_of_halves
 from essence.report.claims.units import Compared, Unit, by_setting, compared

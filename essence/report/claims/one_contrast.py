@@ -9,7 +9,7 @@ from essence.evaluation.statistics import Estimate, Matrix
 from essence.report.claims.contrast import Contrast, Statistic, contrast, on_other_problems
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Scored
-from essence.report.claims.measurement import Measured, Replicates
+from essence.report.claims.outcome import Measured, Replicates
 from essence.report.claims.resampling import interval_of
 from essence.report.claims.units import Compared
 

@@ -16,8 +16,8 @@ from essence.evaluation.statistics import Matrix
 from essence.plan.decision_power import CONCENTRATION, EASIEST, EFFECT_SD, Chances, Design
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import LEVEL, Setting
-from essence.report.claims.measurement import Measured
 from essence.report.claims.one_contrast import contrast_of, ratio_of_means, replicates_of
+from essence.report.claims.outcome import Measured
 from essence.report.claims.units import Compared, Unit
 from essence.report.claims.verdict import Verdict, decide
 

@@ -7,7 +7,7 @@ from essence.evaluation.statistics import Estimate, student_t
 from essence.record.trace_record import TraceRecord
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence
-from essence.report.claims.measurement import Measured, Outcome
+from essence.report.claims.outcome import Measured, Outcome
 
 CONFIDENCE = 0.95
 NEEDS_COUNT = "needs rows counted: invoke traces --experiment NAME, once the data set is tokenized"

@@ -15,7 +15,7 @@ from essence.record.machine_load import mean_load
 from essence.report.claims.advice import ONE_PAIR
 from essence.report.claims.definition import Claim
 from essence.report.claims.evidence import Evidence, Setting, Trained
-from essence.report.claims.measurement import Measured, Outcome, Replicates, wanted
+from essence.report.claims.outcome import Measured, Outcome, Replicates, wanted
 from essence.report.results.cost_forms import unlike
 
 GB_IN_GIB = 1e9 / 2**30

@@ -17,8 +17,8 @@ from essence.report.claims.interim_looks import (
     record_looks,
     share_of,
 )
-from essence.report.claims.measurement import Measured, Outcome
 from essence.report.claims.measures import MEASURES
+from essence.report.claims.outcome import Measured, Outcome
 from essence.report.results.records import Results
 
 Verdict = Literal["reproduced", "not reproduced", "undecided", "not comparable", "shown, not judged", "not run"]

@@ -13,7 +13,7 @@ from essence import text
 from essence.report.claims.contrast import DECLARED, OVER_SETTINGS
 from essence.report.claims.definition import Claim
 from essence.report.claims.interim_looks import level_of
-from essence.report.claims.measurement import Measured
+from essence.report.claims.outcome import Measured
 from essence.report.claims.verdict import ClaimVerdict, Verdict
 
 STYLES: dict[Verdict, str] = {

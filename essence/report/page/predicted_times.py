@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 
 from essence import text
-from essence.plan.proved import Proof, proof_of
+from essence.plan.newest_proof import Proof, proof_of
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import TrainManifest
 from essence.report.page.cost_claim import pair_of
