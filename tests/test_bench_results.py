@@ -98,6 +98,7 @@ def test_a_file_says_where_when_and_beside_what(file: Path, bench: Any) -> None:
     assert versions.keys() == set(bench("measurement").PEERS[kind]), file.name
     assert all(versions.values()), f"{file.name} compares with a peer of unknown version: {versions}"
     assert record["code"]["commit"] and record["machine"]["cpu"]
+    assert record["code"]["dirty"] is False, f"{file.name}: measured with changes that no commit has"
 
 
 @pytest.mark.parametrize("file", FILES, ids=ids(FILES))

@@ -1,4 +1,4 @@
-"""Steps of a training on random weights and random rows, through the real backend: timed, and counted."""
+"""Steps of a training on random weights and random rows, through the backend of one process: timed, and counted."""
 
 import statistics
 import time
