@@ -143,13 +143,15 @@ def collected(sizes: Architecture) -> StepCounts:
 
 @contextmanager
 def blocks_of_a_gpu() -> Iterator[None]:
-    """Logits become gradients in blocks as large as on a GPU; those of a CPU have a few lines."""
-    before = BLOCK_ELEMENTS["cpu"]
+    """Logits become gradients in blocks as large as on a GPU; those of a CPU have a few lines for each thread."""
+    before, threads = BLOCK_ELEMENTS["cpu"], torch.get_num_threads()
     BLOCK_ELEMENTS["cpu"] = BLOCK_ELEMENTS["cuda"]
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         BLOCK_ELEMENTS["cpu"] = before
+        torch.set_num_threads(threads)
 
 
 def count_pass(
