@@ -19,7 +19,7 @@ from essence.engines.docker import DockerEngine
 from essence.engines.docker_container import argv
 from essence.engines.docker_hosts import DockerHost
 from essence.engines.docker_stage import DockerStage, remove
-from essence.engines.engine import Exit, Launch
+from essence.engines.engine import Exit, Launch, memory_kills
 from essence.engines.readiness import checks
 from essence.engines.recipes import BASE_LABEL, LOCK_LABEL, SOURCE_LABEL, recipe
 from essence.engines.selected_run import Options
@@ -111,9 +111,13 @@ def test_memory_that_ran_out_is_heard_of_after_the_end(engine: StandIn, tmp_path
 
 
 def test_what_was_killed_with_memory_to_spare_is_said_to_be_killed(engine: StandIn, tmp_path: Path) -> None:
+    before = memory_kills()
     stage = started(tmp_path)
     engine.end(137)
-    assert ending(stage) == Exit(-9, "killed by SIGKILL")
+    told = ending(stage)
+    if memory_kills() != before:
+        pytest.skip("a test beside this one ran out of memory meanwhile, and the kernel counts for all")
+    assert told == Exit(-9, "killed by SIGKILL")
 
 
 def test_an_engine_that_gives_no_log_is_named_in_the_log(engine: StandIn, tmp_path: Path) -> None:
