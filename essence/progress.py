@@ -144,6 +144,8 @@ class StageContext:
     stop: StopRequest
     graders: dict[str, float] = field(default_factory=dict)
     """As in `Spec`."""
+    engine: str = "local"
+    """That started the stage."""
 
     @property
     def scratch(self) -> Path:

@@ -73,7 +73,7 @@ def pair_tables(selection: Run) -> list[PairCosts]:
 def _ours(plan: CellPlan, selection: Run, row_tokens: int) -> OurCosts | None:
     loaded, run_directory = selection.loaded, selection.run_directory
     trained = trained_of(plan, loaded, run_directory, train_settings(plan.cell, loaded.experiment))
-    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus)
     return our_costs(trained, row_tokens, speeds) if trained and trained.teacher else None
 
 

@@ -26,7 +26,7 @@ from essence.plan.estimate import (
 )
 from essence.plan.fit import Fit, activation_lines, fits_of, planned_room
 from essence.plan.measured_lengths import lengths_of
-from essence.plan.newest_proof import NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
+from essence.plan.newest_proof import LOCK, NOT_PROVED, NOT_PROVED_PROCESSOR, newest_proof
 from essence.plan.renewal import renewal_lines
 from essence.plan.rollout_time import LENGTH_ASSUMED, SPEED_ASSUMED
 from essence.plan.stage_plan import CellPlan
@@ -134,10 +134,9 @@ def _notes(selection: Run, rows: list[tuple[CellPlan, Estimate]]) -> list[str]:
 
 def _proved(selection: Run) -> str:
     """On what the hours rest."""
-    gpus = selection.loaded.experiment.resources.gpus > 0
-    proof = newest_proof(selection.run_directory, gpus)
-    if proof:
-        return proof.sentence()
+    gpus = selection.loaded.experiment.resources.gpus
+    if proof := newest_proof(selection.run_directory, gpus):
+        return proof.sentence(gpus, selection.engine.environment("train").get(LOCK))
     return NOT_PROVED.format(assumptions=ASSUMPTIONS) if gpus else NOT_PROVED_PROCESSOR
 
 
@@ -198,7 +197,7 @@ def _main_memory_lines(selection: Run, fits: list[Fit]) -> list[str]:
     )
     if not experiment.resources.gpus or not (moved or any(map(moves_optimizer, fits))):
         return []
-    proof = newest_proof(selection.run_directory, gpus=True)
+    proof = newest_proof(selection.run_directory, experiment.resources.gpus)
     results = proof.training.results if proof else None
     if results and results.main_memory_parameter_s:
         return []

@@ -33,15 +33,18 @@ from essence.paths import typed_path
 from essence.plan.experiment import Experiment, load
 from essence.plan.experiment import choose as choose_cells
 from essence.plan.gpu_count import with_gpus
-from essence.plan.newest_proof import Proof, proofs
+from essence.plan.newest_proof import LOCK, Proof, proofs
 from essence.plan.proof_plan import proof_plan
 from essence.record.local_sources import LocalSources
-from essence.record.proof_records import ProveDecodingResults
+from essence.record.proof_records import LinkPoint, ProveDecodingResults, StepPoint
 from essence.record.run_directory import RunDirectory, hold
 
 EXPERIMENT_WITH_GPUS, EXPERIMENT_WITHOUT = "bespoke", "tiny"
 """Whose pair, sampling and resources are measured where none is named."""
 NAME_DIGITS = 8
+KIND = ("ranks", "rows", "tokens", "activations")
+PARTS = ("teacher", "forward", "backward", "optimizer", "between ranks", "GPU waits")
+"""Columns of the tables of steps."""
 
 
 def prove(words: Options, dry_run: bool, as_json: bool, console: Console) -> int:
@@ -90,8 +93,9 @@ def select_proof(words: Options, taken: str) -> Run:
     chosen = choose(words.engine, loaded.experiment.resources.gpus > 0, ENGINES)
     engine = make_engine(chosen.name, flavour_of(words, loaded), site_of(words.site, chosen.name), words.of_the_site())
     place = f"{engine.name} {site_of(words.site, chosen.name)}" if queued else socket.gethostname()
-    digits = sha256_text(canonical_json([place, [gpu.name for gpu in machine.gpus], cell.pair]))[:NAME_DIGITS]
-    loaded = replace(loaded, name=f"proof-{digits}")
+    gpus, lock = loaded.experiment.resources.gpus, engine.environment("train").get(LOCK)
+    digits = sha256_text(canonical_json([place, [gpu.name for gpu in machine.gpus], gpus, lock, cell.pair]))
+    loaded = replace(loaded, name=f"proof-{digits[:NAME_DIGITS]}")
     plan = proof_plan(loaded, cell, engine.environment, runs, taken)
     local, wanted = LocalSources(runs.proofs), list(plan.stages.values())
     return Run(words, engine, runs.proofs, loaded, plan, wanted, local, chosen.reason, evaluated=True)
@@ -133,22 +137,36 @@ def _say(proof: Proof | None, console: Console) -> None:
     for check in checks:
         sign = Text("✓", "green") if check.passed else Text("✗", "bold red")
         console.print(Text.assemble(sign, f" {check.name}: {check.sentence}"), soft_wrap=True)
-    console.print(_steps(proof))
+    for table in _steps(proof):
+        console.print(table)
     if proof.decoding:
         console.print(_decoding(proof.decoding.results))
     for line in _lines(proof):
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _steps(proof: Proof) -> Table:
+def _steps(proof: Proof) -> list[Table]:
+    """Steps beside what the fit and the formula say, and where their time goes."""
     results = proof.training.results
-    title = f"training steps, {results.student_layers} and {results.teacher_layers} layers, one process"
-    table = _table(title, "rows", "tokens", "measured", "by the fit", "by formula", "memory, measured", "by the rule")
+    title = f"training steps, {results.student_layers} and {results.teacher_layers} layers"
+    whole = _table(title, *KIND, "measured", "by the fit", "by formula", "memory, measured", "reserved", "by the rule")
+    parts = _table("where the time of these steps goes", *KIND, *PARTS)
     for point in results.steps:
+        kind = [str(point.ranks), str(point.rows), f"{point.tokens:,}", _activations(point, results.recomputed)]
         seconds = [duration_ms(float(each)) for each in (point.seconds, point.fitted_s, point.assumed_s)]
-        sizes = ["-" if size is None else f"{size / GIB:.3g} GiB" for size in (point.peak_bytes, point.rule_bytes)]
-        table.add_row(str(point.rows), f"{point.tokens:,}", *seconds, *sizes)
-    return table
+        memory = (point.peak_bytes, point.reserved_bytes, point.rule_bytes)
+        whole.add_row(*kind, *seconds, *("-" if size is None else f"{size / GIB:.3g} GiB" for size in memory))
+        if told := point.parts:
+            each = (told.teacher_s, told.forward_s, told.backward_s, told.optimizer_s)
+            rest = (told.communication_s, told.host_gap_s)
+            parts.add_row(*kind, *("-" if one is None else duration_ms(float(one)) for one in (*each, *rest)))
+    return [whole, parts] if parts.row_count else [whole]
+
+
+def _activations(point: StepPoint, chosen: bool | None) -> str:
+    """Of a step; a proof of an earlier version says it of all."""
+    recomputed = chosen if point.recomputed is None else point.recomputed
+    return "recomputed" if recomputed else "kept"
 
 
 def _decoding(results: ProveDecodingResults) -> Table:
@@ -171,6 +189,19 @@ def duration_ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
+def _exposed(link: LinkPoint) -> str:
+    """How much of what crosses shows in steps; on a CPU it is the ranks that take turns, and nothing is said."""
+    if link.exposed_byte_s is None or link.backend == "gloo":
+        return ""
+    share = float(link.exposed_byte_s) * float(link.all_reduce_bytes_per_s)
+    return f"; in steps a byte that crosses costs {share:.0%} of its time in an all-reduce alone"
+
+
+def _room(decoded: ProveDecodingResults) -> str:
+    tokens = decoded.key_value_tokens
+    return "" if tokens is None else f", with room for keys and values of {tokens:,} tokens"
+
+
 def _lines(proof: Proof) -> list[str]:
     results = proof.training.results
     best = max((float(point.flops_per_s) for point in results.products), default=0.0)
@@ -183,11 +214,20 @@ def _lines(proof: Proof) -> list[str]:
     ]
     if link := results.link:
         reduce, gather = (float(rate) / 1e9 for rate in (link.all_reduce_bytes_per_s, link.all_gather_bytes_per_s))
-        lines.append(
-            f"{link.processes} ranks over {link.backend}: all-reduce {reduce:.3g}, all-gather {gather:.3g} GB/s"
+        over = f" ({', '.join(link.over)})" if link.over else ""
+        told = (
+            f"{link.processes} ranks over {link.backend}{over}: all-reduce {reduce:.3g}, all-gather {gather:.3g} GB/s"
         )
+        lines.append(f"{told}{_exposed(link)}")
+    if written := results.checkpoint_bytes_per_s:
+        saved = f"a checkpoint is written at {float(written) / 1e9:.3g} GB/s, a model folder at "
+        lines.append(f"{saved}{float(results.save_bytes_per_s) / 1e9:.3g}")
+    if validated := results.validation:
+        seconds = [duration_ms(float(each)) for each in (validated.seconds, validated.fitted_s)]
+        lines.append(f"a validation row of {validated.tokens:,} tokens takes {seconds[0]}, by the fit {seconds[1]}")
     if decoding := proof.decoding:
-        told = decoding.results
-        most = f"{float(told.tokens_per_s):,.0f} tokens/s"
-        lines.append(f"the decoder starts in {float(told.start_s):.3g} s and gives up to {most}")
+        decoded = decoding.results
+        again = f", again in {float(decoded.warm_start_s):.3g} s," if decoded.warm_start_s is not None else ""
+        told = f"the decoder starts in {float(decoded.start_s):.3g} s{again} and gives up to "
+        lines.append(f"{told}{float(decoded.tokens_per_s):,.0f} tokens/s{_room(decoded)}")
     return [*lines, proof.sentence() if proof.decoding else "the decoding side is not proved"]

@@ -5,33 +5,22 @@ settings name. What has a bound is compared with arithmetic that is nobody's fas
 one, one process, float32.
 """
 
-import contextlib
-import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from essence.data.truncation import Example
-from essence.distill.adapters import add_adapters
 from essence.distill.compiled_layers import CheckedLayers
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
 from essence.distill.module import objective_from_states
 from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_machine import seconds_of
-from essence.distill.proof_steps import SEED, alone, as_pair, random_rows, small
-from essence.distill.storage import TrainResult
-from essence.distill.teachers import LiveTeacher
-from essence.distill.trainer import DivergedError, train
+from essence.distill.proof_steps import SEED, alone, as_pair
 from essence.files import GIB
-from essence.models.from_sizes import random_model
-from essence.progress import Progress, Stopped, StopRequest
-from essence.settings import LossResources, ObjectiveSettings, Resources, TrainSettings
+from essence.settings import LossResources, ObjectiveSettings, Resources
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.architecture import Architecture
 from essence.sizes.host import (
@@ -41,7 +30,7 @@ from essence.sizes.host import (
     main_memory_bytes,
     trained_parameters,
 )
-from essence.sizes.memory import Dtype, device_bytes, load_of
+from essence.sizes.memory import device_bytes, load_of
 from essence.sizes.recomputation import choose_for_full_steps
 
 LABELS = 96
@@ -49,18 +38,12 @@ LABELS = 96
 BOUNDS = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 3e-2)}
 """Largest relative difference from float64: of the loss, and of a gradient in the norm of the whole tensor. Heads in
 bfloat16 have logits of eight bits, whoever computes them."""
-PACKED_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2}
-CURVE_BOUND = 2e-2
-"""Of the losses of steps in bfloat16 beside those in float32."""
 AGAIN_BOUND = {"cpu": 0.0, "cuda": 1e-3}
 """Of a resumed training: a GPU may sum in another order."""
-RANKS_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-3}
 DISK_SHARE = 0.25
 """Of the time between two checkpoints: the most that writing one may take."""
 LEAST_BETWEEN_S = 60.0
 """Taken for the time between two checkpoints where less is asked for, 0 (one after every step) included."""
-SMALL_ROWS = 8
-STOP_AFTER = 2
 
 
 class Finding(NamedTuple):
@@ -101,11 +84,11 @@ def _loss_finding(asked: ProveTrainingSettings, resources: Resources, device: to
     fast = _objective(tensors, labels, asked.objective, resources.loss.model_copy(update=chunks))
     plain = resources.loss.model_copy(update={"form": "plain"})
     exact = _objective([one.double() for one in tensors], labels, asked.objective, plain)
-    apart = [_apart(one, other) for one, other in zip(fast, exact, strict=True)]
+    distances = [apart(one, other) for one, other in zip(fast, exact, strict=True)]
     of_loss, of_gradient = BOUNDS[asked.compute_dtype]
-    passed = apart[0] <= of_loss and all(one <= of_gradient for one in apart[1:])
+    passed = distances[0] <= of_loss and all(one <= of_gradient for one in distances[1:])
     form = f"compiled {resources.loss.form}" if resources.loss.compiled else resources.loss.form
-    found = ", ".join(f"{one:.1e}" for one in apart)
+    found = ", ".join(f"{one:.1e}" for one in distances)
     told = f"the {form} loss and its gradients differ from float64 by {found}"
     told += f" (at most {of_loss:.0e}, of a gradient {of_gradient:.0e})"
     cure = ': set form = "plain" in [resources.loss], and report the versions of this machine'
@@ -152,144 +135,10 @@ def _random_states(asked: ProveTrainingSettings, count: int, device: torch.devic
     return tuple(drawn(rows, model.hidden) for model in sizes for rows in (count, model.vocabulary))
 
 
-def _apart(found: Tensor, expected: Tensor) -> float:
+def apart(found: Tensor, expected: Tensor) -> float:
+    """Relative difference, in the norm of the whole tensor."""
     scale = expected.double().norm().clamp(min=torch.finfo(torch.float64).tiny)
     return float((found.double() - expected.double()).norm() / scale)
-
-
-class Trained(NamedTuple):
-    """A short training."""
-
-    losses: list[float]
-    weights: dict[str, Tensor]
-    diverged: str = ""
-    """What ended it, where loss or gradient was no number any more; then there is nothing to compare."""
-
-
-def training_findings(
-    asked: ProveTrainingSettings, resources: Resources, device: torch.device, work: Path
-) -> list[Finding]:
-    """Resumed as uninterrupted, packed as one by one, bfloat16 as float32: by short trainings of small models."""
-    little, dtype = small(asked), asked.compute_dtype
-    held = asked.optimizer_placement
-    whole = _trained(little, resources, device, work / "whole", packing=False, optimizer_placement=held)
-    resumed = _trained(little, resources, device, work / "resumed", stops=True, packing=False, optimizer_placement=held)
-    packed = _trained(little, resources, device, work / "packed", packing=True, optimizer_placement=held)
-    other: Dtype = "bfloat16" if dtype == "float32" else "float32"
-    second = _trained(little, resources, device, work / other, packing=False, compute_dtype=other)
-    exact, lowered = (whole, second) if dtype == "float32" else (second, whole)
-    return [
-        _compared(
-            "resume",
-            "a training that was stopped and resumed and one that was not",
-            (resumed, whole),
-            AGAIN_BOUND[device.type],
-            "resumed results would be others: report the versions of this machine",
-            with_weights=True,
-        ),
-        _compared(
-            "packing",
-            "losses of packed rows and of rows one by one",
-            (packed, whole),
-            PACKED_BOUNDS[dtype],
-            "set packing = false in [training]",
-        ),
-        _compared(
-            "bfloat16",
-            "losses in bfloat16 and in float32",
-            (lowered, exact),
-            CURVE_BOUND,
-            'set compute_dtype = "float32" in [training]',
-        ),
-    ]
-
-
-def _compared(
-    name: str, what: str, pair: tuple[Trained, Trained], most: float, cure: str, with_weights: bool = False
-) -> Finding:
-    """Two short trainings beside each other; one that diverged is a fault, and is quoted."""
-    found, expected = pair
-    if diverged := found.diverged or expected.diverged:
-        return Finding(name, False, f"{what} cannot be compared, one diverged ({diverged}): {cure}")
-    apart = [_curve(found.losses, expected.losses)]
-    if with_weights:
-        apart += [_apart(tensor, expected.weights[tensor_name]) for tensor_name, tensor in found.weights.items()]
-    return bounded(name, what, largest(apart), most, cure)
-
-
-def _curve(found: Sequence[float], expected: Sequence[float]) -> float:
-    return largest(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
-
-
-def _trained(
-    asked: ProveTrainingSettings,
-    resources: Resources,
-    device: torch.device,
-    work: Path,
-    stops: bool = False,
-    **changes: object,
-) -> Trained:
-    """Train on a few rows of many lengths; with `stops` in two attempts, the second from a checkpoint of the first."""
-    settings = alone(asked, **changes)
-    rows = random_rows([asked.lengths[0] - 5 * row for row in range(SMALL_ROWS)], asked.student_sizes.vocabulary)
-    try:
-        with contextlib.suppress(Stopped):
-            if stops:
-                _attempt(asked, settings, resources, device, rows, work, STOP_AFTER)
-        result = _attempt(asked, settings, resources, device, rows, work)
-    except DivergedError as error:
-        return Trained([], {}, error.problem)
-    lines = [json.loads(line) for line in result.metrics.read_text(encoding="utf-8").splitlines()]
-    return Trained([line["loss"] for line in lines if line["kind"] == "step"], load_file(result.last_weights))
-
-
-def _attempt(
-    asked: ProveTrainingSettings,
-    settings: TrainSettings,
-    resources: Resources,
-    device: torch.device,
-    rows: list[Example],
-    work: Path,
-    stop_after: int | None = None,
-) -> TrainResult:
-    """The trainer itself, from its newest checkpoint on; Stopped where it is to stop on its way."""
-    dtype, pair, positions = COMPUTE_DTYPES[settings.compute_dtype], as_pair(asked), 2 * settings.rows.max_row_tokens
-    stop = StopRequest()
-    student = random_model(pair.student, positions, torch.float32, device, SEED)
-    if settings.lora.rank:
-        add_adapters(student, settings.lora, settings.seed)
-    return train(
-        student,
-        LiveTeacher(random_model(pair.teacher, positions, dtype, device, SEED + 1), dtype),
-        rows,
-        [],
-        settings,
-        resources,
-        work,
-        _StopAfter(work.parent / "progress.json", stop, stop_after),
-        stop,
-        device=device,
-    )
-
-
-class _StopAfter(Progress):
-    """Asks for a stop after a number of steps, as a signal does."""
-
-    def __init__(self, path: Path, stop: StopRequest, steps: int | None) -> None:
-        super().__init__(path)
-        self.stop, self.steps = stop, steps
-
-    def update(self, phase: str, done: int, total: int, unit: str, note: str = "") -> None:
-        super().update(phase, done, total, unit, note)
-        if done == self.steps:
-            self.stop.ask("the proof")
-
-
-def ranks_finding(found: Sequence[float], expected: Sequence[float], asked: ProveTrainingSettings) -> Finding:
-    """Losses of several processes beside those of one."""
-    what = f"losses of {asked.parallel} and of one process"
-    cure = f"set parallel to another backend than {asked.parallel} in [training]"
-    return bounded("ranks", what, _curve(found, expected), RANKS_BOUNDS[asked.compute_dtype], cure)
 
 
 def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> Finding:

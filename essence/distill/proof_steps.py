@@ -1,9 +1,8 @@
-"""Steps of a training on random weights and random rows, through the backend of one process: timed, and counted."""
+"""Steps of a training on random weights and random rows, through the backend of the settings: timed, and counted."""
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,17 +16,19 @@ from essence.distill.compiled_layers import settle_layers
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
 from essence.distill.float32_masters import lowers_weights
 from essence.distill.module import Distiller
-from essence.distill.proof_machine import settle
+from essence.distill.proof_machine import seconds_of
+from essence.distill.proof_timing import Marks, Timed, timed
 from essence.distill.ranks import ALONE, Ranks
 from essence.distill.schedule import CyclePoint
-from essence.distill.teachers import LiveTeacher, TeacherStates
+from essence.distill.teachers import TeacherStates, place_teacher
 from essence.models.from_sizes import random_model
 from essence.settings import EVERY_TOKEN, OrderSettings, Resources, RowsSettings, TrainSettings
 from essence.settings.proving import ModelSizes, ProveTrainingSettings
-from essence.sizes.architecture import Architecture, distillation_flops
+from essence.sizes.architecture import Architecture, distillation_flops, forward_flops
+from essence.sizes.host import trained_parameters
 from essence.sizes.memory import USABLE_SHARE, device_bytes, load_of
-from essence.sizes.recomputation import Activations, StepReading, choose_activations
-from essence.sizes.speeds import StepWork, layers_of_step
+from essence.sizes.recomputation import Activations, StepReading, choose_activations, crossing_of
+from essence.sizes.speeds import StepWork, crossing_bytes, layers_of_step
 
 SEED = 7
 WARMING_STEPS = 2
@@ -122,63 +123,99 @@ class Steps:
         self.pair, self.settings, self.device, self.ranks = pair, settings, device, ranks
         positions = settings.rows.max_row_tokens + settings.pad_to_multiple
         dtype = COMPUTE_DTYPES[settings.compute_dtype]
-        self.teacher: TeacherStates = LiveTeacher(random_model(pair.teacher, positions, dtype, device, SEED + 1), dtype)
-        student = random_model(pair.student, positions, torch.float32, device, SEED)
+        model = random_model(pair.teacher, positions, dtype, device, SEED + 1)
+        self.teacher: TeacherStates = place_teacher(model, settings.teacher_placement, dtype, ranks, device)
+        self.student = random_model(pair.student, positions, torch.float32, device, SEED)
         if settings.lora.rank:
-            add_adapters(student, settings.lora, settings.seed)
-        student.train()
-        self.recomputed = resources.activation_checkpointing == "on"
-        if self.recomputed:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        self.packed = settings.packing and use_row_attention(student) and self.teacher.read_packed_rows()
+            add_adapters(self.student, settings.lora, settings.seed)
+        self.student.train()
+        self.recompute(resources.activation_checkpointing == "on")
+        self.packed = settings.packing and use_row_attention(self.student) and self.teacher.read_packed_rows()
         most_rows = resources.micro_batch_rows
-        self.layers = settle_layers(student, self.teacher, settings, self.packed, most_rows, ranks)
+        self.layers = settle_layers(self.student, self.teacher, settings, self.packed, most_rows, ranks)
         autocast = settings.compute_dtype != "float32" and not lowers_weights(settings)
-        distiller = Distiller(student, settings.objective, resources.loss, dtype, autocast)
+        distiller = Distiller(self.student, settings.objective, resources.loss, dtype, autocast)
+        self._marks: Marks | None = None
+        distiller.register_forward_hook(lambda *_: self._mark("forward"))
         self.backend: Backend = make_backend(distiller, settings, ranks, device, None)
 
-    def step(self, parts: Sequence[Sequence[Example]], whole: Sequence[Example] | None = None) -> tuple[float, float]:
+    def recompute(self, recomputed: bool) -> None:
+        """Have activations computed again in the backward pass from the next step on, or kept."""
+        self.recomputed, student = recomputed, cast(Any, self.student)
+        if recomputed:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            student.gradient_checkpointing_disable()
+
+    def step(
+        self, parts: Sequence[Sequence[Example]], whole: Sequence[Example] | None = None, marks: Marks | None = None
+    ) -> tuple[float, float]:
         """One optimiser step of this rank's forward passes: the loss of all ranks, and the gradient's norm.
 
         whole: the rows of the step, those of the other ranks among them; None = there are no others.
+        marks: to be made between the parts of the step; None = none.
         """
         rows = whole or [row for part in parts for row in part]
-        loss = 0.0
+        self._marks, shares = marks, []
+        self._mark("teacher")  # the beginning
         for place, part in enumerate(parts, 1):
             batch = Batch.of(part, self.settings.pad_to_multiple, self.device, self.packed)
             weights = batch.step_weights(self.settings.objective.normalisation, rows)
             states = self.teacher.states(batch)
-            loss += self.backend.accumulate(batch, weights, states, self.teacher.head, place == len(parts))[0].item()
-        total = self.ranks.total(torch.tensor([loss])).item()
-        return total, self.backend.step(_point(self.settings))
+            self._mark("teacher")
+            shares.append(self.backend.accumulate(batch, weights, states, self.teacher.head, place == len(parts)))
+            self._mark("backward")
+        total = self.ranks.total(torch.stack(shares).sum(0)[:1].cpu()).item()
+        norm = self.backend.step(_point(self.settings))
+        self._mark("optimizer")
+        return total, norm
 
-    def seconds(self, parts: Sequence[Sequence[Example]], steps: int) -> float:
-        """Median wall time of a step, after some that only warm up."""
-        for _ in range(WARMING_STEPS):
-            self.step(parts)
-        found = []
-        for _ in range(steps):
-            settle(self.device)
-            started = time.perf_counter()
-            self.step(parts)
-            settle(self.device)
-            found.append(time.perf_counter() - started)
-        return statistics.median(found)
+    def _mark(self, part: str) -> None:
+        if self._marks:
+            self._marks.mark(part)
+
+    def timed(self, parts: Sequence[Sequence[Example]], steps: int) -> Timed:
+        """Time a step in which every rank has passes like these, after some that only warm up."""
+        whole = [row for part in parts for row in part] * self.ranks.processes
+        return timed(lambda marks: self.step(parts, whole, marks), self.device, WARMING_STEPS, steps)
+
+    def validation_s(self, row: Example) -> float:
+        """Seconds of a row whose loss alone is computed, as validations do it."""
+        batch = Batch.of([row], self.settings.pad_to_multiple, self.device, self.packed)
+        weights = batch.step_weights(self.settings.objective.normalisation, [row])
+        self.student.eval()
+        try:
+            return seconds_of(lambda: self.backend.cross_entropy(batch, weights), self.device)
+        finally:
+            self.student.train()
+
+    def validation_work(self, row: Example) -> StepWork:
+        """What that is, in the terms of the model of time."""
+        layers = layers_of_step(self.pair.student.layers, self.layers.student, 0, False)
+        return StepWork(forward_flops(self.pair.student, row.input_ids.size), layers / 3, 0.0)
 
     def work(self, parts: Sequence[Sequence[Example]]) -> StepWork:
-        """What such a step is, in the terms of the model of time."""
-        settings = self.settings
+        """What such a step is for each rank, in the terms of the model of time."""
+        settings, pair, passes = self.settings, self.pair, len(parts)
         flops = distillation_flops(
-            self.pair.student,
-            self.pair.teacher,
+            pair.student,
+            pair.teacher,
             [row.input_ids.size for part in parts for row in part],
             activation_checkpointing=self.recomputed,
             lora=settings.lora,
         )
-        trained = sum(p.numel() for p in self.backend.student.parameters() if p.requires_grad)
-        student, teacher = self.pair.student.layers, self.pair.teacher.layers
-        layers = layers_of_step(student, self.layers.student, teacher, self.layers.teacher)
-        return StepWork(float(flops), layers * len(parts), float(trained))
+        trained = trained_parameters(pair.student, settings.lora)
+        moved = settings.optimizer_placement == "main_memory"
+        updated = trained / (settings.processes if moved or settings.parallel in ("zero2", "zero3") else 1)
+        layers = layers_of_step(pair.student.layers, self.layers.student, pair.teacher.layers, self.layers.teacher)
+        crossing = crossing_of(settings, pair.student, pair.teacher, passes, recomputed=self.recomputed)
+        return StepWork(
+            flops=float(flops),
+            layer_passes=layers * passes,
+            parameters=0.0 if moved else updated,
+            link_bytes=crossing_bytes(crossing),
+            main_memory_parameters=updated if moved else 0.0,
+        )
 
 
 def _point(settings: TrainSettings) -> CyclePoint:

@@ -24,7 +24,7 @@ from essence.plan.catalogue import missing
 from essence.plan.estimate import download_gib, estimate
 from essence.plan.expected_times import expected_seconds
 from essence.plan.fit import Fit, Room, fits_of, planned_room
-from essence.plan.newest_proof import newest_proof
+from essence.plan.newest_proof import LOCK, newest_proof
 from essence.plan.schema import ResourcesSection
 from essence.plan.stage_plan import PlannedStage
 from essence.plan.stored_teacher import stored_teachers
@@ -90,11 +90,13 @@ def checks(selection: Run, thorough: bool, offline: bool = False) -> Iterator[Re
 
 def _proof(selection: Run) -> Requirement:
     """Whether this machine was measured, and found to be right."""
-    proof = newest_proof(selection.run_directory, selection.loaded.experiment.resources.gpus > 0)
+    gpus = selection.loaded.experiment.resources.gpus
+    proof = newest_proof(selection.run_directory, gpus)
     if proof is None:
         return Requirement("proof", "not proved: estimates by formula; invoke prove measures this machine")
     cure = "cure it and take another proof: invoke prove" if proof.failed else ""
-    return Requirement("proof", proof.sentence(), cure=cure)
+    told = proof.sentence(gpus, selection.engine.environment("train").get(LOCK))
+    return Requirement("proof", told, cure=cure)
 
 
 def _images_offline(selection: Run, left: list[PlannedStage]) -> Iterator[Requirement]:

@@ -22,7 +22,7 @@ class BaselineHours(NamedTuple):
 def baselines_gpu_hours(plan: Plan, run_directory: RunDirectory) -> BaselineHours:
     """Of a plan's baselines. How others' completions end says nothing of an untrained model's."""
     loaded, section = plan.loaded, plan.loaded.experiment.evaluation
-    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus)
     expected = cap = 0.0
     for one in plan.baselines:
         sizes = architecture(one.model, plan.stages[one.evaluations[0].generate].inputs["model"], loaded, run_directory)

@@ -55,7 +55,7 @@ SECONDS_IN_HOUR = 3600.0
 ASSUMPTIONS = (
     f"{ACHIEVABLE_FLOPS / 1e12:.0f} TFLOP/s at {TRAINING_UTILIZATION:.0%} in training; decoding bound by "
     f"{MEMORY_BANDWIDTH / 1e12:.2f} TB/s at {DECODING_EFFICIENCY:.0%}; a link of "
-    f"{ASSUMED.link_bytes_per_s / 1e9:.0f} GB/s and a disk that writes {ASSUMED.disk_write_bytes_per_s / 1e9:.0f} GB/s"
+    f"{ASSUMED.link_bytes_per_s / 1e9:.0f} GB/s and a disk that writes {ASSUMED.save_bytes_per_s / 1e9:.0f} GB/s"
 )
 MAIN_MEMORY_ASSUMPTION = f"updates in main memory at {MAIN_MEMORY_BANDWIDTH / 1e9:.0f} GB/s of it"
 HOST_LINK_ASSUMPTION = f"{ASSUMED.host_link_bytes_per_s / 1e9:.0f} GB/s between it and a GPU"
@@ -128,7 +128,7 @@ def estimate(
     planned = planned_load(settings, known, teacher, resources, planned_room(loaded)) if known else None
     flops = _training_flops(settings, planned, kept, row, rows)
     gpus, section = loaded.experiment.resources.gpus, loaded.experiment.evaluation
-    speeds = speeds_for(run_directory, gpus > 0)
+    speeds = speeds_for(run_directory, gpus)
     trained = trained_of(plan, loaded, run_directory, settings) if gpus else None
     time, devices = training_time(trained, speeds) if trained else None, resources.gpus * resources.nodes
     own = measured_lengths(plan.evaluations, run_directory, section.max_new_tokens) or measured_elsewhere

@@ -144,7 +144,7 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
         return None
     planned = planned_load(settings, student, teacher, resources, room)
     load, chosen = planned.load, planned.activations
-    ratio = memory_ratio(run_directory) if resources.gpus else 1.0
+    ratio = memory_ratio(run_directory, resources.gpus) if resources.gpus else 1.0
     needed = round(ratio * device_bytes(load))
     what = f"training {plan.cell.name}"
     if not resources.gpus:

@@ -1,23 +1,29 @@
 """The newest proof of a machine in a run directory, and the speeds that it gives the one model of time.
 
 A proof is the records of the two stages of `invoke prove`, sealed as every record: host, device, driver and lock are in
-them. It counts for the machine that it was taken on: for each one with that GPU, or without a GPU for its host.
+them. It counts for the machine that it was taken on: for each one with that GPU, or without a GPU for its host. Of
+several, one with as many GPUs as a stage takes comes first, then the newest; where the one that counts had another
+number of GPUs or other packages than a run would have, its sentence says so.
 """
 
 import functools
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from essence.errors import RecordError
 from essence.record.facts import query_gpus
 from essence.record.manifest import Hardware
+from essence.record.proof_records import LinkPoint
 from essence.record.run_directory import RunDirectory
 from essence.record.stage_records import ProveDecodingManifest, ProveTrainingManifest, read_manifest
 from essence.sizes.speeds import ASSUMED, Speeds
 
 TRAINING, DECODING = "prove_training-*/manifest.json", "prove_decoding-*/manifest.json"
 TRAINING_INPUT = "training"
+LOCK = "lock_sha256"
+"""Of the packages of an environment, in its identity."""
 DATE_CHARACTERS = len("2026-01-01")
 
 
@@ -65,16 +71,19 @@ class Proof:
             flop_s=float(results.coefficients.flop_s),
             layer_s=float(results.coefficients.layer_s),
             parameter_s=float(results.coefficients.parameter_s),
-            disk_write_bytes_per_s=float(results.disk_write_bytes_per_s),
+            checkpoint_bytes_per_s=float(results.checkpoint_bytes_per_s or results.disk_write_bytes_per_s),
+            save_bytes_per_s=float(results.save_bytes_per_s),
             disk_read_bytes_per_s=float(results.disk_read_bytes_per_s),
         )
+        if (validated := results.validation) and validated.fitted_s:
+            found = replace(found, validation_factor=float(validated.seconds) / float(validated.fitted_s))
         if results.main_memory_parameter_s:
             found = replace(found, main_memory_parameter_s=float(results.main_memory_parameter_s))
             # Proofs of an earlier version, which have no such update, timed a copy to memory that is not pinned.
             if results.host_bytes_per_s:
                 found = replace(found, host_link_bytes_per_s=float(results.host_bytes_per_s))
         if results.link:
-            found = replace(found, link_bytes_per_s=float(results.link.all_reduce_bytes_per_s))
+            found = replace(found, link_bytes_per_s=_link_bytes_per_s(results.link))
         if self.decoding:
             decoded = self.decoding.results
             found = replace(
@@ -82,30 +91,61 @@ class Proof:
                 weight_s=float(decoded.coefficients.weight_s),
                 sequence_s=float(decoded.coefficients.sequence_s),
                 cache_byte_s=float(decoded.coefficients.cache_byte_s),
-                decoder_start_s=float(decoded.start_s),
+                decoder_start_s=float(decoded.warm_start_s or decoded.start_s),
             )
         return found
 
-    def sentence(self) -> str:
-        """For `invoke plan`."""
+    def sentence(self, gpus: int = 0, lock_sha256: str | None = None) -> str:
+        """For `invoke plan`.
+
+        gpus: that a stage takes; 0 = it is not asked whether the proof had as many.
+        lock_sha256: of the packages that a training would run with; None = that is not asked either.
+        """
         error = float(self.training.results.coefficients.error)
         errors = [error, float(self.decoding.results.coefficients.error)] if self.decoding else [error]
-        fit = f"fit error {max(errors):.0%}"
+        told = f"proved on {self.date}, {self.device} (fit error {max(errors):.0%})"
+        told += "".join(f"; {one}" for one in self._otherwise(gpus, lock_sha256))
         if self.failed:
             more = f" (and {len(self.failed) - 1} more)" if self.failed[1:] else ""
-            return f"proved on {self.date}, {self.device} ({fit}), and wrong: {self.failed[0]}{more}"
-        return f"proved on {self.date}, {self.device} ({fit})"
+            return f"{told}, and wrong: {self.failed[0]}{more}"
+        return told
+
+    def _otherwise(self, gpus: int, lock_sha256: str | None) -> Iterator[str]:
+        """In what a run would differ from what was proved."""
+        devices, locked = self.training.results.devices, self.training.software.lock_sha256
+        if gpus and devices != gpus:
+            yield f"with {devices} GPU{'s' * (devices > 1)}, and a stage takes {gpus}"
+        if lock_sha256 and locked and locked != lock_sha256:
+            yield "with other packages than a run has now (invoke prove measures it anew)"
+
+
+HIDDEN_SHARE = 0.01
+"""Of what a byte takes between ranks, the least that is taken to show in a step."""
+
+
+def _link_bytes_per_s(link: LinkPoint) -> float:
+    """As steps of several ranks found it, where they were timed: what crosses beside the computation costs less."""
+    measured = float(link.all_reduce_bytes_per_s)
+    if link.exposed_byte_s is None:
+        return measured
+    return 1.0 / max(float(link.exposed_byte_s), HIDDEN_SHARE / measured)
 
 
 NOT_PROVED = "not proved: estimates by formula ({assumptions}); invoke prove measures this machine"
 NOT_PROVED_PROCESSOR = "not proved: invoke prove measures this machine and checks that it computes right"
 
 
-def newest_proof(run_directory: RunDirectory, gpus: bool) -> Proof | None:
-    """The newest for GPUs, of those of this machine where it has any; or for processors, of this host."""
+def newest_proof(run_directory: RunDirectory, gpus: int) -> Proof | None:
+    """The proof that counts for stages of so many GPUs, of those of this machine where it has any; or, with 0, for
+    processors, of this host."""
     here = {gpu.name for gpu in query_gpus()} if gpus else set()
-    found = [proof for proof in proofs(run_directory) if _counts(proof, gpus, here)]
-    return max(found, key=lambda proof: proof.training.identity.finished, default=None)
+    found = [proof for proof in proofs(run_directory) if _counts(proof, gpus > 0, here)]
+    return max(found, key=functools.partial(_rank, gpus=gpus), default=None)
+
+
+def _rank(proof: Proof, gpus: int) -> tuple[bool, str]:
+    """The greatest counts."""
+    return proof.training.results.devices == gpus, proof.training.identity.finished
 
 
 def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
@@ -117,7 +157,7 @@ def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
         if (proof.training.results.device in names if proof.on_gpus else not names)
         and (proof.on_gpus or proof.training.hardware.host == hardware.host)
     ]
-    return max(found, key=lambda proof: proof.training.identity.finished, default=None)
+    return max(found, key=functools.partial(_rank, gpus=len(hardware.gpus)), default=None)
 
 
 def _counts(proof: Proof, gpus: bool, here: set[str | None]) -> bool:
@@ -164,13 +204,13 @@ def _read(file: Path, changed_ns: int) -> object:
     return manifest if manifest.is_sealed else None
 
 
-def memory_ratio(run_directory: RunDirectory) -> float:
-    """By how much the memory rule was too low where it was measured on such a GPU; 1 where it was not."""
-    proof = newest_proof(run_directory, gpus=True)
+def memory_ratio(run_directory: RunDirectory, gpus: int) -> float:
+    """By how much the memory rule was too low where it was measured on such GPUs; 1 where it was not."""
+    proof = newest_proof(run_directory, gpus)
     return max(1.0, proof.memory_ratio) if proof else 1.0
 
 
-def speeds_for(run_directory: RunDirectory, gpus: bool) -> Speeds:
-    """Measured where there is a proof, else assumed."""
+def speeds_for(run_directory: RunDirectory, gpus: int) -> Speeds:
+    """Measured where there is a proof, else assumed. gpus: that a stage takes."""
     proof = newest_proof(run_directory, gpus)
     return proof.speeds if proof else ASSUMED

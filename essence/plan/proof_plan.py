@@ -45,8 +45,8 @@ class Extent:
     new_tokens: int
 
 
-ON_GPUS = Extent(12, 7, 2048, 1024, (1, 32, 128), (1024, 4096), 33)
-"""Ten minutes, starting the decoder included."""
+ON_GPUS = Extent(12, 7, 2048, 1024, (16, 64, 256), (1024, 8192, 24_576), 33)
+"""Ten minutes, starting the decoder twice included."""
 ON_PROCESSORS = Extent(2, 3, 8, 2, (1, 4), (16, 64), 9)
 """A minute, most of which libraries take to start."""
 

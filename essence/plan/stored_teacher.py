@@ -84,7 +84,7 @@ def _stored(group: Sequence[CellPlan], loaded: Experiment, run_directory: RunDir
     length = int(row.lengths[0])
     rows = max(loaded.experiment.data[first.cell.dataset].train_rows, *(p.cell.train_rows or 0 for p in group), 0)
     size = stored_bytes_per_token(teacher, settings.compute_dtype)
-    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus)
     reading = forward_flops(teacher, length) * rows * speeds.flop_s / SECONDS_IN_HOUR
     saved = 0.0
     for plan in group:
@@ -112,6 +112,6 @@ def _gpu_hours(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory, 
     trained = trained_of(plan, loaded, run_directory, settings)
     if trained is None:
         return 0.0
-    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus > 0)
+    speeds = speeds_for(run_directory, loaded.experiment.resources.gpus)
     devices = trained.resources.gpus * trained.resources.nodes or settings.processes
     return training_time(trained, speeds).seconds * devices / SECONDS_IN_HOUR

@@ -127,7 +127,7 @@ def training_time(of: Trained, speeds: Speeds) -> TrainingTime:
     steps = settings.optimizer.epochs * math.ceil(of.rows / of.step_rows)
     validations = settings.optimizer.epochs * settings.validations_per_epoch
     step = step_seconds(speeds, step_work(of))
-    validation = validations * step_seconds(speeds, validation_work(of))
+    validation = validations * speeds.validation_factor * step_seconds(speeds, validation_work(of))
     return TrainingTime(steps, step, validation, _saving_s(of, speeds, steps * step, validations), _start_s(of, speeds))
 
 
@@ -186,9 +186,10 @@ def _saving_s(of: Trained, speeds: Speeds, steps_s: float, validations: int) -> 
     """Best weights after each validation at most, checkpoints as often as is asked for, two folders at the end."""
     every = of.resources.checkpoint_every_s
     checkpoints = 1 + (int(steps_s / every) if every else 0)
-    written = of.trained * (FLOAT32_BYTES * (validations + 1) + CHECKPOINT_BYTES * checkpoints)
-    written += SAVED_FOLDERS * BYTES[of.settings.compute_dtype] * of.student.parameters
-    return written / speeds.disk_write_bytes_per_s
+    saved = FLOAT32_BYTES * (validations + 1) * of.trained
+    saved += SAVED_FOLDERS * BYTES[of.settings.compute_dtype] * of.student.parameters
+    written = CHECKPOINT_BYTES * checkpoints * of.trained
+    return saved / speeds.save_bytes_per_s + written / speeds.checkpoint_bytes_per_s
 
 
 def _start_s(of: Trained, speeds: Speeds) -> float:

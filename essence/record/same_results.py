@@ -13,9 +13,9 @@ class Unchanged(NamedTuple):
 
 
 SAME_RESULTS: dict[str, Unchanged] = {
-    # What a decoder took is reported.
+    # What a decoder took is reported; a proof can name the room for keys and values, an evaluation does not.
     "essence.evaluation.decoders": Unchanged(
-        now="148bca3bf59b62fd0e324e5d64e86c904646ed59fe0a851584902b9f8618a9ff",
+        now="56e3b48888db1e68823512f55974fb5f5119a906e61bc964b10468ed71bee0f0",
         counts_as="ee571a4dd39a106545e1cb49424597db95c9da372fff7f99fc599a898a324a05",
     ),
     # Copies start once, and share requests out while they decode: as little in the key as their number.
@@ -28,9 +28,10 @@ SAME_RESULTS: dict[str, Unchanged] = {
         now="3f87ab95eac9bb77f7dd86685fc198b1e3b7fc26176805c9fea07b727793c875",
         counts_as="54aa14848c2a92cff5f7ef52d80586482d235410f5c36861ed884f5dc897b878",
     ),
-    # Requests can be handed over in parts, as copies get them; what the engine took is reported.
+    # Requests can be handed over in parts, as copies get them; what the engine took is reported; a proof can name the room
+    # for keys and values.
     "essence.evaluation.decoders.vllm": Unchanged(
-        now="60dda009dc4aa53fb67521405905e640cd10ae075049c38129d081d7061bb1ab",
+        now="493ead28b0a84ad76a69d2c02217784094cd26bad7f232245835671cc1c5eb0a",
         counts_as="f8062eeb62cb13e29842b6eb49e66a6753737012b98beb4214ed7d539aede3b8",
     ),
     # A folder without a model is refused before it is listed, in the same words.

@@ -58,7 +58,12 @@ class Speeds:
     """Between a GPU and main memory."""
     main_memory_parameter_s: float
     """The update of a parameter in main memory by the threads of one process."""
-    disk_write_bytes_per_s: float
+    checkpoint_bytes_per_s: float
+    """Of a checkpoint, from the devices to the disk."""
+    save_bytes_per_s: float
+    """Of weights alone."""
+    validation_factor: float
+    """Seconds of a validation over what the terms of a step give for it."""
     disk_read_bytes_per_s: float
     weight_s: float
     """A parameter in a step of decoding."""
@@ -67,6 +72,7 @@ class Speeds:
     cache_byte_s: float
     """A byte of keys and values in a step of decoding."""
     decoder_start_s: float
+    """With what an earlier start has compiled, where that was measured."""
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
@@ -79,7 +85,9 @@ ASSUMED = Speeds(
     link_bytes_per_s=150e9,
     host_link_bytes_per_s=25e9,
     main_memory_parameter_s=MAIN_MEMORY_UPDATE_BYTES / MAIN_MEMORY_BANDWIDTH,
-    disk_write_bytes_per_s=1e9,
+    checkpoint_bytes_per_s=1e9,
+    save_bytes_per_s=1e9,
+    validation_factor=1.0,
     disk_read_bytes_per_s=2e9,
     weight_s=BFLOAT16_BYTES / (MEMORY_BANDWIDTH * DECODING_EFFICIENCY),
     sequence_s=5e-6,

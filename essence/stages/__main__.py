@@ -137,6 +137,7 @@ def _work(folder: StageFolder, spec: Spec, stop: StopRequest) -> StageOutcome:
         progress=Progress(folder.progress, watch_gpus=spec.resources.gpus > 0),
         stop=stop,
         graders=spec.graders,
+        engine=str(spec.image.get("engine")),
     )
     try:
         if isinstance(settings, TrainSettings) and starts_ranks(spec, os.environ):

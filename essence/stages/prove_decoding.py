@@ -4,14 +4,16 @@ Prompts are random ids, and no token ends a completion, so each has the tokens t
 the difference of two calls on the same prompts, which leaves out reading them and what a call takes.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
-
-import numpy as np
+from dataclasses import replace
+from pathlib import Path
 
 from essence.evaluation.decoders import Decoder, DecodeSettings, open_decoder
-from essence.evaluation.requests import Prompt, Request
+from essence.evaluation.decoders.kept_compilations import KEPT
 from essence.files import read_json
 from essence.progress import StageContext
 from essence.record.outcomes import ProveDecodingOutcome
@@ -20,9 +22,17 @@ from essence.settings import BenchmarkSettings, GenerateSettings, Resources
 from essence.settings.proving import ProveDecodingSettings
 from essence.sizes.architecture import Architecture
 from essence.sizes.speeds import DecodeWork, cache_bytes, fitted
+from essence.stages.prove_preemption import (
+    ELEMENT_BYTES,
+    SEED,
+    completed,
+    little_room,
+    preemption_checks,
+    random_requests,
+)
 
-SEED = 11
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+COMPILED = "compiled"
+"""Folder under `scratch/` of what the two starts compile."""
 LEAST_STEP_S = 1e-7
 """A step is never taken for faster: of two calls on a small model either may be the longer one."""
 NO_BENCHMARK = BenchmarkSettings(
@@ -44,29 +54,36 @@ def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOut
     """
     folder = context.inputs["training"] / "model"
     sizes = Architecture.from_config(read_json(folder / "config.json"))
-    settings = DecodeSettings(folder, (), _settings(asked), context.resources)
+    settings, width = DecodeSettings(folder, (), _settings(asked), context.resources), _width(asked, context.resources)
+    compile_anew(context.scratch)
     started = time.perf_counter()
     with closing(open_decoder(settings)) as decoder:
         start_s = time.perf_counter() - started
-        check = _seeds(decoder, asked, sizes)
-        loads = timed_loads(asked, decoder.load().key_value_tokens)
+        checks, room = [_seeds(decoder, asked, sizes)], decoder.load().key_value_tokens
+        loads = timed_loads(asked, room)
         seconds = []
         for place, (sequences, tokens) in enumerate(loads):
             context.stop.check()
             context.progress.update("prove", place, len(loads), "loads", f"{sequences} sequences of {tokens} tokens")
             seconds.append(_step_seconds(decoder, asked, sizes, sequences, tokens))
         told = decoder.facts["decoder"]
-    return ProveDecodingOutcome(
-        results=_results(asked, sizes, _width(asked, context.resources), check, told, start_s, loads, seconds),
-        seeds={"prompts": SEED},
-    )
+    context.stop.check()
+    context.progress.update("prove", len(loads), len(loads), "loads", "a second start")
+    started = time.perf_counter()
+    with closing(open_decoder(replace(settings, key_value_bytes=little_room(asked, sizes, width)))) as decoder:
+        warm_start_s = time.perf_counter() - started
+        checks += preemption_checks(decoder, asked, sizes)
+    shutil.rmtree(context.scratch / COMPILED, ignore_errors=True)
+    results = _results(asked, sizes, width, checks, told, start_s, loads, seconds)
+    measured = {"warm_start_s": warm_start_s, "key_value_tokens": room}
+    return ProveDecodingOutcome(results=results.model_copy(update=measured), seeds={"prompts": SEED})
 
 
 def _results(
     asked: ProveDecodingSettings,
     sizes: Architecture,
     width: int,
-    check: CheckRecord,
+    checks: list[CheckRecord],
     decoder: str,
     start_s: float,
     loads: Sequence[tuple[int, int]],
@@ -92,13 +109,24 @@ def _results(
         for (count, _), tokens, measured, one in zip(loads, behind, seconds, work, strict=True)
     ]
     return ProveDecodingResults(
-        checks=[check],
+        checks=checks,
         decoder=decoder,
         start_s=start_s,
         tokens_per_s=max(point.sequences / float(point.seconds) for point in points),
         points=points,
         coefficients=DecodeCoefficients(weight_s=weight, sequence_s=sequence, cache_byte_s=byte, error=fit.error),
     )
+
+
+def compile_anew(scratch: Path) -> None:
+    """Have the decoder keep what it compiles in an empty folder: a first start is one without anything compiled."""
+    kept = os.environ.get(KEPT)
+    if not kept:
+        return
+    folder = scratch / COMPILED
+    shutil.rmtree(folder, ignore_errors=True)
+    inside = {name: value for name, value in os.environ.items() if value == kept or value.startswith(f"{kept}/")}
+    os.environ.update({name: str(folder) + value.removeprefix(kept) for name, value in inside.items()})
 
 
 def _width(asked: ProveDecodingSettings, resources: Resources) -> int:
@@ -122,20 +150,6 @@ def _settings(asked: ProveDecodingSettings) -> GenerateSettings:
     )
 
 
-def _requests(sizes: Architecture, sequences: int, tokens: int, new_tokens: int) -> list[Request]:
-    """So many prompts of random ids, which differ from their first token on; the same for the same numbers."""
-    ids = np.random.default_rng((SEED, sequences, tokens)).integers(0, sizes.vocabulary, (sequences, tokens))
-    prompts = [Prompt(str(number), "", tuple(line)) for number, line in enumerate(ids.tolist())]
-    return [Request(prompt, 0, SEED + number, new_tokens) for number, prompt in enumerate(prompts)]
-
-
-def _completed(decoder: Decoder, requests: Sequence[Request]) -> dict[str, list[int]]:
-    found = {}
-    for finished in decoder.complete(requests, frozenset()):
-        found.update({request.prompt.problem: completion.token_ids for request, completion in finished})
-    return found
-
-
 def timed_loads(asked: ProveDecodingSettings, room: int | None) -> list[tuple[int, int]]:
     """Sequences and tokens of their prompts, each pair once; of sequences no more than the decoder has room for.
 
@@ -156,9 +170,9 @@ def _step_seconds(
     """Of a step that gives each sequence a token."""
 
     def timed(new_tokens: int) -> float:
-        requests = _requests(sizes, sequences, tokens, new_tokens)
+        requests = random_requests(sizes, sequences, tokens, new_tokens)
         started = time.perf_counter()
-        _completed(decoder, requests)
+        completed(decoder, requests)
         return time.perf_counter() - started
 
     timed(1)  # the decoder may keep what it has read of a prompt, and would do so in one of the two calls alone
@@ -172,8 +186,8 @@ def _seeds(decoder: Decoder, asked: ProveDecodingSettings, sizes: Architecture) 
     Both drawings find the prompts as a first one left them. A decoder that keeps what it has read of them rounds
     otherwise where it reads for itself, and that is no fault of its seeds.
     """
-    requests = _requests(sizes, max(asked.sequences), min(asked.contexts), asked.new_tokens)
-    _, first, second = (_completed(decoder, requests) for _ in range(3))
+    requests = random_requests(sizes, max(asked.sequences), min(asked.contexts), asked.new_tokens)
+    _, first, second = (completed(decoder, requests) for _ in range(3))
     differing = sum(first[name] != second[name] for name in first)
     told = f"{differing} of {len(first)} completions differ when they are drawn again from the same seeds"
     cure = "" if not differing else ": a run that is repeated gives other completions here"

@@ -1,7 +1,8 @@
 """One rank of a proof: `RANK=1 WORLD_SIZE=2 ... python -m essence.stages.prove_rank --spec .../spec.json`.
 
-Times what ranks bring together, and takes a few steps of small models in the backend of the settings. The first rank
-leaves what was found in `scratch/ranks/link.json`. Started by `essence/stages/launch.py`.
+Times what ranks bring together, takes a few steps of small models in the backend of the settings, then times steps of
+real widths in it, and a checkpoint. The first rank leaves what was found in `scratch/ranks/outcome.json`. Started by
+`essence/stages/launch.py`.
 """
 
 import argparse
@@ -21,31 +22,34 @@ import torch.distributed as dist
 
 from essence.data.truncation import Example
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
+from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_machine import seconds_of
-from essence.distill.proof_steps import Steps, alone, as_pair, random_rows, small
+from essence.distill.proof_steps import Steps, activations_of, alone, as_pair, pair_that_fits, random_rows, small
 from essence.distill.ranks import ALONE, Ranks
 from essence.files import write_json
-from essence.progress import die_with_launcher
+from essence.progress import StopRequest, die_with_launcher
 from essence.record.live_records import read_whole_spec
 from essence.record.proof_records import LinkPoint
 from essence.record.record_files import Number, Written
 from essence.record.run_directory import StageFolder
-from essence.settings import Resources
+from essence.settings import Resources, TrainSettings
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.speeds import crossing_dtype
-from essence.stages.launch import REPORTS
+from essence.stages.launch import OUTCOME, REPORTS
+from essence.stages.prove_steps import MeasuredStep, checkpoint_bytes_per_s, loads_of, measured_steps
 
 PROGRAM = "essence.stages.prove_rank"
-LINK = "link.json"
 STEPS, ROWS_OF_A_RANK = 4, 2
 MIB = 1 << 20
 
 
-class LinkOutcome(Written):
+class RanksOutcome(Written):
     """What the ranks found together."""
 
     link: LinkPoint
     losses: list[Number]
+    steps: list[MeasuredStep]
+    checkpoint_bytes_per_s: Number | None
 
 
 def main() -> int:
@@ -59,26 +63,40 @@ def main() -> int:
     ranks.join(device)
     link = _link(asked, ranks, device)
     losses = losses_of(asked, spec.resources, device, ranks, ranks.processes)
+    scratch = StageFolder(spec_file.parent).path / "scratch"
+    measured, checkpoint = _steps(asked, spec.resources, device, ranks, scratch)
     if ranks.first:
-        outcome = LinkOutcome(link=link, losses=losses)
-        write_json(StageFolder(spec_file.parent).path / "scratch" / REPORTS / LINK, outcome.model_dump(mode="json"))
+        outcome = RanksOutcome(link=link, losses=losses, steps=measured, checkpoint_bytes_per_s=checkpoint)
+        write_json(scratch / REPORTS / OUTCOME, outcome.model_dump(mode="json"))
     ranks.leave()
     return 0
+
+
+def _steps(
+    asked: ProveTrainingSettings, resources: Resources, device: torch.device, ranks: Ranks, scratch: Path
+) -> tuple[list[MeasuredStep], float | None]:
+    """Steps of the cut pair in the backend of the settings, and bytes a second of a checkpoint of it."""
+    pair, settings = pair_that_fits(asked, resources, device), together(asked, ranks.processes)
+    usable = DeviceRoom.of(device, ranks.processes).usable
+    chosen = activations_of(pair, settings, resources, max(asked.lengths), usable)
+    steps = Steps(pair, settings, chosen.resources(resources), device, ranks)
+    loads = list(loads_of(asked.lengths, pair.student.vocabulary, chosen.recomputed))
+    measured = measured_steps(steps, resources, loads, asked.steps, StopRequest())
+    return measured, checkpoint_bytes_per_s(steps, resources, scratch / "proof-checkpoint")
+
+
+def together(asked: ProveTrainingSettings, processes: int) -> TrainSettings:
+    """A training of so many processes of one machine, in the backend of the settings."""
+    names = ("parallel", "teacher_placement", "optimizer_placement")
+    return alone(asked, **{name: getattr(asked, name) for name in names}, processes=processes)
 
 
 def losses_of(
     asked: ProveTrainingSettings, resources: Resources, device: torch.device, ranks: Ranks, shares: int
 ) -> list[float]:
     """Losses of a few steps whose rows are those of so many ranks; alone, this process reads them all."""
-    little, alike = small(asked), {}
-    if ranks is not ALONE:
-        names = ("parallel", "processes", "teacher_placement", "optimizer_placement")
-        alike = {
-            **{name: getattr(asked, name) for name in names},
-            "processes": shares,
-            "teacher_placement": "replicated",
-        }
-    settings = alone(little, **alike)
+    little = small(asked)
+    settings = alone(little) if ranks is ALONE else together(little, shares)
     steps = Steps(as_pair(little), settings, resources, device, ranks)
     vocabulary = little.student_sizes.vocabulary
     rows = random_rows([16 + 3 * (place % 9) for place in range(ROWS_OF_A_RANK * shares)], vocabulary)

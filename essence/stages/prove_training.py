@@ -6,14 +6,14 @@ prove` says what failed.
 """
 
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from essence.data.truncation import Example
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
 from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_checks import (
@@ -23,9 +23,8 @@ from essence.distill.proof_checks import (
     loss_finding,
     loss_seconds,
     memory_finding,
-    ranks_finding,
-    training_findings,
 )
+from essence.distill.proof_equalities import attention_finding, repeat_findings
 from essence.distill.proof_machine import (
     copy_bytes_per_s,
     host_bytes_per_s,
@@ -35,36 +34,33 @@ from essence.distill.proof_machine import (
     read_s,
     write_s,
 )
-from essence.distill.proof_steps import (
-    SEED,
-    Pair,
-    Steps,
-    activations_of,
-    alone,
-    pair_that_fits,
-    random_rows,
-    rule_bytes,
-)
+from essence.distill.proof_steps import SEED, Pair, Steps, activations_of, alone, pair_that_fits
+from essence.distill.proof_trainings import ranks_finding, training_findings
 from essence.distill.ranks import ALONE
 from essence.models.from_sizes import random_model
 from essence.models.saving import save_model
 from essence.progress import StageContext
 from essence.record.facts import processor_name
 from essence.record.outcomes import ProveTrainingOutcome
-from essence.record.proof_records import (
-    CheckRecord,
-    LinkPoint,
-    ProductPoint,
-    ProveTrainingResults,
-    StepCoefficients,
-    StepPoint,
-)
+from essence.record.proof_records import CheckRecord, ProductPoint, ProveTrainingResults, ValidationPoint
 from essence.record.record_files import read_record
-from essence.settings import Resources
 from essence.settings.proving import ProveTrainingSettings
-from essence.sizes.speeds import ASSUMED, Fit, fitted, step_seconds
-from essence.stages.launch import REPORTS, run_here
-from essence.stages.prove_rank import LINK, MIB, PROGRAM, LinkOutcome, losses_of
+from essence.sizes.speeds import Fit
+from essence.stages.launch import OUTCOME, REPORTS, run_here
+from essence.stages.nccl_log import nccl_channels, nccl_tells
+from essence.stages.prove_container import place_findings
+from essence.stages.prove_killed import train_until_killed
+from essence.stages.prove_rank import MIB, PROGRAM, RanksOutcome, losses_of
+from essence.stages.prove_steps import (
+    MeasuredStep,
+    both_forms,
+    checkpoint_bytes_per_s,
+    exposed_byte_s,
+    fit_of,
+    measured_steps,
+    step_points,
+    validation_point,
+)
 from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, write_tokenizer
 
 PARTS = ("machine", "checks", "steps", "ranks", "model")
@@ -86,23 +82,23 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
     products = _products(asked, device)
     _next(context, 1)
     findings = [memory_finding(asked, context.resources, device), disk_finding(asked, context.resources, write)]
-    findings += [_compilers_folder(context.scratch), loss_finding(asked, context.resources, device)]
+    findings += place_findings(context.scratch, context.engine, context.resources)
+    findings += [loss_finding(asked, context.resources, device)]
+    findings += [attention_finding(asked, device), *repeat_findings(asked, context.resources, device)]
     with tempfile.TemporaryDirectory(prefix="prove-", dir=context.scratch) as work:
-        findings += training_findings(asked, context.resources, device, Path(work))
+        findings += training_findings(asked, context.resources, device, Path(work), train_until_killed)
     _next(context, 2)
     pair = pair_that_fits(asked, context.resources, device)
-    longest, room = max(asked.lengths), DeviceRoom.of(device, 1)
-    chosen = activations_of(pair, alone(asked), context.resources, longest, room.usable)
-    resources = chosen.resources(context.resources)
-    steps = Steps(pair, alone(asked), resources, device)
-    points, fit = _steps(asked, steps, resources, context)
-    findings += [layers_finding(steps.layers.at_end(ALONE))] if asked.compile_layers else []
-    del steps  # the ranks need the device
+    measured = _alone(asked, pair, context, device)
+    findings += measured.findings
     _next(context, 3)
-    link, found = _ranks(asked, context, device)
+    ranks, found = _ranks(asked, context, device)
     findings += found
     _next(context, 4)
     saved = _save(asked, pair, context, device)
+    update_s = main_memory_parameter_s(asked.optimizer, device)
+    byte_s = exposed_byte_s(measured.fit, ranks.steps, update_s) if ranks else 0.0
+    points, coefficients = step_points(measured.steps, ranks.steps if ranks else [], byte_s, update_s)
     _next(context, 5)
     return ProveTrainingOutcome(
         results=ProveTrainingResults(
@@ -111,21 +107,21 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
             devices=context.resources.gpus,
             student_layers=pair.student.layers,
             teacher_layers=pair.teacher.layers,
-            recomputed=chosen.recomputed,
+            recomputed=measured.recomputed,
             products=products,
             launch_s=launch_s(device),
             memory_bytes_per_s=copy_bytes_per_s(device),
             host_bytes_per_s=host_bytes_per_s(device),
-            main_memory_parameter_s=main_memory_parameter_s(asked.optimizer, device),
+            main_memory_parameter_s=update_s,
             disk_write_bytes_per_s=write,
             disk_read_bytes_per_s=read,
             loss_s_per_token=loss_seconds(asked, context.resources, device),
             save_bytes_per_s=saved,
+            checkpoint_bytes_per_s=ranks.checkpoint_bytes_per_s if ranks else measured.checkpoint_bytes_per_s,
+            validation=measured.validation,
             steps=points,
-            coefficients=StepCoefficients(
-                **dict(zip(("flop_s", "layer_s", "parameter_s"), fit.coefficients, strict=True)), error=fit.error
-            ),
-            link=link,
+            coefficients=coefficients,
+            link=ranks.link.model_copy(update={"exposed_byte_s": byte_s}) if ranks else None,
         ),
         seeds={"weights": SEED},
     )
@@ -164,58 +160,37 @@ def _products(asked: ProveTrainingSettings, device: torch.device) -> list[Produc
     ]
 
 
-def _compilers_folder(folder: Path) -> Finding:
-    """Compilers of kernels keep what they make in the stage's own folder, and load it from there."""
-    executable = not os.statvfs(folder).f_flag & os.ST_NOEXEC
-    told = (
-        f"programs in {folder} can be run"
-        if executable
-        else f"{folder} is mounted noexec, and kernels are compiled there: name another run directory with --runs"
-    )
-    return Finding("compilers' folder", executable, told)
+class _Alone(NamedTuple):
+    """What one process found of a training."""
+
+    findings: list[Finding]
+    recomputed: bool
+    steps: list[MeasuredStep]
+    fit: Fit
+    validation: ValidationPoint
+    checkpoint_bytes_per_s: float | None
 
 
-def _loads(asked: ProveTrainingSettings, vocabulary: int) -> Iterator[list[list[Example]]]:
-    """Forward passes of the steps that are timed: one row at each length, and two passes of the shortest."""
-    for length in asked.lengths:
-        yield [random_rows([length], vocabulary)]
-    yield [[row] for row in random_rows([min(asked.lengths)] * 2, vocabulary)]
-
-
-def _steps(
-    asked: ProveTrainingSettings, steps: Steps, resources: Resources, context: StageContext
-) -> tuple[list[StepPoint], Fit]:
-    """Time them, and what they give together."""
-    pair, settings, device, timed = steps.pair, steps.settings, steps.device, []
-    for parts in _loads(asked, pair.student.vocabulary):
-        context.stop.check()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        seconds = steps.seconds(parts, asked.steps)
-        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        timed.append((parts, steps.work(parts), seconds, peak))
-    fit = fitted([work[:3] for _, work, _, _ in timed], [seconds for _, _, seconds, _ in timed])
-    points = [
-        StepPoint(
-            rows=len(parts),
-            tokens=parts[0][0].input_ids.size,
-            passes=len(parts),
-            flops=work.flops,
-            seconds=seconds,
-            fitted_s=sum(one * other for one, other in zip(fit.coefficients, work[:3], strict=True)),
-            assumed_s=step_seconds(ASSUMED, work),
-            peak_bytes=peak,
-            rule_bytes=rule_bytes(pair, settings, resources, parts[0][0].input_ids.size),
-        )
-        for parts, work, seconds, peak in timed
-    ]
-    return points, fit
+def _alone(asked: ProveTrainingSettings, pair: Pair, context: StageContext, device: torch.device) -> _Alone:
+    """Steps in one process with activations in both forms, a validation, and a checkpoint where no ranks write one."""
+    longest, room = max(asked.lengths), DeviceRoom.of(device, 1)
+    chosen = activations_of(pair, alone(asked), context.resources, longest, room.usable)
+    resources = chosen.resources(context.resources)
+    steps = Steps(pair, alone(asked), resources, device)
+    loads = both_forms(steps, resources, asked.lengths, chosen.recomputed)
+    measured = measured_steps(steps, resources, loads, asked.steps, context.stop)
+    fit = fit_of(measured)
+    written = None
+    if asked.processes == 1:
+        written = checkpoint_bytes_per_s(steps, resources, context.scratch / "proof-checkpoint")
+    findings = [layers_finding(steps.layers.at_end(ALONE))] if asked.compile_layers else []
+    return _Alone(findings, chosen.recomputed, measured, fit, validation_point(steps, longest, fit), written)
 
 
 def _ranks(
     asked: ProveTrainingSettings, context: StageContext, device: torch.device
-) -> tuple[LinkPoint | None, list[Finding]]:
-    """What several processes bring together, and whether they train as one does; nothing where one process trains."""
+) -> tuple[RanksOutcome | None, list[Finding]]:
+    """What several processes found, and whether they train as one does; nothing where one process trains."""
     here = -(-asked.processes // asked.machines)
     count = min(here, context.resources.gpus or here)
     if count < 2:
@@ -223,16 +198,19 @@ def _ranks(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     reports = context.scratch / REPORTS
-    reports.mkdir(exist_ok=True)
-    (reports / LINK).unlink(missing_ok=True)
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    os.environ.update(nccl_tells(reports))
     codes = run_here(count, 1, context.partial.parent / "spec.json", context.stop, PROGRAM)
     if any(codes.values()):
         context.stop.check()
         told = f"{count} ranks ended with the exit codes {sorted(codes.values())}: the log of this stage says why"
         return None, [Finding("ranks", False, told)]
-    outcome = read_record(reports / LINK, LinkOutcome, "a link")
+    outcome = read_record(reports / OUTCOME, RanksOutcome, "an outcome")
+    link = outcome.link.model_copy(update={"over": nccl_channels(reports)})
     expected = losses_of(asked, context.resources, device, ALONE, count)
-    return outcome.link, [ranks_finding([float(loss) for loss in outcome.losses], expected, asked)]
+    found = [ranks_finding([float(loss) for loss in outcome.losses], expected, asked)]
+    return outcome.model_copy(update={"link": link}), found
 
 
 def _save(asked: ProveTrainingSettings, pair: Pair, context: StageContext, device: torch.device) -> float:

@@ -19,7 +19,7 @@ from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from essence.distill import preflight, proof_checks  # noqa: E402
+from essence.distill import preflight, proof_checks, proof_trainings  # noqa: E402
 from essence.distill.proof_steps import alone, as_pair, rule_bytes  # noqa: E402
 from essence.distill.trainer import DivergedError, train  # noqa: E402
 
@@ -34,21 +34,25 @@ def at_full_size(folder: Path) -> tuple[ProveTrainingSettings, Resources]:
     return stage.settings, stage.resources
 
 
+def never(*_: object) -> None:
+    """A first attempt that is killed before it has done anything."""
+
+
 def test_one_number_that_is_none_makes_a_curve_none() -> None:
     """Wherever it stands: Python's max keeps the first of two that cannot be compared."""
     for curve in ([math.nan, 0.9, 0.8], [1.0, math.nan, 0.8], [1.0, 0.9, math.nan]):
-        assert math.isnan(proof_checks._curve(curve, [1.0, 0.9, 0.8]))
-        assert math.isnan(proof_checks._curve([1.0, 0.9, 0.8], curve))
-        assert not proof_checks.bounded("x", "these", proof_checks._curve(curve, [1.0, 0.9, 0.8]), 1.0, "y").passed
-    assert proof_checks._curve([1.0, 0.9], [1.0, 0.9]) == 0.0
+        assert math.isnan(proof_trainings._curve(curve, [1.0, 0.9, 0.8]))
+        assert math.isnan(proof_trainings._curve([1.0, 0.9, 0.8], curve))
+        assert not proof_checks.bounded("x", "these", proof_trainings._curve(curve, [1.0, 0.9, 0.8]), 1.0, "y").passed
+    assert proof_trainings._curve([1.0, 0.9], [1.0, 0.9]) == 0.0
 
 
 def test_weights_that_are_no_number_are_not_those_of_the_other_training() -> None:
     losses, one = [1.0, 0.9], torch.ones(2)
-    whole = proof_checks.Trained(losses, {"a": one, "b": one})
-    resumed = proof_checks.Trained(losses, {"a": one, "b": one * math.nan})
-    assert not proof_checks._compared("resume", "both", (resumed, whole), 1.0, "cure", with_weights=True).passed
-    assert proof_checks._compared("resume", "both", (whole, whole), 0.0, "cure", with_weights=True).passed
+    whole = proof_trainings.Trained(losses, {"a": one, "b": one})
+    resumed = proof_trainings.Trained(losses, {"a": one, "b": one * math.nan})
+    assert not proof_trainings._compared("resume", "both", (resumed, whole), 1.0, "cure", with_weights=True).passed
+    assert proof_trainings._compared("resume", "both", (whole, whole), 0.0, "cure", with_weights=True).passed
 
 
 def test_a_training_that_diverges_is_a_check_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +65,8 @@ def test_a_training_that_diverges_is_a_check_that_failed(tmp_path: Path, monkeyp
             raise DivergedError("step 3 of 4: loss nan, gradient norm nan, on rows [1, 2]")
         return right(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(proof_checks, "train", breaks)
-    found = {one.name: one for one in proof_checks.training_findings(training, resources, CPU, tmp_path / "work")}
+    monkeypatch.setattr(proof_trainings, "train", breaks)
+    found = {one.name: one for one in proof_trainings.training_findings(training, resources, CPU, tmp_path, never)}
     assert [name for name, one in found.items() if not one.passed] == ["bfloat16"]
     told = found["bfloat16"].sentence
     assert "one diverged (step 3 of 4: loss nan" in told and 'compute_dtype = "float32"' in told

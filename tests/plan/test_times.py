@@ -55,7 +55,11 @@ def test_a_training_is_steps_validations_saving_and_starting(tmp_path: Path) -> 
     assert min(time.steps_s, time.validation_s, time.saving_s, time.start_s) > 10.0
     half = training_time(replace(whole, kept=whole.kept // 2), ASSUMED)
     assert 0.5 < half.step_s / time.step_s < 0.75 and half.saving_s < time.saving_s
-    slower = training_time(whole, replace(ASSUMED, disk_write_bytes_per_s=ASSUMED.disk_write_bytes_per_s / 2))
+    half = {
+        "checkpoint_bytes_per_s": ASSUMED.checkpoint_bytes_per_s / 2,
+        "save_bytes_per_s": ASSUMED.save_bytes_per_s / 2,
+    }
+    slower = training_time(whole, replace(ASSUMED, **half))
     assert slower.saving_s == pytest.approx(2 * time.saving_s) and slower.step_s == time.step_s
 
 
@@ -214,10 +218,7 @@ def test_the_plan_takes_lengths_that_were_measured(tmp_path: Path) -> None:
 
 def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "here")
-    assert (
-        newest_proof(RunDirectory(tmp_path), gpus=False) is None
-        and speeds_for(RunDirectory(tmp_path), False) == ASSUMED
-    )
+    assert newest_proof(RunDirectory(tmp_path), gpus=0) is None and speeds_for(RunDirectory(tmp_path), 0) == ASSUMED
     proof(tmp_path, "prove_training-00000000000000a1", "2026-01-02T00:00:00+00:00", "here", 2e-12)
     proof(tmp_path, "prove_training-00000000000000a2", "2026-01-01T00:00:00+00:00", "here", 1e-12)
     proof(tmp_path, "prove_training-00000000000000a3", "2026-01-03T00:00:00+00:00", "elsewhere", 3e-12)
@@ -231,21 +232,52 @@ def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: py
         host_bytes_per_s=5e10,
         main_memory_parameter_s=2e-10,
     )
-    found = newest_proof(RunDirectory(tmp_path), gpus=False)
+    found = newest_proof(RunDirectory(tmp_path), gpus=0)
     assert found and found.date == "2026-01-02" and found.sentence() == "proved on 2026-01-02, A device (fit error 1%)"
-    speeds = speeds_for(RunDirectory(tmp_path), gpus=False)
-    assert speeds == replace(
-        ASSUMED, flop_s=2e-12, layer_s=0.0, parameter_s=0.0, disk_write_bytes_per_s=5e8, disk_read_bytes_per_s=1e9
-    )
-    on_gpus = speeds_for(RunDirectory(tmp_path), gpus=True)
+    speeds = speeds_for(RunDirectory(tmp_path), gpus=0)
+    disk = {"checkpoint_bytes_per_s": 5e8, "save_bytes_per_s": 1e9, "disk_read_bytes_per_s": 1e9}
+    assert speeds == replace(ASSUMED, flop_s=2e-12, layer_s=0.0, parameter_s=0.0, **disk)
+    on_gpus = speeds_for(RunDirectory(tmp_path), gpus=4)
     assert (on_gpus.flop_s, on_gpus.host_link_bytes_per_s, on_gpus.main_memory_parameter_s) == (4e-15, 5e10, 2e-10)
     # Of an earlier version, which timed copies to memory that is not pinned, and no update.
     earlier, date = "prove_training-00000000000000a5", "2026-01-09T00:00:00+00:00"
     proof(tmp_path / "earlier", earlier, date, "here", 5e-15, devices=4, host_bytes_per_s=3e9)
-    assert speeds_for(RunDirectory(tmp_path / "earlier"), True).host_link_bytes_per_s == ASSUMED.host_link_bytes_per_s
+    assert speeds_for(RunDirectory(tmp_path / "earlier"), 4).host_link_bytes_per_s == ASSUMED.host_link_bytes_per_s
     damaged = RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000a1").manifest
     damaged.write_text(damaged.read_text(encoding="utf-8").replace("2e-12", "1e-13"), encoding="utf-8")
-    assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), False).flop_s == 1e-12
+    assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), 0).flop_s == 1e-12
+
+
+def test_of_two_proofs_the_one_with_as_many_gpus_counts_and_what_differs_is_said(tmp_path: Path) -> None:
+    """An older one of four GPUs for stages of four, a newer one of one GPU for stages of one and of two."""
+    for number, (devices, date, flop_s) in enumerate(((4, "2026-01-01", 4e-15), (1, "2026-01-05", 5e-15))):
+        proof(tmp_path, f"prove_training-00000000000000b{number}", f"{date}T00:00:00+00:00", "x", flop_s, devices)
+    runs = RunDirectory(tmp_path)
+    assert [speeds_for(runs, gpus).flop_s for gpus in (4, 1, 2)] == [4e-15, 5e-15, 5e-15]
+    found = newest_proof(runs, 2)
+    assert found and "; with 1 GPU, and a stage takes 2" in found.sentence(2)
+    locked = found.training.software.lock_sha256
+    assert locked and "other packages" in found.sentence(1, "0" * 64) and "other" not in found.sentence(1, locked)
+
+
+def test_what_was_measured_beside_steps_counts_in_the_plan(tmp_path: Path) -> None:
+    """Checkpoints and validations; and what crosses between ranks, of which nearly all may be hidden, never all."""
+    link = {
+        "processes": 2,
+        "backend": "nccl",
+        "bytes": 8,
+        "all_reduce_bytes_per_s": 1e11,
+        "all_gather_bytes_per_s": 1e11,
+    }
+    validation = {"rows": 1, "tokens": 9, "seconds": 3.0, "fitted_s": 2.0}
+    expected = {None: 1e11, 2e-12: 5e11, 0.0: 1e13}
+    for number, (exposed, bytes_per_s) in enumerate(expected.items()):
+        runs = tmp_path / str(number)
+        more = {"link": {**link, "exposed_byte_s": exposed}, "validation": validation, "checkpoint_bytes_per_s": 7e8}
+        proof(runs, "prove_training-00000000000000c1", "2026-01-01T00:00:00+00:00", "x", 1e-15, 2, **more)
+        found = speeds_for(RunDirectory(runs), 2)
+        assert found.link_bytes_per_s == pytest.approx(bytes_per_s)
+        assert (found.validation_factor, found.checkpoint_bytes_per_s) == (1.5, 7e8)
 
 
 def test_a_proof_that_goes_while_it_is_looked_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

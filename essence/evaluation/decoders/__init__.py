@@ -70,6 +70,8 @@ class DecodeSettings:
     stop_ids: tuple[int, ...]
     generate: GenerateSettings
     resources: Resources
+    key_value_bytes: int | None = None
+    """Room for keys and values of each GPU, or in main memory; None = what the machine has, by `resources`."""
 
     @property
     def loops(self) -> LoopRule:

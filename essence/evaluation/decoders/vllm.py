@@ -211,8 +211,9 @@ class EngineOptions(TypedDict):
     gpu_memory_utilization: NotRequired[float]
     """On GPUs."""
     kv_cache_memory_bytes: NotRequired[int]
-    """On a CPU, as what follows."""
+    """On a CPU, and where the room is named."""
     enable_chunked_prefill: NotRequired[bool]
+    """On a CPU, as what follows."""
     max_num_batched_tokens: NotRequired[int]
 
 
@@ -233,11 +234,13 @@ def _engine_options(settings: DecodeSettings) -> EngineOptions:
         "enforce_eager": not resources.gpus,
         "disable_log_stats": False,  # the times of each request
     }
+    if resources.gpus and settings.key_value_bytes:
+        return {**options, "kv_cache_memory_bytes": settings.key_value_bytes}
     if resources.gpus:
         return {**options, "gpu_memory_utilization": resources.decoder_memory_share}
     return {
         **options,
-        "kv_cache_memory_bytes": _cpu_cache_bytes(settings),
+        "kv_cache_memory_bytes": settings.key_value_bytes or _cpu_cache_bytes(settings),
         # On a CPU vLLM 0.32 cannot set back the generator of a seeded request whose prompt was read in pieces.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(asked.max_model_tokens, CPU_STEP_TOKENS),

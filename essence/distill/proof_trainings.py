@@ -1,0 +1,154 @@
+"""Short trainings of small models beside each other: resumed, packed, in bfloat16, and on several ranks.
+
+What has a bound is compared with a training that is nobody's fast form: uninterrupted, rows one by one, one process,
+float32.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from essence.data.truncation import Example
+from essence.distill.adapters import add_adapters
+from essence.distill.devices import COMPUTE_DTYPES
+from essence.distill.proof_checks import AGAIN_BOUND, Finding, apart, bounded, largest
+from essence.distill.proof_steps import SEED, alone, as_pair, random_rows, small
+from essence.distill.storage import TrainResult
+from essence.distill.teachers import LiveTeacher
+from essence.distill.trainer import DivergedError, train
+from essence.models.from_sizes import random_model
+from essence.progress import Progress, StopRequest
+from essence.settings import Resources, TrainSettings
+from essence.settings.proving import ProveTrainingSettings
+from essence.sizes.memory import Dtype
+
+PACKED_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2}
+CURVE_BOUND = 2e-2
+"""Of the losses of steps in bfloat16 beside those in float32."""
+RANKS_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-3}
+SMALL_ROWS = 8
+Interrupted = Callable[[ProveTrainingSettings, TrainSettings, Resources, Path], None]
+"""Trains in a folder until something ends it on its way."""
+
+
+class Trained(NamedTuple):
+    """A short training."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+    diverged: str = ""
+    """What ended it, where loss or gradient was no number any more; then there is nothing to compare."""
+
+
+def training_findings(
+    asked: ProveTrainingSettings, resources: Resources, device: torch.device, work: Path, interrupted: Interrupted
+) -> list[Finding]:
+    """Resumed as uninterrupted, packed as one by one, bfloat16 as float32: by short trainings of small models."""
+    little, dtype = small(asked), asked.compute_dtype
+    held = asked.optimizer_placement
+    whole = _trained(little, resources, device, work / "whole", packing=False, optimizer_placement=held)
+    resumed = _trained(
+        little, resources, device, work / "resumed", interrupted, packing=False, optimizer_placement=held
+    )
+    packed = _trained(little, resources, device, work / "packed", packing=True, optimizer_placement=held)
+    other: Dtype = "bfloat16" if dtype == "float32" else "float32"
+    second = _trained(little, resources, device, work / other, packing=False, compute_dtype=other)
+    exact, lowered = (whole, second) if dtype == "float32" else (second, whole)
+    return [
+        _compared(
+            "resume",
+            "a training that was killed and resumed and one that was not",
+            (resumed, whole),
+            AGAIN_BOUND[device.type],
+            "resumed results would be others: report the versions of this machine",
+            with_weights=True,
+        ),
+        _compared(
+            "packing",
+            "losses of packed rows and of rows one by one",
+            (packed, whole),
+            PACKED_BOUNDS[dtype],
+            "set packing = false in [training]",
+        ),
+        _compared(
+            "bfloat16",
+            "losses in bfloat16 and in float32",
+            (lowered, exact),
+            CURVE_BOUND,
+            'set compute_dtype = "float32" in [training]',
+        ),
+    ]
+
+
+def _compared(
+    name: str, what: str, pair: tuple[Trained, Trained], most: float, cure: str, with_weights: bool = False
+) -> Finding:
+    """Two short trainings beside each other; one that diverged is a fault, and is quoted."""
+    found, expected = pair
+    if diverged := found.diverged or expected.diverged:
+        return Finding(name, False, f"{what} cannot be compared, one diverged ({diverged}): {cure}")
+    distances = [_curve(found.losses, expected.losses)]
+    if with_weights:
+        distances += [apart(tensor, expected.weights[tensor_name]) for tensor_name, tensor in found.weights.items()]
+    return bounded(name, what, largest(distances), most, cure)
+
+
+def _curve(found: Sequence[float], expected: Sequence[float]) -> float:
+    return largest(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+
+
+def _trained(
+    asked: ProveTrainingSettings,
+    resources: Resources,
+    device: torch.device,
+    work: Path,
+    interrupted: Interrupted | None = None,
+    **changes: object,
+) -> Trained:
+    """Train on a few rows of many lengths; with `interrupted` in two attempts, the second from what the first left."""
+    settings, rows = alone(asked, **changes), rows_of_short_training(asked)
+    progress, stop = Progress(work.parent / "progress.json"), StopRequest()
+    if interrupted:
+        interrupted(asked, settings, resources, work)
+    try:
+        result = attempt(asked, settings, resources, device, rows, work, progress, stop)
+    except DivergedError as error:
+        return Trained([], {}, error.problem)
+    lines = [json.loads(line) for line in result.metrics.read_text(encoding="utf-8").splitlines()]
+    return Trained([line["loss"] for line in lines if line["kind"] == "step"], load_file(result.last_weights))
+
+
+def rows_of_short_training(asked: ProveTrainingSettings) -> list[Example]:
+    """A few rows of many lengths."""
+    return random_rows([asked.lengths[0] - 5 * row for row in range(SMALL_ROWS)], asked.student_sizes.vocabulary)
+
+
+def attempt(
+    asked: ProveTrainingSettings,
+    settings: TrainSettings,
+    resources: Resources,
+    device: torch.device,
+    rows: list[Example],
+    work: Path,
+    progress: Progress,
+    stop: StopRequest,
+) -> TrainResult:
+    """The trainer itself, from its newest checkpoint on."""
+    dtype, pair, positions = COMPUTE_DTYPES[settings.compute_dtype], as_pair(asked), 2 * settings.rows.max_row_tokens
+    student = random_model(pair.student, positions, torch.float32, device, SEED)
+    if settings.lora.rank:
+        add_adapters(student, settings.lora, settings.seed)
+    teacher = LiveTeacher(random_model(pair.teacher, positions, dtype, device, SEED + 1), dtype)
+    return train(student, teacher, rows, [], settings, resources, work, progress, stop, device=device)
+
+
+def ranks_finding(found: Sequence[float], expected: Sequence[float], asked: ProveTrainingSettings) -> Finding:
+    """Losses of several processes beside those of one."""
+    what = f"losses of {asked.parallel} and of one process"
+    cure = f"set parallel to another backend than {asked.parallel} in [training]"
+    return bounded("ranks", what, _curve(found, expected), RANKS_BOUNDS[asked.compute_dtype], cure)
