@@ -28,8 +28,8 @@ SAME_RESULTS: dict[str, Unchanged] = {
         now="3f87ab95eac9bb77f7dd86685fc198b1e3b7fc26176805c9fea07b727793c875",
         counts_as="54aa14848c2a92cff5f7ef52d80586482d235410f5c36861ed884f5dc897b878",
     ),
-    # Requests can be handed over in parts, as copies get them; what the engine took is reported; a proof can name the room
-    # for keys and values.
+    # Requests can be handed over in parts, as copies get them; what the engine took is reported; a proof can name the
+    # room for keys and values.
     "essence.evaluation.decoders.vllm": Unchanged(
         now="493ead28b0a84ad76a69d2c02217784094cd26bad7f232245835671cc1c5eb0a",
         counts_as="f8062eeb62cb13e29842b6eb49e66a6753737012b98beb4214ed7d539aede3b8",

@@ -47,6 +47,18 @@ def test_which_kernel_attends_is_told_and_one_that_is_not_flash_fails() -> None:
     assert silent.passed and "does not tell which kernels ran" in silent.sentence
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_attends_packed_rows_with_a_flash_kernel(tmp_path: Path) -> None:
+    """At heads of 128, as Qwen3's; and the same steps are the same within the bound of a GPU."""
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    sizes = training.student_sizes.model_copy(update={"heads": 32, "kv_heads": 8, "head_dim": 128})
+    wide = training.model_copy(update={"compute_dtype": "bfloat16", "student_sizes": sizes})
+    found = proof_equalities.attention_finding(wide, torch.device("cuda"))
+    assert found.passed and "flash" in found.sentence.lower()
+    assert all(one.passed for one in proof_equalities.repeat_findings(wide, resources, torch.device("cuda")))
+
+
 def test_a_step_is_the_same_again_and_with_recomputed_activations(tmp_path: Path) -> None:
     training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
     found = proof_equalities.repeat_findings(training, resources, CPU)

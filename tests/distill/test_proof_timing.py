@@ -50,6 +50,28 @@ def test_a_step_is_timed_once_warmed_and_then_looked_at() -> None:
     assert any(event.name == "aten::add" for event in profiled(lambda: torch.ones(8) + 1, CPU))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_tells_its_parts_and_how_long_it_waits() -> None:
+    """Two products on the device's own clock, and a pause of the host in which the device has nothing to do."""
+    gpu = torch.device("cuda")
+    one = torch.ones(2048, 2048, device=gpu)
+
+    def step(marks: Marks) -> None:
+        marks.mark("teacher")
+        one @ one
+        marks.mark("forward")
+        torch.cuda.synchronize()
+        time.sleep(0.02)
+        one @ one
+        marks.mark("optimizer")
+
+    found = timed(step, gpu, 2, 3)
+    assert 0.0 < found.parts["forward"] < 0.02 <= found.parts["optimizer"] + 1e-3
+    assert found.host_gap_s is not None and 0.015 < found.host_gap_s < found.seconds
+    assert found.communication_s == 0.0
+
+
 def measured(ranks: int, work: StepWork, seconds: float) -> MeasuredStep:
     parts = StepParts(
         teacher_s=0.0, forward_s=0.0, backward_s=0.0, optimizer_s=0.0, communication_s=None, host_gap_s=None
