@@ -91,6 +91,14 @@ def test_stages_at_once_share_the_main_memory(tmp_path: Path, each_gib: float, a
     assert any(a.gpus and b.gpus for a, b in overlapping(uses(tmp_path / "log"))) == at_once
 
 
+@pytest.mark.parametrize(("cores", "at_once"), [(2.0, True), (1.5, False)])
+def test_stages_at_once_share_the_cores(tmp_path: Path, cores: float, at_once: bool) -> None:
+    """Each of these takes one; a stage without GPUs waits for none."""
+    assert run(tmp_path, matrix(3, 4), 8, meets=at_once, cores=cores).complete
+    beside = overlapping(uses(tmp_path / "log"))
+    assert any(a.gpus and b.gpus for a, b in beside) == at_once
+
+
 @pytest.mark.parametrize("turn", range(3))
 def test_a_host_killed_at_a_random_moment_leaves_no_gpu_taken_twice(tmp_path: Path, turn: int) -> None:
     """Its stages outlive it here, and the next host waits for their GPUs."""
