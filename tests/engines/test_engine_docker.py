@@ -207,6 +207,7 @@ def test_a_container_has_its_gpus_from_before_it_is_started(
         container.start()
         assert set(engine.gpus_in_use() or {}) == {"6", "7"}
         container.kill()
+        container.wait()
         assert engine.gpus_in_use() == {}
     finally:
         container.remove(force=True)
