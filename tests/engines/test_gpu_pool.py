@@ -21,6 +21,7 @@ from essence.errors import MachineError
 from essence.record.facts import query_gpus
 from essence.record.run_directory import RunDirectory
 from support.gpu_host import matrix, run
+from support.gpu_machine import install_gpus
 from support.project import PROJECT
 
 EIGHT = {str(number): f"a test of {os.getpid()}: {number}" for number in range(8)}
@@ -198,12 +199,9 @@ def test_a_container_that_outlived_its_host_keeps_its_gpus_for_its_own_stage() -
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """UUIDs of two GPUs, as a program of the name nvidia-smi tells of them."""
-    program, uuids = tmp_path / "bin" / "nvidia-smi", [f"GPU-{os.getpid()}-{number}" for number in range(2)]
-    rows = [f"{number}, NVIDIA H100, {uuid}, 81559, 580.95.05" for number, uuid in enumerate(uuids)]
-    program.parent.mkdir()
-    program.write_text("\n".join(["#!/bin/sh", "cat <<END", *rows, "END", ""]))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    programs, uuids = tmp_path / "bin", [f"GPU-{os.getpid()}-{number}" for number in range(2)]
+    install_gpus(programs, uuids)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     query_gpus.cache_clear()
     yield uuids
     query_gpus.cache_clear()
