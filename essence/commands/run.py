@@ -8,7 +8,6 @@ import sys
 from functools import partial
 from typing import TypedDict
 
-import psutil
 from rich.console import Console
 from rich.text import Text
 
@@ -19,15 +18,13 @@ from essence.commands.queue_jobs import print_jobs, queue_left
 from essence.commands.save_plan import save_plan
 from essence.commands.screen import RunDisplay
 from essence.commands.terminal import teller
+from essence.engines.capacity import Capacity
 from essence.engines.engine import surroundings
-from essence.engines.gpu_pool import GpuPool
 from essence.engines.image_builds import to_be_made
 from essence.engines.readiness import make_ready
-from essence.engines.runner import Capacity, Runner, Summary, last_lines
+from essence.engines.runner import Runner, Summary, last_lines
 from essence.engines.selected_run import Options, Run
 from essence.errors import ExitCode, MachineError, disk_error
-from essence.files import GIB
-from essence.plan.fit import main_memory_of_trainings
 from essence.plan.stage_plan import Plan, PlannedStage
 from essence.record.live_records import FailureRecord, look_at
 from essence.record.run_directory import RunDirectory, StageFolder, hold
@@ -61,14 +58,10 @@ def run(words: Options, whole: bool, dry_run: bool, as_json: bool, console: Cons
 def run_held(selection: Run, plan: Plan, console: Console) -> Summary:
     """Write down the plan and the resolved settings, then run what is wanted."""
     code = save_plan(plan, selection)
-    resources = selection.loaded.experiment.resources
-    # A queue gives its jobs GPUs of other machines.
-    pool = GpuPool() if selection.engine.queue else GpuPool.of_this_machine(selection.engine.gpus_in_use)
-    estimated = main_memory_of_trainings(selection.plan, selection.run_directory) if resources.gpus else {}
-    if resources.gpus and (remark := pool.remark()):
+    capacity = Capacity.of_this_machine(selection)
+    for remark in filter(None, (capacity.gpus.remark(), capacity.remark(selection.left()))):
         console.print(Text(remark, style="yellow"), soft_wrap=True)
-    capacity = Capacity(resources.parallel_stages, pool, psutil.virtual_memory().total / GIB, estimated)
-    at_once = max(capacity.parallel, pool.stages_at_once(resources.gpus))
+    at_once = capacity.at_once(selection.left())
     found = partial(_found, selection.run_directory)
     with RunDisplay(console, selection.wanted, selection.left(), at_once, found) as display:
         return Runner(selection.engine, selection.run_directory, selection.wanted, capacity, code, display).run()

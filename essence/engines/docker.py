@@ -10,6 +10,7 @@ import re
 import shlex
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,11 @@ FOLDER, HOST, PROCESS, BORN, LOG_START, GPUS = (
 )
 """Labels of a container: the stage's folder, who started it and when that process began, where its log begins, its
 GPUs."""
+CREATED = "created"
+AT_WORK = [CREATED, "running", "paused", "restarting"]
+"""States of a container that has GPUs, or may have them in a moment."""
+STARTING_S = 120.0
+"""One that is older and was not started never will be. An engine goes on with a start whose caller was killed."""
 WRITTEN = "written"
 TOOLKIT = "GPUs in containers need the NVIDIA Container Toolkit on this machine"
 
@@ -235,16 +241,18 @@ class DockerEngine(Engine):
             raise _cannot_start(surroundings, error) from error
 
     def gpus_in_use(self) -> dict[str, Path] | None:
-        """Those of all containers of stages that run on this engine, whoever started them."""
+        """Those of all containers of stages on this engine, whoever started them: that run, or are being started."""
         try:
-            # One that ends while it is looked at has none.
-            running = self.client.containers.list(filters={"label": GPUS}, ignore_removed=True)
+            # The lower call: the higher one looks at each container, and waits for one that is being started.
+            found = self.client.api.containers(all=True, filters={"label": GPUS, "status": AT_WORK})
         except (APIError, requests.RequestException):
             return None
+        oldest = time.time() - STARTING_S
         return {
-            name: Path(container.labels.get(FOLDER, ""))
-            for container in running
-            for name in container.labels.get(GPUS, "").split(",")
+            name: Path(container["Labels"].get(FOLDER, ""))
+            for container in found
+            if container["State"] != CREATED or container["Created"] >= oldest
+            for name in container["Labels"][GPUS].split(",")
             if name
         }
 

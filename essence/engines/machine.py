@@ -1,9 +1,11 @@
 """What this machine has that a run can use."""
 
+import contextlib
 import errno
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from essence.progress import visible_gpus
 from essence.record.facts import query_gpus
 from essence.record.manifest import Gpu
 
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+CORE_LIMIT = "cpu.max"
+OWN_GROUP = Path("/proc/self/cgroup")
 IMAGES_PLATFORM = "Linux x86_64"
 BUILD_ELSEWHERE = f"make them on a machine of {IMAGES_PLATFORM}, and here run without images: --engine local"
 
@@ -50,6 +55,25 @@ def this_machine(run_directory: Path) -> Machine:
     memory, visible = psutil.virtual_memory().total / GIB, visible_gpus()
     gpus = [gpu for gpu in query_gpus() if not visible or _named(gpu, visible)]
     return Machine(gpus, memory, shutil.disk_usage(existing(run_directory)).free / GIB)
+
+
+def usable_cores() -> float:
+    """Cores that this process may use: those it is bound to, or what its control group allows where that is less."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([float(bound), *_core_limits()])
+
+
+def _core_limits() -> Iterator[float]:
+    """Of this process's control group and those above it; none where the kernel has no such groups (version 2)."""
+    with contextlib.suppress(OSError):
+        lines = OWN_GROUP.read_text(encoding="utf-8").splitlines()
+        own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+        for group in (CONTROL_GROUPS / own, *(CONTROL_GROUPS / own).parents):
+            # What lies above the root of a container's groups is not seen from here.
+            if group.is_relative_to(CONTROL_GROUPS) and (group / CORE_LIMIT).is_file():
+                allowed, period = (group / CORE_LIMIT).read_text(encoding="ascii").split()
+                if allowed != "max":
+                    yield int(allowed) / int(period)
 
 
 def _named(gpu: Gpu, names: list[str]) -> bool:

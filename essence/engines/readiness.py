@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from essence.engines.capacity import Capacity
 from essence.engines.choice import DOCKER, queueing
 from essence.engines.engine import fetches
-from essence.engines.gpu_pool import GpuPool
 from essence.engines.image_builds import to_be_made
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
@@ -270,9 +270,8 @@ def disk_gib(selection: Run) -> float:
     cells = [plan for plan in selection.plan.cells if plan.stages["train"] in left]
     costs = [estimate(plan, loaded, run_directory) for plan in cells]
     scratch = max((cost.scratch_gib or 0.0 for cost in costs), default=0.0)
-    resources = loaded.experiment.resources
-    pool = GpuPool.of_this_machine()
-    at_once = min(len(cells), max(resources.parallel_stages, pool.stages_at_once(resources.gpus)))
+    trainings = [stage for stage in stages if stage.stage == "train"]
+    at_once = min(len(cells), Capacity.of_this_machine(selection).at_once(trainings))
     downloads = download_gib(stages, loaded, run_directory)
     stored = stored_teachers(selection.plan.cells, loaded, run_directory)
     states = sum(one.disk_gib for one in stored if one.stage in left)

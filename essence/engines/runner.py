@@ -5,10 +5,9 @@ Benchmarks are read as soon as they are fetched, so that a misspelt field is tol
 """
 
 import importlib.util
-import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, Protocol
 
+from essence.engines.capacity import Capacity
 from essence.engines.engine import Engine, Exit, RunningStage, surroundings
-from essence.engines.gpu_pool import NO_GPUS, GpuPool, TakenGpus
+from essence.engines.gpu_pool import NO_GPUS, TakenGpus
 from essence.errors import ExitCode, InputError, KitError
 from essence.evaluation.benchmarks import read_problems
 from essence.files import write_json
@@ -74,24 +74,6 @@ class _Started:
     process: RunningStage
     at: float
     gpus: TakenGpus
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What may run at the same time."""
-
-    parallel: int
-    """Stages without GPUs."""
-    gpus: GpuPool = field(default_factory=GpuPool)
-    """Of stages with GPUs as many as find free ones here."""
-    memory_gib: float = math.inf
-    """Main memory of this machine, for those stages together."""
-    estimated_gib: Mapping[str, float] = field(default_factory=dict)
-    """Stage id -> main memory that it is expected to take, of stages that name no limit of their own."""
-
-    def main_gib(self, stage: PlannedStage) -> float:
-        """What a stage takes of the main memory; 0 = not known."""
-        return stage.resources.memory_gib or self.estimated_gib.get(stage.id, 0.0)
 
 
 @dataclass
@@ -169,14 +151,13 @@ class Runner:
         if not stage.resources.gpus:
             busy = sum(not one.stage.resources.gpus for one in self._running.values())
             return NO_GPUS if busy < self.capacity.parallel else None
-        others = [one for one in self._running.values() if one.stage.resources.gpus]
+        others = [one.stage for one in self._running.values() if one.stage.resources.gpus]
         pool = self.capacity.gpus
         if not pool.identities:
             # They cannot be told apart here: one stage at a time has all that the engine gives it.
             return None if others else NO_GPUS
-        memory = sum(map(self.capacity.main_gib, (stage, *(one.stage for one in others))))
         asked = stage.resources.gpus
-        if (others and memory > self.capacity.memory_gib) or time.monotonic() < self._next_look_s.get(asked, 0.0):
+        if not self.capacity.have_room([stage, *others]) or time.monotonic() < self._next_look_s.get(asked, 0.0):
             return None
         taken = pool.take(asked, self._folder(stage).path)
         if taken is None:

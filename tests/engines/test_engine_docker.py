@@ -11,7 +11,7 @@ import pytest
 from docker.types import Ulimit
 
 from essence.commands.options import select
-from essence.engines.docker import FOLDER, DockerEngine
+from essence.engines.docker import FOLDER, GPUS, DockerEngine
 from essence.engines.docker_container import argv, creation
 from essence.engines.docker_stage import DockerStage
 from essence.engines.engine import Launch, Mount
@@ -191,6 +191,26 @@ def test_gpus_are_asked_of_the_engine(docker_host: DockerHost, engine: DockerEng
         pytest.skip("the engine that runs here has neither GPUs nor a stand-in for them")
     assert ended(stage).code == 0 and around.folder.log.read_text() == "0,1\n"  # type: ignore[attr-defined]
     engine.try_gpus(asking_stage(2))
+
+
+@pytest.mark.docker
+def test_a_container_has_its_gpus_from_before_it_is_started(
+    engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine goes on with a start whose host is killed meanwhile; one that never comes holds nothing for long."""
+    labels = {GPUS: "6,7", FOLDER: "/stages/a"}
+    container = engine.client.containers.create("essence-download:cpu", ["sleep", "99"], labels=labels)
+    try:
+        assert engine.gpus_in_use() == {"6": Path("/stages/a"), "7": Path("/stages/a")}
+        monkeypatch.setattr("essence.engines.docker.STARTING_S", -1.0)
+        assert engine.gpus_in_use() == {}
+        container.start()
+        assert set(engine.gpus_in_use() or {}) == {"6", "7"}
+        container.kill()
+        container.wait()
+        assert engine.gpus_in_use() == {}
+    finally:
+        container.remove(force=True)
 
 
 @pytest.mark.docker

@@ -21,6 +21,7 @@ from essence.errors import MachineError
 from essence.record.facts import query_gpus
 from essence.record.run_directory import RunDirectory
 from support.gpu_host import matrix, run
+from support.gpu_machine import install_gpus
 from support.project import PROJECT
 
 EIGHT = {str(number): f"a test of {os.getpid()}: {number}" for number in range(8)}
@@ -89,6 +90,14 @@ def test_stages_at_once_share_the_main_memory(tmp_path: Path, each_gib: float, a
     expected = {stage.id: each_gib for stage in stages if stage.resources.gpus}
     assert run(tmp_path, stages, 8, 100.0, expected, meets=at_once).complete
     assert any(a.gpus and b.gpus for a, b in overlapping(uses(tmp_path / "log"))) == at_once
+
+
+@pytest.mark.parametrize(("cores", "at_once"), [(2.0, True), (1.5, False)])
+def test_stages_at_once_share_the_cores(tmp_path: Path, cores: float, at_once: bool) -> None:
+    """Each of these takes one; a stage without GPUs waits for none."""
+    assert run(tmp_path, matrix(3, 4), 8, meets=at_once, cores=cores).complete
+    beside = overlapping(uses(tmp_path / "log"))
+    assert any(a.gpus and b.gpus for a, b in beside) == at_once
 
 
 @pytest.mark.parametrize("turn", range(3))
@@ -190,12 +199,9 @@ def test_a_container_that_outlived_its_host_keeps_its_gpus_for_its_own_stage() -
 @pytest.fixture
 def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """UUIDs of two GPUs, as a program of the name nvidia-smi tells of them."""
-    program, uuids = tmp_path / "bin" / "nvidia-smi", [f"GPU-{os.getpid()}-{number}" for number in range(2)]
-    rows = [f"{number}, NVIDIA H100, {uuid}, 81559, 580.95.05" for number, uuid in enumerate(uuids)]
-    program.parent.mkdir()
-    program.write_text("\n".join(["#!/bin/sh", "cat <<END", *rows, "END", ""]))
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    programs, uuids = tmp_path / "bin", [f"GPU-{os.getpid()}-{number}" for number in range(2)]
+    install_gpus(programs, uuids)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     query_gpus.cache_clear()
     yield uuids
     query_gpus.cache_clear()

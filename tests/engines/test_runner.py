@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from essence.commands.options import select
+from essence.engines.capacity import Capacity
 from essence.engines.engine import Exit, Launch
 from essence.engines.local import LocalEngine
-from essence.engines.runner import Capacity, Runner, Summary
+from essence.engines.runner import Runner, Summary
 from essence.engines.selected_run import Options
 from essence.errors import ExitCode, InputError, MachineError
 from essence.files import read_json, write_json

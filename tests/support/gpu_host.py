@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from essence.engines.capacity import Capacity
 from essence.engines.engine import Launch
 from essence.engines.gpu_pool import GpuPool
 from essence.engines.local import LocalEngine
-from essence.engines.runner import Capacity, Runner, Summary
+from essence.engines.runner import Runner, Summary
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory, StageFolder
 from essence.settings import Record, StageName
@@ -116,10 +117,11 @@ def run(
     memory_gib: float = math.inf,
     expected_gib: Mapping[str, float] | None = None,
     meets: bool = False,
+    cores: float = math.inf,
 ) -> Summary:
     """Run the stages; with `meets`, each stays until one with GPUs was once seen beside one of its kind."""
     pool = GpuPool({str(number): f"stand-in {runs} {number}" for number in range(gpus)})
-    capacity = Capacity(1, pool, memory_gib, expected_gib or {})
+    capacity = Capacity(1, pool, memory_gib, expected_gib or {}, cores)
     engine = StandInEngine(runs / "log", meets)
     return Runner(engine, RunDirectory(runs), stages, capacity, {"version": "0"}, Silent()).run()
 
