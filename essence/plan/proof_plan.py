@@ -27,8 +27,8 @@ from essence.settings.proving import ModelSizes, ProveDecodingSettings, ProveTra
 from essence.sizes.architecture import Architecture
 
 SMALL = Architecture(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=192, vocabulary=512, tied=True)
-SHARES_OF_LONGEST = (1 / 16, 0.3, 0.6, 1.0)
-"""Of the most tokens that a row has: 256, 1,229, 2,458 and 4,096 of the paper's."""
+ROW_TOKENS = (256, 1250, 2500, 4096)
+"""That are timed where the longest row has as many as the paper's; in proportion where it has others."""
 LEAST_TOKENS = 16
 
 
@@ -103,7 +103,8 @@ def _training(
     if len(known) < len(sizes):
         known = dict.fromkeys(sizes, SMALL)
     longest = training.rows.max_row_tokens
-    lengths = sorted({min(longest, max(LEAST_TOKENS, round(longest * share))) for share in SHARES_OF_LONGEST})
+    scaled = (round(longest * tokens / max(ROW_TOKENS)) for tokens in ROW_TOKENS)
+    lengths = sorted({min(longest, max(LEAST_TOKENS, tokens)) for tokens in scaled})
     return ProveTrainingSettings(
         taken=taken,
         student_sizes=ModelSizes(**asdict(known[cell.student])),
