@@ -18,7 +18,7 @@ PYTEST := .venv/bin/pytest -n auto
 ENGINES := docker or apptainer or registry or slurm
 PROGRAMS := browser or vllm
 
-.PHONY: help setup setup-gpu setup-host images sif test test-slow test-engines test-programs test-all coverage lint clean prove reproduce-tiny
+.PHONY: help setup setup-gpu setup-host self-test images sif test test-slow test-engines test-programs test-all coverage lint clean prove reproduce-tiny
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ setup: $(LOCKED) ## Make .venv/ from hash-locked versions (CPU)
 
 setup-gpu: $(LOCKED) ## Make an environment for each kind of stage, for GPUs without containers (FLAVOUR=cpu: to try it)
 	@locks/install.sh environments $(or $(FLAVOUR),cuda)
+
+self-test: ## Install the locks of a flavour afresh, import what their stages import, and remove them (cuda: 15 GB; no GPU needed)
+	@locks/install.sh self-test $(or $(FLAVOUR),cuda)
 
 setup-host: ## Make .venv/ with the host side only: plan, start, report, verify
 	@locks/install.sh host

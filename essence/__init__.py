@@ -7,6 +7,7 @@ A package imports only packages above it in this list (`tests/test_layout.py`):
 
     errors, paths, files, text, signals   messages; local paths; atomic files and hashes; numbers as people read them
     settings, progress     what a stage is given; how far it is
+    memory_limit           how much main memory a stage may take
     sizes                  arithmetic on parameters, FLOPs and memory (no torch)
     data, models           rows to tokens to views; model folders and the one door that loads them
     distill, evaluation    the method; completions to an accuracy

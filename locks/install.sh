@@ -4,6 +4,8 @@
 # or .venv-download, .venv-train and .venv-eval, one for each kind of stage, from the locks of the images:
 # locks/install.sh environments cuda|cpu
 # They lie in the folder that ESSENCE_ENVIRONMENTS names, else here.
+# or the same in a folder of its own below TMPDIR, which is removed again: the locks as a new machine would find them.
+# locks/install.sh self-test cuda|cpu
 #
 # The environment is Python 3.11 whatever the system's Python is, because the CPU build of torch is locked for it;
 # uv finds a Python 3.11 on the machine or fetches one. Where PIP_FIND_LINKS names a folder of wheels, they are used;
@@ -52,7 +54,8 @@ environment() {
   if cmp -s "$lock" "$folder/essence-lock.txt"; then echo "setup: $folder is there, of $lock"; return; fi
   echo "setup: $folder from $lock"
   rm -rf "$folder"
-  "$uv" venv --quiet --python "$version" "$folder"
+  "$uv" venv --quiet --python "$version" "$folder" ||
+    fail "no Python $version here, and none could be fetched: install it, with its folder on PATH"
   VIRTUAL_ENV=$folder "$uv" pip sync --quiet --require-hashes --build-constraints "$lock" "$lock"
   if [ "$1" = eval ]; then
     target=$folder/graders/math-verify-0.9
@@ -65,15 +68,29 @@ environment() {
   cp "$lock" "$folder/essence-lock.txt"
 }
 
-if [ "${1:-}" = environments ]; then
+flavour_environments() {
   [ "$platform" = Linux-x86_64 ] || fail "the environments of the images are locked for Linux x86-64 alone, and this is $platform: make setup"
-  case ${2:-} in cuda | cpu) ;; *) fail "which flavour: cuda or cpu, as in: locks/install.sh environments cuda" ;; esac
+  case $1 in cuda | cpu) ;; *) fail "which flavour: cuda or cpu, as in: locks/install.sh environments cuda" ;; esac
   environment download download-cpu
-  environment train "train-$2"
-  environment eval "eval-$2"
-  echo "setup: three environments of flavour $2 are there; next: .venv/bin/invoke run --experiment bespoke --lsp 0.5 --engine local"
-  exit
-fi
+  environment train "train-$1"
+  environment eval "eval-$1"
+}
+
+case ${1:-} in
+  environments)
+    flavour_environments "${2:-}"
+    echo "setup: three environments of flavour $2 are there; next: .venv/bin/invoke run --experiment bespoke --lsp 0.5 --engine local"
+    exit
+    ;;
+  self-test)
+    apart=$(mktemp -d)
+    trap 'rm -rf "$apart"' EXIT
+    flavour_environments "${2:-}"
+    cat "$apart"/.venv-*/self-test.txt
+    echo "setup: the environments of flavour $2 import what their stages import (installed and removed in $SECONDS s)"
+    exit
+    ;;
+esac
 
 base=${1:-}
 shift || fail "which base: host or cpu, as in: locks/install.sh cpu dev vllm"

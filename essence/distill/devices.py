@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from essence.errors import MachineError
+from essence.memory_limit import memory_limit_bytes
 from essence.settings import Record, Resources
 
 TABLE = Path(__file__).with_name("devices.json")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MILLIJOULES = 1e-3
 MFU_FORMULA = (
@@ -92,15 +92,12 @@ def prepare_device(resources: Resources, index: int) -> torch.device:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory of a device; of a CPU the machine's, or what the control group allows where that is less."""
+    """Memory of a device; of a CPU the machine's, or what this process may take where that is less."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     total = int(psutil.virtual_memory().total)
-    try:
-        limit = CGROUP_LIMIT.read_text(encoding="utf-8").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdigit() else total
+    limit = memory_limit_bytes()
+    return total if limit is None else min(total, limit)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -17,6 +17,8 @@ from essence.engines.image_builds import to_be_made
 from essence.engines.recipes import ImageRecipe
 from essence.engines.requirement import Requirement, asked
 from essence.evaluation.decoders.kept_compilations import KEPT
+from essence.files import GIB
+from essence.memory_limit import VARIABLE as MEMORY_LIMIT
 from essence.paths import local_files
 from essence.plan.stage_plan import PlannedStage
 from essence.progress import visible_gpus
@@ -102,6 +104,8 @@ class Launch:
         }
         passed = (*SCHEDULER_VARIABLES, *(NETWORK_VARIABLES if self.network else ()))
         inside.update({name: os.environ[name] for name in passed if name in os.environ})
+        if self.resources.memory_gib:
+            inside[MEMORY_LIMIT] = str(int(self.resources.memory_gib * GIB))
         if self.network and CERTIFICATES in os.environ:
             inside[CERTIFICATES] = os.environ[CERTIFICATES]
         return {**inside, **self.variables}

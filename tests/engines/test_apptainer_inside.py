@@ -17,8 +17,9 @@ from essence.engines.secrets import left_token, token
 from essence.errors import MachineError
 from essence.settings import Resources
 from support.container_launch import RESOURCES, surroundings_of
-from support.containers import Sifs, need
+from support.containers import Sifs
 from support.inside import LOOK, looking
+from support.plain_cgroups import use_plain_cgroups
 from support.processes import wait_for
 
 NOBODY = 65534
@@ -225,12 +226,7 @@ def test_memory_that_ran_out_is_told(
     if not Path("/run/systemd/system").is_dir():
         ending = ended(run_inside(engine, around, ""))
         assert ending.cause and ending.cause.endswith("resources.memory_gib = 0 asks for no limit")
-        if not os.access("/sys/fs/cgroup/memory", os.W_OK):
-            need("apptainer", "nobody may limit memory on this machine")
-        configuration = sifs.apptainer.program.parents[1] / "etc" / "apptainer" / "apptainer.conf"
-        changed = tmp_path / "apptainer.conf"
-        changed.write_text(configuration.read_text().replace("systemd cgroups = yes", "systemd cgroups = no"))
-        monkeypatch.setenv("APPTAINER_CONFIG_FILE", str(changed))
+    use_plain_cgroups(sifs, tmp_path, monkeypatch)
     greedy = "x = bytearray(1 << 30)"
     ending = ended(run_inside(engine, around, greedy))
     assert ending == Exit(-9, "killed because memory ran out: it may take 0.25 GiB (resources.memory_gib)")

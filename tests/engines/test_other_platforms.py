@@ -35,6 +35,14 @@ if [ "$1" = venv ]; then
   chmod +x .venv/bin/python
 fi
 """
+NO_PYTHON = """\
+#!/bin/sh
+echo "$*" >> calls
+case $* in
+  *"--python VERSION"*) exit 2 ;;
+  venv*) for folder; do :; done; mkdir -p "$folder/bin"; ln -s /bin/true "$folder/bin/python" ;;
+esac
+"""
 
 
 def pins(name: str) -> dict[str, set[str]]:
@@ -59,7 +67,8 @@ def installed(tmp_path: Path):  # type: ignore[no-untyped-def]
         (programs / "uname").write_text(f'#!/bin/sh\n[ "$1" = -s ] && echo {system} || echo {machine}\n')
         (programs / "uname").chmod(0o755)
         environment = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
-        environment |= {"PYTHON": sys.executable}
+        (tmp_path / "temporary").mkdir(exist_ok=True)
+        environment |= {"PYTHON": sys.executable, "TMPDIR": str(tmp_path / "temporary")}
         line = ["bash", str(tmp_path / "locks" / "install.sh"), *words]
         done = subprocess.run(line, env=environment, capture_output=True, text=True)
         calls = tmp_path / "calls"
@@ -100,6 +109,19 @@ def test_a_system_without_a_lock_is_one_sentence(  # type: ignore[no-untyped-def
 def test_the_host_side_is_installed_on_any_system(installed) -> None:  # type: ignore[no-untyped-def]
     code, said = installed("Darwin", "x86_64", "host")
     assert code == 0 and "pip sync --quiet --require-hashes locks/host.txt torch=none" in said, said
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "environment"), [("cuda", "3.12", "train"), ("cpu", "3.11", "download")]
+)
+def test_a_self_test_without_its_python_is_one_sentence_and_leaves_nothing(  # type: ignore[no-untyped-def]
+    installed, tmp_path: Path, flavour: str, version: str, environment: str
+) -> None:
+    """The environment of downloads is for Python 3.11 in both flavours."""
+    (tmp_path / ".cache" / "bootstrap" / "bin" / "uv").write_text(NO_PYTHON.replace("VERSION", version))
+    code, said = installed("Linux", "x86_64", "self-test", flavour)
+    assert code == 2 and f"setup: no Python {version} here, and none could be fetched: install it" in said, said
+    assert f".venv-{environment}" in said and not list((tmp_path / "temporary").iterdir())
 
 
 def test_images_are_made_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The self-test of an environment: what it imports, what is broken, and what only needs a driver."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -90,3 +91,15 @@ def test_a_library_that_the_wheels_bring_is_no_driver(tmp_path: Path, library: s
 def test_another_environment_is_one_sentence(words: tuple[str, ...]) -> None:
     done = run(*words)
     assert done.returncode == 2 and done.stderr.startswith("which environment: download, train, eval (typed: ")
+
+
+@pytest.mark.vllm
+def test_vllm_is_imported_without_its_decoder_of_videos(tmp_path: Path) -> None:
+    """That one cannot be imported without the driver; the kit reads no videos, and vLLM imports it where it does."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed: locks/install.sh cpu dev vllm")
+    said = "Failed to load NVENC library: libnvidia-encode.so.1: cannot open shared object file"
+    (tmp_path / "PyNvVideoCodec.py").write_text(f"raise RuntimeError({said!r})\n", encoding="utf-8")
+    done = run("eval", modules=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\nvllm: vllm" in done.stdout and "needs a driver" not in done.stdout

@@ -134,6 +134,21 @@ def _make_busybox(folder: Path) -> None:
         shutil.rmtree(folder / part)
 
 
+def bindfs() -> list[str]:
+    """What starts bindfs, which shows a folder in another place."""
+    folder = kept("bindfs", _make_bindfs)
+    return ["env", f"LD_LIBRARY_PATH={folder}", str(folder / "bindfs")]
+
+
+def _make_bindfs(folder: Path) -> None:
+    for file in download(folder, f"bindfs/{BASE_SUITE}", f"libfuse2/{BASE_SUITE}").values():
+        run("dpkg", "-x", file, folder / "unpacked")
+    for file in (next(folder.glob("unpacked/usr/bin/bindfs")), *folder.glob("unpacked/lib/*/libfuse.so.2*")):
+        shutil.move(file, folder / file.name)
+    for part in ("unpacked", "apt"):
+        shutil.rmtree(folder / part)
+
+
 def base_rootfs() -> Path:
     """A Debian root file system with Python, as a tar, the same bytes each time: what images are built on here."""
     return kept("base", _make_base) / "base.tar"
