@@ -13,6 +13,26 @@ class Unchanged(NamedTuple):
 
 
 SAME_RESULTS: dict[str, Unchanged] = {
+    # Ranks wait for each other where one of them, or each, has read a model or a checkpoint.
+    "essence.distill.first_rank_loading": Unchanged(
+        now="27d08539c1d01833843cb4f59b2159be0d4bf7721f47cceb72d655d55c3c791b",
+        counts_as="255ed98b601301e4e63f444630196904ecf7a4a9fc9c2e0aabcfb89ccdbd67c7",
+    ),
+    # How long a rank waits for another that hangs.
+    "essence.distill.ranks": Unchanged(
+        now="29a658525e1d28a39ea624c4d3f7eaab7ccb85cc7e282128e21f8b4281d8f7f7",
+        counts_as="1263e9cb51f88f7693a3b3643d07acfa2c36d6a55b8322c01c2612fcdb45633a",
+    ),
+    # Ranks wait for each other where one of them, or each, has read a model or a checkpoint.
+    "essence.distill.trainer": Unchanged(
+        now="66a7d32321f760927ed5733a8f6edd4a97560b51d052a31ce6b52825fadc218b",
+        counts_as="fc275537c116ccf296603e27466ed0a5a9a4b4fe1ef54813f642244cf116fd6a",
+    ),
+    # How long a rank waits for another that hangs.
+    "essence.distill.zero": Unchanged(
+        now="a6106579e6e0f7fe0c0238778dd4b6b8534159c2972f02890f03b2198362a537",
+        counts_as="8b14f8e60a3eb315af7978ead70f4804f25713de0247942d371a53f4ff86690e",
+    ),
     # What a decoder took is reported.
     "essence.evaluation.decoders": Unchanged(
         now="148bca3bf59b62fd0e324e5d64e86c904646ed59fe0a851584902b9f8618a9ff",
