@@ -83,11 +83,12 @@ class Ranks:
 
 
 def limit_waits(group: Any) -> Any:
-    """The same group, where each backend waits as `WAITS` says; PyTorch gives all backends of a group one time."""
+    """The same group, whose backends wait as `WAITS` says; PyTorch gives all backends of a group one time."""
     for device in group._device_types:
         backend = group._get_backend(device)
         backend = getattr(backend, "wrapped_pg", backend)  # under TORCH_DISTRIBUTED_DEBUG=DETAIL
-        backend._set_default_timeout(WAITS[backend.name()])
+        if backend.name() in WAITS:
+            backend._set_default_timeout(WAITS[backend.name()])
     return group
 
 
