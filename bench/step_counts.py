@@ -5,8 +5,9 @@
 One row in one pass, on one device that holds all: with float32 weights under autocast, as trainings were, and with
 bfloat16 weights over float32 masters, with and without recomputation; and the last two with compiled decoder layers,
 of which the compiler's plan is counted (`tests/support/compiled_counts.py`). `tests/support/step_counts.py` says what a
-launch and a byte are, tests/distill/test_step_counts.py compares the count with PyTorch's profiler. A count is the same
-on every machine; it is no time. Writes bench/results/step_counts.json.
+launch and a byte are, tests/distill/test_step_counts.py compares the count with PyTorch's profiler. Beside the peak of
+a pass stands what the memory rule has for it (`essence/sizes/memory.py`). A count is the same on every machine; it is
+no time. Writes bench/results/step_counts.json.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from essence.files import write_json  # noqa: E402
 from essence.plan.experiment import load  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
 from support.compiled_counts import LayerCounts  # noqa: E402
-from support.counted_step import CompiledStep, CountedStep, compiled_step, counted_step  # noqa: E402
+from support.counted_step import CompiledStep, CountedStep, compiled_step, counted_step, rule_bytes  # noqa: E402
 from support.step_counts import StepCounts  # noqa: E402
 
 FORMS = {"autocast, recomputed": (False, True), "masters, recomputed": (True, True), "masters, kept": (True, False)}
@@ -36,6 +37,7 @@ def described(step: CountedStep) -> dict[str, object]:
         "update_launches": step.update.launches,
         "update_bytes": step.update.bytes_beside_products,
         "peak_bytes": step.peak_bytes,
+        "later_peak_bytes": step.later_peak_bytes,
         "most_launches": dict(step.in_pass.by_operation.most_common(MOST_OPERATIONS)),
         "most_bytes": dict(step.in_pass.bytes_by_operation.most_common(MOST_OPERATIONS)),
     }
@@ -45,6 +47,7 @@ def compiled(step: CompiledStep, recomputed: bool) -> dict[str, object]:
     return {
         "launches": step.launches(recomputed),
         "bytes_beside_products": step.bytes_beside_products(recomputed),
+        "later_peak_bytes": step.peak_bytes(recomputed),
     }
 
 
@@ -88,12 +91,18 @@ def main() -> None:
     if student is None or teacher is None:
         raise SystemExit("experiments/pins.toml has no architecture of this model")
     pair = Architecture(**student.model_dump()), Architecture(**teacher.model_dump())
+    # The memory rule is of what trains today: masters.
+    rule = {again: rule_bytes(*pair, arguments.tokens, again) for again in (True, False)}
     counted = {
         form: described(counted_step(*pair, arguments.tokens, masters, recomputed))
+        | ({"rule_bytes": rule[recomputed]} if masters else {})
         for form, (masters, recomputed) in FORMS.items()
     }
     step = compiled_step(*pair, arguments.tokens)
-    counted |= {f"compiled, {form}": compiled(step, again) for form, again in (("recomputed", True), ("kept", False))}
+    counted |= {
+        f"compiled, {form}": compiled(step, again) | {"rule_bytes": rule[again]}
+        for form, again in (("recomputed", True), ("kept", False))
+    }
     work = {name: getattr(arguments, name) for name in ("student", "teacher", "tokens")}
     write_json(arguments.out, {**start, "work": work, "counted": counted, "compiled_parts": parts_of(step)})
 

@@ -164,15 +164,16 @@ def report_page(name: str) -> Iterator[str]:
 
 def step_counts(name: str) -> Iterator[str]:
     record = read(name)
-    work, memory = record["work"], "peak above weights and optimiser"
+    work, memory = record["work"], "peak above weights, gradients and optimiser | the memory rule"
     yield f"{work['teacher']} to {work['student']}, {work['tokens']:,} tokens."
     yield ""
     yield f"| weights, activations | launches | bytes beside the products | {memory} |"
-    yield "|---|---|---|---|"
+    yield "|---|---|---|---|---|"
     for form, found in record["counted"].items():
         gigabytes = found["bytes_beside_products"] / 1e9
-        peak = f"{found['peak_bytes'] / 2**30:.1f} GiB" if "peak_bytes" in found else "not counted"
-        yield f"| {FORMS[form]} | {found['launches']:,} | {gigabytes:,.0f} GB | {peak} |"
+        peak = f"{found['later_peak_bytes'] / 2**30:.1f} GiB"
+        rule = f"{found['rule_bytes'] / 2**30:.1f} GiB" if "rule_bytes" in found else "-"
+        yield f"| {FORMS[form]} | {found['launches']:,} | {gigabytes:,.0f} GB | {peak} | {rule} |"
     yield ""
     yield measured_on(name, record)
 

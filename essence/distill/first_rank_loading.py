@@ -22,6 +22,7 @@ def load_once(folder: Path, dtype: torch.dtype, ranks: Ranks, device: torch.devi
     if ranks.processes == 1:
         return load_model(folder, dtype, device)
     model = load_model(folder, dtype, device) if ranks.first else load_unfilled(folder, dtype, device)
+    ranks.wait()  # reading takes the first rank longer than any wait on a GPU may
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.detach(), 0)
     return model

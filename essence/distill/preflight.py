@@ -24,7 +24,8 @@ from essence.files import GIB, read_json, write_json
 from essence.models.template import reason
 from essence.settings import Resources, TrainSettings, rollout_tokens
 from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, main_memory_bytes
-from essence.sizes.memory import USABLE_SHARE, DeviceLoad, device_bytes, estimate_memory, smallest_change
+from essence.sizes.least_change import Limits, Pass, PassOn, smallest_change
+from essence.sizes.memory import USABLE_SHARE, DeviceLoad, device_bytes, estimate_memory
 from essence.sizes.recomputation import Activations, StepReading, choose_activations
 from essence.sizes.step_rows import Step, deal, shape
 
@@ -85,6 +86,7 @@ class SizedUp(NamedTuple):
     """As it will be."""
     largest: Largest
     activations: Activations
+    pass_on: PassOn
 
 
 def size_up(
@@ -113,9 +115,13 @@ def size_up(
         together = rollouts_together(examples, steps, settings.rollouts.every_steps, most)
         load, examples = replace(load, rollouts=together), largest_rollouts(examples, most)
 
-    def passes_of(tokens: int) -> Largest:
+    def passes_of(tokens: int, processes: int = settings.processes) -> Largest:
         shorter = resources.model_copy(update={"micro_batch_tokens": tokens})
-        return largest_pass(examples, steps, settings.processes, settings.packing, settings.pad_to_multiple, shorter)
+        return largest_pass(examples, steps, processes, settings.packing, settings.pad_to_multiple, shorter)
+
+    def pass_on(devices: int) -> Pass:
+        found = passes_of(chosen.micro_batch_tokens, devices)
+        return Pass(found.positions, found.labels)
 
     largest = passes_of(resources.micro_batch_tokens)
     readings = max(1, sum(map(len, steps)))
@@ -131,7 +137,7 @@ def size_up(
     if chosen.micro_batch_tokens != resources.micro_batch_tokens:
         largest = passes_of(chosen.micro_batch_tokens)
     held = replace(load, positions=largest.positions, labels=largest.labels)
-    return SizedUp(replace(held, activation_checkpointing=chosen.recomputed), largest, chosen)
+    return SizedUp(replace(held, activation_checkpointing=chosen.recomputed), largest, chosen, pass_on)
 
 
 def check_memory(
@@ -155,7 +161,7 @@ def check_memory(
     roomy = device.type != "cpu" and main_memory_bytes(moved) <= memory_bytes(CPU) * USABLE_MAIN_SHARE
     memory, needed, (there, usable) = estimate_memory(load), device_bytes(load), room
     if needed > usable:
-        change = smallest_change(load, usable, longest_row, multiple, roomy)
+        change = smallest_change(load, Limits(usable, longest_row, multiple, roomy), sized.pass_on)
         cure = f"set {change}" if change else "use a device with more memory or a smaller model"
         parts = "while its models are loaded, before the first step"
         if needed == memory.total:

@@ -16,8 +16,13 @@ from torch import Tensor
 
 from essence.distill.rank_variables import rank_variable
 
-LONGEST_WAIT = datetime.timedelta(hours=2)
-"""How long a rank waits for the others, who may be writing a checkpoint; a rank that died ends them all sooner."""
+WAITS = {"gloo": datetime.timedelta(hours=2), "nccl": datetime.timedelta(minutes=15)}
+"""Longest wait of a rank for the others, by backend; a rank that died ends them all sooner.
+
+gloo carries what is in main memory, `Ranks.wait` too: there the others may be loading a model, compiling, validating or
+writing a checkpoint. On the GPUs, under NCCL, ranks meet after the same work, so what is late there hangs. Work of
+unlike length before a collective of the GPUs (one rank loads, each reads a checkpoint) ends with `Ranks.wait`.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Ranks:
         """Meet the others; returns when all are there. Nothing where this process is alone or has met them before."""
         if "RANK" in os.environ and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=LONGEST_WAIT)
+            dist.init_process_group(backend, timeout=WAITS["gloo"])
+            limit_waits(dist.group.WORLD)
 
     def leave(self) -> None:
         """Let go of the others."""
@@ -74,6 +80,16 @@ class Ranks:
     def wait(self) -> None:
         """Return when every rank has come here."""
         self.total(torch.zeros(1))
+
+
+def limit_waits(group: Any) -> Any:
+    """The same group, whose backends wait as `WAITS` says; PyTorch gives all backends of a group one time."""
+    for device in group._device_types:
+        backend = group._get_backend(device)
+        backend = getattr(backend, "wrapped_pg", backend)  # under TORCH_DISTRIBUTED_DEBUG=DETAIL
+        if backend.name() in WAITS:
+            backend._set_default_timeout(WAITS[backend.name()])
+    return group
 
 
 ALONE = Ranks()

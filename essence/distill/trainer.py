@@ -148,10 +148,12 @@ class _Run:
         )
         torch.manual_seed(self.settings.seed)
         self.state, found = storage.restore(self.student)
+        self.ranks.wait()  # a checkpoint is on the page cache of one machine and not of another
         compute_dtype = COMPUTE_DTYPES[self.settings.compute_dtype]
         autocast = self.settings.compute_dtype != "float32" and not lowers_weights(self.settings)
         distiller = Distiller(self.student, self.settings.objective, self.resources.loss, compute_dtype, autocast)
         self.backend = make_backend(distiller, self.settings, self.ranks, device, found)
+        self.ranks.wait()  # nor are its moments, which each rank has read
         self.autocast = torch.autocast(device.type, compute_dtype, enabled=autocast)
 
     def _prepare_models(self) -> bool:

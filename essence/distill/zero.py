@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from essence.distill.adamw import MOMENTS, adamw, set_cycle
@@ -17,7 +18,7 @@ from essence.distill.batches import Batch, head_weight
 from essence.distill.checkpoint import Checkpoint
 from essence.distill.float32_masters import lower_weights, lowers_weights, without_rounding
 from essence.distill.module import Distiller
-from essence.distill.ranks import Ranks
+from essence.distill.ranks import WAITS, Ranks, limit_waits
 from essence.distill.schedule import CyclePoint
 from essence.settings import TrainSettings
 from essence.sizes.memory import ZERO_BUCKET_ELEMENTS, Dtype
@@ -145,6 +146,10 @@ def _rounded(student: nn.Module) -> dict[str, Tensor]:
 def _engine(model: nn.Module, config: dict[str, object], **more: Any) -> Any:
     """DeepSpeed's engine, which would round a model's buffers with its weights: rotary angles are float32."""
     kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    groups = _deepspeed().utils.groups
+    if groups._WORLD_GROUP is None:
+        # DeepSpeed's own would wait PyTorch's 30 minutes, whatever the backend.
+        groups._WORLD_GROUP = limit_waits(dist.new_group(timeout=WAITS["gloo"]))
     engine: Any = _deepspeed().initialize(model=model, config=config, dist_init_required=False, **more)[0]
     for name, buffer in model.named_buffers():
         buffer.data = kept[name].to(buffer.device)

@@ -20,15 +20,9 @@ from essence.plan.stage_plan import CellPlan, Plan
 from essence.record.run_directory import RunDirectory
 from essence.settings import Resources, TrainSettings
 from essence.sizes.architecture import Architecture
-from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, main_memory_bytes
-from essence.sizes.memory import (
-    USABLE_SHARE,
-    DeviceLoad,
-    device_bytes,
-    in_words,
-    least_change,
-    load_of,
-)
+from essence.sizes.host import USABLE_MAIN_SHARE, MachineLoad, decoding_bytes, largest_pass, main_memory_bytes
+from essence.sizes.least_change import Limits, Pass, PassOn, as_read_on, in_words, least_change
+from essence.sizes.memory import USABLE_SHARE, DeviceLoad, device_bytes, load_of
 from essence.sizes.recomputation import Activations, choose_for_full_steps
 
 
@@ -68,7 +62,8 @@ class Fit:
     change: str = ""
     """The least that makes it fit."""
     loads: tuple[DeviceLoad, DeviceLoad] | None = None
-    """What each GPU would hold, and holds after the change; None where a training fits, or nothing makes it."""
+    """What each GPU would hold, with the rows of as many GPUs as the change has, and what it holds after the change;
+    None where a training fits, or nothing makes it."""
     activations: Activations | None = None
     """How a training has them; None of an evaluation."""
     changed_gpu_hours: float | None = None
@@ -161,13 +156,14 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
     if needed > room.gpu_bytes:
         moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), resources.nodes)
         roomy = main_memory_bytes(moved) <= room.main_bytes
-        limit = int(room.gpu_bytes / ratio)
-        changed = least_change(load, limit, planned.longest, settings.pad_to_multiple, roomy)
+        limits = Limits(int(room.gpu_bytes / ratio), planned.longest, settings.pad_to_multiple, roomy)
+        changed = least_change(load, limits, planned.pass_on)
         problem = _needs(needed, "of each GPU", room.gpu_gib, room.gpu_bytes)
         change = "use GPUs with more memory, or a smaller model"
         if changed:
-            loads = (load, changed)
-            change = _changed_load(plan.cell.pair, load, changed, resources.nodes)
+            read = as_read_on(load, changed.devices, planned.pass_on)
+            loads = (replace(read, devices=load.devices), changed)
+            change = _changed_load(plan.cell.pair, loads[0], changed, resources.nodes)
     elif main > room.main_bytes:
         problem = _needs(main, "of main memory", room.main_gib, room.main_bytes)
         change = less_main_memory(settings, resources.nodes, plan.cell.pair, fits_changed)
@@ -217,6 +213,7 @@ class PlannedLoad(NamedTuple):
     longest: int
     """Tokens of the longest row."""
     activations: Activations
+    pass_on: PassOn
 
 
 def planned_load(
@@ -229,7 +226,12 @@ def planned_load(
         load = replace(load, optimizer_placement="device")
     usable = room.of_process(resources.gpus, settings.processes)
     load, chosen = choose_for_full_steps(settings, resources, load, longest, usable)
-    return PlannedLoad(load, longest, chosen)
+
+    def pass_on(devices: int) -> Pass:
+        largest = largest_pass(settings.model_copy(update={"processes": devices}), longest, chosen.resources(resources))
+        return Pass(largest.positions, largest.tokens)
+
+    return PlannedLoad(load, longest, chosen, pass_on)
 
 
 def machine_load(

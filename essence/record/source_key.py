@@ -23,6 +23,7 @@ WITHOUT_EFFECT = {
     "essence.distill.event_files",  # curves for people, beside those in metrics.jsonl
     "essence.evaluation.decoders.kept_compilations",  # where vLLM keeps what it compiles
     "essence.evaluation.decoders.sharing",  # which copy decodes a request, as little in the key as how many there are
+    "essence.sizes.least_change",  # what a training that is refused is told
     "essence.sizes.recomputation",  # by memory, as little in the key as the size of passes is
     "essence.evaluation.golds",  # stops a stage before it starts, and changes no completion and no verdict
 }

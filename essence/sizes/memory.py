@@ -21,8 +21,7 @@ with query = heads * head_dim and key = kv_heads * head_dim. Checkpointing keeps
 full. Host and stages both use this, so it is plain Python.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from essence.settings import (
@@ -272,106 +271,3 @@ def compiled_models(settings: TrainSettings) -> tuple[bool, bool]:
     """Whether the layers of student and teacher are compiled: asked for, and each whole on its device."""
     asked, student = settings.compile_layers, settings.parallel != "zero3" and not settings.rollouts
     return asked and student, asked and settings.teacher_placement == "replicated"
-
-
-def smallest_change(
-    load: DeviceLoad, limit: int, longest_row: int, multiple: int, main_memory: bool = False
-) -> str | None:
-    """Settings that bring a training under `limit` bytes a device, the least change first; None where none does.
-
-    Arguments are those of `least_change`.
-    """
-    changed = least_change(load, limit, longest_row, multiple, main_memory)
-    return in_words(load, changed) if changed else None
-
-
-def least_change(
-    load: DeviceLoad, limit: int, longest_row: int, multiple: int, main_memory: bool = False
-) -> DeviceLoad | None:
-    """What is nearest to a load that does not fit, and does; None where nothing is.
-
-    Args:
-        load: what does not fit.
-        limit: bytes of the device that may be used.
-        longest_row: tokens; a forward pass cannot have fewer positions.
-        multiple: the positions are a multiple of it.
-        main_memory: whether the machine has room for masters and moments there.
-    """
-    checkpointed = replace(load, activation_checkpointing=True)
-    if not load.activation_checkpointing and device_bytes(checkpointed) <= limit:
-        return checkpointed
-    for saving in (load, checkpointed):
-        if fewer := _most_positions(saving, limit, longest_row, multiple):
-            return fewer
-    if load.rollouts and (fewer := _fewer_rollouts(load, load.rollouts, limit)):
-        return fewer
-    narrow = replace(
-        checkpointed,
-        positions=min(load.positions, -(-longest_row // multiple) * multiple),
-        labels=min(load.labels, longest_row),
-    )
-    here = [] if load.devices == 1 else _shared_ways(load, narrow, [load.devices])
-    offloaded = _offloaded_ways(load, checkpointed, narrow) if main_memory and load.devices <= FEW_DEVICES else []
-    more = [] if load.rollouts else _shared_ways(load, narrow, [n for n in DEVICE_COUNTS if n > load.devices])
-    ways = [*here, *offloaded, *more]
-    return next((way for way in ways if way != load and device_bytes(way) <= limit), None)
-
-
-DEVICE_COUNTS, FEW_DEVICES = (2, 4, 8, 16, 32), 2
-"""Of which more are asked for; up to how many use main memory before."""
-
-
-def _fewer_rollouts(load: DeviceLoad, rollouts: RolloutLoad, limit: int) -> DeviceLoad | None:
-    """The most rollouts that can be drawn together; None where even one is too large, or something else is."""
-    fewer = (replace(load, rollouts=replace(rollouts, rows=rows)) for rows in range(rollouts.rows - 1, 0, -1))
-    return next((less for less in fewer if device_bytes(less) <= limit), None)
-
-
-def _offloaded_ways(load: DeviceLoad, checkpointed: DeviceLoad, narrow: DeviceLoad) -> list[DeviceLoad]:
-    """The same with masters and moments in main memory, the least change first; none where there are no masters."""
-    if not load.lowered:
-        return []
-    parallel: Parallel = "zero2" if load.parallel == "zero3" else load.parallel
-    savings = (load, checkpointed, narrow)
-    return [replace(saving, parallel=parallel, optimizer_placement="main_memory") for saving in savings]
-
-
-def _shared_ways(load: DeviceLoad, narrow: DeviceLoad, counts: Iterable[int]) -> list[DeviceLoad]:
-    """Ways of sharing models among devices, the least first; a teacher that is not loaded is not shared out."""
-    loaded = load.teacher is not None and not load.teacher_stored
-    ways: list[tuple[Parallel, TeacherPlacement]] = [("zero2", load.teacher_placement)]
-    ways += [("zero2", "sharded"), ("zero3", "sharded")] if loaded else [("zero3", load.teacher_placement)]
-    return [
-        replace(saving, parallel=parallel, devices=devices, teacher_placement=placement, optimizer_placement="device")
-        for devices in counts
-        for parallel, placement in (ways[1:] if load.parallel == "zero3" else ways)
-        for saving in (load, narrow)
-    ]
-
-
-def in_words(load: DeviceLoad, other: DeviceLoad) -> str:
-    """What of a load is another one in its place, as settings."""
-    told = []
-    if (other.parallel, other.devices) != (load.parallel, load.devices):
-        told.append(f"parallel = '{other.parallel}' on {other.devices} GPUs")
-    if other.teacher_placement != load.teacher_placement:
-        told.append(f"teacher_placement = '{other.teacher_placement}'")
-    if other.optimizer_placement != load.optimizer_placement:
-        told.append(f"optimizer_placement = '{other.optimizer_placement}'")
-    if other.activation_checkpointing != load.activation_checkpointing:
-        told.append("activation_checkpointing = 'on'")
-    if other.positions != load.positions:
-        told.append(f"micro_batch_tokens = {other.positions}")
-    if other.rollouts and other.rollouts != load.rollouts:
-        told.append(f"batch_rows x every_steps = {other.rollouts.rows} at most")
-    return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told)
-
-
-def _most_positions(load: DeviceLoad, limit: int, longest_row: int, multiple: int) -> DeviceLoad | None:
-    """The largest forward pass that fits, at least `longest_row` and below the present one; None where none does."""
-    share = load.labels / max(1, load.positions)
-    for positions in range(load.positions // multiple * multiple, longest_row - 1, -multiple):
-        smaller = replace(load, positions=positions, labels=round(positions * share))
-        if positions < load.positions and device_bytes(smaller) <= limit:
-            return smaller
-    return None

@@ -32,6 +32,7 @@ LOCALHOST = "127.0.0.1"
 REPORTS = "ranks"
 """Folder under `scratch/` where ranks leave their outcome or why they failed."""
 OUTCOME = "outcome.json"
+HUNG_CURE = "run the command again: it continues from the newest checkpoint; the log names the operation"
 
 
 class RankFailure(Written):
@@ -212,7 +213,10 @@ def _why(codes: dict[int, int], processes: int, reports: Path) -> Exception:
     if killed:
         rank, number = next(iter(killed.items()))
         hint = " (out of memory?)" if number == signal.SIGKILL else ""
-        return StageError(f"rank {rank} of {processes} was killed by {signal.Signals(number).name}{hint}")
+        cure = ""
+        if number == signal.SIGABRT:  # as NCCL's watchdog ends a process, which gives its reason to the log alone
+            hint, cure = " (did a GPU of another rank hang?)", HUNG_CURE
+        return StageError(f"rank {rank} of {processes} was killed by {signal.Signals(number).name}{hint}", cure)
     failures = [read_record(path, RankFailure, "a failure") for path in reports.glob("failure-*.json")]
     if not failures:
         return RuntimeError(f"ranks ended with {codes} and did not say why; the log may")

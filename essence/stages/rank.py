@@ -17,8 +17,8 @@ from essence.signals import leave_on_signals
 if __name__ == "__main__":
     leave_on_signals()
 
-from essence.distill.ranks import Ranks
-from essence.errors import ExitCode, KitError
+from essence.distill.ranks import WAITS, Ranks
+from essence.errors import ExitCode, KitError, StageError
 from essence.files import write_json
 from essence.progress import (
     Progress,
@@ -31,7 +31,8 @@ from essence.record.live_records import read_whole_spec
 from essence.record.run_directory import StageFolder
 from essence.settings import TrainSettings
 from essence.stages import train
-from essence.stages.launch import OUTCOME, REPORTS, RankFailure
+from essence.stages.launch import HUNG_CURE, OUTCOME, REPORTS, RankFailure
+from essence.text import duration
 
 
 def main() -> int:
@@ -71,8 +72,8 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
 
 
 def _report(error: Exception, ranks: Ranks, reports: Path) -> None:
-    curable = error if isinstance(error, KitError) else None
-    if curable is None:
+    curable = error if isinstance(error, KitError) else _waited_in_vain(error, ranks)
+    if curable is not error:
         traceback.print_exception(error)
     failure = RankFailure(
         rank=ranks.rank,
@@ -83,6 +84,14 @@ def _report(error: Exception, ranks: Ranks, reports: Path) -> None:
     )
     reports.mkdir(parents=True, exist_ok=True)
     write_json(reports / f"failure-{ranks.rank:05d}.json", failure.model_dump(mode="json"))
+
+
+def _waited_in_vain(error: Exception, ranks: Ranks) -> KitError | None:
+    """The sentence where gloo gave up on another rank; NCCL ends the process instead (`essence/stages/launch.py`)."""
+    if "Timed out waiting" not in str(error):
+        return None
+    waited = duration(WAITS["gloo"].total_seconds())
+    return StageError(f"rank {ranks.rank} of {ranks.processes} waited {waited} for another, which hangs", HUNG_CURE)
 
 
 if __name__ == "__main__":

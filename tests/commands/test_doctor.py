@@ -2,20 +2,27 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from essence.commands.doctor import doctor as command
+from essence.commands.options import select
+from essence.commands.plan import print_plan
 from essence.engines import FLAVOURS
 from essence.engines.local import check_torch
 from essence.engines.recipes import cuda_of, least_driver, recipe
 from essence.engines.selected_run import Options
 from essence.errors import MachineError
+from essence.files import GIB
+from essence.plan.experiment import load
+from essence.plan.fit import Room, fits_of
 from essence.record.facts import query_gpus
 from support.local_hub import local_hub
 from support.project import MICRO, invoke
@@ -145,6 +152,50 @@ def test_only_the_gpus_that_the_caller_was_given_count(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         _, found = doctor(lsp=0.5, engine="docker", runs=str(tmp_path))
         assert found["GPUs"]["found"] == f"{found_gpus} GPUs of 80 GiB" and found["GPUs"]["ok"] == (found_gpus == 4)
+
+
+@pytest.mark.parametrize(("experiment", "settings"), [("bespoke", 1), ("pairs", 9), ("paper", 15)])
+def test_each_cell_of_the_paper_s_matrices_fits_its_machine_or_has_its_least_change(
+    doctor: Look,
+    stand_in_gpus: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    experiment: str,
+    settings: int,
+) -> None:
+    """On four GPUs of 80 GB with 128 GB of main memory, on one of them, and with half of that main memory.
+
+    The 30 settings of `paper` are 15 pairs of trainings, each evaluated on two benchmarks.
+    """
+    stand_in_gpus(79.6, "580.95.05")
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    loaded = load(experiment)
+    names = {f"training {cell.name}" for cell in loaded.cells()}
+    setting = {(cell.pair, cell.dataset, cell.protocol) for cell in loaded.cells() if cell.lsp == 0.5}
+    assert len(setting) == settings and len(loaded.experiment.evaluation.benchmarks) == 2
+    words: dict[str, Any] = {"experiment": experiment, "engine": "docker", "runs": str(tmp_path / "runs")}
+    for main_gib, gpus in ((125.6, None), (125.6, 1), (62.8, None)):
+        monkeypatch.setattr("psutil.virtual_memory", lambda gib=main_gib: SimpleNamespace(total=gib * GIB))
+        asked = words if gpus is None else {**words, "gpus": gpus}
+        selection = select(Options(**asked), baselines=True)
+        fits = fits_of(selection.plan, selection.run_directory, Room(79.6, main_gib))
+        assert names < {fit.what for fit in fits}
+        unfit = [fit for fit in fits if not fit.fits]
+        assert all(bool(fit.change) != fit.fits for fit in fits)
+        _, found = doctor(**asked)
+        check = found["memory of the stages"]
+        if (main_gib, gpus) == (125.6, None):
+            assert unfit == [] and check["found"].startswith(f"all {len(fits)} trainings and evaluated models fit: ")
+        else:
+            more = re.findall(r"(?: \(and (\d+) more\))? needs about", check["found"])
+            assert sum(1 + int(number or 0) for number in more) == len(unfit) > 0
+            assert set(check["cure"].split("; ")) == {fit.change for fit in unfit}
+        if main_gib > 100.0:  # a plan is for the main memory of the experiment's own resources
+            print_plan(Options(**asked), as_json=False, console=Console(width=300, markup=False))
+            printed = capsys.readouterr().out
+            assert printed.count("does not fit (✗)") == len(unfit)
+            assert all(fit.change in printed for fit in unfit)
 
 
 def test_a_login_node_that_downloads_need_not_have_the_memory_of_the_jobs(doctor: Look, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_released_asks_as_lighteval_0_10_did(tmp_path: Path) -> None:
     expected |= {"dtype": "bfloat16", "seed": 1234, "decoder": "vllm", "stop_at_turn_end": False, "stop_loops": False}
     assert {name: found[name] for name in expected} == expected
     resources = load("bespoke").experiment.resources
-    assert (resources.decoder_memory_share, resources.tensor_parallel) == (0.8, 1)
+    assert (resources.decoder_memory_share, resources.tensor_parallel) == (0.9, 1)
     grade = next(s for s in plan.stages.values() if s.stage == "grade")
     assert grade.settings.model_dump()["grader"] == "lighteval-0.10"
     prompt = found["benchmark"]["prompt"]

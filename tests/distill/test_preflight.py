@@ -17,6 +17,7 @@ from essence.distill import preflight  # noqa: E402
 from essence.distill.preflight import DeviceRoom, Largest, SizedUp  # noqa: E402
 from essence.errors import InputError, MachineError  # noqa: E402
 from essence.sizes.architecture import Architecture  # noqa: E402
+from essence.sizes.least_change import Pass  # noqa: E402
 from essence.sizes.memory import USABLE_SHARE, DeviceLoad, estimate_memory, loading_bytes  # noqa: E402
 from essence.sizes.recomputation import Activations  # noqa: E402
 
@@ -34,7 +35,8 @@ def sized(load: DeviceLoad, longest: int) -> SizedUp:
     """As it is: nothing is chosen."""
     recomputed = load.activation_checkpointing
     chosen = Activations("on" if recomputed else "off", recomputed, load.positions, 0, 0, GIB, "asked for")
-    return SizedUp(load, Largest(load.positions, load.labels, longest, 1.0), chosen)
+    same = Pass(load.positions, load.labels)
+    return SizedUp(load, Largest(load.positions, load.labels, longest, 1.0), chosen, lambda _: same)
 
 
 def test_the_largest_pass_is_looked_for_in_every_step() -> None:

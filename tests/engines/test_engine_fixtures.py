@@ -1,12 +1,14 @@
 """The engines that the tests run on: they are there, and they do what the tests rely on."""
 
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from support.containers import Apptainer, DockerHost
-from support.slurm_node import SlurmNode
+from support.containers import START_TIMEOUT_S, Apptainer, DockerHost, lacking, need
+from support.slurm_node import TWO_NODES, SlurmNode, started_node, steps_of
 
 
 @pytest.mark.docker
@@ -38,3 +40,22 @@ def test_slurm_runs_a_job_and_hands_out_a_gpu(slurm: SlurmNode, tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert output.read_text() == "gpu=0\n"
+
+
+@pytest.mark.slurm
+def test_no_step_of_a_job_outlives_its_slurm(tmp_path: Path) -> None:
+    """One that runs, one that heeds no signal, one that waits: steps are no children of the daemons."""
+    need("slurm", lacking("slurmctld", "slurmd", "sbatch"))
+    deaf = "trap '' TERM; while true; do sleep 0.2; done"
+    with started_node(TWO_NODES) as node:
+        environment = {**os.environ, **node.variables}
+        jobs = set()
+        for more in (["--wrap=sleep 600"], [f"--wrap={deaf}"], ["--wrap=sleep 600", "--begin=now+1hour"]):
+            command = ["sbatch", "--parsable", "--output=/dev/null", *more]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=True)
+            jobs.add(done.stdout.strip())
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while len(steps_of(jobs)) < 2:
+            assert time.monotonic() < deadline, "no job started"
+            time.sleep(0.1)
+    assert steps_of(jobs) == []

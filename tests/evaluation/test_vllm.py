@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +26,14 @@ from essence.evaluation.decoders import Decoder, DecodeSettings
 from essence.evaluation.decoders.kept_compilations import KEPT
 from essence.evaluation.decoders.replicas import Replicas, gpus_of_copy
 from essence.evaluation.decoders.transformers import TransformersDecoder
-from essence.evaluation.decoders.vllm import VllmDecoder, replicas
+from essence.evaluation.decoders.vllm import BYTES, VllmDecoder, _engine_options, replicas
 from essence.evaluation.requests import Completion, Request, RequestKey, plan_requests, render_prompts
+from essence.files import read_json
 from essence.models.loading import load_tokenizer
 from essence.record.evaluation_records import GenerateMore
 from essence.record.outcomes import GenerateOutcome
 from essence.settings import GenerateSettings
+from essence.sizes.architecture import Architecture
 from essence.stages import generate
 
 pytestmark = pytest.mark.vllm
@@ -206,6 +209,22 @@ def processes() -> Any:
     ready = multiprocessing.get_context("forkserver")
     ready.set_forkserver_preload(["vllm.entrypoints.llm", "test_vllm"])
     return ready
+
+
+def test_without_a_gpu_keys_and_values_leave_room_for_the_weights(
+    monkeypatch: pytest.MonkeyPatch, inputs: dict[str, Path]
+) -> None:
+    """They took their share of all free memory, and the weights came on top."""
+    asked = told(inputs, GREEDY)
+    config = read_json(asked.model / "config.json")
+    weights = BYTES[GREEDY.dtype] * Architecture.from_config(config).parameters
+    share = asked.resources.decoder_memory_share
+    given = {}
+    for free in (weights, weights + (1 << 22), 1 << 40):
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        given[free] = _engine_options(asked)["kv_cache_memory_bytes"]
+    none, little, much = given.values()
+    assert 0 < none < little == int((1 << 22) * share) < much
 
 
 @pytest.mark.slow

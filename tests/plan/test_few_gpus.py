@@ -90,6 +90,7 @@ def test_more_gpus_are_typed_and_what_they_need_besides_is_set(tmp_path: Path) -
         r"use (\d+) GPUs \(--gpus \1\), and set (.+), for this pair alone in \[(by_pair\.\S+)\]", unfit.change
     )
     assert told, unfit.change
+    assert (told[1], told[2]) == ("4", "teacher_placement = 'sharded'"), "a pass of each has one row there, not two"
     lines = [word.replace(f" on {told[1]} GPUs", "") for word in re.split(", | and ", told[2])]
     file = tmp_path / "more.toml"
     file.write_text("\n".join(['extends = "pairs"', 'title = "x"', f"[{told[3]}]", *lines]), encoding="utf-8")

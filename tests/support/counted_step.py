@@ -20,7 +20,8 @@ from essence.distill.teachers import LiveTeacher
 from essence.models.from_sizes import random_model
 from essence.plan.cells import train_settings
 from essence.plan.experiment import load
-from essence.sizes.architecture import Architecture
+from essence.sizes.architecture import BFLOAT16_BYTES, Architecture
+from essence.sizes.memory import estimate_memory, load_of
 from support.compiled_counts import LayerCounts, count_layer
 from support.live_bytes import LiveBytes
 from support.step_counts import Counting, StepCounts
@@ -39,6 +40,8 @@ class CountedStep:
     """Clipping, AdamW, and rounding the masters where there are any."""
     peak_bytes: int
     """Of live tensors above weights, masters and moments, in the second step."""
+    later_peak_bytes: int
+    """Above the sums of gradients too, in a second pass of that step: what the memory rule calls dynamic."""
 
 
 def counted_step(
@@ -69,8 +72,9 @@ def counted_step(
         optimizer = adamw(trained, settings.optimizer)
         for _ in range(2):
             in_pass, peak = count_pass(distiller, batch, weights, taught, held)
+            _, later_peak = count_pass(distiller, batch, weights, taught, held)
             update = count_update(trained, optimizer, held, settings.optimizer.gradient_clip_norm)
-    return CountedStep(in_pass, update, peak)
+    return CountedStep(in_pass, update, peak, later_peak)
 
 
 def whole_row(tokens: int) -> Example:
@@ -92,12 +96,28 @@ class CompiledStep:
     """Layers of student and teacher."""
     summed: StepCounts
     """Adding the gradients of the student's layers to their sums."""
+    peak_around: int
+    """Of live tensors at the loss, without what is kept of layers, above weights, masters, moments and sums."""
+    input_bytes: int
+    """Of what comes into a layer of the student."""
+    eager_bytes: int
+    """What is kept of a layer that runs as it is, with what comes in."""
 
     def launches(self, recomputed: bool) -> int:
         return sum(times * part.launches for part, times in self._parts(recomputed))
 
     def bytes_beside_products(self, recomputed: bool) -> int:
         return sum(times * part.bytes_beside_products for part, times in self._parts(recomputed))
+
+    def peak_bytes(self, recomputed: bool) -> int:
+        """At the loss, where what is kept of all layers is held at once: inputs, and more without recomputation."""
+        kept = self.input_bytes + (0 if recomputed else self.student.kept_bytes)
+        return self.peak_around + self.often[0] * kept
+
+    @property
+    def eager_peak_bytes(self) -> int:
+        """At the loss, with layers that run as they are and are kept."""
+        return self.peak_around + self.often[0] * self.eager_bytes
 
     def _parts(self, recomputed: bool) -> list[tuple[StepCounts, int]]:
         """With each layer of the student computed again in the backward pass, or not."""
@@ -109,13 +129,45 @@ class CompiledStep:
 
 def compiled_step(student: Architecture, teacher: Architecture, tokens: int) -> CompiledStep:
     """A step on one row of `tokens` tokens in a pass, as `counted_step` has it; one layer of each model is planned."""
-    one, two = (
-        counted_step(at_depth(student, depth), at_depth(teacher, depth), tokens, True, False).in_pass
-        for depth in (1, 2)
+    two, three = (
+        counted_step(at_depth(student, depth), at_depth(teacher, depth), tokens, True, False) for depth in (2, 3)
     )
-    around = StepCounts(2 * one.launches - two.launches, 2 * one.bytes_beside_products - two.bytes_beside_products)
+
+    def without_layers(of_two: int, of_three: int) -> int:
+        """Each layer adds the same; with one alone the peak is not at the loss."""
+        return 3 * of_two - 2 * of_three
+
+    around = StepCounts(
+        without_layers(two.in_pass.launches, three.in_pass.launches),
+        without_layers(two.in_pass.bytes_beside_products, three.in_pass.bytes_beside_products),
+    )
     layers = compiled_layer(student, tokens, trained=True), compiled_layer(teacher, tokens, trained=False)
-    return CompiledStep(around, *layers, (student.layers, teacher.layers), collected(student))
+    return CompiledStep(
+        around,
+        *layers,
+        (student.layers, teacher.layers),
+        collected(student),
+        without_layers(two.later_peak_bytes, three.later_peak_bytes),
+        positions_of(tokens) * student.hidden * BFLOAT16_BYTES,
+        three.later_peak_bytes - two.later_peak_bytes,
+    )
+
+
+def positions_of(tokens: int) -> int:
+    """Of a row in a pass, padded as `bespoke` pads it."""
+    loaded = load("bespoke")
+    multiple = train_settings(loaded.cells()[-1], loaded.experiment).pad_to_multiple
+    return -(-tokens // multiple) * multiple
+
+
+def rule_bytes(student: Architecture, teacher: Architecture, tokens: int, recomputed: bool) -> int:
+    """What the memory rule has for a pass of one such row on one device, above weights, masters, moments and sums."""
+    loaded = load("bespoke")
+    settings, resources = train_settings(loaded.cells()[-1], loaded.experiment), loaded.experiment.resources
+    one_row = {"packed": False, "positions": positions_of(tokens), "labels": tokens - 1}
+    alone = {"parallel": "single", "devices": 1, "teacher_placement": "replicated"}
+    given = replace(load_of(settings, student, teacher, resources.loss), **one_row, **alone)
+    return estimate_memory(replace(given, activation_checkpointing=recomputed)).dynamic
 
 
 def compiled_layer(sizes: Architecture, tokens: int, trained: bool) -> LayerCounts:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,7 @@ NODE = (
     "NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} "
     "CPUs={cpus} RealMemory={memory_mib} {gpus}State=UNKNOWN\n"
 )
+STEP = re.compile(r"^slurmstepd: \[(\d+)\.")
 TWO_NODES = ("127.0.0.1", "127.0.0.2")
 """Names that lead to this machine, as the ranks of a training on several nodes ask for the first by its name."""
 CGROUPS = """\
@@ -110,12 +111,41 @@ def started_node(names: tuple[str, ...] = ()) -> Iterator[SlurmNode]:
                 process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
                 daemons.append(process)
         wait_until_idle(variables, folder, len(nodes))
-        yield SlurmNode(folder, variables)
+        try:
+            yield SlurmNode(folder, variables)
+        finally:
+            end_jobs(variables)
     finally:
         for process in reversed(daemons):
             process.terminate()
             process.wait(START_TIMEOUT_S)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_jobs(variables: dict[str, str]) -> None:
+    """Cancel every job and wait for its steps: they are no children of the daemons, and outlive them."""
+    environment = {**os.environ, **variables}
+
+    def jobs(states: str) -> set[str]:
+        command = ["squeue", "--noheader", f"--states={states}", "--format=%A"]
+        return set(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split())
+
+    known = jobs("all")
+    subprocess.run(["scancel", f"--user={psutil.Process().username()}"], env=environment, check=True)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (left := jobs("pending,running,suspended,completing")) or steps_of(known):
+        assert time.monotonic() < deadline, f"jobs {left} are still in the queue, or steps are left: {steps_of(known)}"
+        time.sleep(0.1)
+
+
+def steps_of(jobs: set[str]) -> list[psutil.Process]:
+    """The processes by which Slurm runs steps of these jobs, as `slurmstepd: [4448802.batch]`."""
+    steps = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            told = STEP.search(" ".join(process.cmdline()))
+            steps += [process] if told and told[1] in jobs else []
+    return steps
 
 
 def write_configuration(folder: Path, names: tuple[str, ...]) -> None:

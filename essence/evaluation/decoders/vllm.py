@@ -248,8 +248,9 @@ def _engine_options(settings: DecodeSettings) -> EngineOptions:
 
 
 def _cpu_cache_bytes(settings: DecodeSettings) -> int:
-    """Room for all sequences at their longest, within the share of the free memory that the stage may take."""
+    """Room for all sequences at their longest, within the share of the memory that is free beside the weights."""
     asked, model = settings.generate, Architecture.from_config(read_json(settings.model / "config.json"))
     blocks = asked.batch_sequences * (-(-asked.max_model_tokens // CPU_BLOCK_TOKENS) + 1)
     block = CPU_BLOCK_TOKENS * 2 * model.layers * model.kv_heads * model.head_dim * BYTES[asked.dtype]
-    return min(blocks * block, int(psutil.virtual_memory().available * settings.resources.decoder_memory_share))
+    free = psutil.virtual_memory().available - BYTES[asked.dtype] * model.parameters
+    return min(blocks * block, max(block, int(free * settings.resources.decoder_memory_share)))
