@@ -6,6 +6,8 @@
 # They lie in the folder that ESSENCE_ENVIRONMENTS names, else here.
 # or the same in a folder of its own below TMPDIR, which is removed again: the locks as a new machine would find them.
 # locks/install.sh self-test cuda|cpu
+# or that of trainings with pytest beside it, for the tests that need a GPU:
+# locks/install.sh gpu-tests cuda|cpu
 #
 # The environment is Python 3.11 whatever the system's Python is, because the CPU build of torch is locked for it;
 # uv finds a Python 3.11 on the machine or fetches one. Where PIP_FIND_LINKS names a folder of wheels, they are used;
@@ -88,6 +90,17 @@ case ${1:-} in
     flavour_environments "${2:-}"
     cat "$apart"/.venv-*/self-test.txt
     echo "setup: the environments of flavour $2 import what their stages import (installed and removed in $SECONDS s)"
+    exit
+    ;;
+  gpu-tests)
+    environment train "train-${2:-cuda}"
+    # In a folder of its own: an environment that has more than its lock is another one.
+    target=$apart/.venv-train/tests
+    if ! cmp -s locks/dev.txt "$target/essence-lock.txt"; then
+      rm -rf "$target"
+      VIRTUAL_ENV=$apart/.venv-train "$uv" pip install --quiet --no-deps --require-hashes --target "$target" -r locks/dev.txt
+      cp locks/dev.txt "$target/essence-lock.txt"
+    fi
     exit
     ;;
 esac

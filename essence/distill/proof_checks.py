@@ -20,6 +20,7 @@ from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import SEED, alone, as_pair
 from essence.files import GIB
+from essence.memory_limit import memory_limit_bytes
 from essence.settings import LossResources, ObjectiveSettings, Resources
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.architecture import Architecture
@@ -164,7 +165,8 @@ def memory_finding(asked: ProveTrainingSettings, resources: Resources, device: t
     if device.type == "cpu":
         return Finding("memory", True, told)
     main = main_memory_bytes(MachineLoad.of(load, asked.machines))
-    room = int(psutil.virtual_memory().available * USABLE_MAIN_SHARE)
+    free = psutil.virtual_memory().available
+    room = int(min(free, memory_limit_bytes() or free) * USABLE_MAIN_SHARE)
     told += f", and {main / GIB:.3g} of the {room / GIB:.3g} GiB of main memory that are free"
     return Finding(
         "memory", main <= room, told + ("" if main <= room else ": free main memory, or take a machine with more")
