@@ -12,7 +12,9 @@ FROM scratch AS wheels
 
 # hadolint ignore=DL3006
 FROM base-${FLAVOUR} AS python
-RUN --mount=type=bind,source=docker/install-python.sh,target=/run/install.sh sh /run/install.sh
+# NCCL looks for libibverbs, and that for the provider of a network card: without them, ranks on several machines use TCP.
+RUN --mount=type=bind,source=docker/install-python.sh,target=/run/install.sh \
+    sh /run/install.sh libibverbs1 ibverbs-providers
 
 # First what changes seldom: every distribution by the hashes of its lock.
 FROM python AS environment

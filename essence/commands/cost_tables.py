@@ -1,6 +1,6 @@
 """`invoke plan --costs`: time, memory and FLOPs at LSP 0.1 to 1.0 for each pair of an experiment, computed.
 
-The experiment's own form of the training stands beside the released one.
+The experiment's own form of the training stands beside the released one; a line says what starting decoders takes.
 """
 
 import json
@@ -16,6 +16,7 @@ from essence.engines.selected_run import Options, Run
 from essence.errors import ExperimentError
 from essence.plan.cells import train_settings
 from essence.plan.cost_table import COLUMNS, CostTable, cost_table
+from essence.plan.decoder_starts import DecoderStarts, decoder_starts
 from essence.plan.estimate import estimate, trained_of
 from essence.plan.model_sizes import architecture
 from essence.plan.newest_proof import speeds_for
@@ -29,6 +30,8 @@ class PairCosts(NamedTuple):
     released: CostTable
     ours: OurCosts | None
     """None where the cell is not taught, so that there is no such training."""
+    starts: DecoderStarts | None
+    """None where the hours of evaluations are not known."""
 
 
 def print_costs(words: Options, as_json_text: bool, console: Console) -> int:
@@ -36,7 +39,12 @@ def print_costs(words: Options, as_json_text: bool, console: Console) -> int:
     tables = pair_tables(select(words, baselines=False))
     if as_json_text:
         records = [
-            {"name": one.released.name, **one.released.as_json(), "ours": one.ours.as_json() if one.ours else None}
+            {
+                "name": one.released.name,
+                **one.released.as_json(),
+                "ours": one.ours.as_json() if one.ours else None,
+                "decoder_starts": one.starts.as_json() if one.starts else None,
+            }
             for one in tables
         ]
         sys.stdout.write(json.dumps(records, indent=2) + "\n")
@@ -44,7 +52,7 @@ def print_costs(words: Options, as_json_text: bool, console: Console) -> int:
     for one in tables:
         for table in _tables(one):
             console.print(table)
-        told = [one.released.finding, *([one.ours.finding] if one.ours else [])]
+        told = [one.released.finding, *(part.finding for part in (one.ours, one.starts) if part)]
         console.print("\n".join(told) + "\n", highlight=False, soft_wrap=True)
     return 0
 
@@ -52,22 +60,30 @@ def print_costs(words: Options, as_json_text: bool, console: Console) -> int:
 def pair_tables(selection: Run) -> list[PairCosts]:
     """A table for each `dataset/teacher_student`; ExperimentError where no pair's sizes are known yet."""
     tables: dict[str, PairCosts] = {}
+    cells: dict[str, list[CellPlan]] = {}
+    for plan in selection.plan.cells:
+        cells.setdefault(_name(plan), []).append(plan)
     devices = max(2, selection.loaded.experiment.resources.gpus)
     for plan in selection.plan.cells:
         cell = plan.cell
-        name = f"{cell.dataset}/{cell.teacher}_{cell.student}"
+        name = _name(plan)
         student = architecture(cell.student, plan.stages["student"], selection.loaded, selection.run_directory)
         teacher = architecture(cell.teacher, plan.stages.get("teacher"), selection.loaded, selection.run_directory)
         tokens = estimate(plan, selection.loaded, selection.run_directory).row_tokens
         if name not in tables and student and teacher and tokens:
             released = cost_table(name, student, teacher, int(tokens), devices)
-            tables[name] = PairCosts(released, _ours(plan, selection, int(tokens)))
+            starts = decoder_starts(selection.plan, cells[name], selection.run_directory)
+            tables[name] = PairCosts(released, _ours(plan, selection, int(tokens)), starts)
     if not tables:
         raise ExperimentError(
             f"{selection.name}: the sizes of no pair are known yet: add `architecture` and `mean_row_tokens` to the "
             "pins, or run --only tokenize first"
         )
     return list(tables.values())
+
+
+def _name(plan: CellPlan) -> str:
+    return f"{plan.cell.dataset}/{plan.cell.teacher}_{plan.cell.student}"
 
 
 def _ours(plan: CellPlan, selection: Run, row_tokens: int) -> OurCosts | None:

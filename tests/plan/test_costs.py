@@ -51,6 +51,12 @@ def test_the_command_prints_a_table_for_each_pair() -> None:
     assert 0.5 < half["time_ratio"] == half["step_s"] / whole["step_s"] < 0.75
     assert half["static_gib"] == whole["static_gib"] and half["dynamic_gib"] < whole["dynamic_gib"]
     assert "of a step's time" in done.stdout and "the same as this experiment trains" in done.stdout
+    assert (
+        "Evaluations start a decoder 20 times, 2.0\u00a0min each (assumed): 2.7 of 64 GPU hours (4.2%); " in done.stdout
+    )
+    starts = record["decoder_starts"]
+    assert starts["starts"] == 20 and starts["gpu_hours"] == pytest.approx(20 * 4 * 120 / 3600)
+    assert starts["shared_gpu_hours"] == pytest.approx(starts["gpu_hours"] / 2)
 
 
 def test_one_renderer_writes_a_row_for_terminal_and_report() -> None:
