@@ -45,7 +45,7 @@ class DecoderStarts:
 def decoder_starts(plan: Plan, cells: Iterable[CellPlan], run_directory: RunDirectory) -> DecoderStarts | None:
     """Of the evaluations of these cells of a plan; None where their hours are not known."""
     gpus, measured = plan.loaded.experiment.resources.gpus, lengths_of(plan, run_directory)
-    start_s = speeds_for(run_directory, gpus > 0).decoder_start_s
+    start_s = speeds_for(run_directory, gpus).decoder_start_s
     starts, models, hours = 0, 0, 0.0
     for cell in cells:
         found = estimate(cell, plan.loaded, run_directory, measured).evaluation_gpu_hours
@@ -55,6 +55,6 @@ def decoder_starts(plan: Plan, cells: Iterable[CellPlan], run_directory: RunDire
         starts += len(cell.evaluations)
         models += len({one.checkpoint for one in cell.evaluations})
     each = gpus * start_s / SECONDS_IN_HOUR
-    proof = newest_proof(run_directory, gpus > 0)
+    proof = newest_proof(run_directory, gpus)
     proved = proof is not None and proof.decoding is not None
     return DecoderStarts(starts, start_s, proved, starts * each, hours, models * each) if hours else None
