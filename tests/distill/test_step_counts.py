@@ -163,7 +163,7 @@ def test_the_memory_rule_is_not_below_the_peak_of_a_pass(compiled: CompiledStep)
     assert 0.9 * kept < compiled.eager_peak_bytes < kept
     assert compiled.peak_bytes(recomputed=False) == pytest.approx(13.31e9, rel=1e-3)
     assert 0.6 * kept < compiled.peak_bytes(recomputed=False) < kept
-    assert compiled.peak_bytes(recomputed=True) == pytest.approx(2.28e9, rel=1e-2)
+    assert compiled.peak_bytes(recomputed=True) == pytest.approx(2.386e9, rel=1e-3)
     assert 0.5 * again < compiled.peak_bytes(recomputed=True) < again
     of_layer = layer_bytes_per_token(QWEN3["4b"], "bfloat16", packed=False, lowered=True) * (TOKENS + 12)
     assert compiled.eager_bytes < (1 + SPARE) * of_layer + compiled.input_bytes

@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_the_plain_one_stops_before_the_first_step_or_gives_w
 ) -> None:
     right = chunked.block_gradient
 
-    def wrong(logits: torch.Tensor, *rest: Any) -> Any:
+    def wrong(logits: Any, *rest: Any) -> Any:
         sums = right(logits, *rest)
         logits.mul_(1.2)
         return sums

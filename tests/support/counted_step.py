@@ -96,6 +96,8 @@ class CompiledStep:
     """Layers of student and teacher."""
     summed: StepCounts
     """Adding the gradients of the student's layers to their sums."""
+    peak_elsewhere: int
+    """At another moment than the loss, with recomputed layers: the most, whatever their number."""
     peak_around: int
     """Of live tensors at the loss, without what is kept of layers, above weights, masters, moments and sums."""
     input_bytes: int
@@ -112,7 +114,7 @@ class CompiledStep:
     def peak_bytes(self, recomputed: bool) -> int:
         """At the loss, where what is kept of all layers is held at once: inputs, and more without recomputation."""
         kept = self.input_bytes + (0 if recomputed else self.student.kept_bytes)
-        return self.peak_around + self.often[0] * kept
+        return max(self.peak_around + self.often[0] * kept, self.peak_elsewhere)
 
     @property
     def eager_peak_bytes(self) -> int:
@@ -141,12 +143,14 @@ def compiled_step(student: Architecture, teacher: Architecture, tokens: int) -> 
         without_layers(two.in_pass.launches, three.in_pass.launches),
         without_layers(two.in_pass.bytes_beside_products, three.in_pass.bytes_beside_products),
     )
+    few = counted_step(at_depth(student, 2), at_depth(teacher, 2), tokens, True, True)
     layers = compiled_layer(student, tokens, trained=True), compiled_layer(teacher, tokens, trained=False)
     return CompiledStep(
         around,
         *layers,
         (student.layers, teacher.layers),
         collected(student),
+        few.later_peak_bytes,
         without_layers(two.later_peak_bytes, three.later_peak_bytes),
         positions_of(tokens) * student.hidden * BFLOAT16_BYTES,
         three.later_peak_bytes - two.later_peak_bytes,
