@@ -1,5 +1,6 @@
 """What a device and a disk do a second, timed: products, copies, kernel starts, files that are flushed."""
 
+import gc
 import os
 import statistics
 import time
@@ -38,6 +39,13 @@ def settle(device: torch.device) -> None:
     """Return when all that was started on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Let other processes have what this one holds of a device and no longer needs."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def product_flops_per_s(rows: int, inner: int, columns: int, dtype: torch.dtype, device: torch.device) -> float:

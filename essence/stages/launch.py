@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from essence.distill.rank_variables import rank_variable
 from essence.errors import ExitCode, KitError, MachineError, StageError
+from essence.files import write_json
 from essence.progress import StageContext, Stopped, StopRequest
 from essence.record.outcomes import TrainOutcome
 from essence.record.record_files import Written, read_record
@@ -138,7 +140,7 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> TrainOutcome:
     if stopped(codes, context.stop):
         raise Stopped(context.stop.signal_name or "a signal to a rank")
     if any(codes.values()):
-        raise _why(codes, settings.processes, reports)
+        raise why_ended(codes, settings.processes, reports)
     return read_record(reports / OUTCOME, TrainOutcome, "an outcome")
 
 
@@ -207,7 +209,23 @@ def _wait(ranks: dict[int, subprocess.Popen[bytes]], stop: StopRequest) -> dict[
         time.sleep(POLL_S)
 
 
-def _why(codes: dict[int, int], processes: int, reports: Path) -> Exception:
+def report_failure(error: Exception, rank: int, reports: Path) -> None:
+    """Leave what ended a process for the one that started it; the traceback of a bug is in the log, too."""
+    curable = error if isinstance(error, KitError) else None
+    if curable is None:
+        traceback.print_exception(error)
+    failure = RankFailure(
+        rank=rank,
+        kind=type(error).__name__,
+        message=curable.problem if curable else "".join(traceback.format_exception(error)[-3:]).strip(),
+        cure=curable.cure if curable else None,
+        time=time.time(),
+    )
+    reports.mkdir(parents=True, exist_ok=True)
+    write_json(reports / f"failure-{rank:05d}.json", failure.model_dump(mode="json"))
+
+
+def why_ended(codes: dict[int, int], processes: int, reports: Path) -> Exception:
     """The failure that came first: a rank that was killed, else the one that could say why, else a bug."""
     killed = {rank: -code for rank, code in codes.items() if code < 0}
     if killed:

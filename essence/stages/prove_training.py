@@ -6,20 +6,16 @@ prove` says what failed.
 """
 
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
-from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_checks import (
     Finding,
     disk_finding,
-    layers_finding,
     loss_finding,
     loss_seconds,
     memory_finding,
@@ -27,6 +23,7 @@ from essence.distill.proof_checks import (
 from essence.distill.proof_equalities import attention_finding, repeat_findings
 from essence.distill.proof_machine import (
     copy_bytes_per_s,
+    give_back,
     host_bytes_per_s,
     launch_s,
     main_memory_parameter_s,
@@ -34,7 +31,7 @@ from essence.distill.proof_machine import (
     read_s,
     write_s,
 )
-from essence.distill.proof_steps import SEED, Pair, Steps, activations_of, alone, pair_that_fits
+from essence.distill.proof_steps import SEED, Pair, pair_that_fits
 from essence.distill.proof_trainings import ranks_finding, training_findings
 from essence.distill.ranks import ALONE
 from essence.models.from_sizes import random_model
@@ -42,24 +39,20 @@ from essence.models.saving import save_model
 from essence.progress import StageContext
 from essence.record.facts import processor_name
 from essence.record.outcomes import ProveTrainingOutcome
-from essence.record.proof_records import CheckRecord, ProductPoint, ProveTrainingResults, ValidationPoint
+from essence.record.proof_records import CheckRecord, ProductPoint, ProveTrainingResults
 from essence.record.record_files import read_record
 from essence.settings.proving import ProveTrainingSettings
-from essence.sizes.speeds import Fit
-from essence.stages.launch import OUTCOME, REPORTS, run_here
+from essence.stages import prove_alone
+from essence.stages.apart import fresh_reports, run_apart
+from essence.stages.launch import OUTCOME, run_here
 from essence.stages.nccl_log import nccl_channels, nccl_tells
 from essence.stages.prove_container import place_findings
 from essence.stages.prove_killed import train_until_killed
 from essence.stages.prove_rank import MIB, PROGRAM, RanksOutcome, losses_of
 from essence.stages.prove_steps import (
-    MeasuredStep,
-    both_forms,
-    checkpoint_bytes_per_s,
     exposed_byte_s,
     fit_of,
-    measured_steps,
     step_points,
-    validation_point,
 )
 from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, write_tokenizer
 
@@ -89,20 +82,21 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
         findings += training_findings(asked, context.resources, device, Path(work), train_until_killed)
     _next(context, 2)
     pair = pair_that_fits(asked, context.resources, device)
-    measured = _alone(asked, pair, context, device)
-    findings += measured.findings
+    give_back(device)
+    measured = run_apart(prove_alone.PROGRAM, prove_alone.AloneOutcome, context)
+    fit = fit_of(measured.steps)
     _next(context, 3)
     ranks, found = _ranks(asked, context, device)
     findings += found
     _next(context, 4)
     saved = _save(asked, pair, context, device)
     update_s = main_memory_parameter_s(asked.optimizer, device)
-    byte_s = exposed_byte_s(measured.fit, ranks.steps, update_s) if ranks else 0.0
+    byte_s = exposed_byte_s(fit, ranks.steps, update_s) if ranks else 0.0
     points, coefficients = step_points(measured.steps, ranks.steps if ranks else [], byte_s, update_s)
     _next(context, 5)
     return ProveTrainingOutcome(
         results=ProveTrainingResults(
-            checks=[CheckRecord(**one._asdict()) for one in findings],
+            checks=[*(CheckRecord(**one._asdict()) for one in findings), *measured.checks],
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name() or "a processor",
             devices=context.resources.gpus,
             student_layers=pair.student.layers,
@@ -160,33 +154,6 @@ def _products(asked: ProveTrainingSettings, device: torch.device) -> list[Produc
     ]
 
 
-class _Alone(NamedTuple):
-    """What one process found of a training."""
-
-    findings: list[Finding]
-    recomputed: bool
-    steps: list[MeasuredStep]
-    fit: Fit
-    validation: ValidationPoint
-    checkpoint_bytes_per_s: float | None
-
-
-def _alone(asked: ProveTrainingSettings, pair: Pair, context: StageContext, device: torch.device) -> _Alone:
-    """Steps in one process with activations in both forms, a validation, and a checkpoint where no ranks write one."""
-    longest, room = max(asked.lengths), DeviceRoom.of(device, 1)
-    chosen = activations_of(pair, alone(asked), context.resources, longest, room.usable)
-    resources = chosen.resources(context.resources)
-    steps = Steps(pair, alone(asked), resources, device)
-    loads = both_forms(steps, resources, asked.lengths, chosen.recomputed)
-    measured = measured_steps(steps, resources, loads, asked.steps, context.stop)
-    fit = fit_of(measured)
-    written = None
-    if asked.processes == 1:
-        written = checkpoint_bytes_per_s(steps, resources, context.scratch / "proof-checkpoint")
-    findings = [layers_finding(steps.layers.at_end(ALONE))] if asked.compile_layers else []
-    return _Alone(findings, chosen.recomputed, measured, fit, validation_point(steps, longest, fit), written)
-
-
 def _ranks(
     asked: ProveTrainingSettings, context: StageContext, device: torch.device
 ) -> tuple[RanksOutcome | None, list[Finding]]:
@@ -195,11 +162,7 @@ def _ranks(
     count = min(here, context.resources.gpus or here)
     if count < 2:
         return None, []
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    reports = context.scratch / REPORTS
-    shutil.rmtree(reports, ignore_errors=True)
-    reports.mkdir()
+    reports = fresh_reports(context)
     os.environ.update(nccl_tells(reports))
     codes = run_here(count, 1, context.partial.parent / "spec.json", context.stop, PROGRAM)
     if any(codes.values()):
@@ -215,8 +178,7 @@ def _ranks(
 
 def _save(asked: ProveTrainingSettings, pair: Pair, context: StageContext, device: torch.device) -> float:
     """Write the student as a training does; bytes a second."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    give_back(device)
     tokenizer, folder = context.scratch / "tokenizer", context.partial / "model"
     write_tokenizer(tokenizer, END_OF_TEXT)
     model = random_model(pair.student, MODEL_POSITIONS, COMPUTE_DTYPES[asked.compute_dtype], device, SEED)

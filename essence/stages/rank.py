@@ -8,8 +8,6 @@ import argparse
 import os
 import signal
 import sys
-import time
-import traceback
 from pathlib import Path
 
 from essence.signals import leave_on_signals
@@ -17,8 +15,8 @@ from essence.signals import leave_on_signals
 if __name__ == "__main__":
     leave_on_signals()
 
-from essence.distill.ranks import WAITS, Ranks
-from essence.errors import ExitCode, KitError, StageError
+from essence.distill.ranks import Ranks
+from essence.errors import ExitCode, KitError
 from essence.files import write_json
 from essence.progress import (
     Progress,
@@ -31,8 +29,7 @@ from essence.record.live_records import read_whole_spec
 from essence.record.run_directory import StageFolder
 from essence.settings import TrainSettings
 from essence.stages import train
-from essence.stages.launch import HUNG_CURE, OUTCOME, REPORTS, RankFailure
-from essence.text import duration
+from essence.stages.launch import OUTCOME, REPORTS, report_failure
 
 
 def main() -> int:
@@ -63,35 +60,12 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
     except Stopped:
         return ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 - whatever it is, the stage's process is to know
-        _report(error, ranks, reports)
+        report_failure(error, ranks.rank, reports)
         return ExitCode.CURABLE if isinstance(error, KitError) else 1
     if ranks.first:
         told = outcome.with_gpu_use(context.progress)
         write_json(reports / OUTCOME, told.model_dump(mode="json"))
     return 0
-
-
-def _report(error: Exception, ranks: Ranks, reports: Path) -> None:
-    curable = error if isinstance(error, KitError) else _waited_in_vain(error, ranks)
-    if curable is not error:
-        traceback.print_exception(error)
-    failure = RankFailure(
-        rank=ranks.rank,
-        kind=type(error).__name__,
-        message=curable.problem if curable else "".join(traceback.format_exception(error)[-3:]).strip(),
-        cure=curable.cure if curable else None,
-        time=time.time(),
-    )
-    reports.mkdir(parents=True, exist_ok=True)
-    write_json(reports / f"failure-{ranks.rank:05d}.json", failure.model_dump(mode="json"))
-
-
-def _waited_in_vain(error: Exception, ranks: Ranks) -> KitError | None:
-    """The sentence where gloo gave up on another rank; NCCL ends the process instead (`essence/stages/launch.py`)."""
-    if "Timed out waiting" not in str(error):
-        return None
-    waited = duration(WAITS["gloo"].total_seconds())
-    return StageError(f"rank {ranks.rank} of {ranks.processes} waited {waited} for another, which hangs", HUNG_CURE)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from essence.distill.ranks import ALONE, Ranks
 from essence.distill.storage import Storage
 from essence.distill.teachers import LiveTeacher
 from essence.progress import StopRequest
-from essence.stages.launch import REPORTS, _why, run_here
+from essence.stages.launch import REPORTS, run_here, why_ended
 from support.late_rank_program import LAYERS, WORK
 from support.planted_compiler import Planted
 from support.project import PROJECT
@@ -174,7 +174,7 @@ def test_the_next_start_compiles_on_no_rank_what_one_could_not(tmp_path: Path, m
     def start() -> dict[int, int]:
         return run_here(2, 1, tmp_path / "two", StopRequest(), "support.late_rank_program")
 
-    failed = _why(start(), 2, tmp_path / "two" / REPORTS)
+    failed = why_ended(start(), 2, tmp_path / "two" / REPORTS)
     assert isinstance(failed, UncompiledError) and "no kernel for this one" in failed.problem
     assert start() == {0: 0, 1: 0}
     told = json.loads((tmp_path / "two" / LAYERS).read_text())

@@ -20,7 +20,7 @@ from essence.distill.ranks import WAITS, Ranks, limit_waits
 from essence.distill.storage import Storage
 from essence.errors import StageError
 from essence.progress import StopRequest
-from essence.stages.launch import REPORTS, _why, run_here
+from essence.stages.launch import REPORTS, run_here, why_ended
 from support.hung_rank_program import GROUPS, LONGEST_S
 from support.small_training import model, run
 
@@ -117,13 +117,13 @@ def test_a_rank_that_hangs_ends_the_training_with_a_sentence(
     started = time.monotonic()
     codes = run_here(2, 1, folder, StopRequest(), "support.hung_rank_program")
     assert time.monotonic() - started < START_S
-    failed = _why(codes, 2, folder / REPORTS)
+    failed = why_ended(codes, 2, folder / REPORTS)
     assert isinstance(failed, StageError) and failed.problem == "rank 0 of 2 waited 3.0\u00a0s for another, which hangs"
     assert failed.cure.startswith("run the command again: it continues from the newest checkpoint")
     assert json.loads((folder / GROUPS).read_text()) == [{"gloo": LONGEST_S}] * groups
 
 
 def test_a_rank_that_nccl_has_ended_is_told_with_the_same_cure(tmp_path: Path) -> None:
-    failed = _why({0: 0, 1: -signal.SIGABRT}, 2, tmp_path)
+    failed = why_ended({0: 0, 1: -signal.SIGABRT}, 2, tmp_path)
     assert isinstance(failed, StageError) and "rank 1 of 2 was killed by SIGABRT (did a GPU" in failed.problem
     assert "the log names the operation" in failed.cure

@@ -20,7 +20,7 @@ from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
-from essence.stages.launch import Node, RankFailure, _why, helps, stopped
+from essence.stages.launch import Node, RankFailure, helps, stopped, why_ended
 from support.some_resources import some_optimizer
 from support.stage_inputs import train_settings
 from support.train_stage import make_spec, make_stage
@@ -140,12 +140,12 @@ def report(folder: Path, rank: int, kind: str, curable: bool, moment: float) -> 
 
 def test_the_failure_that_came_first_is_told(tmp_path: Path) -> None:
     report(tmp_path, 0, "ConnectionError", False, 1.0)
-    assert isinstance(_why({0: 1}, 2, tmp_path), RuntimeError)
+    assert isinstance(why_ended({0: 1}, 2, tmp_path), RuntimeError)
     report(tmp_path, 1, "DivergedError", True, 2.0)
     report(tmp_path, 2, "InputError", True, 3.0)
-    found = _why({0: 1, 1: 2, 2: 2}, 3, tmp_path)
+    found = why_ended({0: 1, 1: 2, 2: 2}, 3, tmp_path)
     assert isinstance(found, DivergedError) and str(found) == "DivergedError of 1"
-    killed = _why({0: 1, 1: -11}, 2, tmp_path)
+    killed = why_ended({0: 1, 1: -11}, 2, tmp_path)
     assert isinstance(killed, StageError) and str(killed) == "rank 1 of 2 was killed by SIGSEGV"
     assert not isinstance(killed, InputError)
 

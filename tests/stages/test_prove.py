@@ -25,7 +25,7 @@ from essence.record.verification import verify
 from essence.sizes.speeds import ASSUMED, DecodeWork, cache_bytes, decoding_seconds
 from support.paper_sizes import QWEN3
 from support.proof_record import proof
-from support.proof_settings import asked
+from support.proof_settings import asked, staged
 from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -46,7 +46,9 @@ def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
     from essence.stages import prove_decoding, prove_training
 
     training, decoding = asked(tmp_path)
-    found = prove_training.run(training, context(tmp_path / "training")).results
+    stage = tmp_path / "training"
+    found = prove_training.run(training, staged(stage, "prove_training", training)).results
+    (stage / "partial").rename(stage / "output")
     assert [check.name for check in found.checks] == CHECKS
     assert all(check.passed for check in found.checks), [check.sentence for check in found.checks]
     kept = [(16, 1, False), (48, 1, False), (16, 2, False)]
@@ -73,7 +75,7 @@ def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
     )
     assert all(rate > 0 for rate in (*rates, found.launch_s, found.loss_s_per_token, found.products[0].flops_per_s))
     assert (found.devices, found.student_layers) == (0, 2)
-    decoded = prove_decoding.run(decoding, context(tmp_path / "decoding", training=tmp_path / "training" / "partial"))
+    decoded = prove_decoding.run(decoding, staged(tmp_path / "decoding", "prove_decoding", decoding, training=stage))
     assert decoded.results.checks[0].passed and decoded.results.decoder == "transformers"
     assert [(p.sequences, p.context) for p in decoded.results.points] == [(1, 18), (1, 34), (2, 18), (2, 34)]
     assert decoded.results.start_s > 0 and decoded.results.tokens_per_s > 0
@@ -82,7 +84,7 @@ def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
 
 def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_path: Path) -> None:
     """The plan divides what a step reads by the GPUs of a copy, and so does the fit."""
-    from essence.stages import prove_decoding
+    from essence.stages import prove_decoding, prove_start
 
     decoding = asked(tmp_path)[1].model_copy(update={"decoder": "vllm", "dtype": "bfloat16"})
     resources = context(tmp_path / "x").resources.model_copy(update={"gpus": 2, "tensor_parallel": 2})
@@ -96,7 +98,15 @@ def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_pat
             ))
             for count, tokens in loads
         ]  # fmt: skip
-        found.append(prove_decoding._results(decoding, sizes, width, [check], "vllm", 0.0, loads, exact).coefficients)
+        timed = [
+            {"sequences": count, "prompt_tokens": tokens, "seconds": seconds}
+            for (count, tokens), seconds in zip(loads, exact, strict=True)
+        ]
+        told = {"decoder": "vllm", "start_s": 9.0, "key_value_tokens": 1, "seeds": check, "loads": timed}
+        first = prove_start.StartOutcome.model_validate(told)
+        results = prove_decoding._results(decoding, sizes, width, first, [check], 3.0)
+        assert (results.start_s, results.warm_start_s, results.tokens_per_s) == (9.0, 3.0, 128 / exact[2])
+        found.append(results.coefficients)
     assert prove_decoding._width(decoding, resources.model_copy(update={"gpus": 0})) == 1
     assert prove_decoding._width(decoding.model_copy(update={"decoder": "transformers"}), resources) == 1
     for fit in found:
@@ -106,7 +116,7 @@ def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_pat
 
 def test_no_more_sequences_are_timed_than_a_small_card_has_room_for(tmp_path: Path) -> None:
     """Keys and values of 4,096 tokens and 33 more for 60 sequences, of twelve layers on a card of 24 GB."""
-    from essence.stages.prove_decoding import timed_loads
+    from essence.stages.prove_start import timed_loads
 
     whole = {"sequences": [1, 32, 128], "contexts": [1024, 4096], "new_tokens": 33}
     decoding = asked(tmp_path)[1].model_copy(update=whole)
@@ -120,7 +130,7 @@ def test_no_more_sequences_are_timed_than_a_small_card_has_room_for(tmp_path: Pa
 def test_seeds_hold_where_what_was_read_of_a_prompt_is_kept(tmp_path: Path) -> None:
     """A decoder that rounds otherwise where it reads a prompt for the first time keeps its seeds all the same."""
     from essence.evaluation.requests import Completion
-    from essence.stages import prove_decoding
+    from essence.stages.prove_start import seeds_check
 
     class Keeping:
         def __init__(self, forgets: bool) -> None:
@@ -135,7 +145,7 @@ def test_seeds_hold_where_what_was_read_of_a_prompt_is_kept(tmp_path: Path) -> N
     decoding = asked(tmp_path)[1]
     for forgets in (False, True):
         decoder: Any = Keeping(forgets)
-        assert prove_decoding._seeds(decoder, decoding, QWEN3["0.6b"]).passed is not forgets
+        assert seeds_check(decoder, decoding, QWEN3["0.6b"]).passed is not forgets
 
 
 def test_a_loss_that_is_not_right_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

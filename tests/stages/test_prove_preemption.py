@@ -14,9 +14,8 @@ from essence.evaluation.decoders import DecoderLoad
 from essence.evaluation.requests import Completion, Request
 from support.paper_sizes import QWEN3
 from support.project import required
-from support.proof_settings import asked
+from support.proof_settings import asked, staged
 from support.sampling import make_inputs
-from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -99,7 +98,8 @@ def test_vllm_gives_the_same_completions_where_sequences_give_way(
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "kept" / "vllm"))
     decoding = asked(tmp_path)[1].model_copy(update={"decoder": "vllm", "batch_sequences": 4})
     made = make_inputs(tmp_path / "inputs")["model"]
-    stage = context(tmp_path / "decoding", training=made)
+    made.rename(tmp_path / "output")
+    stage = staged(tmp_path / "decoding", "prove_decoding", decoding, training=tmp_path)
     found = prove_decoding.run(decoding, stage).results
     assert [check.name for check in found.checks] == ["seeds", "preemption"]
     assert all(check.passed for check in found.checks), found.checks
