@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from essence.signals import leave_on_signals
@@ -15,8 +16,8 @@ from essence.signals import leave_on_signals
 if __name__ == "__main__":
     leave_on_signals()
 
-from essence.distill.ranks import Ranks
-from essence.errors import ExitCode, KitError
+from essence.distill.ranks import WAITS, Ranks
+from essence.errors import ExitCode, KitError, StageError
 from essence.files import write_json
 from essence.progress import (
     Progress,
@@ -29,7 +30,8 @@ from essence.record.live_records import read_whole_spec
 from essence.record.run_directory import StageFolder
 from essence.settings import TrainSettings
 from essence.stages import train
-from essence.stages.launch import OUTCOME, REPORTS, report_failure
+from essence.stages.launch import HUNG_CURE, OUTCOME, REPORTS, report_failure
+from essence.text import duration
 
 
 def main() -> int:
@@ -60,12 +62,27 @@ def run_rank(spec_file: Path, stop: StopRequest) -> int:
     except Stopped:
         return ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 - whatever it is, the stage's process is to know
-        report_failure(error, ranks.rank, reports)
-        return ExitCode.CURABLE if isinstance(error, KitError) else 1
+        return report_rank(error, ranks, reports)
     if ranks.first:
         told = outcome.with_gpu_use(context.progress)
         write_json(reports / OUTCOME, told.model_dump(mode="json"))
     return 0
+
+
+def report_rank(error: Exception, ranks: Ranks, reports: Path) -> int:
+    """Leave what ended this rank for the stage's process; returns the exit code."""
+    if vain := _waited_in_vain(error, ranks):
+        traceback.print_exception(error)
+    report_failure(vain or error, ranks.rank, reports)
+    return ExitCode.CURABLE if isinstance(vain or error, KitError) else 1
+
+
+def _waited_in_vain(error: Exception, ranks: Ranks) -> KitError | None:
+    """The sentence where gloo gave up on another rank; NCCL ends the process instead (`essence/stages/launch.py`)."""
+    if "Timed out waiting" not in str(error):
+        return None
+    waited = duration(WAITS["gloo"].total_seconds())
+    return StageError(f"rank {ranks.rank} of {ranks.processes} waited {waited} for another, which hangs", HUNG_CURE)
 
 
 if __name__ == "__main__":

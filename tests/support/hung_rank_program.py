@@ -22,7 +22,8 @@ from essence.distill import trainer
 from essence.distill.ranks import Ranks
 from essence.errors import ExitCode
 from essence.progress import Progress, StopRequest
-from essence.stages.launch import REPORTS, report_failure
+from essence.stages.launch import REPORTS
+from essence.stages.rank import report_rank
 from support.small_training import SFT, TRAIN, VALIDATION, model, settings
 from support.some_resources import some_resources
 
@@ -80,7 +81,7 @@ def main(folder: Path) -> int:
     try:
         trainer.train(*given, Progress(folder / f"progress-{ranks.rank}.json"), stop, ranks=ranks, device=cpu)
     except Exception as error:  # noqa: BLE001 - as a rank does
-        report_failure(error, ranks.rank, folder / REPORTS)
+        report_rank(error, ranks, folder / REPORTS)
         return ExitCode.CURABLE
     return ExitCode.DONE
 

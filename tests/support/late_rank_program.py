@@ -18,7 +18,8 @@ from essence.distill.ranks import Ranks
 from essence.distill.trainer import train
 from essence.errors import ExitCode, KitError
 from essence.progress import StopRequest
-from essence.stages.launch import REPORTS, report_failure
+from essence.stages.launch import REPORTS
+from essence.stages.rank import report_rank
 from support.planted_compiler import Planted
 from support.small_training import AS_RELEASED, SFT, TRAIN, VALIDATION, ActAfter, model, settings
 from support.some_resources import some_resources
@@ -45,7 +46,7 @@ def main(folder: Path) -> int:
     try:
         result = train(*given, ranks=ranks, device=cpu)
     except KitError as error:
-        report_failure(error, ranks.rank, folder / REPORTS)
+        report_rank(error, ranks, folder / REPORTS)
         return ExitCode.CURABLE
     if ranks.first:
         (folder / LAYERS).write_text(json.dumps(result.layers.as_json()))
