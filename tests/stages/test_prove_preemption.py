@@ -86,14 +86,22 @@ def test_a_seed_that_is_lost_with_its_sequence_is_caught(
     assert found.passed is passed and told in found.sentence
 
 
+@pytest.fixture
+def own_variables() -> Iterator[None]:
+    """vLLM's variables are the stage's own, whose process ends with it; here other tests come after."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.mark.vllm
+@pytest.mark.usefixtures("own_variables")
 @pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: locks/install.sh cpu dev vllm")
 def test_vllm_gives_the_same_completions_where_sequences_give_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole decoding side with a random model: started twice, sequences preempted, and nothing left behind."""
-    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND"):  # the stage's own, put back afterwards
-        monkeypatch.setenv(name, os.environ.get(name, "0"))
     monkeypatch.setenv("ESSENCE_COMPILED", str(tmp_path / "kept"))
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "kept" / "vllm"))
     decoding = asked(tmp_path)[1].model_copy(update={"decoder": "vllm", "batch_sequences": 4})
