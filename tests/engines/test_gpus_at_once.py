@@ -49,7 +49,7 @@ baselines = ["student"]
 """
 ON_GPUS, ALONE = "gpus = 4\ngpu_memory_gib = 80.0", "parallel_stages = 1"
 FROM_MICRO = ("download", "tokenize")
-KILLS = 3
+KILLS = 2
 KILLED_WITHIN_S = 3.0
 END_S = 900.0
 COMPARED = ("label", "accuracy", "retention", "samples", "capped_share", "mean_tokens", "endings", "state")
