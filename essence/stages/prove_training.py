@@ -46,8 +46,8 @@ from essence.stages import prove_alone
 from essence.stages.apart import fresh_reports, run_apart
 from essence.stages.launch import OUTCOME, run_here
 from essence.stages.nccl_log import nccl_channels, nccl_tells
-from essence.stages.prove_container import place_findings
 from essence.stages.prove_killed import train_until_killed
+from essence.stages.prove_place import place_findings
 from essence.stages.prove_rank import MIB, PROGRAM, RanksOutcome, losses_of
 from essence.stages.prove_steps import (
     exposed_byte_s,

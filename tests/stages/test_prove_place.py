@@ -10,7 +10,7 @@ from support.some_resources import some_resources
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from essence.stages import prove_container  # noqa: E402
+from essence.stages import prove_place  # noqa: E402
 from essence.stages.nccl_log import nccl_channels, nccl_tells  # noqa: E402
 
 LOG = """\
@@ -24,35 +24,38 @@ node:71:95 [0] NCCL INFO Connected all rings
 
 def test_a_disk_from_which_nothing_can_be_run_is_told(tmp_path: Path) -> None:
     resources = some_resources()
-    (found,) = prove_container.place_findings(tmp_path, "local", resources)
+    (found,) = prove_place.place_findings(tmp_path, "local", resources)
     assert found.passed and found.name == "compilers' folder"
     with mounted(tmp_path / "disk", "noexec,size=1m"):
-        (found,) = prove_container.place_findings(tmp_path / "disk", "local", resources)
+        (found,) = prove_place.place_findings(tmp_path / "disk", "local", resources)
     assert not found.passed and "disk is mounted noexec" in found.sentence and "--runs" in found.sentence
     assert not list(tmp_path.rglob(".proof-*"))
 
 
 def test_a_container_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine is open: what is asked of a container does not hold here, and each is told."""
-    monkeypatch.delenv(prove_container.QUEUED, raising=False)
-    monkeypatch.setattr(prove_container, "SYSTEM_FOLDERS", (tmp_path,))
-    monkeypatch.setattr(prove_container, "shared_gib", lambda: 0.01)
-    _, found = prove_container.place_findings(tmp_path, "docker", some_resources(shm_gib=1.0))
+    monkeypatch.delenv(prove_place.QUEUED, raising=False)
+    monkeypatch.setattr(prove_place, "SYSTEM_FOLDERS", (tmp_path,))
+    monkeypatch.setattr(prove_place, "shared_gib", lambda: 0.01)
+    _, found = prove_place.place_findings(tmp_path, "docker", some_resources(shm_gib=1.0))
     assert not found.passed and f"files can be written in {tmp_path}" in found.sentence
     assert "shm_gib in [resources] is 1" in found.sentence and "--dry-run" in found.sentence
+    monkeypatch.setattr(prove_place, "shared_gib", lambda: 1.0)
+    _, found = prove_place.place_findings(tmp_path, "pyxis", some_resources(shm_gib=1.0))
+    assert found.passed and "pyxis promises no closed container" in found.sentence and str(tmp_path) in found.sentence
 
 
 def test_capabilities_and_a_network_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = tmp_path / "status"
-    monkeypatch.setattr(prove_container, "STATUS", status)
+    monkeypatch.setattr(prove_place, "STATUS", status)
     for mask, told in (("0000000000000000", ""), ("00000000a80425fb", "capabilities (00000000a80425fb)")):
         status.write_text(f"Name:\tpython\nCapPrm:\tffff\nCapEff:\t{mask}\n", encoding="ascii")
-        assert prove_container._capabilities().endswith(told) and bool(prove_container._capabilities()) is bool(told)
-    monkeypatch.delenv(prove_container.QUEUED, raising=False)
+        assert prove_place._capabilities().endswith(told) and bool(prove_place._capabilities()) is bool(told)
+    monkeypatch.delenv(prove_place.QUEUED, raising=False)
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
-    assert prove_container._network() == "it has a network (eth0)"
-    monkeypatch.setenv(prove_container.QUEUED, "7")
-    assert prove_container._network() == "" and "network of its machine (eth0)" in prove_container._networks()
+    assert prove_place._network() == "it has a network (eth0)"
+    monkeypatch.setenv(prove_place.QUEUED, "7")
+    assert prove_place._network() == "" and "network of its machine (eth0)" in prove_place._networks()
 
 
 def test_ranks_say_over_what_they_met(tmp_path: Path) -> None:

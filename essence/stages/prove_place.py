@@ -17,6 +17,8 @@ from essence.distill.proof_checks import Finding
 from essence.files import GIB
 from essence.settings import Resources
 
+CLOSED = ("docker", "apptainer")
+"""Engines that promise it; under pyxis the root of a container can be written, and it has its machine's network."""
 LOOPBACK = "lo"
 SYSTEM_FOLDERS = (Path("/"), Path("/usr"), Path("/etc"))
 """That an image brings, and that stay as they are."""
@@ -33,7 +35,7 @@ def place_findings(scratch: Path, engine: str, resources: Resources) -> list[Fin
     engine: that started the stage; the local one has no container.
     """
     found = [_compilers_folder(scratch)]
-    return found if engine == "local" else [*found, container_finding(resources)]
+    return found if engine == "local" else [*found, container_finding(engine, resources)]
 
 
 def _compilers_folder(folder: Path) -> Finding:
@@ -44,15 +46,19 @@ def _compilers_folder(folder: Path) -> Finding:
     return Finding("compilers' folder", False, told)
 
 
-def container_finding(resources: Resources) -> Finding:
-    """One line of a container: what is right of it, or what is not."""
-    wrong = [told for look in (_capabilities, _root, _network, _temporary) if (told := look())]
-    wrong += [told] if (told := _shared(resources)) else []
+def container_finding(engine: str, resources: Resources) -> Finding:
+    """One line of a container: what is right of it, or what is not; of one that promises less, what it leaves open."""
+    left_open = [told for look in (_capabilities, _root, _network) if (told := look())]
+    wrong = [told for told in (_temporary(), _shared(resources)) if told]
+    wrong += left_open if engine in CLOSED else []
     if wrong:
         cure = "compare with what `invoke run --dry-run` prints for a stage, and with the engine's own configuration"
         return Finding("container", False, f"{'; '.join(wrong)}: {cure}")
-    told = f"user {os.getuid()} without capabilities, the system's folders are read-only, {_networks()}, programs in "
-    return Finding("container", True, f"{told}{TEMPORARY} can be run, {shared_gib():.3g} GiB of shared memory")
+    room = f"programs in {TEMPORARY} can be run, {shared_gib():.3g} GiB of shared memory"
+    if left_open:
+        return Finding("container", True, f"{engine} promises no closed container ({'; '.join(left_open)}); {room}")
+    closed = f"user {os.getuid()} without capabilities, the system's folders are read-only, {_networks()}"
+    return Finding("container", True, f"{closed}, {room}")
 
 
 def _capabilities() -> str:
