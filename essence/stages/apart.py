@@ -6,7 +6,6 @@ cycles, compiled layers and captured graphs. The parent holds the stage, passes 
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from essence.record.live_records import read_whole_spec
 from essence.record.record_files import Written, read_record
 from essence.record.run_directory import StageFolder
 from essence.settings import Spec
-from essence.stages.launch import OUTCOME, POLL_S, REPORTS, report_failure, why_ended
+from essence.stages.launch import OUTCOME, POLL_S, REPORTS, fresh_reports, report_failure, why_ended
 
 AnyOutcome = TypeVar("AnyOutcome", bound=Written)
 
@@ -52,14 +51,6 @@ def run_apart(program: str, kind: type[AnyOutcome], context: StageContext) -> An
     if code:
         raise why_ended({0: code}, 1, reports)
     return read_record(reports / OUTCOME, kind, "an outcome")
-
-
-def fresh_reports(context: StageContext) -> Path:
-    """The folder where processes of a stage leave what they found, without what earlier ones left."""
-    reports = context.scratch / REPORTS
-    shutil.rmtree(reports, ignore_errors=True)
-    reports.mkdir(parents=True)
-    return reports
 
 
 def be_part(program: str, told: str, work: Callable[[Spec, StageFolder], Written]) -> int:

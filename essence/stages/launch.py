@@ -23,7 +23,7 @@ from pathlib import Path
 from essence.distill.rank_variables import rank_variable
 from essence.errors import ExitCode, KitError, MachineError, StageError
 from essence.files import write_json
-from essence.progress import StageContext, Stopped, StopRequest
+from essence.progress import PARENT, StageContext, Stopped, StopRequest
 from essence.record.outcomes import TrainOutcome
 from essence.record.record_files import Written, read_record
 from essence.settings import Resources, Spec, TrainSettings
@@ -132,9 +132,7 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> TrainOutcome:
         RuntimeError: a bug in a rank; its traceback is in the log.
     """
     check_devices(settings, context.resources)
-    reports = context.scratch / REPORTS
-    shutil.rmtree(reports, ignore_errors=True)  # of an earlier attempt
-    reports.mkdir()
+    reports = fresh_reports(context)
     spec_file = context.partial.parent / "spec.json"
     codes = run_here(settings.processes, context.resources.nodes, spec_file, context.stop)
     if stopped(codes, context.stop):
@@ -144,14 +142,32 @@ def run_ranks(settings: TrainSettings, context: StageContext) -> TrainOutcome:
     return read_record(reports / OUTCOME, TrainOutcome, "an outcome")
 
 
+def fresh_reports(context: StageContext) -> Path:
+    """The folder where processes of a stage leave what they found, without what earlier ones left."""
+    reports = context.scratch / REPORTS
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    return reports
+
+
 def stopped(codes: Mapping[int, int], stop: StopRequest) -> bool:
     """True when ranks ended because they were asked to: with a checkpoint, or before they could know of signals."""
     asked = (ExitCode.STOPPED, -signal.SIGTERM) if stop else (ExitCode.STOPPED,)
     return any(codes.values()) and all(code in (0, *asked) for code in codes.values())
 
 
-def run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest, program: str = RANK) -> dict[int, int]:
-    """Run this machine's ranks to their end: rank -> exit code. When one fails, the others are ended."""
+def run_here(
+    processes: int,
+    nodes: int,
+    spec_file: Path,
+    stop: StopRequest,
+    program: str = RANK,
+    variables: Mapping[str, str] | None = None,
+) -> dict[int, int]:
+    """Run this machine's ranks to their end: rank -> exit code. When one fails, the others are ended.
+
+    variables: more that is told to each rank.
+    """
     from torch.distributed import TCPStore
 
     if processes % nodes:
@@ -169,10 +185,10 @@ def run_here(processes: int, nodes: int, spec_file: Path, stop: StopRequest, pro
             "LOCAL_WORLD_SIZE": here,
             "MASTER_ADDR": machine.address,
             "MASTER_PORT": port,
-            "ESSENCE_PARENT": os.getpid(),
+            PARENT: os.getpid(),
         }
         ranks[machine.index * here + local] = _start(
-            program, spec_file, {name: str(value) for name, value in told.items()}
+            program, spec_file, {**(variables or {}), **{name: str(value) for name, value in told.items()}}
         )
     try:
         return _wait(ranks, stop)

@@ -24,6 +24,7 @@ from essence.stages.prove_steps import (
     checkpoint_bytes_per_s,
     fit_of,
     measured_steps,
+    ranks_here,
     validation_point,
 )
 
@@ -51,8 +52,9 @@ def measure(spec: Spec, folder: StageFolder) -> AloneOutcome:
     steps = Steps(pair, alone(asked), chosen.resources(resources), device)
     loads = both_forms(steps, resources, asked.lengths, chosen.recomputed)
     measured = measured_steps(steps, resources, loads, asked.steps, StopRequest())
-    alone_here = asked.processes == 1
-    written = checkpoint_bytes_per_s(steps, resources, folder.scratch / "proof-checkpoint") if alone_here else None
+    written = None
+    if ranks_here(asked, resources) == 1:
+        written = checkpoint_bytes_per_s(steps, resources, folder.scratch / "proof-checkpoint")
     found = [layers_finding(steps.layers.at_end(ALONE))] if asked.compile_layers else []
     return AloneOutcome(
         checks=[CheckRecord(**one._asdict()) for one in found],

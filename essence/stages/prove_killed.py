@@ -13,7 +13,7 @@ from pathlib import Path
 from essence.distill.devices import prepare_device
 from essence.distill.proof_trainings import attempt, rows_of_short_training
 from essence.errors import StageError
-from essence.progress import Progress, StopRequest, die_with_launcher
+from essence.progress import PARENT, Progress, StopRequest, die_with_launcher
 from essence.record.record_files import Written
 from essence.settings import Resources, TrainSettings
 from essence.settings.proving import ProveTrainingSettings
@@ -44,7 +44,7 @@ def train_until_killed(asked: ProveTrainingSettings, settings: TrainSettings, re
         [sys.executable, "-m", PROGRAM],
         input=doomed.model_dump_json(),
         text=True,
-        env={**os.environ, "ESSENCE_PARENT": str(os.getpid())},
+        env={**os.environ, PARENT: str(os.getpid())},
         check=False,
     )
     if ended.returncode != -signal.SIGKILL:

@@ -20,6 +20,7 @@ from essence.progress import StopRequest
 from essence.record.proof_records import StepCoefficients, StepParts, StepPoint, ValidationPoint
 from essence.record.record_files import Number, Written
 from essence.settings import Resources
+from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.host import CHECKPOINT_BYTES, trained_parameters
 from essence.sizes.speeds import ASSUMED, Fit, StepWork, fitted, step_seconds
 
@@ -57,6 +58,12 @@ class MeasuredStep(Written):
     @property
     def terms(self) -> StepWork:
         return StepWork(*map(float, self.work))
+
+
+def ranks_here(asked: ProveTrainingSettings, resources: Resources) -> int:
+    """Processes of a training that a proof runs on this machine."""
+    here = -(-asked.processes // asked.machines)
+    return min(here, resources.gpus or here)
 
 
 def loads_of(lengths: Sequence[int], vocabulary: int, recomputed: bool) -> Iterator[Load]:

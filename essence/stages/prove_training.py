@@ -5,7 +5,6 @@ student in `model/`, for the decoding side. A check that fails is a result, not 
 prove` says what failed.
 """
 
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -43,8 +42,8 @@ from essence.record.proof_records import CheckRecord, ProductPoint, ProveTrainin
 from essence.record.record_files import read_record
 from essence.settings.proving import ProveTrainingSettings
 from essence.stages import prove_alone
-from essence.stages.apart import fresh_reports, run_apart
-from essence.stages.launch import OUTCOME, run_here
+from essence.stages.apart import run_apart
+from essence.stages.launch import OUTCOME, fresh_reports, run_here
 from essence.stages.nccl_log import nccl_channels, nccl_tells
 from essence.stages.prove_killed import train_until_killed
 from essence.stages.prove_place import place_findings
@@ -52,6 +51,7 @@ from essence.stages.prove_rank import MIB, PROGRAM, RanksOutcome, losses_of
 from essence.stages.prove_steps import (
     exposed_byte_s,
     fit_of,
+    ranks_here,
     step_points,
 )
 from essence.stages.tiny.toy_tokenizer import END_OF_TEXT, write_tokenizer
@@ -158,17 +158,16 @@ def _ranks(
     asked: ProveTrainingSettings, context: StageContext, device: torch.device
 ) -> tuple[RanksOutcome | None, list[Finding]]:
     """What several processes found, and whether they train as one does; nothing where one process trains."""
-    here = -(-asked.processes // asked.machines)
-    count = min(here, context.resources.gpus or here)
+    count = ranks_here(asked, context.resources)
     if count < 2:
         return None, []
     reports = fresh_reports(context)
-    os.environ.update(nccl_tells(reports))
-    codes = run_here(count, 1, context.partial.parent / "spec.json", context.stop, PROGRAM)
+    spec, told = context.partial.parent / "spec.json", nccl_tells(reports)
+    codes = run_here(count, 1, spec, context.stop, PROGRAM, told)
     if any(codes.values()):
         context.stop.check()
-        told = f"{count} ranks ended with the exit codes {sorted(codes.values())}: the log of this stage says why"
-        return None, [Finding("ranks", False, told)]
+        ended = f"{count} ranks ended with the exit codes {sorted(codes.values())}: the log of this stage says why"
+        return None, [Finding("ranks", False, ended)]
     outcome = read_record(reports / OUTCOME, RanksOutcome, "an outcome")
     link = outcome.link.model_copy(update={"over": nccl_channels(reports)})
     expected = losses_of(asked, context.resources, device, ALONE, count)

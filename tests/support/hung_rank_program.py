@@ -5,11 +5,9 @@ sleeps in its third step: in `forward`, while the first one waits for its gradie
 The process groups that there are, and how long each of their backends waits, are in `groups.json` first.
 """
 
-import argparse
 import datetime
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from essence.errors import ExitCode
 from essence.progress import Progress, StopRequest
 from essence.stages.launch import REPORTS
 from essence.stages.rank import report_rank
+from support.rank_main import run_as_rank
 from support.small_training import SFT, TRAIN, VALIDATION, model, settings
 from support.some_resources import some_resources
 
@@ -87,8 +86,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--spec", type=Path, required=True)
-    code = main(parser.parse_args().spec)
-    sys.stdout.flush()
-    os._exit(code)
+    run_as_rank(main)

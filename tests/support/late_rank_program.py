@@ -5,10 +5,8 @@ rank forgets what it has compiled and cannot compile it again. Each step leaves 
 same program goes on behind them, and there nothing fails.
 """
 
-import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from essence.progress import StopRequest
 from essence.stages.launch import REPORTS
 from essence.stages.rank import report_rank
 from support.planted_compiler import Planted
+from support.rank_main import run_as_rank
 from support.small_training import AS_RELEASED, SFT, TRAIN, VALIDATION, ActAfter, model, settings
 from support.some_resources import some_resources
 
@@ -54,8 +53,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--spec", type=Path, required=True)
-    code = main(parser.parse_args().spec)
-    sys.stdout.flush()
-    os._exit(code)
+    run_as_rank(main)
