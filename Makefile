@@ -18,7 +18,7 @@ PYTEST := .venv/bin/pytest -n auto
 ENGINES := docker or apptainer or registry or slurm
 PROGRAMS := browser or vllm
 
-.PHONY: help setup setup-gpu setup-host self-test images sif test test-slow test-engines test-programs test-gpu test-all coverage lint clean prove reproduce-tiny
+.PHONY: help setup setup-gpu setup-host self-test images sif test test-slow test-engines test-programs test-ci test-gpu test-all coverage lint clean prove reproduce-tiny
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "%-20s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test-engines: .venv/essence-dev.txt ## Run the tests that need Docker, Apptainer
 
 test-programs: .venv/essence-dev.txt ## Run the tests that need a browser or vLLM
 	@$(PYTEST) -m "$(PROGRAMS)"
+
+test-ci: .venv/essence-dev.txt ## Run what every change has to pass: all but the tests that are marked nightly
+	@$(PYTEST) -m "not nightly"
 
 test-gpu: ## Run the tests that need a CUDA device, in the environment of trainings
 	@locks/install.sh gpu-tests $(or $(FLAVOUR),cuda)

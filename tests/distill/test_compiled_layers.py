@@ -97,8 +97,10 @@ def test_a_training_in_bfloat16_and_its_resumption(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_code")
 @pytest.mark.parametrize(
     "changes",
-    [{"view": some_view(left_pad_multiple=16)}, {**AS_RELEASED, "lora": True}],
-    ids=["in rows", "adapters"],
+    [
+        pytest.param({"view": some_view(left_pad_multiple=16)}, id="in rows"),
+        pytest.param({**AS_RELEASED, "lora": True}, id="adapters", marks=pytest.mark.nightly),
+    ],
 )
 def test_float32_is_that_of_the_layers(tmp_path: Path, changes: dict[str, Any]) -> None:
     """And the layers are recomputed to the same bits."""

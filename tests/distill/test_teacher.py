@@ -365,6 +365,7 @@ def test_the_plan_tells_what_a_cache_takes_and_saves(tmp_path: Path) -> None:
     assert does["cells"] == 10 and 15.0 < 1 + does["saved_gpu_hours"] / does["gpu_hours"] < 25.0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_small_matrix_from_a_cache_is_the_live_one(micro: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"

@@ -209,6 +209,7 @@ def test_without_a_sif_or_with_a_wrong_one_there_is_one_sentence(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.apptainer
 def test_a_run_makes_the_sifs_that_it_lacks(sifs: Sifs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the images of this session; with too small a disk, and without any image, it ends with a sentence."""

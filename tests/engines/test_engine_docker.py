@@ -245,6 +245,7 @@ def test_without_gpus_without_image_without_engine(
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.docker
 def test_a_run_makes_the_images_that_it_lacks(docker_host: DockerHost, images: list[str], tmp_path: Path) -> None:
     del images

@@ -57,10 +57,10 @@ def killed(process: psutil.Process) -> None:
 @pytest.fixture(
     scope="module",
     params=[
-        "local",
+        pytest.param("local", marks=[pytest.mark.nightly]),
         pytest.param("docker", marks=[pytest.mark.docker]),
-        # SIFs are made of Docker's images.
-        pytest.param("apptainer", marks=[pytest.mark.docker, pytest.mark.apptainer]),
+        # SIFs are made of Docker's images. The jobs of Slurm run in the same ones.
+        pytest.param("apptainer", marks=[pytest.mark.docker, pytest.mark.apptainer, pytest.mark.nightly]),
         pytest.param("slurm", marks=[pytest.mark.docker, pytest.mark.apptainer, pytest.mark.slurm]),
     ],
 )
@@ -190,6 +190,7 @@ def test_the_record_names_engine_and_image_and_the_second_run_does_nothing(
     assert again.returncode == 0 and "were done before" in again.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_arm_has_the_rows_and_labels_under_an_engine_that_it_has_in_this_process(
     under: Under, micro: Path, disturbed: Path

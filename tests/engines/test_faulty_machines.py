@@ -63,7 +63,7 @@ def faulty_sifs(faulty: FaultyKit, sifs: Sifs, tmp_path: Path, monkeypatch: pyte
     shutil.rmtree(tmp_path / "sifs")
 
 
-@pytest.mark.parametrize("engine", ["docker", "apptainer"])
+@pytest.mark.parametrize("engine", [pytest.param("docker", marks=pytest.mark.nightly), "apptainer"])
 def test_each_fault_of_a_machine_is_a_sentence(
     engine: str, faulty: FaultyKit, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

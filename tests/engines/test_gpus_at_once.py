@@ -112,7 +112,9 @@ def alone(micro: Path, shared: Shared) -> Path:
     return Path(shared.once("one-at-a-time", reproduce))
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("docker", marks=[pytest.mark.docker])])
+@pytest.fixture(
+    scope="module", params=["local", pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.nightly])]
+)
 def on_gpus(request: pytest.FixtureRequest, micro: Path, tmp_path_factory: pytest.TempPathFactory) -> OnGpus:
     """A finished run whose host was killed several times."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -125,6 +125,7 @@ def test_the_self_test_fails_where_a_compiled_package_is_broken(docker_host: Doc
     assert done.returncode == 1 and "FAILED psutil" in done.stdout
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.docker
 @pytest.mark.own_engine

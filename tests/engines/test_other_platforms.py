@@ -164,6 +164,7 @@ def test_engines_are_refused_in_one_sentence_where_no_image_runs(name: str, monk
         make_engine(name, "cpu").check(stages)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_stage_runs_without_what_only_linux_has(tmp_path: Path) -> None:
     """The problems and rows of the miniature are made, and grading's processes start."""

@@ -17,7 +17,7 @@ from support.micro_results import by_title, pins
 from support.project import MICRO, invoke
 
 pytestmark = [
-    *(pytest.mark.slow, pytest.mark.docker, pytest.mark.apptainer, pytest.mark.registry),
+    *(pytest.mark.slow, pytest.mark.nightly, pytest.mark.docker, pytest.mark.apptainer, pytest.mark.registry),
     pytest.mark.usefixtures("known_registries"),
 ]
 TRAIN = recipe("train", "cpu")

@@ -217,7 +217,7 @@ path = "sound/model"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["unknown kind", "not finite"])
+@pytest.mark.parametrize("name", ["unknown kind", pytest.param("not finite", marks=pytest.mark.nightly)])
 def test_what_only_a_stage_can_see_is_one_sentence_of_the_command(name: str, whole: Path, tmp_path: Path) -> None:
     for folder in ("mine", "sound"):
         shutil.copytree(whole / "model", tmp_path / folder / "model")

@@ -88,6 +88,7 @@ def test_another_proportion_is_named_first(runs: Path) -> None:
     assert [cause["field"] for cause in record["causes"]] == ["view.lsp"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_another_seed_is_named_first(runs: Path) -> None:
     record = compared(half(runs / "micro"), variant(runs, "seed", seed=2))
@@ -118,6 +119,7 @@ def test_an_archive_and_an_edited_record(runs: Path, tmp_path: Path) -> None:
     assert record["edited"] == {"A": [], "B": [grade]}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_one_changed_training_row_is_named_first(runs: Path) -> None:
     dataset = next(p for p in (runs / "stages").glob("download-*/output/rows/train.jsonl"))

@@ -13,7 +13,7 @@ from support.small_disk import mounted
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("full", ["bytes", "files"])
+@pytest.mark.parametrize("full", [pytest.param("bytes", marks=pytest.mark.nightly), "files"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_finished(full: str, tmp_path: Path) -> None:
     """What a run does not see beforehand: the bytes of rows that are made, and how many files a disk has room for."""
     runs, experiment = tmp_path / "small", tmp_path / "full.toml"
