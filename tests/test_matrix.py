@@ -96,8 +96,15 @@ def test_ctrl_c_stops_the_stages_and_says_how_to_go_on(tmp_path: Path) -> None:
     second = invoke("reproduce", str(MICRO), "--runs", str(tmp_path))
     assert second.returncode == 2
     assert f"run directory {tmp_path / 'micro'} is held by process {host.pid} on" in second.stderr
-    status = json.loads(invoke("status", "--experiment", "micro", "--runs", str(tmp_path), "--json").stdout)
-    assert status["counts"]["running"] >= 1 and f"process {host.pid}" in status["held_by"]
+    status: dict[str, Any] = {}
+
+    def one_runs() -> bool:  # which none does for a moment between two
+        told = invoke("status", "--experiment", "micro", "--runs", str(tmp_path), "--json").stdout
+        status.update(json.loads(told))
+        return int(status["counts"]["running"]) >= 1
+
+    wait_for(one_runs)
+    assert f"process {host.pid}" in status["held_by"]
     host.send_signal(signal.SIGINT)
     output, errors = host.communicate(timeout=300)
     assert host.returncode == 130, output + errors

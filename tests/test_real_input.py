@@ -69,6 +69,7 @@ def small_model(folder: Path, tokenizer: Path, hidden: int) -> None:
     shutil.copy(tokenizer / "qwen3_chat_template.jinja", folder / "chat_template.jinja")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.assets
 def test_bespoke_runs_to_the_end_on_local_folders(assets: Path, tmp_path: Path) -> None:

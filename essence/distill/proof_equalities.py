@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from essence.distill.attention import VARLEN_DTYPES, row_attention
 from essence.distill.devices import COMPUTE_DTYPES
-from essence.distill.proof_checks import AGAIN_BOUND, Finding, apart, bounded, largest
+from essence.distill.proof_checks import Distance, Finding, Went, apart, bounded, compared, exact_float32, largest
 from essence.distill.proof_steps import SEED, Steps, alone, as_pair, random_rows, small
 from essence.distill.proof_timing import profiled
 from essence.settings import Resources
@@ -36,6 +36,7 @@ class Attended(NamedTuple):
     """In queries, keys and values."""
 
 
+@exact_float32()
 def attention_finding(asked: ProveTrainingSettings, device: torch.device) -> Finding:
     """The attention of packed rows beside one attention a row in float64, forward and backward; and by which kernel."""
     dtype, sizes = COMPUTE_DTYPES[asked.compute_dtype], asked.student_sizes
@@ -97,42 +98,33 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def repeat_findings(asked: ProveTrainingSettings, resources: Resources, device: torch.device) -> list[Finding]:
     """A few steps of small models beside the same steps again, and beside steps that recompute activations."""
-    little, bound = small(asked), AGAIN_BOUND[device.type]
+    little, most = small(asked), Distance.again(asked.compute_dtype, device)
     kept = _stepped(little, resources, device, recomputed=False)
     again = _stepped(little, resources, device, recomputed=False)
     recomputed = _stepped(little, resources, device, recomputed=True)
     return [
-        _beside("repeat", "a step and the same step again", again, kept, bound, "report the versions of this machine"),
-        _beside(
+        compared(
+            "repeat", "steps and the same steps again", (again, kept), most, "report the versions of this machine"
+        ),
+        compared(
             "recomputation",
             "steps with kept and with recomputed activations",
-            recomputed,
-            kept,
-            bound,
+            (recomputed, kept),
+            most,
             'set activation_checkpointing = "off" in [resources]',
         ),
     ]
 
 
-class Stepped(NamedTuple):
-    """Losses and gradient norms of steps, and the weights after them."""
-
-    numbers: list[float]
-    weights: list[Tensor]
-
-
-def _stepped(asked: ProveTrainingSettings, resources: Resources, device: torch.device, recomputed: bool) -> Stepped:
+@exact_float32()
+def _stepped(asked: ProveTrainingSettings, resources: Resources, device: torch.device, recomputed: bool) -> Went:
+    """With the gradients' norms."""
     form = resources.model_copy(update={"activation_checkpointing": "on" if recomputed else "off"})
     steps = Steps(as_pair(asked), alone(asked), form, device)
+    trained = [weight for weight in steps.student.parameters() if weight.requires_grad]
+    before = [steps.backend.weight(weight).clone() for weight in trained]
     rows = random_rows([40, 23, 31], asked.student_sizes.vocabulary)
     numbers: list[float] = []
     for _ in range(STEPS):
         numbers += steps.step([[row] for row in rows])
-    trained = [weight for weight in steps.student.parameters() if weight.requires_grad]
-    return Stepped(numbers, [steps.backend.weight(weight).clone() for weight in trained])
-
-
-def _beside(name: str, what: str, found: Stepped, expected: Stepped, most: float, cure: str) -> Finding:
-    numbers = [abs(one - other) / abs(other) for one, other in zip(found.numbers, expected.numbers, strict=True)]
-    weights = [apart(one, other) for one, other in zip(found.weights, expected.weights, strict=True)]
-    return bounded(name, what, largest([*numbers, *weights]), most, cure)
+    return Went(numbers, before, [steps.backend.weight(weight).clone() for weight in trained])

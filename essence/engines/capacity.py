@@ -99,6 +99,8 @@ def cores_of(stage: PlannedStage) -> int:
     The copies of a model that generate share the threads of their stage.
     """
     settings, threads = stage.settings, stage.resources.threads
-    if isinstance(settings, TrainSettings | ProveTrainingSettings):
+    if isinstance(settings, TrainSettings):
         return threads * -(-settings.processes // stage.resources.nodes)
+    if isinstance(settings, ProveTrainingSettings):  # of one machine, whatever the training takes
+        return threads * -(-settings.processes // settings.machines)
     return threads

@@ -24,7 +24,7 @@ from essence.evaluation.decoders.installed import vllm_version
 from essence.evaluation.graders_apart import grader_lock_sha256, require_installed
 from essence.plan.stage_plan import GRADER_LOCK, VLLM_LOCK, PlannedStage
 from essence.record.facts import layer_lock_sha256, lock_sha256, torch_version
-from essence.settings import EnvironmentName, GenerateSettings, GradeSettings
+from essence.settings import EnvironmentName, GradeSettings, SamplingSettings
 
 PACKAGE_ROOT = Path(essence.__file__).resolve().parent.parent
 
@@ -65,7 +65,7 @@ class LocalEngine(Engine):
         if any(stage.runs_in != "download" for stage in stages):
             check_torch(gpus=any(stage.resources.gpus for stage in stages))
         for stage in stages:
-            if isinstance(stage.settings, GenerateSettings) and stage.settings.decoder == "vllm":
+            if isinstance(stage.settings, SamplingSettings) and stage.settings.decoder == "vllm":
                 vllm_version()
             if isinstance(stage.settings, GradeSettings):
                 require_installed(stage.settings.grader)

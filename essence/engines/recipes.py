@@ -20,7 +20,7 @@ from essence.plan.experiment import PROJECT
 from essence.plan.stage_plan import GRADER_LOCK, PlannedStage
 from essence.record.record_files import read_record
 from essence.record.source_key import runtime_sha256
-from essence.settings import STAGES_IN, EnvironmentName, GenerateSettings
+from essence.settings import STAGES_IN, EnvironmentName, SamplingSettings
 
 if TYPE_CHECKING:
     import docker
@@ -228,7 +228,7 @@ def bases(dockerfile: Path) -> dict[str, str]:
 
 def check_decoder(stages: list[PlannedStage], flavour: str) -> None:
     """MachineError where completions are asked of vLLM in an image that has none."""
-    asking = [s for s in stages if isinstance(s.settings, GenerateSettings) and s.settings.decoder == "vllm"]
+    asking = [s for s in stages if isinstance(s.settings, SamplingSettings) and s.settings.decoder == "vllm"]
     if asking and flavour == "cpu":
         raise MachineError(
             f"{recipe('eval', flavour).name} holds no vLLM, which decoder = 'vllm' asks for",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from essence.errors import RecordError
+from essence.progress import visible_gpus
 from essence.record.facts import query_gpus
 from essence.record.manifest import Hardware
 from essence.record.proof_records import LinkPoint
@@ -24,6 +25,8 @@ TRAINING, DECODING = "prove_training-*/manifest.json", "prove_decoding-*/manifes
 TRAINING_INPUT = "training"
 LOCK = "lock_sha256"
 """Of the packages of an environment, in its identity."""
+PART_OF_GPU = "MIG-"
+"""How the names of a GPU's parts begin."""
 DATE_CHARACTERS = len("2026-01-01")
 
 
@@ -60,7 +63,7 @@ class Proof:
     def memory_ratio(self) -> float:
         """The most that a GPU held over what the memory rule gives for it; 1 where the rule was never too low."""
         points = [(point.peak_bytes, point.rule_bytes) for point in self.training.results.steps]
-        return max((peak / rule for peak, rule in points if peak), default=1.0)
+        return max((1.0, *(peak / rule for peak, rule in points if peak)))
 
     @property
     def speeds(self) -> Speeds:
@@ -154,7 +157,7 @@ def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
     found = [
         proof
         for proof in proofs(run_directory)
-        if (proof.training.results.device in names if proof.on_gpus else not names)
+        if (card_and_part(proof.training.results.device)[0] in names if proof.on_gpus else not names)
         and (proof.on_gpus or proof.training.hardware.host == hardware.host)
     ]
     return max(found, key=functools.partial(_rank, gpus=len(hardware.gpus)), default=None)
@@ -163,11 +166,17 @@ def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
 def _counts(proof: Proof, gpus: bool, here: set[str | None]) -> bool:
     if proof.on_gpus != gpus:
         return False
-    return (
-        (not here or proof.training.results.device in here)
-        if gpus
-        else (proof.training.hardware.host == socket.gethostname())
-    )
+    if not gpus:
+        return proof.training.hardware.host == socket.gethostname()
+    card, part = card_and_part(proof.training.results.device)
+    of_parts = any(name.startswith(PART_OF_GPU) for name in visible_gpus())
+    return (not here or card in here) and bool(part) == of_parts
+
+
+def card_and_part(device: str) -> tuple[str, str]:
+    """Of PyTorch's name of a device: the driver's name of the card, and which part of it (MIG), or nothing."""
+    card, _, part = device.partition(" MIG ")
+    return card, part
 
 
 def proofs(run_directory: RunDirectory) -> list[Proof]:
@@ -207,7 +216,7 @@ def _read(file: Path, changed_ns: int) -> object:
 def memory_ratio(run_directory: RunDirectory, gpus: int) -> float:
     """By how much the memory rule was too low where it was measured on such GPUs; 1 where it was not."""
     proof = newest_proof(run_directory, gpus)
-    return max(1.0, proof.memory_ratio) if proof else 1.0
+    return proof.memory_ratio if proof else 1.0
 
 
 def speeds_for(run_directory: RunDirectory, gpus: int) -> Speeds:

@@ -151,7 +151,7 @@ def environment_of(stage: StageName, settings: Record) -> EnvironmentName:
 def _that_counts(environment: dict[str, str], settings: Record) -> dict[str, str]:
     """Without the locks of layers that a stage does not use: installing vLLM or a grader renews nothing."""
     unused = {VLLM_LOCK, GRADER_LOCK}
-    if isinstance(settings, GenerateSettings) and settings.decoder == "vllm":
+    if isinstance(settings, SamplingSettings) and settings.decoder == "vllm":
         unused.remove(VLLM_LOCK)
     if isinstance(settings, GradeSettings) and settings.grader == "math-verify-0.9":
         unused.remove(GRADER_LOCK)

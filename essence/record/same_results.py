@@ -61,7 +61,7 @@ SAME_RESULTS: dict[str, Unchanged] = {
     # Requests can be handed over in parts, as copies get them; what the engine took is reported; on a CPU, keys and
     # values leave room for the weights; a proof can name the room for them.
     "essence.evaluation.decoders.vllm": Unchanged(
-        now="7d2a954067bc16510c1db99d9dc961cb2dbdcbe8935afe0432c8574b937d7a75",
+        now="00ae937442f72cf8ee74e1f9971b046f16b5e9ff9bf82c21b606934bf6bde247",
         counts_as="f8062eeb62cb13e29842b6eb49e66a6753737012b98beb4214ed7d539aede3b8",
     ),
     # A folder without a model is refused before it is listed, in the same words.

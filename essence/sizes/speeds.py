@@ -170,9 +170,15 @@ class DecodeWork(NamedTuple):
 def step_seconds(speeds: Speeds, work: StepWork) -> float:
     """Of one optimiser step; what crosses between ranks is taken to hide behind nothing."""
     computed = speeds.flop_s * work.flops + speeds.layer_s * work.layer_passes + speeds.parameter_s * work.parameters
-    moved = MOVED_BYTES * work.main_memory_parameters / speeds.host_link_bytes_per_s
-    updated = max(moved, speeds.main_memory_parameter_s * work.main_memory_parameters)  # beside each other
+    updated = work.main_memory_parameters * moved_and_updated_s(
+        speeds.main_memory_parameter_s, speeds.host_link_bytes_per_s
+    )
     return computed + work.link_bytes / speeds.link_bytes_per_s + updated
+
+
+def moved_and_updated_s(main_memory_parameter_s: float, host_link_bytes_per_s: float) -> float:
+    """Seconds of a parameter that is updated in main memory: it crosses and is updated beside each other."""
+    return max(MOVED_BYTES / host_link_bytes_per_s, main_memory_parameter_s)
 
 
 def decoding_seconds(speeds: Speeds, work: DecodeWork) -> float:

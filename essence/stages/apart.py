@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from essence.errors import ExitCode, KitError
+from essence.errors import ExitCode, KitError, disk_error
 from essence.files import write_json
 from essence.progress import PARENT, StageContext, die_with_launcher
 from essence.record.live_records import read_whole_spec
@@ -49,6 +49,7 @@ def run_apart(program: str, kind: type[AnyOutcome], context: StageContext) -> An
         process.kill()
         process.wait()
     if code:
+        context.stop.check()  # a signal to the whole group ended both
         raise why_ended({0: code}, 1, reports)
     return read_record(reports / OUTCOME, kind, "an outcome")
 
@@ -63,8 +64,9 @@ def be_part(program: str, told: str, work: Callable[[Spec, StageFolder], Written
     reports = folder.scratch / REPORTS
     try:
         outcome = work(read_whole_spec(spec_file), folder)
+        write_json(reports / OUTCOME, outcome.model_dump(mode="json"))
     except Exception as error:  # noqa: BLE001 - whatever it is, the stage's process is to know
-        report_failure(error, 0, reports)
-        return ExitCode.CURABLE if isinstance(error, KitError) else 1
-    write_json(reports / OUTCOME, outcome.model_dump(mode="json"))
+        said = disk_error(error, folder.path) or error
+        report_failure(said, 0, reports)
+        return ExitCode.CURABLE if isinstance(said, KitError) else 1
     return 0

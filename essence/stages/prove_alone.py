@@ -7,7 +7,7 @@ one.
 import sys
 
 from essence.distill.devices import prepare_device
-from essence.distill.preflight import DeviceRoom
+from essence.distill.preflight import DeviceRoom, explained_loading
 from essence.distill.proof_checks import layers_finding
 from essence.distill.proof_steps import Steps, activations_of, alone, pair_that_fits
 from essence.distill.ranks import ALONE
@@ -20,10 +20,11 @@ from essence.settings.proving import ProveTrainingSettings
 from essence.stages.apart import be_part
 from essence.stages.prove_steps import (
     MeasuredStep,
-    both_forms,
     checkpoint_bytes_per_s,
     fit_of,
+    loads_of,
     measured_steps,
+    other_form,
     ranks_here,
     validation_point,
 )
@@ -42,6 +43,7 @@ class AloneOutcome(Written):
     checkpoint_bytes_per_s: Number | None
 
 
+@explained_loading()
 def measure(spec: Spec, folder: StageFolder) -> AloneOutcome:
     """With the pair cut to what this device holds."""
     asked, resources = ProveTrainingSettings.model_validate(spec.settings), spec.resources
@@ -50,11 +52,12 @@ def measure(spec: Spec, folder: StageFolder) -> AloneOutcome:
     longest, room = max(asked.lengths), DeviceRoom.of(device, 1)
     chosen = activations_of(pair, alone(asked), resources, longest, room.usable)
     steps = Steps(pair, alone(asked), chosen.resources(resources), device)
-    loads = both_forms(steps, resources, asked.lengths, chosen.recomputed)
+    loads = list(loads_of(asked.lengths, pair.student.vocabulary, chosen.recomputed))
     measured = measured_steps(steps, resources, loads, asked.steps, StopRequest())
     written = None
     if ranks_here(asked, resources) == 1:
         written = checkpoint_bytes_per_s(steps, resources, folder.scratch / "proof-checkpoint")
+    measured += other_form(steps, resources, asked.lengths, not chosen.recomputed, asked.steps, StopRequest())
     found = [layers_finding(steps.layers.at_end(ALONE))] if asked.compile_layers else []
     return AloneOutcome(
         checks=[CheckRecord(**one._asdict()) for one in found],

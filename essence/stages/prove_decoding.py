@@ -2,7 +2,8 @@
 
 Prompts are random ids, and no token ends a completion, so each has the tokens that were asked for. A step is timed as
 the difference of two calls on the same prompts, which leaves out reading them and what a call takes. The decoder is
-started twice, the first time in a process of its own, whose end gives its GPU back.
+started three times, with nothing compiled, with little room, and as evaluations start it; the first two in processes
+of their own, whose end gives their GPUs back.
 """
 
 import shutil
@@ -14,13 +15,20 @@ from essence.files import read_json
 from essence.progress import StageContext
 from essence.record.outcomes import ProveDecodingOutcome
 from essence.record.proof_records import CheckRecord, DecodeCoefficients, DecodePoint, ProveDecodingResults
-from essence.settings import Resources
 from essence.settings.proving import ProveDecodingSettings
 from essence.sizes.architecture import Architecture
 from essence.sizes.speeds import DecodeWork, cache_bytes, fitted
+from essence.stages import prove_crowded
 from essence.stages.apart import run_apart
-from essence.stages.prove_preemption import ELEMENT_BYTES, SEED, little_room, preemption_checks
-from essence.stages.prove_start import COMPILED, PROGRAM, StartOutcome, compile_anew, decode_settings
+from essence.stages.prove_preemption import ELEMENT_BYTES, SEED
+from essence.stages.prove_start import (
+    COMPILED,
+    PROGRAM,
+    StartOutcome,
+    compile_anew,
+    decode_settings,
+    width_of_copy,
+)
 
 
 def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOutcome:
@@ -34,14 +42,14 @@ def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOut
     sizes = Architecture.from_config(read_json(model / "config.json"))
     compile_anew(context.scratch)
     first = run_apart(PROGRAM, StartOutcome, context)
-    context.progress.update("prove", 1, 1, "loads", "a second start")
-    width = _width(asked, context.resources)
-    settings = decode_settings(asked, model, context.resources, little_room(asked, sizes, width))
+    context.progress.update("prove", 1, 1, "loads", "with little room")
+    crowded = run_apart(prove_crowded.PROGRAM, prove_crowded.CrowdedOutcome, context)
+    context.progress.update("prove", 1, 1, "loads", "an evaluation's start")
     started = time.perf_counter()
-    with closing(open_decoder(settings)) as decoder:
+    with closing(open_decoder(decode_settings(asked, model, context.resources))):
         warm_start_s = time.perf_counter() - started
-        checks = [first.seeds, *preemption_checks(decoder, asked, sizes)]
     shutil.rmtree(context.scratch / COMPILED, ignore_errors=True)
+    width, checks = width_of_copy(asked, context.resources), [first.seeds, *crowded.checks]
     return ProveDecodingOutcome(
         results=_results(asked, sizes, width, first, checks, warm_start_s),
         seeds={"prompts": SEED},
@@ -86,8 +94,3 @@ def _results(
         points=points,
         coefficients=DecodeCoefficients(weight_s=weight, sequence_s=sequence, cache_byte_s=byte, error=fit.error),
     )
-
-
-def _width(asked: ProveDecodingSettings, resources: Resources) -> int:
-    """GPUs that one copy of a model is shared out among; transformers has it whole."""
-    return resources.tensor_parallel if resources.gpus and asked.decoder == "vllm" else 1

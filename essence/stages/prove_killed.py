@@ -19,7 +19,7 @@ from essence.settings import Resources, TrainSettings
 from essence.settings.proving import ProveTrainingSettings
 
 PROGRAM = "essence.stages.prove_killed"
-KILLED_AFTER = 3
+KILLED_AFTER = 2
 """Steps; the checkpoint of the last is not written any more."""
 
 

@@ -7,11 +7,12 @@ trainings and evaluations no network. What an engine was told says little of wha
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from essence.distill.proof_checks import Finding
 from essence.files import GIB
@@ -77,13 +78,19 @@ def _network() -> str:
     """Other interfaces than the loopback; a queue's jobs have the network of their machine, and are told of it."""
     if QUEUED in os.environ:
         return ""
-    others = [name for _, name in socket.if_nameindex() if name != LOOPBACK]
+    others = interfaces()
     return f"it has a network ({', '.join(others)})" if others else ""
 
 
 def _networks() -> str:
-    others = [name for _, name in socket.if_nameindex() if name != LOOPBACK]
+    others = interfaces()
     return f"the network of its machine ({', '.join(others)})" if others else "no network"
+
+
+def interfaces() -> list[str]:
+    """Those that are up, but for the loopback. Where tunnels are loaded, Linux gives every new network some that are
+    down."""
+    return [name for name, state in psutil.net_if_stats().items() if state.isup and name != LOOPBACK]
 
 
 def _temporary() -> str:

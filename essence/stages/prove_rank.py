@@ -22,21 +22,24 @@ import torch.distributed as dist
 
 from essence.data.truncation import Example
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
-from essence.distill.preflight import DeviceRoom
+from essence.distill.preflight import DeviceRoom, explained_loading
+from essence.distill.proof_checks import exact_float32
 from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import Steps, activations_of, alone, as_pair, pair_that_fits, random_rows, small
 from essence.distill.ranks import ALONE, Ranks
+from essence.errors import disk_error
 from essence.files import write_json
 from essence.progress import StopRequest, die_with_launcher
 from essence.record.live_records import read_whole_spec
 from essence.record.proof_records import LinkPoint
 from essence.record.record_files import Number, Written
 from essence.record.run_directory import StageFolder
-from essence.settings import Resources, TrainSettings
+from essence.settings import Resources, Spec, TrainSettings
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.speeds import crossing_dtype
 from essence.stages.launch import OUTCOME, REPORTS
 from essence.stages.prove_steps import MeasuredStep, checkpoint_bytes_per_s, loads_of, measured_steps
+from essence.stages.rank import report_rank
 
 PROGRAM = "essence.stages.prove_rank"
 STEPS, ROWS_OF_A_RANK = 4, 2
@@ -57,19 +60,26 @@ def main() -> int:
     parser.add_argument("--spec", required=True, type=Path, help="the stage's spec.json")
     spec_file = parser.parse_args().spec.resolve()
     die_with_launcher(signal.SIGKILL)
-    spec, ranks = read_whole_spec(spec_file), Ranks.of(os.environ)
+    ranks, scratch = Ranks.of(os.environ), StageFolder(spec_file.parent).scratch
+    try:
+        found = _found(read_whole_spec(spec_file), ranks, scratch)
+        if ranks.first:
+            write_json(scratch / REPORTS / OUTCOME, found.model_dump(mode="json"))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the stage's process is to know
+        return report_rank(disk_error(error, scratch) or error, ranks, scratch / REPORTS)
+    ranks.leave()
+    return 0
+
+
+@explained_loading()
+def _found(spec: Spec, ranks: Ranks, scratch: Path) -> RanksOutcome:
     asked = ProveTrainingSettings.model_validate(spec.settings)
     device = prepare_device(spec.resources, ranks.local_rank)
     ranks.join(device)
     link = _link(asked, ranks, device)
     losses = losses_of(asked, spec.resources, device, ranks, ranks.processes)
-    scratch = StageFolder(spec_file.parent).path / "scratch"
     measured, checkpoint = _steps(asked, spec.resources, device, ranks, scratch)
-    if ranks.first:
-        outcome = RanksOutcome(link=link, losses=losses, steps=measured, checkpoint_bytes_per_s=checkpoint)
-        write_json(scratch / REPORTS / OUTCOME, outcome.model_dump(mode="json"))
-    ranks.leave()
-    return 0
+    return RanksOutcome(link=link, losses=losses, steps=measured, checkpoint_bytes_per_s=checkpoint)
 
 
 def _steps(
@@ -91,6 +101,7 @@ def together(asked: ProveTrainingSettings, processes: int) -> TrainSettings:
     return alone(asked, **{name: getattr(asked, name) for name in names}, processes=processes)
 
 
+@exact_float32()
 def losses_of(
     asked: ProveTrainingSettings, resources: Resources, device: torch.device, ranks: Ranks, shares: int
 ) -> list[float]:

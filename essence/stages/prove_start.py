@@ -59,13 +59,13 @@ class StartOutcome(Written):
 
 def measure(spec: Spec, folder: StageFolder) -> StartOutcome:
     """With the model of the input `training`."""
-    asked = ProveDecodingSettings.model_validate(spec.settings)
-    model = StageFolder((folder.path / spec.inputs["training"]).resolve()).output / "model"
+    asked, model = ProveDecodingSettings.model_validate(spec.settings), model_of(spec, folder)
     sizes, progress = Architecture.from_config(read_json(model / "config.json")), Progress(folder.progress)
     started = time.perf_counter()
     with closing(open_decoder(decode_settings(asked, model, spec.resources))) as decoder:
         start_s = time.perf_counter() - started
-        seeds, room = seeds_check(decoder, asked, sizes), decoder.load().key_value_tokens
+        room = decoder.load().key_value_tokens
+        seeds = seeds_check(decoder, asked, sizes, room)
         found, loads = [], timed_loads(asked, room)
         for place, (sequences, tokens) in enumerate(loads):
             progress.update("prove", place, len(loads), "loads", f"{sequences} sequences of {tokens} tokens")
@@ -74,6 +74,16 @@ def measure(spec: Spec, folder: StageFolder) -> StartOutcome:
         return StartOutcome(
             decoder=decoder.facts["decoder"], start_s=start_s, key_value_tokens=room, seeds=seeds, loads=found
         )
+
+
+def model_of(spec: Spec, folder: StageFolder) -> Path:
+    """The one that the training side left."""
+    return StageFolder((folder.path / spec.inputs["training"]).resolve()).output / "model"
+
+
+def width_of_copy(asked: ProveDecodingSettings, resources: Resources) -> int:
+    """GPUs that one copy of a model is shared out among; transformers has it whole."""
+    return resources.tensor_parallel if resources.gpus and asked.decoder == "vllm" else 1
 
 
 def compile_anew(scratch: Path) -> None:
@@ -116,9 +126,13 @@ def timed_loads(asked: ProveDecodingSettings, room: int | None) -> list[tuple[in
     loads: dict[tuple[int, int], None] = {}
     for sequences in asked.sequences:
         for tokens in asked.contexts:
-            held = sequences if room is None else max(1, room // (tokens + asked.new_tokens))
-            loads[min(sequences, held), tokens] = None
+            loads[held(sequences, tokens, asked, room), tokens] = None
     return list(loads)
+
+
+def held(sequences: int, tokens: int, asked: ProveDecodingSettings, room: int | None) -> int:
+    """How many of them there is room for, after prompts of so many tokens; at least one."""
+    return sequences if room is None else min(sequences, max(1, room // (tokens + asked.new_tokens)))
 
 
 def _step_seconds(
@@ -137,13 +151,14 @@ def _step_seconds(
     return max(LEAST_STEP_S, (long - short) / (asked.new_tokens - 1))
 
 
-def seeds_check(decoder: Decoder, asked: ProveDecodingSettings, sizes: Architecture) -> CheckRecord:
-    """The same requests twice give the same tokens.
+def seeds_check(decoder: Decoder, asked: ProveDecodingSettings, sizes: Architecture, room: int | None) -> CheckRecord:
+    """The same requests twice give the same tokens: as many as there is room for, of the shortest prompts.
 
     Both drawings find the prompts as a first one left them. A decoder that keeps what it has read of them rounds
     otherwise where it reads for itself, and that is no fault of its seeds.
     """
-    requests = random_requests(sizes, max(asked.sequences), min(asked.contexts), asked.new_tokens)
+    most, shortest = max(asked.sequences), min(asked.contexts)
+    requests = random_requests(sizes, held(most, shortest, asked, room), shortest, asked.new_tokens)
     _, first, second = (completed(decoder, requests) for _ in range(3))
     differing = sum(first[name] != second[name] for name in first)
     told = f"{differing} of {len(first)} completions differ when they are drawn again from the same seeds"

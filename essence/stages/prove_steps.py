@@ -1,5 +1,6 @@
 """What a proof times of trainings, in one process and in each of several ranks: steps, a validation, a checkpoint."""
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from essence.settings import Resources
 from essence.settings.proving import ProveTrainingSettings
 from essence.sizes.host import CHECKPOINT_BYTES, trained_parameters
 from essence.sizes.speeds import ASSUMED, Fit, StepWork, fitted, step_seconds
+
+logger = logging.getLogger(__name__)
 
 TERMS = 3
 """Of the model of time that steps of one process are made of: FLOPs, layers, parameters."""
@@ -73,13 +76,24 @@ def loads_of(lengths: Sequence[int], vocabulary: int, recomputed: bool) -> Itera
     yield Load([[row] for row in random_rows([min(lengths)] * 2, vocabulary)], recomputed)
 
 
-def both_forms(steps: Steps, resources: Resources, lengths: Sequence[int], recomputed: bool) -> list[Load]:
-    """With activations as they were chosen, and in the other form as far as that fits the device too."""
-    vocabulary = steps.pair.student.vocabulary
-    chosen = list(loads_of(lengths, vocabulary, recomputed))
-    usable = DeviceRoom.of(steps.device, 1).usable
-    other = [load for load in loads_of(lengths, vocabulary, not recomputed) if _rule(steps, resources, load) <= usable]
-    return [*chosen, *other]
+def other_form(
+    steps: Steps, resources: Resources, lengths: Sequence[int], recomputed: bool, repeats: int, stop: StopRequest
+) -> list[MeasuredStep]:
+    """With activations in the form that was not chosen, as far as the device has room for it.
+
+    The chosen form has been measured, and all that is needed: where memory runs out here, that is told to the log.
+    """
+    usable, found = DeviceRoom.of(steps.device, 1).usable, list[MeasuredStep]()
+    for load in loads_of(lengths, steps.pair.student.vocabulary, recomputed):
+        if _rule(steps, resources, load) > usable:
+            continue
+        try:
+            found.append(_measured(steps, resources, load, repeats, stop))
+        except torch.OutOfMemoryError:
+            form = "recomputed" if recomputed else "kept"
+            logger.warning("steps with %s activations ended at %d tokens: no memory is left", form, _tokens(load))
+            break
+    return found
 
 
 def measured_steps(
@@ -103,7 +117,7 @@ def _measured(steps: Steps, resources: Resources, load: Load, repeats: int, stop
         ranks=steps.ranks.processes,
         recomputed=load.recomputed,
         rows=len(load.parts),
-        tokens=load.parts[0][0].input_ids.size,
+        tokens=_tokens(load),
         work=list(steps.work(load.parts)),
         seconds=took.seconds,
         parts=_parts(took),
@@ -111,6 +125,11 @@ def _measured(steps: Steps, resources: Resources, load: Load, repeats: int, stop
         reserved_bytes=reserved,
         rule_bytes=_rule(steps, resources, load),
     )
+
+
+def _tokens(load: Load) -> int:
+    """Of each row."""
+    return int(load.parts[0][0].input_ids.size)
 
 
 def _parts(took: Timed) -> StepParts:
@@ -137,7 +156,7 @@ def computed_s(fit: Fit, work: StepWork) -> float:
 def exposed_byte_s(fit: Fit, together: Sequence[MeasuredStep], update_s: float) -> float:
     """Seconds that a byte which crosses adds to a step of several ranks: by least squares of relative differences.
 
-    update_s: of a parameter in main memory.
+    update_s: of a parameter in main memory, what crosses to it included.
     """
     weighed = []
     for one in together:

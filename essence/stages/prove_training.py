@@ -7,11 +7,13 @@ prove` says what failed.
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
+from essence.distill.preflight import explained_loading
 from essence.distill.proof_checks import (
     Finding,
     disk_finding,
@@ -33,17 +35,20 @@ from essence.distill.proof_machine import (
 from essence.distill.proof_steps import SEED, Pair, pair_that_fits
 from essence.distill.proof_trainings import ranks_finding, training_findings
 from essence.distill.ranks import ALONE
+from essence.errors import KitError, MachineError
+from essence.files import GIB
 from essence.models.from_sizes import random_model
 from essence.models.saving import save_model
 from essence.progress import StageContext
 from essence.record.facts import processor_name
-from essence.record.outcomes import ProveTrainingOutcome
-from essence.record.proof_records import CheckRecord, ProductPoint, ProveTrainingResults
+from essence.record.outcomes import ProveTrainingOutcome, StageCost
+from essence.record.proof_records import CheckRecord, ProductPoint, ProveTrainingResults, StepPoint
 from essence.record.record_files import read_record
 from essence.settings.proving import ProveTrainingSettings
+from essence.sizes.speeds import moved_and_updated_s
 from essence.stages import prove_alone
 from essence.stages.apart import run_apart
-from essence.stages.launch import OUTCOME, fresh_reports, run_here
+from essence.stages.launch import OUTCOME, fresh_reports, run_here, why_ended
 from essence.stages.nccl_log import nccl_channels, nccl_tells
 from essence.stages.prove_killed import train_until_killed
 from essence.stages.prove_place import place_findings
@@ -60,15 +65,24 @@ PARTS = ("machine", "checks", "steps", "ranks", "model")
 MODEL_POSITIONS = 1 << 16
 """Of the model that decoding reads."""
 PRODUCT_ROWS = 4
+LONGEST_BUG = 300
+"""Characters of a bug's text in a line of the command; the log has all."""
 
 
+@explained_loading()
 def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOutcome:
     """Measure and check; reads no input.
 
     Raises:
-        MachineError: GPUs are asked for and there are fewer.
+        MachineError: GPUs are asked for and there are fewer, or one ran out of memory.
         Stopped: asked for between two parts; nothing is kept.
     """
+    gpus = context.resources.gpus
+    if gpus > (seen := torch.cuda.device_count()):
+        raise MachineError(
+            f"resources.gpus = {gpus}, but PyTorch {torch.__version__} sees {seen} GPUs here",
+            "give the stage as many GPUs, or lower gpus with --gpus",
+        )
     device = prepare_device(context.resources, 0)
     _next(context, 0)
     write, read = _disk(context.scratch, asked.disk_mib * MIB)
@@ -90,7 +104,8 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
     findings += found
     _next(context, 4)
     saved = _save(asked, pair, context, device)
-    update_s = main_memory_parameter_s(asked.optimizer, device)
+    parameter_s, host = main_memory_parameter_s(asked.optimizer, device), host_bytes_per_s(device)
+    update_s = moved_and_updated_s(parameter_s, host) if host else parameter_s
     byte_s = exposed_byte_s(fit, ranks.steps, update_s) if ranks else 0.0
     points, coefficients = step_points(measured.steps, ranks.steps if ranks else [], byte_s, update_s)
     _next(context, 5)
@@ -105,8 +120,8 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
             products=products,
             launch_s=launch_s(device),
             memory_bytes_per_s=copy_bytes_per_s(device),
-            host_bytes_per_s=host_bytes_per_s(device),
-            main_memory_parameter_s=update_s,
+            host_bytes_per_s=host,
+            main_memory_parameter_s=parameter_s,
             disk_write_bytes_per_s=write,
             disk_read_bytes_per_s=read,
             loss_s_per_token=loss_seconds(asked, context.resources, device),
@@ -118,7 +133,13 @@ def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOut
             link=ranks.link.model_copy(update={"exposed_byte_s": byte_s}) if ranks else None,
         ),
         seeds={"weights": SEED},
+        cost=StageCost(peak_gpu_memory_gib=_peak_gib(points)),
     )
+
+
+def _peak_gib(points: Sequence[StepPoint]) -> float | None:
+    """The most that a GPU held: the processes that trained on it are not this one. None on a CPU."""
+    return max((point.peak_bytes / GIB for point in points if point.peak_bytes), default=None)
 
 
 def _next(context: StageContext, part: int) -> None:
@@ -166,13 +187,19 @@ def _ranks(
     codes = run_here(count, 1, spec, context.stop, PROGRAM, told)
     if any(codes.values()):
         context.stop.check()
-        ended = f"{count} ranks ended with the exit codes {sorted(codes.values())}: the log of this stage says why"
-        return None, [Finding("ranks", False, ended)]
+        return None, [Finding("ranks", False, _why(why_ended(codes, count, reports)))]
     outcome = read_record(reports / OUTCOME, RanksOutcome, "an outcome")
     link = outcome.link.model_copy(update={"over": nccl_channels(reports)})
     expected = losses_of(asked, context.resources, device, ALONE, count)
     found = [ranks_finding([float(loss) for loss in outcome.losses], expected, asked)]
     return outcome.model_copy(update={"link": link}), found
+
+
+def _why(ended: Exception) -> str:
+    """In one sentence, with what cures it."""
+    if isinstance(ended, KitError):
+        return f"{ended.problem}: {ended.cure}" if ended.cure else ended.problem
+    return f"{' '.join(str(ended).split())[:LONGEST_BUG]}: report it, with the log of this stage"
 
 
 def _save(asked: ProveTrainingSettings, pair: Pair, context: StageContext, device: torch.device) -> float:

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from essence.distill import preflight, proof_checks, proof_trainings  # noqa: E402
+from essence.distill import attention, preflight, proof_checks, proof_trainings  # noqa: E402
 from essence.distill.proof_steps import alone, as_pair, rule_bytes  # noqa: E402
 from essence.distill.trainer import DivergedError, train  # noqa: E402
 
@@ -41,18 +42,57 @@ def never(*_: object) -> None:
 def test_one_number_that_is_none_makes_a_curve_none() -> None:
     """Wherever it stands: Python's max keeps the first of two that cannot be compared."""
     for curve in ([math.nan, 0.9, 0.8], [1.0, math.nan, 0.8], [1.0, 0.9, math.nan]):
-        assert math.isnan(proof_trainings._curve(curve, [1.0, 0.9, 0.8]))
-        assert math.isnan(proof_trainings._curve([1.0, 0.9, 0.8], curve))
-        assert not proof_checks.bounded("x", "these", proof_trainings._curve(curve, [1.0, 0.9, 0.8]), 1.0, "y").passed
-    assert proof_trainings._curve([1.0, 0.9], [1.0, 0.9]) == 0.0
+        distance = proof_checks.numbers_apart(curve, [1.0, 0.9, 0.8])
+        assert math.isnan(distance) and math.isnan(proof_checks.numbers_apart([1.0, 0.9, 0.8], curve))
+        assert not proof_checks.bounded("x", "these", distance, 1.0, "y").passed
+    assert proof_checks.numbers_apart([1.0, 0.9], [1.0, 0.9]) == 0.0
 
 
-def test_weights_that_are_no_number_are_not_those_of_the_other_training() -> None:
+def test_what_is_compared_is_how_weights_moved() -> None:
+    """By the tenth of a percent that a few steps change; weights that are no number, or never moved, are not equal."""
     losses, one = [1.0, 0.9], torch.ones(2)
-    whole = proof_trainings.Trained(losses, {"a": one, "b": one})
-    resumed = proof_trainings.Trained(losses, {"a": one, "b": one * math.nan})
-    assert not proof_trainings._compared("resume", "both", (resumed, whole), 1.0, "cure", with_weights=True).passed
-    assert proof_trainings._compared("resume", "both", (whole, whole), 0.0, "cure", with_weights=True).passed
+
+    def went(*after: float) -> proof_checks.Went:
+        return proof_checks.Went(losses, [one, one], [one * number for number in after])
+
+    whole, lost, nothing = went(1.001, 1.001), went(1.001, 1.0), went(1.0, 1.0)
+    assert proof_checks.moved_apart(whole, whole) == 0.0
+    assert proof_checks.moved_apart(lost, whole) == pytest.approx(0.5**0.5, rel=1e-3)
+    assert proof_checks.moved_apart(nothing, whole) == pytest.approx(1.0)
+    bound = proof_checks.Distance(0.0, 0.25)
+    for wrong in (lost, nothing, went(1.001, math.nan)):
+        assert not proof_checks.compared("resume", "both", (wrong, whole), bound, "cure").passed
+    assert not proof_checks.compared("resume", "both", (nothing, nothing), bound, "cure").passed
+    assert proof_checks.compared("resume", "both", (whole, whole), proof_checks.Distance(0.0, 0.0), "cure").passed
+
+
+def test_packed_rows_that_see_each_other_are_caught_in_bfloat16_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    lower, right = training.model_copy(update={"compute_dtype": "bfloat16"}), attention.row_attention
+
+    def sees_all(*given: Any, row_starts: object = None, longest_row: object = None, **more: Any) -> Any:
+        del row_starts, longest_row
+        return right(*given, **more)
+
+    (tmp_path / "right").mkdir()
+    found = proof_trainings.training_findings(lower, resources, CPU, tmp_path / "right", never)
+    assert all(one.passed for one in found), found
+    monkeypatch.setattr(attention, "row_attention", sees_all)
+    (tmp_path / "wrong").mkdir()
+    wrong = proof_trainings.training_findings(lower, resources, CPU, tmp_path / "wrong", never)
+    assert [one.name for one in wrong if not one.passed] == ["packing"]
+
+
+def test_checks_of_float32_are_of_exact_products() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with proof_checks.exact_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_training_that_diverges_is_a_check_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

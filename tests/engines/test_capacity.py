@@ -11,7 +11,11 @@ from essence.engines import machine
 from essence.engines.capacity import Capacity, cores_of
 from essence.engines.gpu_pool import GpuPool
 from essence.engines.selected_run import Options
+from essence.plan.experiment import load
+from essence.plan.proof_plan import proof_plan
 from essence.plan.stage_plan import PlannedStage
+from essence.record.run_directory import RunDirectory
+from essence.settings.proving import ProveTrainingSettings
 from support.gpu_host import matrix
 
 EIGHT = GpuPool({str(number): f"a test of {os.getpid()}: {number}" for number in range(8)})
@@ -33,6 +37,12 @@ def test_a_training_takes_its_threads_for_each_process_of_a_machine(stages: list
     assert cores_of(training) == 4 * 8 and cores_of(generation) == cores_of(one_of(stages, "grade")) == 8
     on_two = training.resources.model_copy(update={"nodes": 2})
     assert cores_of(replace(training, resources=on_two)) == 2 * 8
+    loaded = load("bespoke")
+    plan = proof_plan(loaded, loaded.cells()[0], lambda _: {}, RunDirectory(Path("runs")), "2026-01-01T00:00:00")
+    proof = one_of(list(plan.stages.values()), "prove_training")
+    assert isinstance(proof.settings, ProveTrainingSettings) and cores_of(proof) == 4 * 8
+    eight = proof.settings.model_copy(update={"processes": 8, "machines": 2})
+    assert cores_of(replace(proof, settings=eight)) == 4 * 8
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from essence.engines.recipes import check_decoder
 from essence.engines.selected_run import Run
+from essence.errors import MachineError
 from essence.files import read_json, write_json
 from essence.plan.experiment import load
+from essence.plan.proof_plan import proof_plan
 from essence.plan.renewal import Renewals, Wanted, earlier_work, renewal_lines
 from essence.plan.stage_plan import GRADER_LOCK, VLLM_LOCK, Plan, PlannedStage, make_evaluation_plan, make_plan
 from essence.record.finished_stages import Earlier, FinishedStages
@@ -126,6 +129,13 @@ def test_a_lock_counts_where_its_layer_is_used(tmp_path: Path, lock: str, decode
         return set(make_plan(loaded, loaded.cells(), lambda name: {**environment(name), lock: digest}, False).stages)
 
     assert {identifier.split("-")[0] for identifier in ids("1" * 64) - ids("2" * 64)} == renewed
+
+
+def test_a_proof_is_told_before_its_training_side_that_an_image_has_no_vllm(tmp_path: Path) -> None:
+    loaded = load("bespoke")
+    plan = proof_plan(loaded, loaded.cells()[0], environment, RunDirectory(tmp_path), "2026-01-01T00:00:00")
+    with pytest.raises(MachineError, match="holds no vLLM, which decoder = 'vllm' asks for"):
+        check_decoder(list(plan.stages.values()), "cpu")
 
 
 def test_one_model_of_the_catalogue_is_evaluated_without_a_training(tmp_path: Path) -> None:

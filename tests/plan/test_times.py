@@ -4,6 +4,7 @@ import json
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,6 +247,20 @@ def test_the_newest_proof_of_this_machine_counts(tmp_path: Path, monkeypatch: py
     damaged = RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000a1").manifest
     damaged.write_text(damaged.read_text(encoding="utf-8").replace("2e-12", "1e-13"), encoding="utf-8")
     assert len(proofs(RunDirectory(tmp_path))) == 3 and speeds_for(RunDirectory(tmp_path), 0).flop_s == 1e-12
+
+
+def test_a_proof_on_a_part_of_a_gpu_counts_for_such_parts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch names the part, the driver the card."""
+    card, part = "NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"
+    monkeypatch.setattr("essence.plan.newest_proof.query_gpus", lambda: [SimpleNamespace(name=card)])
+    for number, (device, flop_s) in enumerate(((card, 4e-15), (part, 3e-14))):
+        key = f"prove_training-00000000000000c{number}"
+        proof(tmp_path, key, "2026-01-01T00:00:00+00:00", "x", flop_s, 1, device=device)
+    for visible, expected in (("", 4e-15), ("0", 4e-15), ("MIG-6ac0e6e9", 3e-14)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert speeds_for(RunDirectory(tmp_path), 1).flop_s == expected
 
 
 def test_of_two_proofs_the_one_with_as_many_gpus_counts_and_what_differs_is_said(tmp_path: Path) -> None:

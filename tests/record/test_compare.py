@@ -133,6 +133,7 @@ def test_one_changed_training_row_is_named_first(runs: Path) -> None:
     assert {cause["kind"] for cause in record["causes"]} == {"data"}
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_another_lock_is_named_first(runs: Path, tmp_path: Path) -> None:
     """The same packages from an environment that says it was made from another lock."""

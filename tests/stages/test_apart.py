@@ -4,13 +4,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from essence.errors import InputError, StageError
+from essence.errors import DiskError, InputError, StageError
 from essence.progress import StageContext, Stopped
 from essence.record.record_files import Written
 from support.proof_settings import asked, staged
@@ -34,6 +35,8 @@ def work(spec, folder):
         raise InputError("a file is missing", "fetch it")
     if how == "bug":
         raise ValueError("nobody thought of this")
+    if how == "full":
+        raise OSError(28, os.strerror(28), str(folder.path / "checkpoint"))
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "waits":
@@ -87,11 +90,25 @@ def test_why_a_part_ended_is_what_the_stage_says(stage: StageContext) -> None:
 
 
 def test_a_stop_ends_the_part(stage: StageContext) -> None:
-    stage.stop.ask("a test")
+    """While it works."""
+    pid = stage.partial.parent / "pid"
+
+    def ask_once_it_works() -> None:
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.05)
+        stage.stop.ask("a test")
+
+    thread = threading.Thread(target=ask_once_it_works, daemon=True)
+    thread.start()
     with pytest.raises(Stopped):
         run_apart("a_part", Found, told(stage, "waits"))
-    pid = stage.partial.parent / "pid"
-    assert not pid.exists() or not alive(int(pid.read_text()))
+    thread.join()
+    assert not alive(int(pid.read_text()))
+
+
+def test_a_full_disk_is_told_by_the_stage(stage: StageContext) -> None:
+    with pytest.raises(DiskError, match="no space is left on its disk"):
+        run_apart("a_part", Found, told(stage, "full"))
 
 
 def test_a_part_ends_with_its_stage(stage: StageContext, tmp_path: Path) -> None:

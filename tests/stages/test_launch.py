@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -83,33 +83,52 @@ def kill_all(stage: psutil.Process) -> None:
         process.kill()
 
 
+class Disturbance(NamedTuple):
+    """What happens to a training after a number of steps."""
+
+    step: int
+    act: Callable[[psutil.Process], object]
+    code: int
+    """That the stage ends with."""
+    outcome: str
+    """Of the attempt, in the record."""
+
+
+STAGE_KILLED = Disturbance(1, lambda stage: stage.kill(), -signal.SIGKILL, "killed")
+RANK_KILLED = Disturbance(3, lambda stage: stage.children()[1].kill(), 2, "failed")
+ALL_KILLED = Disturbance(4, kill_all, -signal.SIGKILL, "killed")
+STOPPED = Disturbance(5, lambda stage: stage.send_signal(signal.SIGTERM), 75, "stopped")
+ANNOUNCED = Disturbance(6, lambda stage: stage.send_signal(signal.SIGUSR1), 75, "stopped")
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(3600)  # seven starts of three processes
-def test_three_kills_and_two_stops_end_in_the_same_bits(prepared: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)  # up to seven starts of three processes
+@pytest.mark.parametrize(
+    "disturbances",
+    [
+        pytest.param([RANK_KILLED, STOPPED], id="two"),
+        pytest.param([STAGE_KILLED, RANK_KILLED, ALL_KILLED, STOPPED, ANNOUNCED], id="five", marks=pytest.mark.nightly),
+    ],
+)
+def test_killed_and_stopped_it_ends_in_the_same_bits(
+    prepared: dict[str, Path], tmp_path: Path, disturbances: list[Disturbance]
+) -> None:
     undisturbed, folder = (make_stage(tmp_path / name, prepared, two_ranks()) for name in ("one", "two"))
     assert start(undisturbed).wait(timeout=START_LIMIT_S) == 0, (undisturbed / "log.txt").read_text()[-3000:]
 
-    assert after(1, folder, lambda stage: stage.kill()) == -signal.SIGKILL
-    assert after(3, folder, lambda stage: stage.children()[1].kill()) == 2
-    failure = json.loads((folder / "failure.json").read_text())
-    assert failure["curable"] and failure["message"] == "rank 1 of 2 was killed by SIGKILL (out of memory?)"
-    assert after(4, folder, kill_all) == -signal.SIGKILL
-    assert after(5, folder, lambda stage: stage.send_signal(signal.SIGTERM)) == 75
-    assert after(6, folder, lambda stage: stage.send_signal(signal.SIGUSR1)) == 75
+    for one in disturbances:
+        assert after(one.step, folder, one.act) == one.code
+        if one is RANK_KILLED:
+            failure = json.loads((folder / "failure.json").read_text())
+            assert failure["curable"] and failure["message"] == "rank 1 of 2 was killed by SIGKILL (out of memory?)"
     assert start(folder).wait(timeout=START_LIMIT_S) == 0
 
     for path in sorted((undisturbed / "output").rglob("*.*")):
         if path.name != "metrics.jsonl" and "tfevents" not in path.name:  # these hold times
             assert (folder / path.relative_to(undisturbed)).read_bytes() == path.read_bytes(), path.name
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert [attempt["outcome"] for attempt in manifest["identity"]["attempts"]] == [
-        "killed",
-        "failed",
-        "killed",
-        "stopped",
-        "stopped",
-        "finished",
-    ]
+    attempts = [attempt["outcome"] for attempt in manifest["identity"]["attempts"]]
+    assert attempts == [*(one.outcome for one in disturbances), "finished"]
     assert manifest["results"]["steps"] == STEPS
     executed = manifest["settings"]["executed"]
     assert executed["parallel"] == {"backend": "ddp", "processes": 2, "nodes": 1} | {

@@ -85,13 +85,14 @@ def test_a_machine_is_measured_and_right(tmp_path: Path) -> None:
 def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_path: Path) -> None:
     """The plan divides what a step reads by the GPUs of a copy, and so does the fit."""
     from essence.stages import prove_decoding, prove_start
+    from essence.stages.prove_start import width_of_copy
 
     decoding = asked(tmp_path)[1].model_copy(update={"decoder": "vllm", "dtype": "bfloat16"})
     resources = context(tmp_path / "x").resources.model_copy(update={"gpus": 2, "tensor_parallel": 2})
     loads = [(1, 1024), (32, 1024), (128, 1024), (128, 4096)]
     check, sizes = CheckRecord(name="seeds", passed=True, sentence=""), QWEN3["4b"]
     found = []
-    for width in (prove_decoding._width(decoding, resources), 1):
+    for width in (width_of_copy(decoding, resources), 1):
         exact = [
             decoding_seconds(ASSUMED, DecodeWork(
                 sizes.parameters / width, count, count * cache_bytes(sizes, tokens + decoding.new_tokens // 2) / width
@@ -107,8 +108,8 @@ def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_pat
         results = prove_decoding._results(decoding, sizes, width, first, [check], 3.0)
         assert (results.start_s, results.warm_start_s, results.tokens_per_s) == (9.0, 3.0, 128 / exact[2])
         found.append(results.coefficients)
-    assert prove_decoding._width(decoding, resources.model_copy(update={"gpus": 0})) == 1
-    assert prove_decoding._width(decoding.model_copy(update={"decoder": "transformers"}), resources) == 1
+    assert width_of_copy(decoding, resources.model_copy(update={"gpus": 0})) == 1
+    assert width_of_copy(decoding.model_copy(update={"decoder": "transformers"}), resources) == 1
     for fit in found:
         assert fit.weight_s == pytest.approx(ASSUMED.weight_s) and fit.sequence_s == pytest.approx(ASSUMED.sequence_s)
         assert fit.cache_byte_s == pytest.approx(ASSUMED.cache_byte_s)
@@ -145,7 +146,7 @@ def test_seeds_hold_where_what_was_read_of_a_prompt_is_kept(tmp_path: Path) -> N
     decoding = asked(tmp_path)[1]
     for forgets in (False, True):
         decoder: Any = Keeping(forgets)
-        assert seeds_check(decoder, decoding, QWEN3["0.6b"]).passed is not forgets
+        assert seeds_check(decoder, decoding, QWEN3["0.6b"], None).passed is not forgets
 
 
 def test_a_loss_that_is_not_right_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +186,7 @@ def test_a_resumed_training_that_is_another_is_caught(tmp_path: Path, monkeypatc
     monkeypatch.setattr(backends.ReplicatedBackend, "_restore_moments", lambda *_: None)
     findings = proof_trainings.training_findings(training, resources, CPU, work, train_until_killed)
     found = {one.name: one for one in findings}
-    assert not found["resume"].passed and "at most 0e+00 is right" in found["resume"].sentence
+    assert not found["resume"].passed and "in how weights moved, at most 0e+00" in found["resume"].sentence
     assert found["packing"].passed and found["bfloat16"].passed
 
 

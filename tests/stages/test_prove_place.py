@@ -1,8 +1,9 @@
 """What a proof finds of the place that a stage runs in, and over what ranks say that they met."""
 
-import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from support.small_disk import mounted
@@ -52,7 +53,9 @@ def test_capabilities_and_a_network_are_seen(tmp_path: Path, monkeypatch: pytest
         status.write_text(f"Name:\tpython\nCapPrm:\tffff\nCapEff:\t{mask}\n", encoding="ascii")
         assert prove_place._capabilities().endswith(told) and bool(prove_place._capabilities()) is bool(told)
     monkeypatch.delenv(prove_place.QUEUED, raising=False)
-    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+    up = {"lo": True, "eth0": True, "tunl0": False}
+    states = {name: SimpleNamespace(isup=is_up) for name, is_up in up.items()}
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: states)
     assert prove_place._network() == "it has a network (eth0)"
     monkeypatch.setenv(prove_place.QUEUED, "7")
     assert prove_place._network() == "" and "network of its machine (eth0)" in prove_place._networks()

@@ -20,7 +20,7 @@ from support.sampling import make_inputs
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from essence.stages import prove_decoding  # noqa: E402
-from essence.stages.prove_preemption import BLOCK_TOKENS, filling, little_room, preemption_checks  # noqa: E402
+from essence.stages.prove_preemption import BLOCK_TOKENS, SEED, filling, little_room, preemption_checks  # noqa: E402
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None or required("vllm")
 
@@ -54,9 +54,9 @@ ROOM = 2048
 
 
 class Forgetful:
-    """A decoder that gives the right completions, but for those that had to give way, or by the size of the batch."""
+    """A decoder that gives the right completions, but for those that had to give way, and for so many by rounding."""
 
-    def __init__(self, forgets: bool, rounds: bool) -> None:
+    def __init__(self, forgets: bool, rounds: int) -> None:
         self.forgets, self.rounds, self.preemptions = forgets, rounds, 0
 
     def load(self) -> DecoderLoad:
@@ -66,20 +66,24 @@ class Forgetful:
         grown = sum(len(request.prompt.token_ids) + request.max_new_tokens for request in requests)
         crowded = grown > ROOM
         self.preemptions += crowded
-        other = len(requests) if self.rounds else int(self.forgets and crowded)
-        yield [(request, Completion([request.seed, other], "length", 0.0)) for request in requests]
+        lost = int(self.forgets and crowded)
+        for request in requests:
+            rounded = len(requests) if request.seed < SEED + self.rounds else 0
+            yield [(request, Completion([request.seed, lost, rounded], "length", 0.0))]
 
 
 @pytest.mark.parametrize(
     ("forgets", "rounds", "passed", "told"),
     [
-        (False, False, True, "0 of 16 completions differ where 1 times a sequence had to give way"),
-        (True, False, False, "lower batch_sequences in [evaluation]"),
-        (True, True, True, "rounding depends on the batch here"),
+        (False, 0, True, "0 of 16 completions differ where 1 times a sequence had to give way"),
+        (True, 0, False, "lower batch_sequences in [evaluation]"),
+        (False, 2, True, "and 2 where other ones are decoded beside them: rounding depends on the batch here"),
+        (True, 2, False, "16 of 16 completions differ"),
+        (True, 16, True, "rounding depends on the batch here"),
     ],
 )
 def test_a_seed_that_is_lost_with_its_sequence_is_caught(
-    tmp_path: Path, forgets: bool, rounds: bool, passed: bool, told: str
+    tmp_path: Path, forgets: bool, rounds: int, passed: bool, told: str
 ) -> None:
     decoder: Any = Forgetful(forgets, rounds)
     (found,) = preemption_checks(decoder, asked(tmp_path)[1], QWEN3["0.6b"])

@@ -234,10 +234,10 @@ def _engine_options(settings: DecodeSettings) -> EngineOptions:
         "enforce_eager": not resources.gpus,
         "disable_log_stats": False,  # the times of each request
     }
-    if resources.gpus and settings.key_value_bytes:
-        return {**options, "kv_cache_memory_bytes": settings.key_value_bytes}
     if resources.gpus:
-        return {**options, "gpu_memory_utilization": resources.decoder_memory_share}
+        # Also where the room is named: vLLM 0.32 asks at its start whether so much of the GPU is free, by default 0.92.
+        options["gpu_memory_utilization"] = resources.decoder_memory_share
+        return {**options, "kv_cache_memory_bytes": settings.key_value_bytes} if settings.key_value_bytes else options
     return {
         **options,
         "kv_cache_memory_bytes": settings.key_value_bytes or _cpu_cache_bytes(settings),
