@@ -157,7 +157,7 @@ def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
     found = [
         proof
         for proof in proofs(run_directory)
-        if (card_and_part(proof.training.results.device)[0] in names if proof.on_gpus else not names)
+        if (proof.training.results.device in names if proof.on_gpus else not names)
         and (proof.on_gpus or proof.training.hardware.host == hardware.host)
     ]
     return max(found, key=functools.partial(_rank, gpus=len(hardware.gpus)), default=None)
@@ -168,15 +168,12 @@ def _counts(proof: Proof, gpus: bool, here: set[str | None]) -> bool:
         return False
     if not gpus:
         return proof.training.hardware.host == socket.gethostname()
-    card, part = card_and_part(proof.training.results.device)
-    of_parts = any(name.startswith(PART_OF_GPU) for name in visible_gpus())
-    return (not here or card in here) and bool(part) == of_parts
-
-
-def card_and_part(device: str) -> tuple[str, str]:
-    """Of PyTorch's name of a device: the driver's name of the card, and which part of it (MIG), or nothing."""
-    card, _, part = device.partition(" MIG ")
-    return card, part
+    if not here:
+        return True
+    # PyTorch names the card and the part of it, the driver the card alone.
+    card, _, part = proof.training.results.device.partition(" MIG ")
+    on_parts = any(name.startswith(PART_OF_GPU) for name in visible_gpus())
+    return card in here and bool(part) == on_parts
 
 
 def proofs(run_directory: RunDirectory) -> list[Proof]:

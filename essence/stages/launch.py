@@ -9,6 +9,8 @@ The ranks meet at a store that the first machine's process keeps, on a free port
 torchrun's agent is not used: it gives a rank 30 seconds to write a checkpoint, and does not report why one has ended.
 """
 
+import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from essence.distill.rank_variables import rank_variable
-from essence.errors import ExitCode, KitError, MachineError, StageError
+from essence.errors import ExitCode, KitError, MachineError, StageError, disk_error
 from essence.files import write_json
 from essence.progress import PARENT, StageContext, Stopped, StopRequest
 from essence.record.outcomes import TrainOutcome
@@ -237,8 +239,9 @@ def report_failure(error: Exception, rank: int, reports: Path) -> None:
         cure=curable.cure if curable else None,
         time=time.time(),
     )
-    reports.mkdir(parents=True, exist_ok=True)
-    write_json(reports / f"failure-{rank:05d}.json", failure.model_dump(mode="json"))
+    with contextlib.suppress(OSError):  # a full disk may not even take the reason
+        reports.mkdir(parents=True, exist_ok=True)
+        write_json(reports / f"failure-{rank:05d}.json", failure.model_dump(mode="json"))
 
 
 def why_ended(codes: dict[int, int], processes: int, reports: Path) -> Exception:
@@ -252,6 +255,10 @@ def why_ended(codes: dict[int, int], processes: int, reports: Path) -> Exception
             hint, cure = " (did a GPU of another rank hang?)", HUNG_CURE
         return StageError(f"rank {rank} of {processes} was killed by {signal.Signals(number).name}{hint}", cure)
     failures = [read_record(path, RankFailure, "a failure") for path in reports.glob("failure-*.json")]
+    if not failures and ExitCode.CURABLE in codes.values():
+        # It had a sentence, and no place to write it to.
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(reports))
+        return disk_error(full, reports) or full
     if not failures:
         return RuntimeError(f"ranks ended with {codes} and did not say why; the log may")
     first = min(failures, key=lambda failure: (failure.cure is None, failure.time))

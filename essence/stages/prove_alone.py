@@ -7,8 +7,9 @@ one.
 import sys
 
 from essence.distill.devices import prepare_device
-from essence.distill.preflight import DeviceRoom, explained_loading
+from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_checks import layers_finding
+from essence.distill.proof_machine import explained_measuring
 from essence.distill.proof_steps import Steps, activations_of, alone, pair_that_fits
 from essence.distill.ranks import ALONE
 from essence.progress import StopRequest
@@ -43,7 +44,7 @@ class AloneOutcome(Written):
     checkpoint_bytes_per_s: Number | None
 
 
-@explained_loading()
+@explained_measuring()
 def measure(spec: Spec, folder: StageFolder) -> AloneOutcome:
     """With the pair cut to what this device holds."""
     asked, resources = ProveTrainingSettings.model_validate(spec.settings), spec.resources

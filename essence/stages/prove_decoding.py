@@ -2,8 +2,8 @@
 
 Prompts are random ids, and no token ends a completion, so each has the tokens that were asked for. A step is timed as
 the difference of two calls on the same prompts, which leaves out reading them and what a call takes. The decoder is
-started three times, with nothing compiled, with little room, and as evaluations start it; the first two in processes
-of their own, whose end gives their GPUs back.
+started with nothing compiled, with little room if it has a fixed one, and as evaluations start it; but for the last in
+processes of their own, whose end gives their GPUs back.
 """
 
 import shutil
@@ -42,16 +42,17 @@ def run(asked: ProveDecodingSettings, context: StageContext) -> ProveDecodingOut
     sizes = Architecture.from_config(read_json(model / "config.json"))
     compile_anew(context.scratch)
     first = run_apart(PROGRAM, StartOutcome, context)
-    context.progress.update("prove", 1, 1, "loads", "with little room")
-    crowded = run_apart(prove_crowded.PROGRAM, prove_crowded.CrowdedOutcome, context)
+    checks = [first.seeds]
+    if first.key_value_tokens is not None:  # a decoder with a fixed room
+        context.progress.update("prove", 1, 1, "loads", "with little room")
+        checks += run_apart(prove_crowded.PROGRAM, prove_crowded.CrowdedOutcome, context).checks
     context.progress.update("prove", 1, 1, "loads", "an evaluation's start")
     started = time.perf_counter()
     with closing(open_decoder(decode_settings(asked, model, context.resources))):
         warm_start_s = time.perf_counter() - started
     shutil.rmtree(context.scratch / COMPILED, ignore_errors=True)
-    width, checks = width_of_copy(asked, context.resources), [first.seeds, *crowded.checks]
     return ProveDecodingOutcome(
-        results=_results(asked, sizes, width, first, checks, warm_start_s),
+        results=_results(asked, sizes, width_of_copy(asked, context.resources), first, checks, warm_start_s),
         seeds={"prompts": SEED},
     )
 

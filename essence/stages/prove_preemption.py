@@ -77,6 +77,7 @@ def _preemption_check(fill: Filling, forced: int, differing: int, by_batch: int)
         return CheckRecord(name="preemption", passed=True, sentence="no sequence had to give way, so nothing is shown")
     if differing and by_batch:
         told += f", and {by_batch} where other ones are decoded beside them: rounding depends on the batch here"
+        told += ", so much that nothing is shown of preemption" if MOST_TIMES * by_batch >= fill.sequences else ""
     passed = differing <= MOST_TIMES * by_batch
     cure = "" if passed else ": lower batch_sequences in [evaluation] until no record counts preemptions"
     return CheckRecord(name="preemption", passed=passed, sentence=told + cure)

@@ -22,9 +22,9 @@ import torch.distributed as dist
 
 from essence.data.truncation import Example
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
-from essence.distill.preflight import DeviceRoom, explained_loading
+from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_checks import exact_float32
-from essence.distill.proof_machine import seconds_of
+from essence.distill.proof_machine import explained_measuring, seconds_of
 from essence.distill.proof_steps import Steps, activations_of, alone, as_pair, pair_that_fits, random_rows, small
 from essence.distill.ranks import ALONE, Ranks
 from essence.errors import disk_error
@@ -71,7 +71,7 @@ def main() -> int:
     return 0
 
 
-@explained_loading()
+@explained_measuring()
 def _found(spec: Spec, ranks: Ranks, scratch: Path) -> RanksOutcome:
     asked = ProveTrainingSettings.model_validate(spec.settings)
     device = prepare_device(spec.resources, ranks.local_rank)

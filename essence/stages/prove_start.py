@@ -25,7 +25,7 @@ from essence.stages.prove_preemption import SEED, completed, random_requests
 
 PROGRAM = "essence.stages.prove_start"
 COMPILED = "compiled"
-"""Folder under `scratch/` of what the two starts compile."""
+"""Folder under `scratch/` of what the starts compile."""
 LEAST_STEP_S = 1e-7
 """A step is never taken for faster: of two calls on a small model either may be the longer one."""
 NO_BENCHMARK = BenchmarkSettings(

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
-from essence.distill.preflight import explained_loading
 from essence.distill.proof_checks import (
     Finding,
     disk_finding,
@@ -24,6 +23,7 @@ from essence.distill.proof_checks import (
 from essence.distill.proof_equalities import attention_finding, repeat_findings
 from essence.distill.proof_machine import (
     copy_bytes_per_s,
+    explained_measuring,
     give_back,
     host_bytes_per_s,
     launch_s,
@@ -69,7 +69,7 @@ LONGEST_BUG = 300
 """Characters of a bug's text in a line of the command; the log has all."""
 
 
-@explained_loading()
+@explained_measuring()
 def run(asked: ProveTrainingSettings, context: StageContext) -> ProveTrainingOutcome:
     """Measure and check; reads no input.
 

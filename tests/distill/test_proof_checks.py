@@ -8,9 +8,11 @@ from typing import Any
 import psutil
 import pytest
 
+from essence.errors import MachineError
 from essence.files import GIB
 from essence.plan.experiment import load
 from essence.plan.proof_plan import proof_plan
+from essence.progress import Progress, StopRequest
 from essence.record.run_directory import RunDirectory
 from essence.settings import LoraSettings, Resources
 from essence.settings.proving import ProveTrainingSettings
@@ -20,9 +22,12 @@ from support.stage_inputs import context
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
-from essence.distill import attention, preflight, proof_checks, proof_trainings  # noqa: E402
-from essence.distill.proof_steps import alone, as_pair, rule_bytes  # noqa: E402
+from essence.distill import attention, preflight, proof_checks, proof_equalities, proof_trainings  # noqa: E402
+from essence.distill.proof_machine import explained_measuring  # noqa: E402
+from essence.distill.proof_steps import Steps, alone, as_pair, rule_bytes, small  # noqa: E402
+from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.trainer import DivergedError, train  # noqa: E402
+from essence.stages import prove_rank, prove_steps  # noqa: E402
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -85,14 +90,58 @@ def test_packed_rows_that_see_each_other_are_caught_in_bfloat16_too(
     assert [one.name for one in wrong if not one.passed] == ["packing"]
 
 
-def test_checks_of_float32_are_of_exact_products() -> None:
+def test_checks_are_of_exact_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever trainings let a GPU do: seen inside each of them."""
+    training, resources, seen = asked(tmp_path)[0], context(tmp_path / "x").resources, list[str]()
+
+    class Seen(Exception):
+        pass
+
+    def look(*_: object, **__: object) -> None:
+        seen.append(torch.get_float32_matmul_precision())
+        raise Seen
+
+    places = ((proof_trainings, "train"), (proof_checks, "objective_from_states"), (proof_equalities, "_attended"))
+    for module, name in (*places, (proof_equalities, "Steps"), (prove_rank, "Steps")):
+        monkeypatch.setattr(module, name, look)
+    little = small(training)
+    settings, rows = alone(little), proof_trainings.rows_of_short_training(little)
+    ends = Progress(tmp_path / "progress.json"), StopRequest()
     torch.set_float32_matmul_precision("high")
     try:
-        with proof_checks.exact_float32():
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
+        for work in (
+            lambda: proof_trainings.attempt(little, settings, resources, CPU, rows, tmp_path / "work", *ends),
+            lambda: proof_checks.loss_finding(training, resources, CPU),
+            lambda: proof_equalities.attention_finding(training, CPU),
+            lambda: proof_equalities.repeat_findings(training, resources, CPU),
+            lambda: prove_rank.losses_of(training, resources, CPU, ALONE, 2),
+        ):
+            with pytest.raises(Seen):
+                work()
+        assert seen == ["highest"] * 5 and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_the_other_form_ends_where_memory_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The chosen form was measured before, and stays."""
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    little = small(training).model_copy(update={"lengths": [16, 32, 48]})
+    steps, right = Steps(as_pair(little), alone(little), resources, CPU), Steps.timed
+
+    def full(one: Steps, parts: Any, repeats: int) -> Any:
+        if parts[0][0].input_ids.size > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(one, parts, repeats)
+
+    monkeypatch.setattr(Steps, "timed", full)
+    found = prove_steps.other_form(steps, resources, little.lengths, True, 1, StopRequest())
+    assert [(one.tokens, one.recomputed) for one in found] == [(16, True)]
+    assert "steps with recomputed activations ended at 32 tokens: no memory is left" in caplog.text
+    with pytest.raises(MachineError, match="ran out of memory while it was measured"), explained_measuring():
+        prove_steps.measured_steps(steps, resources, list(prove_steps.loads_of([32], 512, False)), 1, StopRequest())
 
 
 def test_a_training_that_diverges_is_a_check_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

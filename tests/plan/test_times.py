@@ -261,6 +261,10 @@ def test_a_proof_on_a_part_of_a_gpu_counts_for_such_parts_alone(
     for visible, expected in (("", 4e-15), ("0", 4e-15), ("MIG-6ac0e6e9", 3e-14)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert speeds_for(RunDirectory(tmp_path), 1).flop_s == expected
+    monkeypatch.setattr("essence.plan.newest_proof.query_gpus", list)
+    assert speeds_for(RunDirectory(tmp_path), 1) != ASSUMED, (
+        "a machine without GPUs, as that where a queue is looked at"
+    )
 
 
 def test_of_two_proofs_the_one_with_as_many_gpus_counts_and_what_differs_is_said(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,7 @@ from essence.errors import DiskError, InputError, StageError
 from essence.progress import StageContext, Stopped
 from essence.record.record_files import Written
 from support.proof_settings import asked, staged
+from support.small_disk import mounted
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -35,6 +38,10 @@ def work(spec, folder):
         raise InputError("a file is missing", "fetch it")
     if how == "bug":
         raise ValueError("nobody thought of this")
+    if how == "fills":
+        with (folder.path / "filling").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
     if how == "full":
         raise OSError(28, os.strerror(28), str(folder.path / "checkpoint"))
     if how == "killed":
@@ -106,9 +113,19 @@ def test_a_stop_ends_the_part(stage: StageContext) -> None:
     assert not alive(int(pid.read_text()))
 
 
-def test_a_full_disk_is_told_by_the_stage(stage: StageContext) -> None:
-    with pytest.raises(DiskError, match="no space is left on its disk"):
+def test_a_full_disk_is_told_by_the_stage(stage: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DiskError, match="checkpoint: no space is left on its disk"):
         run_apart("a_part", Found, told(stage, "full"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+def test_a_disk_that_does_not_even_take_the_reason_is_told_too(tmp_path: Path, stage: StageContext) -> None:
+    small = tmp_path / "small"
+    with mounted(small, "size=64k"):
+        shutil.copytree(stage.partial.parent, small / "stage")
+        on_it = replace(stage, partial=small / "stage" / stage.partial.name)
+        with pytest.raises(DiskError, match="no space is left on its disk"):
+            run_apart("a_part", Found, told(on_it, "fills"))
 
 
 def test_a_part_ends_with_its_stage(stage: StageContext, tmp_path: Path) -> None:

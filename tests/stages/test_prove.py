@@ -17,12 +17,13 @@ from essence.commands.plan import print_plan
 from essence.engines.engine import Launch
 from essence.engines.local import LocalEngine
 from essence.engines.selected_run import Options
-from essence.errors import ExperimentError
+from essence.errors import ExperimentError, MachineError
 from essence.plan.newest_proof import newest_proof, proofs
 from essence.record.proof_records import CheckRecord
 from essence.record.run_directory import RunDirectory
 from essence.record.verification import verify
 from essence.sizes.speeds import ASSUMED, DecodeWork, cache_bytes, decoding_seconds
+from essence.stages.launch import REPORTS, report_failure
 from support.paper_sizes import QWEN3
 from support.proof_record import proof
 from support.proof_settings import asked, staged
@@ -188,6 +189,24 @@ def test_a_resumed_training_that_is_another_is_caught(tmp_path: Path, monkeypatc
     found = {one.name: one for one in findings}
     assert not found["resume"].passed and "in how weights moved, at most 0e+00" in found["resume"].sentence
     assert found["packing"].passed and found["bfloat16"].passed
+
+
+def test_a_rank_that_fails_is_a_check_that_failed_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from essence.stages import prove_training
+
+    training = asked(tmp_path)[0].model_copy(update={"processes": 2, "parallel": "ddp"})
+    stage = staged(tmp_path / "stage", "prove_training", training)
+    told = [MachineError("a GPU is gone", "take another machine"), ValueError("nobody thought of this")]
+    expected = ["a GPU is gone: take another machine", "nobody thought of this: report it, with the log of this stage"]
+    for error, sentence in zip(told, expected, strict=True):
+
+        def fails(*_: object, of: Exception = error) -> dict[int, int]:
+            report_failure(of, 1, stage.scratch / REPORTS)
+            return {0: 1, 1: 1}
+
+        monkeypatch.setattr(prove_training, "run_here", fails)
+        ranks, (found,) = prove_training._ranks(training, stage, CPU)
+        assert ranks is None and not found.passed and found.sentence.endswith(sentence), found
 
 
 def test_too_little_memory_and_a_slow_disk_are_told_with_what_cures_them(

@@ -79,7 +79,7 @@ class Forgetful:
         (True, 0, False, "lower batch_sequences in [evaluation]"),
         (False, 2, True, "and 2 where other ones are decoded beside them: rounding depends on the batch here"),
         (True, 2, False, "16 of 16 completions differ"),
-        (True, 16, True, "rounding depends on the batch here"),
+        (True, 16, True, "rounding depends on the batch here, so much that nothing is shown of preemption"),
     ],
 )
 def test_a_seed_that_is_lost_with_its_sequence_is_caught(
@@ -105,7 +105,7 @@ def own_variables() -> Iterator[None]:
 def test_vllm_gives_the_same_completions_where_sequences_give_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole decoding side with a random model: started twice, sequences preempted, and nothing left behind."""
+    """The whole decoding side with a random model: started thrice, sequences preempted, and nothing left behind."""
     monkeypatch.setenv("ESSENCE_COMPILED", str(tmp_path / "kept"))
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "kept" / "vllm"))
     decoding = asked(tmp_path)[1].model_copy(update={"decoder": "vllm", "batch_sequences": 4})
