@@ -32,8 +32,11 @@ def local_files(path: Path, patterns: Sequence[str] = ()) -> list[Path]:
     folder alone whose path in it fits one of them, as the hub's own patterns do.
 
     Raises:
-        InputError: a link that leads nowhere or back to a folder it is in; a folder that may not be read; a device.
+        InputError: a link that leads nowhere or back to a folder it is in; a folder that may not be read; a device; the
+            root of all folders.
     """
+    if path.resolve() == Path(path.anchor):
+        raise InputError(f"{path}: all that this machine has", "name the folder that holds the data")
     try:
         if path.is_dir():
             files = sorted(_below(path, ()))

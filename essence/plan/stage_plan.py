@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from essence.errors import InputError
 from essence.plan.catalogue import find_pin, to_source
 from essence.plan.cells import part, resolve_seed, resources_of, teacher_settings, tokenize_settings, train_settings
 from essence.plan.experiment import Cell, Experiment
@@ -35,6 +36,7 @@ from essence.settings import (
     StageName,
 )
 from essence.settings.protocol import PROTOCOLS
+from essence.settings.toml import shown
 
 VLLM_LOCK = "vllm_lock_sha256"
 """What an engine without images calls the lock of the layer that holds vLLM; an image holds it in any case."""
@@ -262,7 +264,12 @@ class _Planner:
             "dataset": catalogue.datasets,
             "benchmark": catalogue.benchmarks,
         }[kind]
-        source = to_source(kind, name, find_pin(pins, name, kind, where), self.local)
+        pin = find_pin(pins, name, kind, where)
+        try:
+            source = to_source(kind, name, pin, self.local)
+        except InputError as error:  # of what its path leads to
+            told = f"{where}: {kind}s.{name}.path = {shown(pin.path)}: {error.problem}"
+            raise InputError(told, error.cure) from None
         return self.add("download", f"download {kind} {name}", DownloadSettings(source=source), {})
 
     def cell(self, cell: Cell) -> CellPlan:

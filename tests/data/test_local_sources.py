@@ -153,6 +153,8 @@ def test_links_that_lead_back_or_nowhere_are_named(rows: Path) -> None:
         local_files(rows)
     with pytest.raises(InputError, match="neither a file nor a folder"):
         local_files(Path("/dev/zero"))
+    with pytest.raises(InputError, match="/: all that this machine has"):
+        local_files(Path("/"))
 
 
 def test_what_changes_while_it_is_copied_is_refused(rows: Path, tmp_path: Path) -> None:
