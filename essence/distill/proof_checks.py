@@ -102,8 +102,8 @@ def compared(name: str, what: str, pair: tuple[Went, Went], most: Distance, cure
     """Two short trainings beside each other, the second as it is to be."""
     found = Distance.between(*pair)
     passed = found.numbers <= most.numbers and found.moved <= most.moved
-    told = f"{what} differ by {found.numbers:.1e} in losses, at most {most.numbers:.0e} is right, and by "
-    told += f"{found.moved:.1e} in how weights moved, at most {most.moved:.0e}"
+    told = f"{what} differ by {found.numbers:.1e} in losses, at most {most.numbers:.3g} is right, and by "
+    told += f"{found.moved:.1e} in how weights moved, at most {most.moved:.3g}"
     return Finding(name, passed, told if passed else f"{told}: {cure}")
 
 
