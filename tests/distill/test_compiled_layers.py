@@ -93,14 +93,13 @@ def test_a_training_in_bfloat16_and_its_resumption(tmp_path: Path) -> None:
     assert losses(resumed) == losses(result)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_code")
 @pytest.mark.parametrize(
     "changes",
-    [
-        pytest.param({"view": some_view(left_pad_multiple=16)}, id="in rows"),
-        pytest.param({**AS_RELEASED, "lora": True}, id="adapters", marks=pytest.mark.nightly),
-    ],
+    [{"view": some_view(left_pad_multiple=16)}, {**AS_RELEASED, "lora": True}],
+    ids=["in rows", "adapters"],
 )
 def test_float32_is_that_of_the_layers(tmp_path: Path, changes: dict[str, Any]) -> None:
     """And the layers are recomputed to the same bits."""

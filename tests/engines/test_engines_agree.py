@@ -59,9 +59,11 @@ def killed(process: psutil.Process) -> None:
     params=[
         pytest.param("local", marks=[pytest.mark.nightly]),
         pytest.param("docker", marks=[pytest.mark.docker]),
-        # SIFs are made of Docker's images. The jobs of Slurm run in the same ones.
+        # SIFs are made of Docker's images.
         pytest.param("apptainer", marks=[pytest.mark.docker, pytest.mark.apptainer, pytest.mark.nightly]),
-        pytest.param("slurm", marks=[pytest.mark.docker, pytest.mark.apptainer, pytest.mark.slurm]),
+        pytest.param(
+            "slurm", marks=[pytest.mark.docker, pytest.mark.apptainer, pytest.mark.slurm, pytest.mark.nightly]
+        ),
     ],
 )
 def under(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Under]:

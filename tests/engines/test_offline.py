@@ -126,7 +126,8 @@ def fetching(
 @pytest.mark.parametrize(
     ("fetching", "kept"),
     [
-        *(("local", "variable"), ("local", "file")),
+        pytest.param("local", "variable", marks=pytest.mark.nightly),
+        ("local", "file"),
         *(pytest.param(name, "variable", marks=getattr(pytest.mark, name)) for name in ("docker", "apptainer")),
     ],
     indirect=["fetching"],

@@ -84,6 +84,7 @@ def touch(folder: Path) -> None:
         os.utime(path, (number + 1, number + 1))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_touched_moved_and_copied_back_nothing_is_left(tmp_path: Path) -> None:
     here = tmp_path / "here"

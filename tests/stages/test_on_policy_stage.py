@@ -133,6 +133,7 @@ def told(output: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in measured} for line in lines]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_process_of_a_stage_killed_at_three_random_moments_ends_with_the_same_bits(
     prepared: dict[str, Path], trained: tuple[TrainOutcome, Path], tmp_path: Path

@@ -99,6 +99,7 @@ def own_variables() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.mark.nightly
 @pytest.mark.vllm
 @pytest.mark.usefixtures("own_variables")
 @pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: locks/install.sh cpu dev vllm")
