@@ -33,10 +33,8 @@ def local_files(path: Path, patterns: Sequence[str] = ()) -> list[Path]:
 
     Raises:
         InputError: a link that leads nowhere or back to a folder it is in; a folder that may not be read; a device; the
-            root of all folders.
+            root of all folders, by whatever name.
     """
-    if path.resolve() == Path(path.anchor):
-        raise InputError(f"{path}: all that this machine has", "name the folder that holds the data")
     try:
         if path.is_dir():
             files = sorted(_below(path, ()))
@@ -126,6 +124,9 @@ def _folders(source: Path) -> Iterator[Path]:
 def _below(folder: Path, above: tuple[Identity, ...]) -> Iterator[Path]:
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
+    root = Path(folder.anchor).stat()
+    if identity == (root.st_dev, root.st_ino):
+        raise InputError(f"{folder}: all that this machine has", "name the folder that holds the data")
     if identity in above:
         raise InputError(f"{folder}: a link that leads back to a folder it is in", "remove the link")
     with os.scandir(folder) as entries:

@@ -153,8 +153,16 @@ def test_links_that_lead_back_or_nowhere_are_named(rows: Path) -> None:
         local_files(rows)
     with pytest.raises(InputError, match="neither a file nor a folder"):
         local_files(Path("/dev/zero"))
-    with pytest.raises(InputError, match="/: all that this machine has"):
-        local_files(Path("/"))
+
+
+def test_the_root_of_all_folders_is_refused_by_whatever_name(rows: Path) -> None:
+    """It would be hashed whole. A ring of links is no folder at all, and has no files."""
+    (rows / "more" / "everything").symlink_to("/")
+    for name in (Path("/"), rows / "more" / "everything", rows):
+        with pytest.raises(InputError, match=f"{name if name != rows else ''}.*: all that this machine has"):
+            local_files(name)
+    (rows / "ring").symlink_to(rows / "ring")
+    assert local_files(rows / "ring") == []
 
 
 def test_what_changes_while_it_is_copied_is_refused(rows: Path, tmp_path: Path) -> None:
