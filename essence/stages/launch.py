@@ -9,7 +9,6 @@ The ranks meet at a store that the first machine's process keeps, on a free port
 torchrun's agent is not used: it gives a rank 30 seconds to write a checkpoint, and does not report why one has ended.
 """
 
-import contextlib
 import errno
 import os
 import shutil
@@ -239,9 +238,11 @@ def report_failure(error: Exception, rank: int, reports: Path) -> None:
         cure=curable.cure if curable else None,
         time=time.time(),
     )
-    with contextlib.suppress(OSError):  # a full disk may not even take the reason
+    try:
         reports.mkdir(parents=True, exist_ok=True)
         write_json(reports / f"failure-{rank:05d}.json", failure.model_dump(mode="json"))
+    except OSError:  # a full disk may not even take the reason; whoever reads the log is told, if that can be written
+        traceback.print_exception(error)
 
 
 def why_ended(codes: dict[int, int], processes: int, reports: Path) -> Exception:
