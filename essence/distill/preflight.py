@@ -183,8 +183,8 @@ def check_memory(
 
 
 @contextlib.contextmanager
-def explained_loading() -> Iterator[None]:
-    """A device that runs out of memory before the first step, as one sentence.
+def explained_end_of_memory(told: str, cure: str) -> Iterator[None]:
+    """A device that runs out of memory, as one sentence: `told`, which says when.
 
     Raises:
         MachineError: in the place of PyTorch's error, which says what of the device other processes hold.
@@ -192,10 +192,13 @@ def explained_loading() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MachineError(
-            f"a device ran out of memory before the first step ({reason(error)})",
-            "end what else runs on it (nvidia-smi lists it), or give the stage a GPU with more memory",
-        ) from error
+        raise MachineError(f"{told} ({reason(error)})", cure) from error
+
+
+def explained_loading() -> contextlib.AbstractContextManager[None]:
+    """`explained_end_of_memory` of what comes before the first step."""
+    cure = "end what else runs on it (nvidia-smi lists it), or give the stage a GPU with more memory"
+    return explained_end_of_memory("a device ran out of memory before the first step", cure)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ one, one process, float32.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 from essence.distill.compiled_layers import CheckedLayers
 from essence.distill.devices import COMPUTE_DTYPES, memory_bytes
 from essence.distill.module import objective_from_states
-from essence.distill.preflight import DeviceRoom
+from essence.distill.preflight import DeviceRoom, explained_end_of_memory
 from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import SEED, alone, as_pair
 from essence.files import GIB
@@ -125,6 +126,14 @@ def moved_apart(found: Went, expected: Went) -> float:
 def norm(tensor: Tensor) -> float:
     """Of the whole tensor, summed in float64."""
     return float(tensor.double().norm())
+
+
+explained_measuring = functools.partial(
+    explained_end_of_memory,
+    "a device ran out of memory while it was measured",
+    "end what else runs on it (nvidia-smi lists it); where nothing does, the memory rule is too low: report it",
+)
+"""For all that a proof does on a device."""
 
 
 @contextlib.contextmanager

@@ -1,20 +1,17 @@
 """What a device and a disk do a second, timed: products, copies, kernel starts, files that are flushed."""
 
-import contextlib
 import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from essence.distill.adamw import adamw
-from essence.errors import MachineError
 from essence.files import sync
-from essence.models.template import reason
 from essence.settings import OptimizerSettings
 
 REPEATS = 5
@@ -36,22 +33,6 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
         settle(device)
         found.append(time.perf_counter() - started)
     return statistics.median(found)
-
-
-@contextlib.contextmanager
-def explained_measuring() -> Iterator[None]:
-    """A device that runs out of memory in a proof, as one sentence.
-
-    Raises:
-        MachineError: in the place of PyTorch's error, which says what of the device other processes hold.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise MachineError(
-            f"a device ran out of memory while it was measured ({reason(error)})",
-            "end what else runs on it (nvidia-smi lists it); where nothing does, the memory rule is too low: report it",
-        ) from error
 
 
 def settle(device: torch.device) -> None:

@@ -8,8 +8,7 @@ import sys
 
 from essence.distill.devices import prepare_device
 from essence.distill.preflight import DeviceRoom
-from essence.distill.proof_checks import layers_finding
-from essence.distill.proof_machine import explained_measuring
+from essence.distill.proof_checks import explained_measuring, layers_finding
 from essence.distill.proof_steps import Steps, activations_of, alone, pair_that_fits
 from essence.distill.ranks import ALONE
 from essence.progress import StopRequest

@@ -23,8 +23,8 @@ import torch.distributed as dist
 from essence.data.truncation import Example
 from essence.distill.devices import COMPUTE_DTYPES, prepare_device
 from essence.distill.preflight import DeviceRoom
-from essence.distill.proof_checks import exact_float32
-from essence.distill.proof_machine import explained_measuring, seconds_of
+from essence.distill.proof_checks import exact_float32, explained_measuring
+from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import Steps, activations_of, alone, as_pair, pair_that_fits, random_rows, small
 from essence.distill.ranks import ALONE, Ranks
 from essence.errors import disk_error

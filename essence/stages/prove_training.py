@@ -16,6 +16,7 @@ from essence.distill.devices import COMPUTE_DTYPES, prepare_device
 from essence.distill.proof_checks import (
     Finding,
     disk_finding,
+    explained_measuring,
     loss_finding,
     loss_seconds,
     memory_finding,
@@ -23,7 +24,6 @@ from essence.distill.proof_checks import (
 from essence.distill.proof_equalities import attention_finding, repeat_findings
 from essence.distill.proof_machine import (
     copy_bytes_per_s,
-    explained_measuring,
     give_back,
     host_bytes_per_s,
     launch_s,

@@ -23,7 +23,6 @@ from support.stage_inputs import context
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from essence.distill import attention, preflight, proof_checks, proof_equalities, proof_trainings  # noqa: E402
-from essence.distill.proof_machine import explained_measuring  # noqa: E402
 from essence.distill.proof_steps import Steps, alone, as_pair, rule_bytes, small  # noqa: E402
 from essence.distill.ranks import ALONE  # noqa: E402
 from essence.distill.trainer import DivergedError, train  # noqa: E402
@@ -140,7 +139,10 @@ def test_the_other_form_ends_where_memory_does(
     found = prove_steps.other_form(steps, resources, little.lengths, True, 1, StopRequest())
     assert [(one.tokens, one.recomputed) for one in found] == [(16, True)]
     assert "steps with recomputed activations ended at 32 tokens: no memory is left" in caplog.text
-    with pytest.raises(MachineError, match="ran out of memory while it was measured"), explained_measuring():
+    with (
+        pytest.raises(MachineError, match="ran out of memory while it was measured"),
+        proof_checks.explained_measuring(),
+    ):
         prove_steps.measured_steps(steps, resources, list(prove_steps.loads_of([32], 512, False)), 1, StopRequest())
 
 
