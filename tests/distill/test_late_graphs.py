@@ -163,7 +163,6 @@ def test_what_an_earlier_attempt_could_not_compile_is_not_tried(
     assert "no kernel: these layers run as they are" in caplog.text
 
 
-@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_next_start_compiles_on_no_rank_what_one_could_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes under zero2, of which the first cannot compile any more after three steps. When that one went on

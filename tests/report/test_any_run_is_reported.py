@@ -85,7 +85,7 @@ def some_run(root: Path, accuracy: dict[float, float], seeds: int, fates: random
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=12, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
 @given(
     accuracy=st.fixed_dictionaries(dict.fromkeys(LSPS, SHARES)), seeds=st.integers(1, 3), number=st.integers(0, 10**6)
 )
