@@ -9,14 +9,13 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from support import debian_tools
 from support.debian_tools import run
 from support.project import PROJECT, required
 from support.scratch_disk import scratch_disk
+from support.session_folders import bridge_of, session_folder
 
 START_TIMEOUT_S = 300.0
 BASE_IMAGE = "essence-test-base:latest"
@@ -111,28 +111,27 @@ def started_engine(nvidia: bool, containerd_store: bool = False) -> Iterator[Doc
     Images are built twice as fast into Docker's own store as into containerd's, which alone can export archives.
     """
     programs = debian_tools.docker_engine()
-    # A socket's path must be short.
-    folder = Path(tempfile.mkdtemp(prefix="ess-"))
-    paths = [programs / "usr" / "bin", programs / "usr" / "sbin", Path("/usr/sbin"), Path("/sbin")]
-    if nvidia:
-        hook = folder / "bin" / "nvidia-container-runtime-hook"
-        hook.parent.mkdir()
-        hook.write_text("#!/bin/sh\ncat >/dev/null\n", encoding="utf-8")
-        hook.chmod(0o755)
-        paths.insert(0, hook.parent)
-    path = os.pathsep.join([*map(str, paths), os.environ["PATH"]])
-    (folder / "config").mkdir()
-    (folder / "config" / "cli-plugins").symlink_to(programs / "cli-plugins")
-    (folder / "daemon.json").write_text(
-        json.dumps({"features": {"containerd-snapshotter": containerd_store}}), encoding="utf-8"
-    )
-    bridge, url = f"ess{secrets.token_hex(4)}", f"unix://{folder}/docker.sock"
-    command = [
-        *("dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--host", url),
-        *("--pidfile", f"{folder}/pid", "--config-file", f"{folder}/daemon.json", "--bridge", bridge),
-    ]
-    with removed(folder), own_bridge(bridge), scratch_disk(folder / "data"), (folder / "log").open("wb") as log:
-        daemon = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PATH": path})
+    with session_folder() as folder, own_bridge(bridge_of(folder)), scratch_disk(folder / "data"):
+        paths = [programs / "usr" / "bin", programs / "usr" / "sbin", Path("/usr/sbin"), Path("/sbin")]
+        if nvidia:
+            hook = folder / "bin" / "nvidia-container-runtime-hook"
+            hook.parent.mkdir()
+            hook.write_text("#!/bin/sh\ncat >/dev/null\n", encoding="utf-8")
+            hook.chmod(0o755)
+            paths.insert(0, hook.parent)
+        path = os.pathsep.join([*map(str, paths), os.environ["PATH"]])
+        (folder / "config").mkdir()
+        (folder / "config" / "cli-plugins").symlink_to(programs / "cli-plugins")
+        (folder / "daemon.json").write_text(
+            json.dumps({"features": {"containerd-snapshotter": containerd_store}}), encoding="utf-8"
+        )
+        url = f"unix://{folder}/docker.sock"
+        command = [
+            *("dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--host", url),
+            *("--pidfile", f"{folder}/pid", "--config-file", f"{folder}/daemon.json", "--bridge", bridge_of(folder)),
+        ]
+        with (folder / "log").open("wb") as log:
+            daemon = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PATH": path})
         try:
             variables = {
                 "DOCKER_HOST": url,
@@ -144,15 +143,6 @@ def started_engine(nvidia: bool, containerd_store: bool = False) -> Iterator[Doc
         finally:
             daemon.terminate()
             daemon.wait(START_TIMEOUT_S)
-
-
-@contextmanager
-def removed(folder: Path) -> Iterator[None]:
-    """Remove a folder afterwards."""
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_engine(url: str, daemon: "subprocess.Popen[bytes]", log: Path) -> docker.DockerClient:
@@ -314,12 +304,9 @@ def sifs(apptainer: Apptainer, images: list[str]) -> Iterator[Sifs]:
     """Made from the images of the session by the command that ships; a folder that ESSENCE_SIF_FOLDER names is kept."""
     del images
     given = os.environ.get("ESSENCE_SIF_FOLDER")
-    folder = Path(given or tempfile.mkdtemp(prefix="ess-sif-"))
-    # Other users may read them.
-    folder.chmod(0o755)
-    with set_variables({"ESSENCE_SIF_FOLDER": str(folder)}):
-        assert build_sifs("cpu", None, None, Console(stderr=True)) == 0
-        yield Sifs(folder, apptainer)
-    if not given:
-        # More than a GiB, which no later look at a failed test needs.
-        shutil.rmtree(folder)
+    with nullcontext(Path(given)) if given else session_folder("sif-") as folder:
+        # Other users may read them.
+        folder.chmod(0o755)
+        with set_variables({"ESSENCE_SIF_FOLDER": str(folder)}):
+            assert build_sifs("cpu", None, None, Console(stderr=True)) == 0
+            yield Sifs(folder, apptainer)

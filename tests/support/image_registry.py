@@ -9,11 +9,9 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +33,7 @@ from essence.errors import KitError
 from essence.settings import EnvironmentName
 from support import debian_tools
 from support.containers import Apptainer, lacking, need
+from support.session_folders import session_folder
 
 START_TIMEOUT_S = 300.0
 ZEROS = f"sha256:{'0' * 64}"
@@ -224,12 +223,8 @@ def wait_for(host: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
 
 @pytest.fixture(scope="session")
 def image_registry() -> Iterator[LocalRegistry]:
-    folder = Path(tempfile.mkdtemp(prefix="ess-registry-"))
-    try:
-        with started_registry(folder) as one:
-            yield one
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with session_folder("registry-") as folder, started_registry(folder) as one:
+        yield one
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +15,7 @@ import psutil
 import pytest
 
 from support.containers import START_TIMEOUT_S, lacking, need, set_variables
+from support.session_folders import session_folder
 
 STAND_INS = ("/dev/null", "/dev/zero")
 """Character devices that Slurm hands out as GPUs."""
@@ -94,32 +93,31 @@ def slurm() -> Iterator[SlurmNode]:
 @contextmanager
 def started_node(names: tuple[str, ...] = ()) -> Iterator[SlurmNode]:
     """Controller and nodes as children of this process: one that has the machine's name, or those of these names."""
-    folder = Path(tempfile.mkdtemp(prefix="ess-slurm-"))
-    folder.chmod(0o755)
-    (folder / "state").mkdir()
-    write_configuration(folder, names)
-    variables = {"SLURM_CONF": str(folder / "slurm.conf")}
-    nodes = names or (host_name(),)
-    commands = [
-        ["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"],
-        *(["slurmd", "-D", "-c", "-N", name] for name in nodes),
-    ]
-    daemons = []
-    try:
-        for command in commands:
-            with (folder / f"{command[0]}-{command[-1].rpartition('/')[2]}.log").open("wb") as log:
-                process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
-                daemons.append(process)
-        wait_until_idle(variables, folder, len(nodes))
+    with session_folder("slurm-") as folder:
+        folder.chmod(0o755)
+        (folder / "state").mkdir()
+        write_configuration(folder, names)
+        variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+        nodes = names or (host_name(),)
+        commands = [
+            ["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"],
+            *(["slurmd", "-D", "-c", "-N", name] for name in nodes),
+        ]
+        daemons = []
         try:
-            yield SlurmNode(folder, variables)
+            for command in commands:
+                with (folder / f"{command[0]}-{command[-1].rpartition('/')[2]}.log").open("wb") as log:
+                    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
+                    daemons.append(process)
+            wait_until_idle(variables, folder, len(nodes))
+            try:
+                yield SlurmNode(folder, variables)
+            finally:
+                end_jobs(variables)
         finally:
-            end_jobs(variables)
-    finally:
-        for process in reversed(daemons):
-            process.terminate()
-            process.wait(START_TIMEOUT_S)
-        shutil.rmtree(folder, ignore_errors=True)
+            for process in reversed(daemons):
+                process.terminate()
+                process.wait(START_TIMEOUT_S)
 
 
 def end_jobs(variables: dict[str, str]) -> None:
