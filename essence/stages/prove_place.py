@@ -90,7 +90,7 @@ def _networks() -> str:
 def interfaces() -> list[str]:
     """Those that are up, but for the loopback. Where tunnels are loaded, Linux gives every new network some that are
     down."""
-    return [name for name, state in psutil.net_if_stats().items() if state.isup and name != LOOPBACK]
+    return sorted(name for name, state in psutil.net_if_stats().items() if state.isup and name != LOOPBACK)
 
 
 def _temporary() -> str:

@@ -1,11 +1,14 @@
 """What a proof finds of the place that a stage runs in, and over what ranks say that they met."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 
+from support.containers import CAP_NET_ADMIN, CAP_SYS_ADMIN, capabilities, lacking, need
+from support.project import PROJECT
 from support.small_disk import mounted
 from support.some_resources import some_resources
 
@@ -20,6 +23,23 @@ node:71:95 [0] NCCL INFO Channel 00/0 : 0[0] -> 1[1] via P2P/CUMEM/read
 node:71:95 [0] NCCL INFO Channel 01/0 : 0[0] -> 1[1] via P2P/CUMEM/read
 node:71:95 [0] NCCL INFO Channel 00/0 : 0[0] -> 2[0] [send] via NET/IB/0/GDRDMA
 node:71:95 [0] NCCL INFO Connected all rings
+"""
+
+NETWORKS = """
+import json, os, subprocess, time
+from essence.stages import prove_place
+
+def ip(line): subprocess.run(["ip", *line.split()], check=True)
+def say(): print(json.dumps([prove_place._network(), prove_place._networks()]))
+ip("link set lo up")
+ip("link add one type veth peer name two")
+say()
+ip("link set one up")
+ip("link set two up")
+while len(prove_place.interfaces()) < 2: time.sleep(0.05)  # the kernel tells of a carrier a moment later
+say()
+os.environ[prove_place.QUEUED] = "7"
+say()
 """
 
 
@@ -46,19 +66,31 @@ def test_a_container_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert found.passed and "pyxis promises no closed container" in found.sentence and str(tmp_path) in found.sentence
 
 
-def test_capabilities_and_a_network_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capabilities_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = tmp_path / "status"
     monkeypatch.setattr(prove_place, "STATUS", status)
     for mask, told in (("0000000000000000", ""), ("00000000a80425fb", "capabilities (00000000a80425fb)")):
         status.write_text(f"Name:\tpython\nCapPrm:\tffff\nCapEff:\t{mask}\n", encoding="ascii")
         assert prove_place._capabilities().endswith(told) and bool(prove_place._capabilities()) is bool(told)
+
+
+def test_a_network_is_seen_and_interfaces_that_are_down_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a network of its own: with the loopback and a pair of interfaces, first down and then up."""
+    need("network namespaces", network_obstacle())
     monkeypatch.delenv(prove_place.QUEUED, raising=False)
-    up = {"lo": True, "eth0": True, "tunl0": False}
-    states = {name: SimpleNamespace(isup=is_up) for name, is_up in up.items()}
-    monkeypatch.setattr(psutil, "net_if_stats", lambda: states)
-    assert prove_place._network() == "it has a network (eth0)"
-    monkeypatch.setenv(prove_place.QUEUED, "7")
-    assert prove_place._network() == "" and "network of its machine (eth0)" in prove_place._networks()
+    command = ["unshare", "--net", sys.executable, "-c", NETWORKS]
+    made = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=600)
+    assert made.returncode == 0, made.stderr
+    closed, opened, queued = map(json.loads, made.stdout.splitlines())
+    assert closed == ["", "no network"]
+    assert opened[0] == "it has a network (one, two)"
+    assert queued == ["", "the network of its machine (one, two)"]
+
+
+def network_obstacle() -> str | None:
+    if not capabilities() >> CAP_NET_ADMIN & 1 or not capabilities() >> CAP_SYS_ADMIN & 1:
+        return "no capability to make networks"
+    return lacking("unshare", "ip")
 
 
 def test_ranks_say_over_what_they_met(tmp_path: Path) -> None:
