@@ -33,7 +33,7 @@ from support import debian_tools
 from support.debian_tools import run
 from support.project import PROJECT, required
 from support.scratch_disk import scratch_disk
-from support.session_folders import bridge_of, session_folder
+from support.session_folders import bridge_of, marked, session_folder
 
 START_TIMEOUT_S = 300.0
 BASE_IMAGE = "essence-test-base:latest"
@@ -131,7 +131,7 @@ def started_engine(nvidia: bool, containerd_store: bool = False) -> Iterator[Doc
             *("--pidfile", f"{folder}/pid", "--config-file", f"{folder}/daemon.json", "--bridge", bridge_of(folder)),
         ]
         with (folder / "log").open("wb") as log:
-            daemon = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PATH": path})
+            daemon = subprocess.Popen(command, stdout=log, stderr=log, env={**marked(folder), "PATH": path})
         try:
             variables = {
                 "DOCKER_HOST": url,

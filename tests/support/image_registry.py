@@ -33,7 +33,7 @@ from essence.errors import KitError
 from essence.settings import EnvironmentName
 from support import debian_tools
 from support.containers import Apptainer, lacking, need
-from support.session_folders import session_folder
+from support.session_folders import marked, session_folder
 
 START_TIMEOUT_S = 300.0
 ZEROS = f"sha256:{'0' * 64}"
@@ -201,7 +201,8 @@ def started_registry(folder: Path, secured: bool = False) -> Iterator[LocalRegis
         encoding="utf-8",
     )
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(["docker-registry", "serve", str(folder / "config.yml")], stdout=log, stderr=log)
+        command = ["docker-registry", "serve", str(folder / "config.yml")]
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=marked(folder))
         try:
             wait_for(host, server, folder / "log")
             yield LocalRegistry(host, (USER, PASSWORD) if secured else None)

@@ -19,8 +19,9 @@ UNMOUNT_S = 30.0
 
 
 @contextmanager
-def scratch_disk(folder: Path) -> Iterator[None]:
-    """`folder` as the root of an empty file system of its own where the machine can mount one, else as it is.
+def scratch_disk(folder: Path) -> Iterator[bool]:
+    """`folder` as the root of an empty file system of its own where the machine can mount one, else as it is;
+    whether it is one.
 
     The file beside it is sparse: it takes what is written, and can grow to what is free.
     """
@@ -28,7 +29,7 @@ def scratch_disk(folder: Path) -> Iterator[None]:
     file = folder.with_suffix(".ext4")
     mounted = _mount(file, folder)
     try:
-        yield
+        yield mounted
     finally:
         if mounted:
             _unmount(folder)

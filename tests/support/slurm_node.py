@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from support.containers import START_TIMEOUT_S, lacking, need, set_variables
-from support.session_folders import session_folder
+from support.session_folders import marked, session_folder
 
 STAND_INS = ("/dev/null", "/dev/zero")
 """Character devices that Slurm hands out as GPUs."""
@@ -107,7 +107,7 @@ def started_node(names: tuple[str, ...] = ()) -> Iterator[SlurmNode]:
         try:
             for command in commands:
                 with (folder / f"{command[0]}-{command[-1].rpartition('/')[2]}.log").open("wb") as log:
-                    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **variables})
+                    process = subprocess.Popen(command, stdout=log, stderr=log, env={**marked(folder), **variables})
                     daemons.append(process)
             wait_until_idle(variables, folder, len(nodes))
             try:
