@@ -48,7 +48,7 @@ class Extent:
 ON_GPUS = Extent(12, 7, 2048, 1024, (16, 64, 256), (1024, 8192, 24_576), 33)
 """Ten minutes, starting the decoder three times included."""
 ON_PROCESSORS = Extent(2, 3, 8, 2, (1, 4), (16, 64), 9)
-"""Two to three minutes, most of which libraries take to start."""
+"""One to three minutes, most of which libraries take to start."""
 
 
 def proof_plan(
