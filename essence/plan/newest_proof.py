@@ -122,6 +122,7 @@ class Proof:
             yield "with other packages than a run has now (invoke prove measures it anew)"
 
 
+PART = " MIG "
 HIDDEN_SHARE = 0.01
 """Of what a byte takes between ranks, the least that is taken to show in a step."""
 
@@ -152,15 +153,16 @@ def _rank(proof: Proof, gpus: int) -> tuple[bool, str]:
 
 
 def proof_of(run_directory: RunDirectory, hardware: Hardware) -> Proof | None:
-    """The newest proof of the machine that some hardware in a record is of."""
+    """The newest proof of the machine that some hardware in a record is of; one of a part of its card, if no other."""
     names = {gpu.name for gpu in hardware.gpus}
     found = [
         proof
         for proof in proofs(run_directory)
-        if (proof.training.results.device in names if proof.on_gpus else not names)
+        if (_card(proof) in names if proof.on_gpus else not names)
         and (proof.on_gpus or proof.training.hardware.host == hardware.host)
     ]
-    return max(found, key=functools.partial(_rank, gpus=len(hardware.gpus)), default=None)
+    whole = [proof for proof in found if PART not in proof.training.results.device]
+    return max(whole or found, key=functools.partial(_rank, gpus=len(hardware.gpus)), default=None)
 
 
 def _counts(proof: Proof, gpus: bool, here: set[str | None]) -> bool:
@@ -170,10 +172,13 @@ def _counts(proof: Proof, gpus: bool, here: set[str | None]) -> bool:
         return proof.training.hardware.host == socket.gethostname()
     if not here:
         return True
-    # PyTorch names the card and the part of it, the driver the card alone.
-    card, _, part = proof.training.results.device.partition(" MIG ")
     on_parts = any(name.startswith(PART_OF_GPU) for name in visible_gpus())
-    return card in here and bool(part) == on_parts
+    return _card(proof) in here and (PART in proof.training.results.device) == on_parts
+
+
+def _card(proof: Proof) -> str:
+    """PyTorch names the card and the part of it, the driver the card alone."""
+    return proof.training.results.device.partition(PART)[0]
 
 
 def proofs(run_directory: RunDirectory) -> list[Proof]:

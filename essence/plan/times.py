@@ -128,7 +128,9 @@ def training_time(of: Trained, speeds: Speeds) -> TrainingTime:
     validations = settings.optimizer.epochs * settings.validations_per_epoch
     step = step_seconds(speeds, step_work(of))
     validation = validations * speeds.validation_factor * step_seconds(speeds, validation_work(of))
-    return TrainingTime(steps, step, validation, _saving_s(of, speeds, steps * step, validations), _start_s(of, speeds))
+    return TrainingTime(
+        steps, step, validation, _saving_s(of, speeds, steps, steps * step, validations), _start_s(of, speeds)
+    )
 
 
 def validation_work(of: Trained) -> StepWork:
@@ -182,10 +184,11 @@ def step_work(of: Trained) -> StepWork:
     )
 
 
-def _saving_s(of: Trained, speeds: Speeds, steps_s: float, validations: int) -> float:
+def _saving_s(of: Trained, speeds: Speeds, steps: int, steps_s: float, validations: int) -> float:
     """Best weights after each validation at most, checkpoints as often as is asked for, two folders at the end."""
     every = of.resources.checkpoint_every_s
-    checkpoints = 1 + (int(steps_s / every) if every else 0)
+    # One after every step at most, which 0 asks for.
+    checkpoints = 1 + (min(steps, int(steps_s / every)) if every else steps)
     saved = FLOAT32_BYTES * (validations + 1) * of.trained
     saved += SAVED_FOLDERS * BYTES[of.settings.compute_dtype] * of.student.parameters
     written = CHECKPOINT_BYTES * checkpoints * of.trained

@@ -177,21 +177,21 @@ def run_here(
     first = machine.index == 0
     store = TCPStore(machine.address, machine.port, is_master=True, wait_for_workers=False) if first else None
     port = store.port if store else machine.port
-    ranks = {}
-    for local in range(here):
-        told = {
-            "RANK": machine.index * here + local,
-            "LOCAL_RANK": local,
-            "WORLD_SIZE": processes,
-            "LOCAL_WORLD_SIZE": here,
-            "MASTER_ADDR": machine.address,
-            "MASTER_PORT": port,
-            PARENT: os.getpid(),
-        }
-        ranks[machine.index * here + local] = _start(
-            program, spec_file, {**(variables or {}), **{name: str(value) for name, value in told.items()}}
-        )
+    ranks: dict[int, subprocess.Popen[bytes]] = {}
     try:
+        for local in range(here):
+            told = {
+                "RANK": machine.index * here + local,
+                "LOCAL_RANK": local,
+                "WORLD_SIZE": processes,
+                "LOCAL_WORLD_SIZE": here,
+                "MASTER_ADDR": machine.address,
+                "MASTER_PORT": port,
+                PARENT: os.getpid(),
+            }
+            ranks[machine.index * here + local] = _start(
+                program, spec_file, {**(variables or {}), **{name: str(value) for name, value in told.items()}}
+            )
         return _wait(ranks, stop)
     finally:
         for process in ranks.values():

@@ -23,6 +23,7 @@ from essence.stages.apart import run_apart
 from essence.stages.prove_preemption import ELEMENT_BYTES, SEED
 from essence.stages.prove_start import (
     COMPILED,
+    LEAST_STEP_S,
     PROGRAM,
     StartOutcome,
     compile_anew,
@@ -74,7 +75,9 @@ def _results(
         )
         for count, behind in loads
     ]
-    fit = fitted(work, seconds)
+    # A fit is relative: one step that noise made next to nothing would decide it alone, and be the fastest.
+    seen = [place for place, one in enumerate(seconds) if one > LEAST_STEP_S] or range(len(seconds))
+    fit = fitted([work[place] for place in seen], [seconds[place] for place in seen])
     weight, sequence, byte = fit.coefficients
     points = [
         DecodePoint(
@@ -91,7 +94,7 @@ def _results(
         start_s=first.start_s,
         warm_start_s=warm_start_s,
         key_value_tokens=first.key_value_tokens,
-        tokens_per_s=max(point.sequences / float(point.seconds) for point in points),
+        tokens_per_s=max(points[place].sequences / float(points[place].seconds) for place in seen),
         points=points,
         coefficients=DecodeCoefficients(weight_s=weight, sequence_s=sequence, cache_byte_s=byte, error=fit.error),
     )

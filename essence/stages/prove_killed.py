@@ -12,6 +12,7 @@ from pathlib import Path
 
 from essence.distill.devices import prepare_device
 from essence.distill.proof_trainings import attempt, rows_of_short_training
+from essence.distill.trainer import DivergedError
 from essence.errors import StageError
 from essence.progress import PARENT, Progress, StopRequest, die_with_launcher
 from essence.record.record_files import Written
@@ -21,6 +22,8 @@ from essence.settings.proving import ProveTrainingSettings
 PROGRAM = "essence.stages.prove_killed"
 KILLED_AFTER = 2
 """Steps; the checkpoint of the last is not written any more."""
+DIVERGED = 3
+"""Exit code where loss or gradient was no number before that; the last line of the output says in which step."""
 
 
 class Doomed(Written):
@@ -36,6 +39,7 @@ def train_until_killed(asked: ProveTrainingSettings, settings: TrainSettings, re
     """Have a process of its own train in `work` until it is killed.
 
     Raises:
+        DivergedError: it diverged before.
         StageError: it ended in another way.
     """
     often = resources.model_copy(update={"checkpoint_every_s": 0.0})
@@ -43,10 +47,13 @@ def train_until_killed(asked: ProveTrainingSettings, settings: TrainSettings, re
     ended = subprocess.run(
         [sys.executable, "-m", PROGRAM],
         input=doomed.model_dump_json(),
+        stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, PARENT: str(os.getpid())},
         check=False,
     )
+    if ended.returncode == DIVERGED:
+        raise DivergedError(ended.stdout.splitlines()[-1])
     if ended.returncode != -signal.SIGKILL:
         raise StageError(
             f"a training that was to be killed ended with {ended.returncode}: the log of this stage says why"
@@ -68,7 +75,11 @@ def main() -> int:
     device = prepare_device(doomed.resources, 0)
     rows = rows_of_short_training(doomed.asked)
     progress = _Dies(doomed.work.parent / "progress.json")
-    attempt(doomed.asked, doomed.settings, doomed.resources, device, rows, doomed.work, progress, StopRequest())
+    try:
+        attempt(doomed.asked, doomed.settings, doomed.resources, device, rows, doomed.work, progress, StopRequest())
+    except DivergedError as error:
+        sys.stdout.write(f"{' '.join(error.problem.split())}\n")
+        return DIVERGED
     return 0
 
 

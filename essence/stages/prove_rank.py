@@ -26,6 +26,7 @@ from essence.distill.preflight import DeviceRoom
 from essence.distill.proof_checks import exact_float32, explained_measuring
 from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import Steps, activations_of, alone, as_pair, pair_that_fits, random_rows, small
+from essence.distill.proof_trainings import Stepped
 from essence.distill.ranks import ALONE, Ranks
 from essence.errors import disk_error
 from essence.files import write_json
@@ -51,6 +52,8 @@ class RanksOutcome(Written):
 
     link: LinkPoint
     losses: list[Number]
+    norms: list[Number]
+    """Of the gradients."""
     steps: list[MeasuredStep]
     checkpoint_bytes_per_s: Number | None
 
@@ -77,9 +80,9 @@ def _found(spec: Spec, ranks: Ranks, scratch: Path) -> RanksOutcome:
     device = prepare_device(spec.resources, ranks.local_rank)
     ranks.join(device)
     link = _link(asked, ranks, device)
-    losses = losses_of(asked, spec.resources, device, ranks, ranks.processes)
+    stepped = steps_of(asked, spec.resources, device, ranks, ranks.processes)
     measured, checkpoint = _steps(asked, spec.resources, device, ranks, scratch)
-    return RanksOutcome(link=link, losses=losses, steps=measured, checkpoint_bytes_per_s=checkpoint)
+    return RanksOutcome(link=link, **stepped._asdict(), steps=measured, checkpoint_bytes_per_s=checkpoint)
 
 
 def _steps(
@@ -102,10 +105,10 @@ def together(asked: ProveTrainingSettings, processes: int) -> TrainSettings:
 
 
 @exact_float32()
-def losses_of(
+def steps_of(
     asked: ProveTrainingSettings, resources: Resources, device: torch.device, ranks: Ranks, shares: int
-) -> list[float]:
-    """Losses of a few steps whose rows are those of so many ranks; alone, this process reads them all."""
+) -> Stepped:
+    """A few steps whose rows are those of so many ranks; alone, this process reads them all."""
     little = small(asked)
     settings = alone(little) if ranks is ALONE else together(little, shares)
     steps = Steps(as_pair(little), settings, resources, device, ranks)
@@ -113,7 +116,8 @@ def losses_of(
     rows = random_rows([16 + 3 * (place % 9) for place in range(ROWS_OF_A_RANK * shares)], vocabulary)
     own = rows if ranks is ALONE else rows[ranks.rank :: shares]
     parts: list[list[Example]] = [[row] for row in own]
-    return [steps.step(parts, rows)[0] for _ in range(STEPS)]
+    losses, norms = zip(*(steps.step(parts, rows) for _ in range(STEPS)), strict=True)
+    return Stepped(list(losses), list(norms))
 
 
 def _link(asked: ProveTrainingSettings, ranks: Ranks, device: torch.device) -> LinkPoint:

@@ -33,7 +33,7 @@ from essence.distill.proof_machine import (
     write_s,
 )
 from essence.distill.proof_steps import SEED, Pair, pair_that_fits
-from essence.distill.proof_trainings import ranks_finding, training_findings
+from essence.distill.proof_trainings import Stepped, ranks_finding, training_findings
 from essence.distill.ranks import ALONE
 from essence.errors import KitError, MachineError
 from essence.files import GIB
@@ -52,7 +52,7 @@ from essence.stages.launch import OUTCOME, fresh_reports, run_here, why_ended
 from essence.stages.nccl_log import nccl_channels, nccl_tells
 from essence.stages.prove_killed import train_until_killed
 from essence.stages.prove_place import place_findings
-from essence.stages.prove_rank import MIB, PROGRAM, RanksOutcome, losses_of
+from essence.stages.prove_rank import MIB, PROGRAM, RanksOutcome, steps_of
 from essence.stages.prove_steps import (
     exposed_byte_s,
     fit_of,
@@ -190,8 +190,9 @@ def _ranks(
         return None, [Finding("ranks", False, _why(why_ended(codes, count, reports)))]
     outcome = read_record(reports / OUTCOME, RanksOutcome, "an outcome")
     link = outcome.link.model_copy(update={"over": nccl_channels(reports)})
-    expected = losses_of(asked, context.resources, device, ALONE, count)
-    found = [ranks_finding([float(loss) for loss in outcome.losses], expected, asked)]
+    expected = steps_of(asked, context.resources, device, ALONE, count)
+    together = Stepped(*(list(map(float, numbers)) for numbers in (outcome.losses, outcome.norms)))
+    found = [ranks_finding(together, expected, asked)]
     return outcome.model_copy(update={"link": link}), found
 
 

@@ -113,7 +113,7 @@ def test_checks_are_of_exact_products(tmp_path: Path, monkeypatch: pytest.Monkey
             lambda: proof_checks.loss_finding(training, resources, CPU),
             lambda: proof_equalities.attention_finding(training, CPU),
             lambda: proof_equalities.repeat_findings(training, resources, CPU),
-            lambda: prove_rank.losses_of(training, resources, CPU, ALONE, 2),
+            lambda: prove_rank.steps_of(training, resources, CPU, ALONE, 2),
         ):
             with pytest.raises(Seen):
                 work()

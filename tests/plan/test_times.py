@@ -1,6 +1,7 @@
 """What trainings and evaluations take on paper: every part is there, and goes with what it should go with."""
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from essence.plan.estimate import estimate, trained_of
 from essence.plan.experiment import Experiment, load
 from essence.plan.fit import fits_of, planned_room
 from essence.plan.measured_lengths import measured_lengths
-from essence.plan.newest_proof import TRAINING, newest_proof, proofs, speeds_for
+from essence.plan.newest_proof import TRAINING, newest_proof, proof_of, proofs, speeds_for
 from essence.plan.schema import ModelSection
 from essence.plan.stage_plan import CellPlan, make_plan
 from essence.plan.times import (
@@ -62,6 +63,20 @@ def test_a_training_is_steps_validations_saving_and_starting(tmp_path: Path) -> 
     }
     slower = training_time(whole, replace(ASSUMED, **half))
     assert slower.saving_s == pytest.approx(2 * time.saving_s) and slower.step_s == time.step_s
+
+
+def test_checkpoints_are_as_many_as_are_asked_for_and_one_a_step_at_most(tmp_path: Path) -> None:
+    """0 asks for one after every step."""
+    *_, whole = bespoke(tmp_path)
+
+    def saving_s(every_s: float) -> float:
+        often = whole.resources.model_copy(update={"checkpoint_every_s": every_s})
+        return training_time(replace(whole, resources=often), ASSUMED).saving_s
+
+    each_step = saving_s(0.0)
+    assert each_step == saving_s(1e-6) > 100 * saving_s(1800.0) > 100 * saving_s(1e9) > 0.0
+    written = 12 * whole.trained / ASSUMED.checkpoint_bytes_per_s
+    assert each_step - saving_s(1e9) == pytest.approx(4000 * written)
 
 
 def test_what_crosses_between_ranks_goes_with_the_backend(tmp_path: Path) -> None:
@@ -261,6 +276,14 @@ def test_a_proof_on_a_part_of_a_gpu_counts_for_such_parts_alone(
     for visible, expected in (("", 4e-15), ("0", 4e-15), ("MIG-6ac0e6e9", 3e-14)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert speeds_for(RunDirectory(tmp_path), 1).flop_s == expected
+    ran = newest_proof(RunDirectory(tmp_path), 1)
+    assert ran and ran.training.results.device == part
+    hardware = ran.training.hardware.model_copy(update={"gpus": [SimpleNamespace(name=card)]})
+    both = proof_of(RunDirectory(tmp_path), hardware)
+    assert both and both.training.results.device == card, "a record names the card alone"
+    shutil.rmtree(RunDirectory(tmp_path).proofs.stage("prove_training-00000000000000c0").path)
+    of_a_part = proof_of(RunDirectory(tmp_path), hardware)
+    assert of_a_part and of_a_part.training.results.device == part
     monkeypatch.setattr("essence.plan.newest_proof.query_gpus", list)
     assert speeds_for(RunDirectory(tmp_path), 1) != ASSUMED, (
         "a machine without GPUs, as that where a queue is looked at"

@@ -1,6 +1,7 @@
 """`invoke prove`: what it measures and checks here at small sizes, and that it catches what is wrong."""
 
 import json
+import math
 import re
 import socket
 import sys
@@ -25,6 +26,7 @@ from essence.record.verification import verify
 from essence.sizes.speeds import ASSUMED, DecodeWork, cache_bytes, decoding_seconds
 from essence.stages.launch import REPORTS, report_failure
 from support.paper_sizes import QWEN3
+from support.project import PROJECT
 from support.proof_record import proof
 from support.proof_settings import asked, staged
 from support.stage_inputs import context
@@ -33,6 +35,11 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 CPU = torch.device("cpu")
 CHECKS = ["memory", "disk", "compilers' folder", "loss", "attention", "repeat", "recomputation"]
 CHECKS += ["resume", "packing", "bfloat16"]
+NO_NUMBERS = """
+import math
+from torch.nn import functional
+functional.silu = lambda states, *_: states * math.nan
+"""
 TWO_RANKS = 'extends = "tiny"\ntitle = "two ranks"\n[training]\nparallel = "ddp"\nprocesses = 2\n'
 
 
@@ -92,6 +99,7 @@ def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_pat
     resources = context(tmp_path / "x").resources.model_copy(update={"gpus": 2, "tensor_parallel": 2})
     loads = [(1, 1024), (32, 1024), (128, 1024), (128, 4096)]
     check, sizes = CheckRecord(name="seeds", passed=True, sentence=""), QWEN3["4b"]
+    nothing = {"sequences": 1, "prompt_tokens": 4096, "seconds": prove_start.LEAST_STEP_S}
     found = []
     for width in (width_of_copy(decoding, resources), 1):
         exact = [
@@ -104,7 +112,7 @@ def test_a_copy_on_two_gpus_takes_as_long_in_the_plan_as_it_was_measured(tmp_pat
             {"sequences": count, "prompt_tokens": tokens, "seconds": seconds}
             for (count, tokens), seconds in zip(loads, exact, strict=True)
         ]
-        told = {"decoder": "vllm", "start_s": 9.0, "key_value_tokens": 1, "seeds": check, "loads": timed}
+        told = {"decoder": "vllm", "start_s": 9.0, "key_value_tokens": 1, "seeds": check, "loads": [*timed, nothing]}
         first = prove_start.StartOutcome.model_validate(told)
         results = prove_decoding._results(decoding, sizes, width, first, [check], 3.0)
         assert (results.start_s, results.warm_start_s, results.tokens_per_s) == (9.0, 3.0, 128 / exact[2])
@@ -191,6 +199,36 @@ def test_a_resumed_training_that_is_another_is_caught(tmp_path: Path, monkeypatc
     assert found["packing"].passed and found["bfloat16"].passed
 
 
+def test_a_training_that_diverges_before_it_is_killed_is_a_check_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As all do on a machine whose kernels give no numbers: the other checks are still made."""
+    from essence.distill import proof_trainings
+    from essence.stages.prove_killed import train_until_killed
+
+    training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda states, *_: states * math.nan)
+    (tmp_path / "sitecustomize.py").write_text(NO_NUMBERS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{PROJECT}")
+    findings = proof_trainings.training_findings(training, resources, CPU, tmp_path, train_until_killed)
+    assert [one.name for one in findings if not one.passed] == ["resume", "packing", "bfloat16"]
+    assert all("one diverged (step 1 of 4: loss nan" in one.sentence for one in findings), findings
+
+
+def test_gradients_that_are_too_long_are_caught_at_four_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their losses are within the bound: the optimiser hardly sees how long a gradient is."""
+    from essence.stages import prove_training
+    from support import scaled_rank_program
+
+    changes = {"processes": 4, "parallel": "ddp", "compute_dtype": "bfloat16"}
+    training = asked(tmp_path)[0].model_copy(update=changes)
+    stage = staged(tmp_path / "stage", "prove_training", training)
+    monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{PROJECT / 'tests'}")
+    monkeypatch.setattr(prove_training, "PROGRAM", scaled_rank_program.PROGRAM)
+    _, (found,) = prove_training._ranks(training, stage, CPU)
+    assert not found.passed and "e+00 in the gradients' norms, at most 1e-01: set parallel" in found.sentence, found
+
+
 def test_a_rank_that_fails_is_a_check_that_failed_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from essence.stages import prove_training
 
@@ -275,7 +313,7 @@ def test_a_proof_is_one_command_and_plan_and_doctor_say_so(tmp_path: Path, capsy
     code = command.prove(words, dry_run=False, as_json=False, console=Console(width=200))
     told = capsys.readouterr().out
     assert code == 0 and "✗" not in told, told
-    assert "2 ranks over gloo" in told and "✓ ranks: losses of ddp and of one process differ by" in told
+    assert "2 ranks over gloo" in told and "✓ ranks: ddp and one process differ by" in told
     assert "proved on 20" in told and "training steps, 2 and 2 layers" in told and "between ranks" in told
     (found,) = proofs(RunDirectory(runs))
     assert not found.failed and found.training.hardware.host == socket.gethostname() and found.decoding
