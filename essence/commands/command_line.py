@@ -7,7 +7,7 @@ word that it does not know, and with a traceback for a number that is none.
 import re
 from collections.abc import Callable, Mapping
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from invoke import Collection, Exit, Task, collection
 from invoke.exceptions import ParseError
@@ -78,6 +78,9 @@ HELP = {
 }
 """Option -> its help, where a task has no other."""
 WANTED = {int: "an integer", float: "a number"}
+FOR_HELP = ("--help", "-h")
+BINARY = "inv[oke]"
+"""As invoke names itself in what it prints."""
 INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 
 
@@ -171,8 +174,13 @@ def _check(commands: Collection, words: list[str]) -> None:
     try:
         found = Parser(contexts, initial=initial, ignore_unknown=True).parse_argv(core.unparsed)
     except ParseError as error:
+        if error.context and _asks_for_help(error.context):
+            _print_help(commands, contexts, error.context)
         task = error.context.name if error.context else ""
         raise ExperimentError(f"invoke {task}: {error}", f"invoke --help {task} explains it") from None
+    for one in found:
+        if _asks_for_help(one):
+            _print_help(commands, contexts, one)
     unknown = [*([asked] if isinstance(asked, str) and asked not in names else []), *found.unparsed[:1]]
     # invoke takes an option that it does not know for an argument that it waits for.
     unknown = [value for one in found for value in _odd(one)] or unknown
@@ -181,8 +189,26 @@ def _check(commands: Collection, words: list[str]) -> None:
 
 
 def _odd(context: ParserContext) -> list[str]:
+    return [value for value in _positional(context) if value.startswith("--")]
+
+
+def _positional(context: ParserContext) -> list[str]:
+    """What was given for the arguments that a task waits for."""
     values = [argument.value for argument in context.args.values() if argument.positional]
-    return [value for value in values if isinstance(value, str) and value.startswith("--")]
+    return [value for value in values if isinstance(value, str)]
+
+
+def _asks_for_help(context: ParserContext) -> bool:
+    """Whether a task that waits for an argument was given a word for help as one; of others invoke knows it."""
+    return any(value in FOR_HELP for value in _positional(context))
+
+
+def _print_help(commands: Collection, contexts: list[ParserContext], asked: ParserContext) -> NoReturn:
+    """Print what `invoke --help TASK` prints, and end with 0."""
+    program = Program(binary=BINARY)
+    program.collection, program.parser = commands, Parser(contexts)
+    program.print_task_help(asked.name)
+    raise Exit
 
 
 def _unknown(word: str, context: ParserContext, names: list[str]) -> KitError:

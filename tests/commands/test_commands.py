@@ -115,6 +115,18 @@ def test_help_shows_numbers_as_numbers() -> None:
     assert "--lsp=FLOAT" in said and "--seed=INT" in said and "--dataset=STRING" in said and "--dry-run " in said
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("grade",), ("compare",), ("compare", "runs"), ("evaluate", "--model", "x"), ("evaluate", "--model"), ("run",)],
+)
+@pytest.mark.parametrize("asked", ["--help", "-h"])
+def test_help_is_printed_whatever_a_task_waits_for(words: tuple[str, ...], asked: str) -> None:
+    """invoke takes an option for the argument that a task waits for."""
+    done, told = invoke(*words, asked), invoke("--help", words[0])
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout == told.stdout
+    assert f"] {words[0]} [" in told.stdout
+
+
 def test_the_docs_have_every_exit_code() -> None:
     table = re.findall(r"^\| ([0-9]+) \| ", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert [int(code) for code in table] == [code for code in ExitCode if code != ExitCode.STOPPED]
