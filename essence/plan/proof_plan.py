@@ -57,7 +57,7 @@ def proof_plan(
     """The stages that prove a machine for an experiment; a stage of the same moment has the same key.
 
     Raises:
-        ExperimentError: the cell is not taught, so there is no pair to measure.
+        ExperimentError: the cell is not taught, so there is no pair to measure; or sequences are too short to be timed.
     """
     training = train_settings(cell, loaded.experiment)
     resources = resources_of("train", loaded.experiment, cell)
@@ -124,8 +124,14 @@ def _training(
 
 def _decoding(loaded: Experiment, extent: Extent, taken: str) -> ProveDecodingSettings:
     sampling = _part(loaded.experiment.evaluation, SamplingSettings)
-    most = sampling["max_model_tokens"]
-    contexts = sorted({min(tokens, most - extent.new_tokens) for tokens in extent.contexts})
+    longest = sampling["max_model_tokens"] - extent.new_tokens
+    if longest < 1:
+        raise ExperimentError(
+            f"{loaded.file}: evaluation.max_model_tokens = {sampling['max_model_tokens']} leaves no room for a prompt "
+            f"beside the {extent.new_tokens} tokens that a proof decodes",
+            f"set it to {extent.new_tokens + 1} or more, or prove another experiment",
+        )
+    contexts = sorted({min(tokens, longest) for tokens in extent.contexts})
     sequences = sorted({min(count, sampling["batch_sequences"]) for count in extent.sequences})
     return ProveDecodingSettings(
         **sampling, taken=taken, sequences=sequences, contexts=contexts, new_tokens=extent.new_tokens

@@ -3,13 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from essence.commands.prove import _on_fewer_gpus
+from essence.errors import ExperimentError
 from essence.plan.experiment import Experiment, load
 from essence.plan.proof_plan import proof_plan
 from essence.plan.schema import ModelSection, PairSection
 from essence.plan.stage_plan import PlannedStage
 from essence.record.run_directory import RunDirectory
-from essence.settings.proving import ProveTrainingSettings
+from essence.settings.proving import ProveDecodingSettings, ProveTrainingSettings
 
 
 def stages(loaded: Experiment, folder: Path) -> tuple[PlannedStage, PlannedStage]:
@@ -48,3 +51,22 @@ def test_a_proof_knows_the_machines_and_takes_what_a_pair_and_a_model_change(tmp
     assert (trained(training).machines, trained(training).processes) == (2, 8)
     assert (training.resources.nodes, training.resources.micro_batch_tokens) == (1, 12288)
     assert (decoding.resources.gpus, decoding.resources.tensor_parallel) == (2, 2)
+
+
+@pytest.mark.parametrize(("gpus", "least"), [(0, 10), (1, 34)])
+def test_sequences_that_have_no_room_for_a_prompt_are_refused_with_the_least_that_have(
+    gpus: int, least: int, tmp_path: Path
+) -> None:
+    """The file and its key are named, and what is named works."""
+
+    def planned(tokens: int) -> PlannedStage:
+        file = tmp_path / "short.toml"
+        text = f"[evaluation]\nmax_new_tokens = 4\nmax_model_tokens = {tokens}\n[resources]\ngpus = {gpus}\n"
+        file.write_text(f'extends = "tiny"\ntitle = "short"\n{text}', encoding="utf-8")
+        return stages(load(str(file)), tmp_path)[1]
+
+    said = rf"short\.toml: evaluation\.max_model_tokens = {least - 1} leaves no room .*; set it to {least} or more"
+    with pytest.raises(ExperimentError, match=said):
+        planned(least - 1)
+    settings = planned(least).settings
+    assert isinstance(settings, ProveDecodingSettings) and settings.contexts == [1]
