@@ -17,7 +17,7 @@ from essence.engines.image_builds import to_be_made
 from essence.engines.machine import Machine, refusal, this_machine
 from essence.engines.recipes import COMPATIBLE_DRIVER, DATA_CENTRE, cuda_of, least_driver, recipe
 from essence.engines.requirement import Requirement, asked, unmet
-from essence.engines.selected_run import Run
+from essence.engines.selected_run import Options, Run
 from essence.errors import CURES, DISK, MachineError
 from essence.models.folder import check_folder
 from essence.plan.catalogue import missing
@@ -41,11 +41,24 @@ GPU_MEMORY_TOLERANCE = 0.95
 def require(selection: Run) -> None:
     """MachineError naming the first thing that is missing for the stages that are left, before anything is started."""
     unmet = [check for check in checks(selection, thorough=False) if not check.met]
+    if unmet and selection.proves:
+        raise _all_of_a_proof(selection, unmet)
     if unmet:
         first, more = unmet[0], len(unmet) - 1
         rest = f" (and {more} more{'' if selection.evaluated else f': {doctor_command(selection)}'})" if more else ""
-        name = selection.name if first.wanted else f"{selection.name}:"
-        raise MachineError(f"{name} {first.problem()}", f"{first.cure}{rest}")
+        raise MachineError(_named(selection, first), f"{first.cure}{rest}")
+
+
+def _all_of_a_proof(selection: Run, lacking: list[Requirement]) -> MachineError:
+    """All that is missing at once, since no command lists what a proof needs."""
+    first, *others = lacking
+    told = [f"{check.problem()}: {check.cure}" for check in others]
+    return MachineError(_named(selection, first), "; also: ".join([first.cure, *told]))
+
+
+def _named(selection: Run, check: Requirement) -> str:
+    name = selection.name if check.wanted else f"{selection.name}:"
+    return f"{name} {check.problem()}"
 
 
 def make_ready(selection: Run, say: Callable[[str], None]) -> None:
@@ -255,8 +268,13 @@ def _size(gib: float) -> str:
 
 
 def _smaller(selection: Run) -> str:
-    queued = queueing(replace(selection.words.without_site(), engine=None).typed(whole=False))
-    return (f"{queued}; " if queued else "") + (
+    command = "prove" if selection.proves else "run"
+    queued = queueing(replace(selection.words.without_site(), engine=None).typed(whole=False, command=command))
+    before = f"{queued}; " if queued else ""
+    if selection.proves:
+        miniature = Options("tiny", runs=selection.words.runs).typed(whole=False, command="prove")
+        return f"{before}without such GPUs the miniature is proved here: {miniature}"
+    return before + (
         "the same matrix in miniature runs here: make reproduce-tiny; what this one takes: "
         f"invoke plan --experiment {shlex.quote(selection.words.experiment or selection.name)}"
     )

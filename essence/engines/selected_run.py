@@ -108,6 +108,11 @@ class Run:
         """True when stages run in images."""
         return self.engine.contained
 
+    @property
+    def proves(self) -> bool:
+        """Whether it is a proof, of `invoke prove`."""
+        return any(stage.stage == "prove_training" for stage in self.wanted)
+
     def fetching(self) -> str:
         """The command that brings in what the cells need from a network; jobs have none, so it runs here."""
         words = replace(self.words.without_site(), only=None, gpus=None)

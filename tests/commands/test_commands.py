@@ -79,6 +79,27 @@ def test_bespoke_on_a_small_machine_names_what_is_missing_and_the_miniature() ->
     assert "bespoke needs 4 GPUs of 80 GiB" in done.stderr and "make reproduce-tiny" in done.stderr
 
 
+def test_a_proof_on_a_small_machine_names_all_that_is_missing_with_cures_of_a_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it can be queued from."""
+    from essence.record.facts import query_gpus
+
+    if query_gpus():
+        pytest.skip("this machine has a GPU")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("ESSENCE_SITE", raising=False)
+    runs = str(tmp_path / "runs")
+    done = invoke("prove", "--experiment", "bespoke", "--engine", "local", "--runs", runs)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"login node: invoke prove --experiment bespoke --runs {runs} --engine slurm --site FILE.toml" in done.stderr
+    assert f"miniature is proved here: invoke prove --experiment tiny --runs {runs}" in done.stderr
+    assert "GPUs are asked for, and this environment holds the CPU build" in done.stderr
+    assert " more)" not in done.stderr and "reproduce-tiny" not in done.stderr and "invoke run" not in done.stderr
+
+
 def test_dry_run_prints_every_command_line_and_writes_nothing(tmp_path: Path) -> None:
     done = invoke("run", "--lsp", "0.5", "--dry-run", "--runs", str(tmp_path / "runs"))
     assert done.returncode == 0, done.stderr
