@@ -153,7 +153,9 @@ def training_fit(plan: CellPlan, loaded: Experiment, run_directory: RunDirectory
         return gpu <= room.gpu_bytes and main <= room.main_bytes
 
     problem, change, loads = "", "", None
-    if needed > room.gpu_bytes:
+    if not room.gpu_gib:
+        problem, change = _on_unknown_gpus(needed)
+    elif needed > room.gpu_bytes:
         moved = MachineLoad.of(replace(load, optimizer_placement="main_memory"), resources.nodes)
         roomy = main_memory_bytes(moved) <= room.main_bytes
         limits = Limits(int(room.gpu_bytes / ratio), planned.longest, settings.pad_to_multiple, roomy)
@@ -180,6 +182,12 @@ def _on_processors(what: str, needed: int, room: Room) -> Fit:
 
 def _needs(needed: int, of: str, there_gib: float, usable: int) -> str:
     return f"needs about {needed / GIB:.1f} GiB {of}, and of {there_gib:.1f} GiB {usable / GIB:.1f} can be used"
+
+
+def _on_unknown_gpus(needed: int) -> tuple[str, str]:
+    """The problem and its cure where nobody has said what a GPU has, as in a file that extends one without GPUs."""
+    problem = f"needs about {needed / GIB:.1f} GiB of each GPU, and resources.gpu_memory_gib = 0.0 gives a GPU none"
+    return problem, "set resources.gpu_memory_gib to what each GPU has"
 
 
 def _changed_load(pair: str, load: DeviceLoad, changed: DeviceLoad, nodes: int) -> str:
@@ -285,6 +293,8 @@ def _evaluation_fit(model: str, sizes: Architecture | None, loaded: Experiment, 
     what = f"evaluation of {model}"
     if needed <= usable:
         return Fit(what, needed / GIB, None, True)
+    if not room.gpu_gib:
+        return Fit(what, needed / GIB, None, False, *_on_unknown_gpus(needed))
     wider = [
         each
         for each in range(resources.tensor_parallel + 1, resources.gpus + 1)

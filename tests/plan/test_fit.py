@@ -79,6 +79,15 @@ def test_what_does_not_fit_is_named_with_the_least_change(tmp_path: Path) -> Non
             assert "of each GPU, and of 80.0 GiB 73.6 can be used" in fit.problem
 
 
+def test_gpus_of_which_no_memory_is_said_are_asked_for_it(tmp_path: Path) -> None:
+    """A file that asks for GPUs and extends one without; of trainings and of evaluations, and no smaller model."""
+    for base, more in (("tiny", "gpus = 1"), ("bespoke", "gpu_memory_gib = 0.0")):
+        found = fits(changed(tmp_path, base, f"[resources]\n{more}"), tmp_path)
+        assert found and {fit.change for fit in found.values()} == {"set resources.gpu_memory_gib to what each GPU has"}
+        assert all("resources.gpu_memory_gib = 0.0 gives a GPU none: set" in fit.sentence() for fit in found.values())
+    assert {what.split()[0] for what in found} == {"training", "evaluation"}
+
+
 def test_main_memory_is_checked_apart(tmp_path: Path) -> None:
     """A checkpoint of an 8B student passes through 98 GB of it; a teacher in main memory is there for each rank."""
     what = "training bespoke/qwen3-8b_qwen3-8b-base/lsp-0.50/p+cot+a/released/seed-42"
