@@ -88,19 +88,23 @@ class Side:
     reference: str
     cells: dict[str, Chain]
     """With the name of the experiment before it, `bespoke: `, where there are several."""
+    run_directory: RunDirectory
 
 
 def compare(first: str, second: str, as_json: bool, console: Console) -> int:
     """Print differences and likely causes; exit code 1 when a result differs by more than chance, all counted."""
     with ExitStack() as unpacked:
         sides = resolve(first, unpacked), resolve(second, unpacked)
-    pairs = pair(*sides)
+        pairs = pair(*sides)
+        roots = sides[0].run_directory, sides[1].run_directory
+        likely = [likely_causes(a, b, roots) for _, a, b in pairs]  # reads samples, also those of archives
     edits = {name: edited(side) for name, side in zip("AB", (_all(s) for s in sides), strict=True)}
     accepted = {name: built_on_earlier(_all(side)) for name, side in zip("AB", sides, strict=True)}
-    compared = allow_for_number([one for name, a, b in pairs for one in _scores(name, a, b)])
+    scores = (_scores(*one, causes) for one, causes in zip(pairs, likely, strict=True))
+    compared = allow_for_number([one for each in scores for one in each])
     overall = over_all([(a, b) for _, a, b in pairs])
     numbers = [(name, *row) for name, a, b in pairs for row in result_differences(a, b)]
-    causes = merge([cause for _, a, b in pairs for cause in likely_causes(a, b)])
+    causes = merge([cause for found in likely for cause in found])
     alone = only_in(pairs, *sides)
     if as_json:
         record = {
@@ -152,23 +156,25 @@ def resolve(reference: str, unpacked: ExitStack) -> Side:
             raise RecordError(f"{path}: {wrong[0]}: see invoke verify")
     folder = folder.parent if folder.name == "manifest.json" else folder
     if (folder / "manifest.json").is_file():
-        chain = read_chain(RunDirectory(folder.parent.parent), folder.name, folder.name.rsplit("-", 1)[0])
-        return Side(reference, {folder.name: chain})
-    cells = dict(_cells(folder))
+        root = RunDirectory(folder.parent.parent)
+        chain = read_chain(root, folder.name, folder.name.rsplit("-", 1)[0])
+        return Side(reference, {folder.name: chain}, root)
+    root = RunDirectory(folder.parent if (folder / "plan.json").is_file() else folder)
+    cells = dict(_cells(folder, root))
     found = {name: chains for name, chains in cells.items() if wanted in name}
     if not found:
         names = ", ".join(sorted(cells)[:6])
         raise RecordError(f"{reference}: no finished cell {f'with {wanted!r} in its name ' if wanted else ''}is there"
                           + (f" (there are: {names})" if names else ": name a run directory"))  # fmt: skip
-    return Side(reference, found)
+    return Side(reference, found, root)
 
 
-def _cells(folder: Path) -> Iterator[tuple[str, Chain]]:
+def _cells(folder: Path, root: RunDirectory) -> Iterator[tuple[str, Chain]]:
     """Cells and baselines of an experiment, or of all in a run directory, that have anything finished."""
     plans = [folder / "plan.json"] if (folder / "plan.json").is_file() else sorted(folder.glob("*/plan.json"))
     for file in plans:
         before = f"{file.parent.name}{EXPERIMENT_END}" if len(plans) > 1 else ""
-        found = _cells_of(RunDirectory(file.parent.parent), read_plan(file))
+        found = _cells_of(root, read_plan(file))
         yield from ((before + name, chain) for name, chain in found)
 
 
@@ -274,11 +280,11 @@ def _p(value: float, error: float, problems: int) -> float:
     return 2.0 ** (1 - problems) if value else 1.0
 
 
-def _scores(name: str, first: Chain, second: Chain) -> Iterator[Compared]:
+def _scores(name: str, first: Chain, second: Chain, likely: Sequence[Difference]) -> Iterator[Compared]:
     places = _graded(first, second)
     if not places:
         yield Compared(name, "", (None, None), None, UNKNOWN)
-    causes = {cause.kind for cause in likely_causes(first, second)}
+    causes = {cause.kind for cause in likely}
     trained = [_trainings(chain) for chain in (first, second)]
     retrained = trained[0] != trained[1] and causes <= set(TRAININGS)
     for place in places:

@@ -2,18 +2,22 @@
 
 Both chains are walked from their ends to their downloads. A difference in a setting, an image, a lock, a piece of code
 or a downloaded file is a cause; a difference in what a stage computed is a consequence of the causes at or before it,
-and becomes a cause of its own only where there is none: then equal inputs gave different outputs.
+and becomes a cause of its own only where there is none: then equal inputs gave different outputs. Of samples the
+completions count, and not the hash of their file, whose lines hold the seconds that each took.
 """
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from essence.errors import RecordError
+from essence.errors import InputError, RecordError
+from essence.evaluation.sample_lines import SampleLine, read_lines, text_of
+from essence.files import sha256_text
 from essence.record.finished_stages import flat_settings
 from essence.record.manifest import Manifest
+from essence.record.recount import SAMPLES
 from essence.record.run_directory import RunDirectory, stage_id
 from essence.record.stage_key import that_differ
 from essence.record.stage_records import (
@@ -49,9 +53,13 @@ KINDS: dict[Kind, str] = {
     "unexplained": "equal inputs gave different outputs",
 }
 """Kinds of causes in the order of how much they change a result, as far as one can say before looking; in words."""
+Roots = tuple[RunDirectory, RunDirectory]
+"""Where the stages of two chains lie."""
 PROTOCOL_FIELDS = {field.name for field in fields(Protocol)}
 GRADER = ("grader", "timeout_s", "math_verify")
 """Settings of a grade stage that can change a verdict."""
+OF_SAMPLES = "samples_sha256"
+"""Fingerprint of a file that holds times."""
 Value = str | int | float | None
 """Of a field that is compared."""
 
@@ -119,15 +127,18 @@ def edited(chain: Chain) -> list[str]:
     return list(dict.fromkeys(stage_id(identity.stage, identity.key) for identity in wrong))
 
 
-def likely_causes(first: Chain, second: Chain) -> list[Difference]:
-    """The causes between two chains, the likeliest first; one that is found in several places stands once."""
+def likely_causes(first: Chain, second: Chain, roots: Roots | None = None) -> list[Difference]:
+    """The causes between two chains, the likeliest first; one that is found in several places stands once.
+
+    roots: where completions are read; without them, or where they are gone, their counts are compared.
+    """
     common = [place for place in first if place in second]
     causes = {place: list(_causes(place, first[place], second[place])) for place in common}
     changed = {place for place in common if causes[place]}
     for place in common:
         # A cause here, or before it in the flow (further down its chain), explains what this stage computed.
         if not any(other == place or other.startswith(f"{place}.") for other in changed):
-            causes[place] += _outputs(first[place], second[place])
+            causes[place] += _outputs(first[place], second[place], roots)
     return merge([found for place in common for found in causes[place]])
 
 
@@ -179,7 +190,7 @@ def _fingerprints(manifest: Manifest) -> dict[str, Value]:
     if isinstance(manifest, GenerateManifest):
         return {"prompts_sha256": manifest.inputs.data.prompts_sha256}
     if isinstance(manifest, GradeManifest):
-        return {"samples_sha256": manifest.inputs.data.samples_sha256}
+        return {OF_SAMPLES: manifest.inputs.data.samples_sha256}
     if isinstance(manifest, TrainManifest):
         train, validation = manifest.inputs.data.train, manifest.inputs.data.validation
         return {
@@ -264,12 +275,51 @@ def _files(place: str, first: Manifest, second: Manifest) -> Iterator[Difference
         yield from _difference(_source_kind(place), path, (found.get(path) for found in hashes), _named(first))
 
 
-def _outputs(first: Manifest, second: Manifest) -> Iterator[Difference]:
+def _outputs(first: Manifest, second: Manifest, roots: Roots | None) -> Iterator[Difference]:
     """Fingerprints and results that differ although nothing before them does."""
     for of in (_fingerprints, _computed):
         found = of(first), of(second)
         for name in dict.fromkeys([*found[0], *found[1]]):
-            yield from _difference("unexplained", name, (one.get(name) for one in found), _named(first))
+            values = [one.get(name) for one in found]
+            if name == OF_SAMPLES and values[0] != values[1] and _same_completions(first, second, roots):
+                continue
+            yield from _difference("unexplained", name, values, _named(first))
+
+
+def _same_completions(first: Manifest, second: Manifest, roots: Roots | None) -> bool:
+    """Whether two grade stages had the same completions before them, in whatever time and order."""
+    if roots:
+        read = [_completions(_samples_file(*each)) for each in zip((first, second), roots, strict=True)]
+        if None not in read:
+            return read[0] == read[1]
+    return _counted(first) == _counted(second)
+
+
+def _samples_file(manifest: Manifest, run_directory: RunDirectory) -> Path | None:
+    """That a grade stage read; None in a record that does not say of which stage."""
+    entry = manifest.inputs.stages.get("samples")
+    return run_directory.stage(stage_id(entry.stage, entry.key)).output / SAMPLES if entry else None
+
+
+@functools.cache
+def _completions(file: Path | None) -> str | None:
+    """Hash of all samples without their seconds; None where the file is gone or damaged."""
+    if file is None:
+        return None
+    try:
+        lines = read_lines(file, SampleLine)
+    except InputError:
+        return None
+    in_order = sorted(lines, key=lambda line: (line.problem, line.sample))
+    return sha256_text(text_of(replace(line, seconds=0.0) for line in in_order))
+
+
+def _counted(manifest: Manifest) -> object:
+    """What a record counts of completions and verdicts, each number a whole one."""
+    if not isinstance(manifest, GradeManifest):
+        return None
+    results = manifest.results
+    return results.per_problem, results.finish_reasons, results.statuses, results.doubts
 
 
 def _difference(kind: Kind, name: str, values: Iterable[object], stage: str) -> Iterator[Difference]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from essence.commands.compare import AMONG_MANY, BEYOND, RETRAINED, Compared, _change, allow_for_number, over_all
+from essence.files import sha256_file
 from essence.record.comparison import Chain, likely_causes
 from essence.record.evaluation_records import GradeResults, ProblemCount
 from essence.record.manifest import Manifest
@@ -81,6 +82,48 @@ def half(folder: Path | str) -> str:
 def test_equal_runs_have_no_cause(runs: Path) -> None:
     record = compared(str(runs / "micro"), str(runs / "micro"))
     assert record["causes"] == [] and {one["word"] for one in record["results"]} == {"equal"}
+
+
+def test_the_seconds_of_equal_completions_are_no_cause_and_another_completion_is(runs: Path, tmp_path: Path) -> None:
+    """Two runs of equal inputs differ in how long each sample took, and in nothing else; then in one completion."""
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    evaluation = json.loads((copy / "micro/plan.json").read_text())["cells"][0]["evaluations"][0]
+    samples = copy / "stages" / evaluation["generate"] / "output" / "samples.jsonl"
+    lines = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+
+    def causes(changed: list[dict[str, Any]]) -> list[tuple[str, str]]:
+        samples.write_text("".join(json.dumps(line) + "\n" for line in changed), encoding="utf-8")
+        file = copy / "stages" / evaluation["grade"] / "manifest.json"
+        record = json.loads(file.read_text())
+        record["inputs"]["data"]["samples_sha256"] = sha256_file(samples)
+        file.write_text(json.dumps(record))
+        found = compared(str(runs / "micro"), str(copy / "micro"))["causes"]
+        return [(cause["kind"], cause["field"]) for cause in found]
+
+    slower = [{**line, "seconds": line["seconds"] + 1.0} for line in lines]
+    assert causes(slower) == []
+    assert causes(slower[::-1]) == [], "samples stand as they end"
+    other = {**slower[0], "completion": slower[0]["completion"] + " "}
+    assert causes([other, *slower[1:]]) == [("unexplained", "samples_sha256")]
+
+
+def test_completions_that_are_gone_are_compared_by_their_counts() -> None:
+    """Of which records have whole numbers alone."""
+    counts = {"problem": "1", "correct": 1, "samples": 4, "tokens": 40}
+    chains = [
+        {"grade": graded_from("ab", counts)},
+        {"grade": graded_from("cd", counts)},
+        {"grade": graded_from("ef", {**counts, "tokens": 41})},
+    ]
+    assert likely_causes(chains[0], chains[1]) == []
+    (cause,) = likely_causes(chains[0], chains[2])
+    assert (cause.kind, cause.field) == ("unexplained", "samples_sha256")
+
+
+def graded_from(sha256: str, counts: dict[str, Any]) -> Manifest:
+    """The record of a grade stage that read a file with this hash."""
+    return manifest("grade", results={"per_problem": [counts]}, inputs={"data": {"samples_sha256": sha256 * 32}})
 
 
 def test_another_proportion_is_named_first(runs: Path) -> None:
