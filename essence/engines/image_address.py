@@ -92,6 +92,7 @@ def check_place(where: str, text: str) -> str:
     if not PLACE.fullmatch(bare) or not (is_loopback(host) or "." in host or ":" in host):
         raise ExperimentError(
             f"{where} {shortened(text)!r}: no registry",
-            "write HOST, HOST:PORT or HOST/FOLDER in lower case, without https:// and without a tag, as in ghcr.io/me",
+            "write HOST, HOST:PORT or HOST/FOLDER in lower case, without https:// and without a tag, as in "
+            "images.example/me",
         )
     return bare

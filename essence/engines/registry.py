@@ -67,7 +67,7 @@ class Registry:
 
     def check_answer(self) -> None:
         """MachineError unless the registry answers, and to this user."""
-        self._get("/v2/", ANYTHING, f"the registry {self.host}", "name a registry of images, as in ghcr.io/me")
+        self._get("/v2/", ANYTHING, f"the registry {self.host}", "name a registry of images, as in images.example/me")
 
     def manifest(self, name: str, digest: str) -> tuple[bytes, str]:
         """The manifest of that digest, or the index, and its media type."""

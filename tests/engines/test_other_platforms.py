@@ -137,7 +137,7 @@ def test_images_are_made_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> 
         ):
             build()
     with pytest.raises(MachineError, match=r"needs linux/arm64; take a machine of that kind$"):
-        registry_image._check_platform(read_address(f"ghcr.io/me/x@sha256:{'0' * 64}", ""), {("linux", "amd64")})  # type: ignore[arg-type]
+        registry_image._check_platform(read_address(f"images.example/me/x@sha256:{'0' * 64}", ""), {("linux", "amd64")})  # type: ignore[arg-type]
 
 
 def test_the_versions_for_arm_are_those_of_the_other_systems() -> None:

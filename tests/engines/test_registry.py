@@ -46,12 +46,12 @@ Usage = namedtuple("Usage", "total used free")
         ("essence-train", "no image in a registry"),
         ("docker://essence-train@" + ZEROS, "no image in a registry"),
         ("docker://me/essence-train@" + ZEROS, "names no registry"),
-        ("https://ghcr.io/me/essence-train@" + ZEROS, "begins with https://"),
-        ("docker://ghcr.io/me/essence-train@sha256:123", "digest 'sha256:123' is none"),
-        ("docker://ghcr.io/me/essence-train@md5:123", "digest 'md5:123' is none"),
-        ("docker://ghcr.io/Me/Essence@" + ZEROS, "no image in a registry"),
-        ("docker://user:secret@ghcr.io/me/x@" + ZEROS, "no image in a registry"),
-        ("docker://ghcr..io/me/essence-train@" + ZEROS, "no image in a registry"),
+        ("https://images.example/me/essence-train@" + ZEROS, "begins with https://"),
+        ("docker://images.example/me/essence-train@sha256:123", "digest 'sha256:123' is none"),
+        ("docker://images.example/me/essence-train@md5:123", "digest 'md5:123' is none"),
+        ("docker://images.example/Me/Essence@" + ZEROS, "no image in a registry"),
+        ("docker://user:secret@images.example/me/x@" + ZEROS, "no image in a registry"),
+        ("docker://images..example/me/essence-train@" + ZEROS, "no image in a registry"),
         (f"docker://{'a' * 64}.io/me/essence-train@{ZEROS}", "no image in a registry"),
         ("", "no image in a registry"),
     ],
@@ -67,12 +67,21 @@ def test_a_tag_beside_a_digest_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["https://ghcr.io/me", "ghcr.io/me:latest", "ghcr.io/Me", "me", "", "ghcr.io//me", "ghcr..io/me"]
+    "place",
+    [
+        "https://images.example/me",
+        "images.example/me:latest",
+        "images.example/Me",
+        "me",
+        "",
+        "images.example//me",
+        "images..example/me",
+    ],
 )
 def test_what_is_no_registry_to_push_to_is_refused(place: str) -> None:
     with pytest.raises(ExperimentError, match="no registry"):
         check_place("--push", place)
-    assert check_place("--push", "ghcr.io/me/") == "ghcr.io/me"
+    assert check_place("--push", "images.example/me/") == "images.example/me"
 
 
 def test_only_this_machine_is_asked_without_tls() -> None:
@@ -91,10 +100,10 @@ def test_the_file_that_ships_is_read_and_names_no_image_yet(monkeypatch: pytest.
 
 
 def test_what_is_published_is_written_and_read(images_file: Path) -> None:
-    publish(TRAIN, typed_address("", f"docker://ghcr.io/me/essence-train@{ZEROS}"))
-    publish(recipe("download", "cuda"), typed_address("", f"docker://ghcr.io/me/essence-download@{ZEROS}"))
-    assert f'train = "ghcr.io/me/essence-train@{ZEROS}"' in images_file.read_text(encoding="utf-8")
-    assert str(published(TRAIN)) == f"ghcr.io/me/essence-train@{ZEROS}"
+    publish(TRAIN, typed_address("", f"docker://images.example/me/essence-train@{ZEROS}"))
+    publish(recipe("download", "cuda"), typed_address("", f"docker://images.example/me/essence-download@{ZEROS}"))
+    assert f'train = "images.example/me/essence-train@{ZEROS}"' in images_file.read_text(encoding="utf-8")
+    assert str(published(TRAIN)) == f"images.example/me/essence-train@{ZEROS}"
     assert published(recipe("download", "cuda")) and published(recipe("train", "cuda")) is None
     assert "essence-train:cpu: to be pulled, as" in to_be_made([TRAIN, recipe("eval", "cpu")])
     assert to_be_made([TRAIN, recipe("eval", "cpu")]).startswith("essence-eval:cpu: to be made first")
@@ -107,24 +116,24 @@ def test_a_file_that_is_not_there_yet_is_begun_and_one_that_cannot_be_written_is
     with pytest.raises(ExperimentError, match=re.escape(str(images_file))):
         published(TRAIN)  # a run would build without a word what a mistyped name was to have it pull
     assert read_to_publish() == PublishedFile() and not images_file.exists()
-    publish(TRAIN, typed_address("", f"docker://ghcr.io/me/essence-train@{ZEROS}"))
+    publish(TRAIN, typed_address("", f"docker://images.example/me/essence-train@{ZEROS}"))
     assert published(TRAIN)
     images_file.write_text("[cpu]\ntarin = 1\n", encoding="utf-8")
     # Before an engine is asked for: nothing has been pushed.
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
     with pytest.raises(ExperimentError, match="tarin"):
-        build("cpu", "train", Console(quiet=True), "ghcr.io/me")
+        build("cpu", "train", Console(quiet=True), "images.example/me")
     monkeypatch.setenv("ESSENCE_IMAGES_FILE", "/proc/sys/images.toml")
     with pytest.raises(KitError, match=r"/proc/sys/images\.toml"):
-        build("cpu", "train", Console(quiet=True), "ghcr.io/me")
+        build("cpu", "train", Console(quiet=True), "images.example/me")
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('train = "ghcr.io/me/essence-train:cpu"', "wanted an image by its digest"),
-        (f'train = "oras://ghcr.io/me/essence-train@{ZEROS}"', "wanted an image by its digest"),
-        ('train = "ghcr.io/me/essence-train@sha256:12"', "is none"),
+        ('train = "images.example/me/essence-train:cpu"', "wanted an image by its digest"),
+        (f'train = "oras://images.example/me/essence-train@{ZEROS}"', "wanted an image by its digest"),
+        ('train = "images.example/me/essence-train@sha256:12"', "is none"),
         ('tarin = "x"', "tarin"),
         ("train = 1", "train"),
         ("train", "not valid TOML"),
@@ -327,8 +336,8 @@ def test_a_transfer_says_how_far_it_is_and_why_it_failed(monkeypatch: pytest.Mon
         {"errorDetail": {"message": "denied: no"}, "error": "denied:\n no"},
     ]
     said: list[str] = []
-    events = image_transfers._events(lambda: iter(lines), "ghcr.io/me/it", "pull")
-    with pytest.raises(MachineError, match=r"ghcr.io/me/it: Docker cannot pull it \(denied: no\); the engine has"):
+    events = image_transfers._events(lambda: iter(lines), "images.example/me/it", "pull")
+    with pytest.raises(MachineError, match=r"example/me/it: Docker cannot pull it \(denied: no\); the engine has"):
         image_transfers._follow(events, "it:", said.append)
     assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in said][-1] == "it: 2.0 GiB" and len(said) == 4
 
@@ -371,7 +380,7 @@ def test_a_transfer_that_breaks_off_is_told(answer: bytes, waits: bool) -> None:
         client.close()
 
 
-@pytest.mark.parametrize("host", ["ghcr..io", f"{'a' * 64}.io", "ghcr.io:99999"])
+@pytest.mark.parametrize("host", ["images..example", f"{'a' * 64}.io", "images.example:99999"])
 def test_a_host_that_cannot_be_one_is_no_traceback(host: str) -> None:
     """Where it comes from elsewhere than an address, as from a registry that names where a token is to be had."""
     with pytest.raises(MachineError, match=rf"the registry {re.escape(host)} does not answer"):
