@@ -6,6 +6,7 @@ real widths in it, and a checkpoint. The first rank leaves what was found in `sc
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ from essence.distill.proof_machine import seconds_of
 from essence.distill.proof_steps import Steps, activations_of, alone, as_pair, pair_that_fits, random_rows, small
 from essence.distill.proof_trainings import Stepped
 from essence.distill.ranks import ALONE, Ranks
+from essence.distill.trainer import DivergedError
 from essence.errors import disk_error
 from essence.files import write_json
 from essence.progress import StopRequest, die_with_launcher
@@ -45,6 +47,7 @@ from essence.stages.rank import report_rank
 PROGRAM = "essence.stages.prove_rank"
 STEPS, ROWS_OF_A_RANK = 4, 2
 MIB = 1 << 20
+DIVERGED_CURE = "read what the checks of one process say; if all pass, set another parallel in [training]"
 
 
 class RanksOutcome(Written):
@@ -81,6 +84,8 @@ def _found(spec: Spec, ranks: Ranks, scratch: Path) -> RanksOutcome:
     ranks.join(device)
     link = _link(asked, ranks, device)
     stepped = steps_of(asked, spec.resources, device, ranks, ranks.processes)
+    if not all(map(math.isfinite, [*stepped.losses, *stepped.norms])):
+        raise DivergedError(f"losses {stepped.losses} and gradient norms {stepped.norms} are no numbers", DIVERGED_CURE)
     measured, checkpoint = _steps(asked, spec.resources, device, ranks, scratch)
     return RanksOutcome(link=link, **stepped._asdict(), steps=measured, checkpoint_bytes_per_s=checkpoint)
 

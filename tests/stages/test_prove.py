@@ -204,6 +204,7 @@ def test_a_training_that_diverges_before_it_is_killed_is_a_check_that_failed(
 ) -> None:
     """As all do on a machine whose kernels give no numbers: the other checks are still made."""
     from essence.distill import proof_trainings
+    from essence.stages import prove_training
     from essence.stages.prove_killed import train_until_killed
 
     training, resources = asked(tmp_path)[0], context(tmp_path / "x").resources
@@ -213,6 +214,10 @@ def test_a_training_that_diverges_before_it_is_killed_is_a_check_that_failed(
     findings = proof_trainings.training_findings(training, resources, CPU, tmp_path, train_until_killed)
     assert [one.name for one in findings if not one.passed] == ["resume", "packing", "bfloat16"]
     assert all("one diverged (step 1 of 4: loss nan" in one.sentence for one in findings), findings
+    several = training.model_copy(update={"processes": 2, "parallel": "ddp"})
+    stage = staged(tmp_path / "stage", "prove_training", several)
+    _, (found,) = prove_training._ranks(several, stage, CPU)
+    assert not found.passed and "losses [nan, nan, nan, nan]" in found.sentence and "parallel in" in found.sentence
 
 
 def test_gradients_that_are_too_long_are_caught_at_four_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
