@@ -1,5 +1,6 @@
 """Two ranks as a stage: killed, stopped, started again; who is who; and what is said when a rank fails."""
 
+import errno
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from essence.distill.trainer import DivergedError
 from essence.errors import InputError, MachineError, StageError
 from essence.progress import StopRequest
 from essence.settings import Spec
+from essence.stages import launch
 from essence.stages.launch import Node, RankFailure, helps, stopped, why_ended
 from support.some_resources import some_optimizer
 from support.stage_inputs import train_settings
@@ -175,6 +177,23 @@ def test_a_rank_that_was_not_up_yet_is_stopped_too() -> None:
     assert stopped({0: 75, 1: -signal.SIGTERM}, somebody) and stopped({0: 75, 1: 75}, nobody)
     assert not stopped({0: 75, 1: -signal.SIGTERM}, nobody) and not stopped({0: 75, 1: -signal.SIGKILL}, somebody)
     assert not stopped({0: 0, 1: 0}, somebody)
+
+
+def test_ranks_that_were_started_are_ended_where_the_next_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*_: object) -> subprocess.Popen[bytes]:
+        if started:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return started[0]
+
+    monkeypatch.setattr(launch, "_start", start)
+    with pytest.raises(BlockingIOError):
+        launch.run_here(2, 1, tmp_path / "spec.json", StopRequest())
+    assert started[0].poll() == -signal.SIGKILL
 
 
 def test_several_machines_are_told_apart_by_the_batch_system() -> None:

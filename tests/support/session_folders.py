@@ -105,5 +105,6 @@ def works(process: psutil.Process) -> bool:
 
 def mounted(folder: Path) -> list[str]:
     """Places at or below the folder where something is mounted, in the order in which that was done."""
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    told = Path("/proc/self/mountinfo")
+    points = [line.split()[4] for line in told.read_text().splitlines()] if told.is_file() else []
     return [point for point in points if os.path.commonpath([point, folder]) == str(folder)]
